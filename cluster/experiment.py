@@ -1,0 +1,182 @@
+"""One experiment = one YAML file = one typed, validated configuration."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from recon.recipe import Recipe
+from storage.errors import InputError
+
+
+class ClusterConfig(BaseModel):
+    """What a training takes of the cluster. These keys may change when a run is resumed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_workers: int = Field(1, ge=1, description="data-parallel workers; each is one process")
+    cpus_per_worker: int = Field(1, ge=1)
+    use_gpu: bool = Field(False, description="one GPU for each worker")
+    max_failures: int = Field(3, ge=0, description="restarts of the workers before the run fails")
+    wait_seconds: int = Field(30, ge=0, description="how long to wait for the cluster to have enough resources")
+
+
+class Experiment(Recipe):
+    """A recipe with its name, the place of its results, and the cluster it asks for."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    output_url: str = Field("s3://larmor", description="runs go to output_url/runs/NAME, sweeps to …/sweeps/NAME")
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _workers_divide_batch(self) -> Experiment:
+        self.micro_batch_size(self.cluster.num_workers)
+        return self
+
+    @property
+    def run_url(self) -> str:
+        return f"{self.output_url.rstrip('/')}/runs/{self.name}"
+
+
+E = TypeVar("E", bound=Recipe)
+
+
+def shipped_experiments() -> dict[str, Path]:
+    """Name → file of the experiments that come with Larmor."""
+    folder = Path(str(importlib.resources.files("cluster"))) / "experiments"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_experiment(source: str, overrides: Sequence[str], model: type[E]) -> E:
+    """The experiment of a YAML file, or of a shipped one by name, with `section.key=value` overrides.
+
+    Raises `InputError` for a missing file, an unknown key (naming the valid ones) or an impossible value.
+    """
+    content = read_content(source)
+    for override in overrides:
+        set_dotted(content, *parse_override(override))
+    return build(content, model, source)
+
+
+def read_content(source: str) -> dict[str, Any]:
+    """What stands in an experiment's file, not yet validated. Raises `InputError` if it cannot be read."""
+    path = Path(source)
+    if not path.is_file():
+        path = shipped_experiments().get(source, path)
+    if not path.is_file():
+        raise InputError(f"{source}: no such file; shipped experiments are {', '.join(shipped_experiments())}")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{source}: is not YAML ({error})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source}: is not a text file ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{source}: expected keys and values, found {type(content).__name__}")
+    return content
+
+
+def build(content: Mapping[str, Any], model: type[E], source: str) -> E:
+    """Validate a nested mapping as `model`; `source` is what error messages call it."""
+    try:
+        return model.model_validate(dict(content))
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(problem, model, source) for problem in error.errors())) from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`training.num_steps=100` → ("training.num_steps", 100); the value is read as YAML.
+
+    Raises `InputError` if there is no `=`.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"'{text}': expected key=value, such as training.num_steps=100")
+    try:
+        return key.strip(), _number(yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise InputError(f"'{text}': the value is not YAML ({error})") from error
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `5e-5` as text; people mean a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def set_dotted(content: dict[str, Any], key: str, value: Any) -> None:
+    """Set `a.b.c` of a nested dictionary, making sections on the way."""
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = content.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"'{key}': {section} is a value, not a section")
+        content = inner
+    content[last] = value
+
+
+def get_dotted(experiment: BaseModel, key: str) -> Any:
+    """The value of `a.b.c`. Raises `InputError` for an unknown key, naming the valid ones."""
+    value: Any = experiment
+    done: list[str] = []
+    for part in key.split("."):
+        if not isinstance(value, BaseModel) or part not in type(value).model_fields:
+            valid = list(type(value).model_fields) if isinstance(value, BaseModel) else []
+            raise InputError(_unknown_key([*done, part], valid))
+        value = getattr(value, part)
+        done.append(part)
+    return value
+
+
+def dump_yaml(experiment: BaseModel) -> str:
+    """The whole configuration, defaults included, as YAML in the order of the fields."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two nested mappings."""
+    keys: list[str] = []
+    for key in {**old, **new}:
+        left, right = old.get(key), new.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            keys += differing_keys(left, right, f"{prefix}{key}.")
+        elif left != right:
+            keys.append(f"{prefix}{key}")
+    return keys
+
+
+def _explain(problem: Mapping[str, Any], model: type[BaseModel], source: str) -> str:
+    location = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        return f"{source}: {_unknown_key(location, _valid_keys(model, location[:-1]))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not location:
+        return f"{source}: {message}"
+    return f"{source}: {'.'.join(location)}={problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _unknown_key(location: Sequence[str], valid: Sequence[str]) -> str:
+    close = difflib.get_close_matches(location[-1], valid, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    section = ".".join(location[:-1]) or "the top level"
+    return f"unknown key '{'.'.join(location)}'{hint} Valid keys of {section}: {', '.join(valid) or 'none'}"
+
+
+def _valid_keys(model: type[BaseModel], sections: Sequence[str]) -> list[str]:
+    current: Any = model
+    for section in sections:
+        annotation = current.model_fields[section].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        current = annotation
+    return list(current.model_fields)

@@ -1,0 +1,128 @@
+"""Connecting to Ray: a private local instance with token authentication, or a running cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from platformdirs import user_data_path
+
+from storage.errors import InputError
+
+# paths and names only: a key never travels through Ray
+_FORWARDED = ("AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Connect to the Ray cluster at `address`, or start one of this machine's own and stop it at the end.
+
+    The own instance listens on 127.0.0.1 only and asks for a token. Its dashboard runs, since Ray looks
+    finished placement groups up there: without it every training ends 11 s later, and a stopped trial
+    keeps its resources.
+
+    Raises `InputError` if the cluster cannot be reached.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    port = _free_port()
+    if not address:  # all of it before the import: Ray reads these variables only once
+        _use_token()
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    import ray
+
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    options["runtime_env"] = {"env_vars": _worker_environment()}
+    if address:
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise InputError(f"the Ray cluster at {address} cannot be reached ({error}); is it running?") from error
+    else:
+        ray.init(
+            address="local",
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            dashboard_port=port,
+            num_cpus=len(psutil.Process().cpu_affinity() or ()) or os.cpu_count(),
+            object_store_memory=128 * 2**20,  # batches never pass through Ray's object store
+            **options,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require_resources(bundles: Sequence[dict[str, float]], wait_seconds: int) -> None:
+    """Wait until the cluster has the resources of all `bundles` in total, asking an autoscaler for them.
+
+    Raises `InputError` after `wait_seconds`, saying what there is and what was asked for: Ray itself would
+    wait for ever.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    needed: dict[str, float] = {}
+    for bundle in bundles:
+        for name, amount in bundle.items():
+            needed[name] = needed.get(name, 0) + amount
+    deadline = time.monotonic() + wait_seconds
+    asked = False
+    while True:
+        have = ray.cluster_resources()
+        short = {name: amount for name, amount in needed.items() if have.get(name, 0) < amount}
+        if not short:
+            break
+        if not asked:
+            request_resources(bundles=list(bundles))
+            asked = True
+        if time.monotonic() >= deadline:
+            lacking = ", ".join(f"{amount:g} {name} (it has {have.get(name, 0):g})" for name, amount in short.items())
+            raise InputError(
+                f"the cluster cannot hold {len(bundles)} workers: they need {lacking}; lower cluster.num_workers or "
+                "cluster.cpus_per_worker, add nodes, or wait longer with cluster.wait_seconds"
+            )
+        time.sleep(1)
+    if asked:
+        request_resources(bundles=[])
+
+
+def _worker_environment() -> dict[str, str]:
+    forwarded = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+    return {**forwarded, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def _use_token() -> None:
+    """Ask for a token on every connection; it lies in a file of the user's own."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    home = os.environ.get("LARMOR_HOME")
+    path = (Path(home) if home else user_data_path("larmor")) / "ray-token"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (
+            contextlib.suppress(FileExistsError),
+            os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file,
+        ):
+            file.write(secrets.token_hex(32))
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def worker_bundle(cpus: int, use_gpu: bool) -> dict[str, float]:
+    """Resources of one worker."""
+    bundle: dict[str, Any] = {"CPU": float(cpus)}
+    return {**bundle, "GPU": 1.0} if use_gpu else bundle

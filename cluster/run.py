@@ -1,0 +1,71 @@
+"""Start or resume a run: claim its folder, train under Ray or in this process, record the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import yaml
+
+from cluster.experiment import Experiment, differing_keys, dump_yaml
+from cluster.run_folder import RunFolder
+from cluster.worker import LocalWorker
+from recon.metrics import HIGHER_IS_BETTER
+from storage.dataset import read_split
+from storage.errors import InputError
+from storage.object_store import ObjectStore
+
+ShowRow = Callable[[Mapping[str, float]], None]
+
+
+def claim(experiment: Experiment, run: RunFolder, overwrite: bool) -> bool:
+    """Make `run` the folder of `experiment`; True if it has finished already.
+
+    The same experiment again resumes; only its `cluster` section may differ. Raises `InputError` if another
+    experiment has the folder and `overwrite` is False, or the data set lacks what the experiment needs.
+    """
+    data = ObjectStore(experiment.data.url)
+    for split in (experiment.data.train_split, experiment.data.validation_split):
+        height, width = read_split(data, split).shape[-2:]
+        crop = experiment.data.crop
+        if crop[0] > height or crop[1] > width:
+            raise InputError(
+                f"data.crop={crop[0]}×{crop[1]} does not fit into the slices of {height}×{width}; lower it"
+            )
+    run.store.check_access()
+    if overwrite:
+        run.delete()
+    if not run.create(dump_yaml(experiment)):
+        known = yaml.safe_load(run.config_yaml())
+        differing = [
+            key for key in differing_keys(known, experiment.model_dump(mode="json")) if not key.startswith("cluster.")
+        ]
+        if differing:
+            raise InputError(
+                f"{run.url}: another run of that name is there; it differs in {', '.join(differing[:5])}; choose "
+                "another name=…, or pass --overwrite to delete it"
+            )
+    return run.result() is not None
+
+
+def finish(experiment: Experiment, run: RunFolder) -> dict[str, Any]:
+    """Write and return the run's result: its best checkpoint by `training.best_metric`."""
+    metric = experiment.training.best_metric
+    best = run.best(f"val/{metric}", HIGHER_IS_BETTER[metric])
+    result = {"state": "finished", "step": best.step, "checkpoint": best.folder, "metrics": dict(best.metrics)}
+    run.write_result(result)
+    return result
+
+
+def train_locally(experiment: Experiment, run: RunFolder, device: str) -> None:
+    """Train in this process, without Ray. Raises `InputError` for more than one worker."""
+    from recon.train import train
+
+    if experiment.cluster.num_workers != 1:
+        raise InputError(
+            f"cluster.num_workers={experiment.cluster.num_workers}: a training without Ray has one worker; "
+            "set cluster.num_workers=1 or leave --local out"
+        )
+    torch.set_num_threads(experiment.cluster.cpus_per_worker)
+    train(experiment, LocalWorker(run, experiment.training, torch.device(device)))

@@ -1,0 +1,379 @@
+"""Larmor's command line: one thin function per command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from storage.errors import InputError
+
+app = typer.Typer(
+    help="Train GANs that reconstruct MRI from too few measurements, on a Ray cluster, straight from object storage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+store_app = typer.Typer(help="The embedded S3 object store on 127.0.0.1.", no_args_is_help=True, rich_markup_mode=None)
+fetch_app = typer.Typer(help="Get data to try Larmor with.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(store_app, name="store")
+app.add_typer(fetch_app, name="fetch")
+
+Experiment = Annotated[
+    str, typer.Argument(help="An experiment's YAML file, or the name of a shipped one: laptop, paper_256x256, …")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to the experiment: key=value, such as training.num_steps=100")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete what is there under that name and begin anew.")]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster (auto, HOST:PORT or ray://…); without it one starts here.")
+]
+
+
+@store_app.command("start")
+def store_start(
+    port: Annotated[int | None, typer.Option(help="S3 port; a free one if not given.")] = None,
+    bucket: Annotated[str, typer.Option(help="A bucket that is made if it is not there.")] = "larmor",
+) -> None:
+    """Start the store, or say that it runs. Its data and keys last; s3:// URLs lead to it from now on."""
+    from cluster.console import console
+    from storage.embedded_store import EmbeddedStore, default_root
+
+    store = EmbeddedStore(default_root())
+    status = store.start(port, buckets=(bucket,))
+    console.print(f"The object store runs at {status.endpoint} (bucket '{bucket}', data in {status.data_folder}).")
+    console.print("Larmor uses it for s3:// URLs unless AWS_… variables say otherwise. For other programs:")
+    for name, value in store.environment().items():
+        console.print(f"  export {name}={value}")
+
+
+@store_app.command("status")
+def store_status() -> None:
+    """Say whether the store runs, where, and how much it holds. Exit code 3 if it does not run."""
+    from cluster.console import console
+    from storage.embedded_store import EmbeddedStore, default_root
+
+    status = EmbeddedStore(default_root()).status()
+    if not status.running:
+        console.print(f"The object store does not run; its data are in {status.data_folder}. `larmor store start`")
+        raise typer.Exit(3)
+    console.print(f"The object store runs at {status.endpoint}, process {status.pid}.")
+    console.print(f"Data in {status.data_folder}: {status.bytes_used / 1e6:.1f} MB.")
+
+
+@store_app.command("stop")
+def store_stop() -> None:
+    """Stop the store. Its data stay."""
+    from cluster.console import console
+    from storage.embedded_store import EmbeddedStore, default_root
+
+    EmbeddedStore(default_root()).stop()
+    console.print("The object store is stopped; its data stay.")
+
+
+@fetch_app.command("heads")
+def fetch_heads(
+    to: Annotated[Path, typer.Option(help="Folder for the volumes.")],
+    subset: Annotated[str, typer.Option(help="demo: five heads from three wheels; all: nine heads.")] = "demo",
+) -> None:
+    """Real T1-weighted heads (NIfTI) from packages of the index that pip is configured with; nothing is run.
+
+    Source, declared licence and checksum stand beside each; splits.yaml says who is held out.
+    """
+    import yaml
+
+    from cluster.console import console, progress_bar
+    from storage import heads
+
+    if subset not in heads.PRESETS:
+        raise InputError(f"--subset {subset}: choose one of {', '.join(heads.PRESETS)}")
+    with progress_bar() as show:
+        paths = heads.fetch_heads(to, heads.PRESETS[subset], show)
+    splits = {split: list(subjects) for split, subjects in heads.DEFAULT_SPLITS[subset].items()}
+    (to / "splits.yaml").write_text(yaml.safe_dump(splits))
+    for path in paths:
+        console.print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+    console.print(f"Held-out subjects: {to / 'splits.yaml'}")
+
+
+@fetch_app.command("phantom")
+def fetch_phantom(
+    to: Annotated[Path, typer.Option(help="Folder for the volumes.")],
+    num_subjects: Annotated[int, typer.Option(min=3, max=1000)] = 5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Synthetic heads (Shepp-Logan with varied ellipses), for where no package index can be reached."""
+    from cluster.console import console
+    from storage.heads import write_phantom
+
+    for path in write_phantom(to, num_subjects, seed):
+        console.print(str(path))
+
+
+@app.command()
+def convert(
+    sources: Annotated[list[Path], typer.Argument(help="NIfTI files or folders of them.")],
+    to: Annotated[str, typer.Option(help="Where the data set goes: a folder or s3://BUCKET/PREFIX.")],
+    splits: Annotated[Path | None, typer.Option(help="YAML: {validation: [SUBJECT…], test: [SUBJECT…]}.")] = None,
+    validation: Annotated[list[str] | None, typer.Option(help="A subject to validate on; repeatable.")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="A subject to test on; repeatable.")] = None,
+    matrix: Annotated[int, typer.Option(min=32, max=4096, help="Height and width of the stored slices.")] = 256,
+    min_foreground: Annotated[float, typer.Option(min=0, max=1, help="Least share of foreground pixels.")] = 0.15,
+    skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Leave bad volumes out, do not stop.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Volumes → coronal slices → k-space → sharded Zarr, split by subject."""
+    from cluster.console import console, progress_bar
+    from storage import convert as conversion
+    from storage.splits import read_splits_file
+
+    held_out = read_splits_file(splits) if splits else {"validation": validation or [], "test": test or []}
+    options = conversion.ConvertOptions((matrix, matrix), min_foreground, held_out, overwrite, skip_invalid)
+    with progress_bar() as show:
+        reports = conversion.convert(conversion.find_sources(sources), to, options, show)
+    for report in sorted(reports, key=lambda item: (item.split, item.subject)):
+        reason = (
+            report.left_out or f"{report.kept} of {report.total} slices (others: < {min_foreground:.0%} foreground)"
+        )
+        console.print(f"{report.split:<11} {report.subject:<16} {'left out: ' if report.left_out else ''}{reason}")
+    console.print(f"{sum(report.kept for report in reports)} slices in {to}")
+
+
+@app.command()
+def inspect(
+    url: Annotated[str, typer.Argument(help="A data set made by `larmor convert`.")],
+    to: Annotated[Path, typer.Option(help="The contact sheet.")] = Path("contact-sheet.png"),
+) -> None:
+    """Shapes, chunks, shards, subjects, provenance; and a contact sheet as PNG."""
+    from cluster.console import console
+    from recon.sheet import write_contact_sheet
+    from storage.dataset import describe
+    from storage.object_store import ObjectStore
+
+    store = ObjectStore(url)
+    for line in describe(store):
+        console.print(line)
+    write_contact_sheet(store, to)
+    console.print(f"contact sheet: {to}")
+
+
+@app.command()
+def train(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    address: Address = None,
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray; one worker.")] = False,
+    device: Annotated[str, typer.Option(help="With --local: cpu or cuda.")] = "cpu",
+    best_of: Annotated[str | None, typer.Option(help="Take the best parameters of this sweep (URL).")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train, or go on with a training: the same command again resumes it exactly where it stopped."""
+    from cluster.console import console, describe_row, training_progress
+    from cluster.follow import Follower
+    from cluster.run import claim, finish, train_locally
+    from cluster.run_folder import RunFolder
+    from tuning.sweep_folder import best_parameters
+
+    found = best_parameters(best_of) if best_of else {}
+    whole = _load(experiment, [*(f"{key}={value}" for key, value in found.items()), *(overrides or [])])
+    config = whole.training_part()
+    run = RunFolder(config.run_url)
+    if claim(config, run, overwrite):
+        console.print(f"{run.url}: finished already; nothing to do")
+    else:
+        console.print(f"run: {run.url}")
+        for key, value in found.items():
+            console.print(f"  {key} = {value:.6g} (best of {best_of})")
+        with training_progress(config.training.num_steps) as show, Follower(run, show):
+            if local:
+                train_locally(config, run, device)
+            else:
+                _train_on_ray(config, run, address)
+        finish(config, run)
+    result = run.result() or {}
+    console.print(
+        "best checkpoint: "
+        + describe_row(
+            {"loss": 0, "critic_loss": 0, **result["metrics"], "step": result["step"]}, config.training.num_steps
+        )
+    )
+    console.print(f"next: larmor pull {run.url} --to MODEL_DIR")
+
+
+@app.command()
+def sweep(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="How many trials; default: the file's sweep.num_trials.")
+    ] = None,
+    address: Address = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Search a, b and the clipping constant (or any key: space.KEY='loguniform(low,high)') with Ray Tune."""
+    from cluster.console import console
+    from cluster.ray_cluster import connected
+    from tuning.sweep import describe_trial, prepare_sweep, run_sweep
+    from tuning.sweep_folder import SweepFolder
+
+    config = _load(experiment, [*(overrides or []), *([f"sweep.num_trials={trials}"] if trials else [])])
+    folder = SweepFolder(config.sweep_url)
+    result = prepare_sweep(config, folder, overwrite)
+    if result is None:
+        console.print(f"sweep: {folder.url}, {config.sweep.num_trials} trials, by val/{config.sweep.metric}")
+        with connected(address):
+            result = run_sweep(config, folder, lambda trial: console.print(describe_trial(trial, config.sweep.metric)))
+    console.print(f"best: {describe_trial(result['best'], config.sweep.metric)}")
+    console.print(f"next: larmor train {experiment} --best-of {folder.url}, or larmor pull {folder.url} --to MODEL_DIR")
+
+
+@app.command()
+def submit(
+    experiment: Experiment,
+    address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")],
+    overrides: Overrides = None,
+    run_sweep: Annotated[bool, typer.Option("--sweep", help="Submit the sweep, not the training.")] = False,
+) -> None:
+    """Run the training or the sweep as a job on a Ray cluster, and follow its log. Exit code: the job's."""
+    from cluster.console import console
+    from cluster.submit import submit as submit_job
+
+    config = _load(experiment, overrides or [])
+    if not submit_job(config, ["sweep" if run_sweep else "train"], address, console.print):
+        raise InputError("the job failed; its log stands above")
+
+
+@app.command()
+def pull(
+    url: Annotated[str, typer.Argument(help="A run's or a sweep's URL.")],
+    to: Annotated[Path, typer.Option(help="The model directory to make.")],
+    metric: Annotated[str, typer.Option(help="Validation metric: psnr, ssim, mse, rmse or nmse.")] = "psnr",
+    overwrite: Overwrite = False,
+) -> None:
+    """The best checkpoint by a validation metric, verified by checksum: weights, configuration, metrics."""
+    from cluster.console import console
+    from cluster.pull import pull_run
+    from tuning.sweep_folder import best_run
+
+    best = pull_run(best_run(url, metric), metric, to, overwrite)
+    figures = ", ".join(
+        f"{name} {value:.5g}" for name, value in sorted(best.metrics.items()) if name.startswith("val/")
+    )
+    console.print(f"{to}: step {best.step}, {figures} (preset paper)")
+
+
+@app.command()
+def reconstruct(
+    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A NIfTI volume, or k-space as .npy.")],
+    to: Annotated[Path, typer.Option(help="Folder for the images.")],
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Reconstruct a volume (undersampled on the fly) or undersampled k-space; NIfTI or npy, and a PNG."""
+    from cluster.console import console, progress_bar
+    from recon.model import load_model
+    from recon.reconstruct import reconstruct_file
+
+    model = load_model(model_dir, device)
+    with progress_bar() as show:
+        written, seconds = reconstruct_file(model, source, to, batch_size, lambda d, n: show("reconstructing", d, n))
+    for path in written:
+        console.print(str(path))
+    console.print(f"{seconds * 1000:.1f} ms per slice for the generator on {device}")
+
+
+@app.command()
+def evaluate(
+    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.")],
+    url: Annotated[str, typer.Argument(metavar="DATASET_URL", help="A data set made by `larmor convert`.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    preset: Annotated[str, typer.Option(help="How figures are defined: paper or fastmri.")] = "paper",
+    to: Annotated[Path | None, typer.Option(help="Folder for CSV and figure; default: MODEL_DIR/evaluation.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """The table: zero-filled and the model, with the preset named; CSV per slice and subject, and a figure."""
+    from cluster.console import console, progress_bar
+    from recon.evaluate import evaluate_to_folder, table
+    from recon.model import load_model
+    from storage.loader import DataConfig, open_reader
+
+    if preset not in ("paper", "fastmri"):
+        raise InputError(f"--preset {preset}: choose paper or fastmri")
+    model = load_model(model_dir, device)
+    reader = open_reader(DataConfig(url=url, cache_bytes=0), split)
+    folder = to or model_dir / "evaluation"
+    with progress_bar() as show:
+        result = evaluate_to_folder(model, reader, preset, batch_size, folder, lambda d, n: show("evaluating", d, n))
+    for line in table(result):
+        console.print(line)
+    for path in sorted(folder.iterdir()):
+        console.print(str(path))
+
+
+@app.command()
+def report(
+    to: Annotated[Path, typer.Option(help="The HTML file to write.")],
+    run: Annotated[str | None, typer.Option(help="A run's URL.")] = None,
+    sweep_url: Annotated[str | None, typer.Option("--sweep", help="A sweep's URL.")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="A folder made by `larmor evaluate`.")] = None,
+) -> None:
+    """One self-contained HTML page: curves, sweep, panels, table, configuration, versions, data licences."""
+    from cluster.console import console
+    from tuning.report import write_report
+
+    write_report(to, run, sweep_url, evaluation)
+    console.print(str(to))
+
+
+def _load(source: str, overrides: list[str]) -> Any:
+    from tuning.experiment import load_sweep_experiment
+
+    return load_sweep_experiment(source, overrides)
+
+
+def _train_on_ray(config: Any, run: Any, address: str | None) -> None:
+    from cluster.ray_cluster import connected, require_resources, worker_bundle
+    from cluster.ray_train import train_on_ray
+
+    with connected(address):
+        bundle = worker_bundle(config.cluster.cpus_per_worker, config.cluster.use_gpu)
+        require_resources([bundle] * config.cluster.num_workers, config.cluster.wait_seconds)
+        train_on_ray(config, run)
+
+
+def _use_embedded_store() -> None:
+    """Lead s3:// to the embedded store if it runs and nothing in the environment names another."""
+    named = ("PROFILE", "ACCESS_KEY_ID", "ENDPOINT_URL", "ENDPOINT_URL_S3", "SHARED_CREDENTIALS_FILE")
+    if any(os.environ.get(f"AWS_{name}") for name in named):
+        return
+    from storage.embedded_store import EmbeddedStore, default_root
+
+    store = EmbeddedStore(default_root())
+    if store.status().running:
+        os.environ.update(store.environment())
+
+
+def main() -> None:
+    """Run the command line: mistakes of the user end in a sentence and exit code 1, not in a traceback."""
+    if "store" not in sys.argv[1:2]:
+        _use_embedded_store()
+    try:
+        app()
+    except InputError as error:
+        from cluster.console import errors
+
+        errors.print(f"larmor: {error}", markup=False)
+        if os.environ.get("LARMOR_DEBUG"):
+            raise
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

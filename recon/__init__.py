@@ -1,0 +1,1 @@
+"""Reconstruction: physics, networks, losses, metrics and the training loop of one worker."""

@@ -1,0 +1,76 @@
+"""The paper's generator: ResNet-50 trunk, upsampling stages with skips, residual output (Fig. 2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from recon.trunk import Norm, ResNet50Trunk, norm_layer, pad_to_multiple
+
+
+class GeneratorConfig(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: int = Field(64, ge=4, description="channels of the stem; 64 is ResNet-50")
+    norm: Norm = "group"
+    subbands: Literal["none", "wavelet"] = Field("none", description="work on the four Haar subbands")
+
+
+class ResNet50Generator(nn.Module):
+    """(batch, 1, height, width) zero-filled → reconstruction of the same shape, = input + network(input).
+
+    Any size: the image is extended to a multiple of 32 (64 with subbands) and cut back. The last layer
+    starts at zero, so that an untrained generator returns its input.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.subbands = config.subbands == "wavelet"
+        image_channels = 4 if self.subbands else 1
+        width, norm = config.width, config.norm
+        self.detail = _conv_block(image_channels, width, norm)
+        self.trunk = ResNet50Trunk(image_channels, width, norm)
+        # from 1/32 up: what comes from below, the trunk's skip, what goes up
+        below, ups = self.trunk.channels[4], []
+        for skip, out in zip((*self.trunk.channels[3::-1], width), (8, 4, 2, 1, 1), strict=True):
+            ups.append(_conv_block(below + skip, out * width, norm))
+            below = out * width
+        self.ups = nn.ModuleList(ups)
+        self.last = nn.Conv2d(below, image_channels, kernel_size=3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(torch.as_tensor(self.last.bias))
+
+    def forward(self, zero_filled: Tensor) -> Tensor:
+        image, (height, width) = pad_to_multiple(zero_filled, 64 if self.subbands else 32)
+        bands = haar_split(image) if self.subbands else image
+        *skips, hidden = [self.detail(bands), *self.trunk(bands)]
+        for up, skip in zip(self.ups, reversed(skips), strict=True):
+            hidden = up(torch.cat([F.interpolate(hidden, scale_factor=2.0, mode="nearest"), skip], dim=1))
+        residual = self.last(hidden)
+        residual = haar_merge(residual) if self.subbands else residual
+        return zero_filled + residual[..., :height, :width]
+
+
+def _conv_block(in_channels: int, out_channels: int, norm: Norm) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(conv, norm_layer(norm, out_channels), nn.ReLU(inplace=True))
+
+
+def haar_split(image: Tensor) -> Tensor:
+    """Orthonormal Haar subbands: (batch, 1, 2h, 2w) → (batch, 4, h, w), in the order LL, LH, HL, HH."""
+    return torch.einsum("sp,bphw->bshw", _haar(image), F.pixel_unshuffle(image, 2))
+
+
+def haar_merge(bands: Tensor) -> Tensor:
+    """The inverse, and adjoint, of `haar_split`."""
+    return F.pixel_shuffle(torch.einsum("sp,bshw->bphw", _haar(bands), bands), 2)
+
+
+def _haar(like: Tensor) -> Tensor:
+    signs = [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
+    return torch.tensor(signs, dtype=like.dtype, device=like.device) / 2

@@ -1,0 +1,82 @@
+"""Reconstruct slices of a data set with a generator: what validation, evaluation and `reconstruct` share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from recon.masks import MaskConfig
+from recon.samples import Sample, prepare
+from storage.loader import Batch
+from storage.shards import SliceReader
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """A batch of results. Images are (batch, height, width) float32, clipped to the target's range [0, 1];
+    `scale` (batch, 2) maps them back; `seconds` is the time of the generator alone, for the batch."""
+
+    indices: tuple[int, ...]
+    target: np.ndarray
+    zero_filled: np.ndarray
+    reconstruction: np.ndarray
+    scale: np.ndarray
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Physics:
+    """How slices are undersampled: `crop` (height, width) of the image, and the mask."""
+
+    crop: tuple[int, int]
+    mask: MaskConfig
+
+
+def reconstruct_split(
+    generator: nn.Module,
+    reader: SliceReader,
+    indices: Sequence[int],
+    physics: Physics,
+    batch_size: int,
+    device: torch.device,
+) -> Iterator[Reconstructed]:
+    """Undersample and reconstruct the slices `indices` of a split, in order, `batch_size` at a time."""
+    for first in range(0, len(indices), batch_size):
+        chosen = tuple(int(index) for index in indices[first : first + batch_size])
+        kspace = np.stack(reader.read(chosen))
+        sample = prepare(Batch(kspace, np.array([(0, index) for index in chosen])), physics.crop, physics.mask, device)
+        yield reconstruct_sample(generator, sample, chosen)
+
+
+@torch.no_grad()
+def reconstruct_sample(generator: nn.Module, sample: Sample, indices: tuple[int, ...]) -> Reconstructed:
+    """Run the generator on one prepared batch; results are float32 on the CPU."""
+    dtype = next(generator.parameters()).dtype
+    _synchronize(sample.target.device)
+    began = time.perf_counter()
+    output = generator(sample.zero_filled.to(dtype)).float()
+    _synchronize(sample.target.device)
+    seconds = time.perf_counter() - began
+    return Reconstructed(
+        indices=indices,
+        target=_array(sample.target[:, 0]),
+        zero_filled=_array(sample.zero_filled[:, 0].clamp(0, 1)),
+        reconstruction=_array(output[:, 0].clamp(0, 1)),
+        scale=_array(sample.scale),
+        seconds=seconds,
+    )
+
+
+def _array(tensor: Any) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

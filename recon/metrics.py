@@ -1,0 +1,56 @@
+"""Image quality, each figure with its definition.
+
+Two presets, because SSIM's data range alone moves it by 0.07–0.22:
+
+paper    per slice, images in [0, 1], data range 1
+fastmri  per volume: data range = maximum of the target volume; NMSE without root; SSIM window 7, mean over slices
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from skimage.metrics import structural_similarity
+
+Preset = Literal["paper", "fastmri"]
+PRESETS: dict[Preset, str] = {
+    "paper": "per slice, images in [0, 1], data range 1, SSIM window 7, mean over slices",
+    "fastmri": "per volume, data range = maximum of the volume, NMSE without root, SSIM window 7",
+}
+METRICS = ("psnr", "ssim", "mse", "rmse", "nmse")
+HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "mse": False, "rmse": False, "nmse": False}
+SSIM_WINDOW = 7
+
+
+def slice_metrics(target: np.ndarray, reconstruction: np.ndarray, data_range: float = 1.0) -> dict[str, float]:
+    """PSNR (dB), SSIM, MSE, RMSE and NMSE (‖e‖²/‖target‖²) of one image (height, width).
+
+    PSNR of identical images is infinite. SSIM: uniform window of 7, as scikit-image and fastMRI compute it.
+    """
+    target = target.astype(np.float64)
+    reconstruction = reconstruction.astype(np.float64)
+    mse = float(np.mean((target - reconstruction) ** 2))
+    power = float(np.mean(target**2))
+    ssim = structural_similarity(target, reconstruction, data_range=data_range, win_size=SSIM_WINDOW)
+    return {
+        "psnr": float(10 * np.log10(data_range**2 / mse)) if mse > 0 else float("inf"),
+        "ssim": float(ssim),
+        "mse": mse,
+        "rmse": mse**0.5,
+        "nmse": mse / power if power > 0 else float("inf"),
+    }
+
+
+def volume_metrics(target: np.ndarray, reconstruction: np.ndarray) -> dict[str, float]:
+    """The `fastmri` preset for one volume (slice, height, width)."""
+    data_range = float(target.max())
+    mse = float(np.mean((target.astype(np.float64) - reconstruction) ** 2))
+    ssim = [slice_metrics(t, r, data_range)["ssim"] for t, r in zip(target, reconstruction, strict=True)]
+    return {
+        "psnr": float(10 * np.log10(data_range**2 / mse)) if mse > 0 else float("inf"),
+        "ssim": float(np.mean(ssim)),
+        "mse": mse,
+        "rmse": mse**0.5,
+        "nmse": mse / float(np.mean(target.astype(np.float64) ** 2)),
+    }

@@ -1,0 +1,54 @@
+"""A pulled model: `generator.safetensors` with the configuration it was trained with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from recon.generator import ResNet50Generator
+from recon.inference import Physics
+from recon.recipe import Recipe
+from storage.errors import InputError
+
+
+@dataclass(frozen=True)
+class Model:
+    """A generator ready to use, (batch, 1, height, width) → the same; how its input was undersampled;
+    the recipe; and what `larmor pull` wrote of its origin and metrics."""
+
+    generator: torch.nn.Module
+    physics: Physics
+    recipe: Recipe
+    record: dict[str, Any]
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
+    """Read a model directory made by `larmor pull`.
+
+    Raises `InputError` if a file is missing, is not what its name says, or does not fit the others.
+    """
+    config_path, weights_path = folder / "config.yaml", folder / "generator.safetensors"
+    for path in (config_path, weights_path):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; a model directory is made by `larmor pull`")
+    try:
+        content = yaml.safe_load(config_path.read_text())
+        recipe = Recipe.model_validate({key: content[key] for key in Recipe.model_fields if key in content})
+    except (yaml.YAMLError, ValidationError, TypeError) as error:
+        raise InputError(f"{config_path}: is not the configuration of a model ({error}); pull it again") from error
+    generator = ResNet50Generator(recipe.generator)
+    try:
+        generator.load_state_dict(load_file(weights_path))
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(f"{weights_path}: does not fit {config_path.name} ({error}); pull it again") from error
+    record_path = folder / "metrics.json"
+    record = json.loads(record_path.read_text()) if record_path.is_file() else {}
+    return Model(generator.eval().to(device), Physics(recipe.data.crop, recipe.mask), recipe, record)

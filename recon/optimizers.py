@@ -1,0 +1,103 @@
+"""The optimisers of both networks, and weight clipping inside the critic's optimiser step."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, overload
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from storage.errors import InputError
+
+
+class OptimizerConfig(BaseModel):
+    """Settings of one network's optimiser.
+
+    The default is the original WGAN's (RMSprop, 5e-5); DAGAN used Adam with 1e-4 and beta1 0.5.
+    `alpha` belongs to RMSprop alone, `beta1` and `beta2` to Adam alone.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["rmsprop", "adam"] = "rmsprop"
+    learning_rate: float = Field(default=5e-5, gt=0)
+    beta1: float = Field(default=0.5, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    alpha: float = Field(default=0.99, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+def clamp_(tensors: Iterable[Tensor], clip: float) -> None:
+    """Clamp every tensor to [−clip, clip] in place, without a trace in the autograd graph."""
+    tensors = list(tensors)
+    if tensors:
+        with torch.no_grad():
+            torch._foreach_clamp_min_(tensors, -clip)
+            torch._foreach_clamp_max_(tensors, clip)
+
+
+def clip_parameters_(module: nn.Module, clip: float) -> None:
+    """Clamp all parameters of `module` to [−clip, clip] in place: a critic has to start inside.
+
+    Raises InputError if `clip` is not positive.
+    """
+    clamp_(module.parameters(), checked_clip(clip))
+
+
+def checked_clip(clip: float) -> float:
+    if not 0 < clip < float("inf"):
+        raise InputError(f"weight clipping to ±{clip}: the constant must be a positive number, for example 0.01")
+    return clip
+
+
+class _ClippingStep(torch.optim.Optimizer):
+    """Mixed in before a torch optimiser: clamps whatever `param_groups` holds after each update.
+
+    ZeRO puts its float32 master partitions there (one sub-group at a time in stage 3), so clamping
+    here is exact in every stage and costs no communication. Clamping from outside is not: the
+    working weights are copied from the masters inside the engine's step.
+    """
+
+    clip: float
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = super().step(closure)
+        for group in self.param_groups:
+            clamp_(group["params"], self.clip)
+        return loss
+
+
+class ClippedRMSprop(_ClippingStep, torch.optim.RMSprop):
+    """RMSprop followed by weight clipping."""
+
+
+class ClippedAdam(_ClippingStep, torch.optim.Adam):
+    """Adam followed by weight clipping."""
+
+
+def build_optimizer(
+    parameters: Iterable[Any], config: OptimizerConfig, clip: float | None = None
+) -> torch.optim.Optimizer:
+    """An optimiser over `parameters` (tensors or parameter groups).
+
+    With `clip`, every `step()` ends with all parameters in [−clip, clip]: the Lipschitz constraint
+    of the paper's eq. (4) by weight clipping. Raises InputError if `clip` is not positive.
+    """
+    kind: type[torch.optim.Optimizer]
+    if config.name == "rmsprop":
+        kind = torch.optim.RMSprop if clip is None else ClippedRMSprop
+        own: dict[str, Any] = {"alpha": config.alpha}
+    else:
+        kind = torch.optim.Adam if clip is None else ClippedAdam
+        own = {"betas": (config.beta1, config.beta2)}
+    shared: dict[str, Any] = {"lr": config.learning_rate, "eps": config.epsilon, "weight_decay": config.weight_decay}
+    optimizer = kind(parameters, **shared, **own)
+    if isinstance(optimizer, _ClippingStep):
+        assert clip is not None
+        optimizer.clip = checked_clip(clip)
+    return optimizer

@@ -1,0 +1,31 @@
+"""The contact sheet of a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from recon.figures import contact_sheet
+from recon.samples import magnitude
+from storage.dataset import SPLITS
+from storage.object_store import ObjectStore
+from storage.shards import SliceReader
+
+COLUMNS = 8
+
+
+def write_contact_sheet(store: ObjectStore, path: Path) -> None:
+    """Eight evenly spaced slices of every subject, reconstructed from the stored k-space."""
+    images, titles = [], []
+    for split in SPLITS:
+        reader = SliceReader(store, split)
+        for subject in reader.info.subjects:
+            indices = reader.info.slices_of(subject)
+            chosen = indices[np.linspace(0, len(indices) - 1, COLUMNS).round().astype(int)]
+            kspace = torch.from_numpy(np.stack(reader.read([int(index) for index in chosen])))
+            images += list(magnitude(kspace)[:, 0].numpy())
+            titles += [f"{subject} ({split}) y={reader.info.position[index]:.0f} mm" for index in chosen]
+        reader.close()
+    contact_sheet(images, titles, COLUMNS, path)

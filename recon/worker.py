@@ -1,0 +1,33 @@
+"""What the training loop knows of the process it runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+
+class Worker(Protocol):
+    """One rank. Every method is called by all ranks, at the same step."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in rank order, on every rank."""
+        ...
+
+    def report(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> None:
+        """Publish the newest figures and the rows (one per step) since the last report."""
+        ...
+
+    def save(self, step: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:
+        """Let `write` fill an empty local folder with this rank's files, then publish them as one checkpoint."""
+        ...
+
+    def restore(self, read: Callable[[Path], None]) -> bool:
+        """Let `read` load the latest whole checkpoint, all ranks' files in one folder; False if there is none."""
+        ...

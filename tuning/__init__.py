@@ -1,0 +1,1 @@
+"""The search: its space, one trial, Ray Tune and its report."""

@@ -1,0 +1,58 @@
+"""The whole experiment file, with its `sweep:` section."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.experiment import Experiment, build, parse_override, read_content, set_dotted
+from storage.errors import InputError
+
+
+class SweepConfig(BaseModel):
+    """What is searched, by which metric. `overrides` are keys in which a trial differs from the full training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_trials: int = Field(8, ge=1)
+    metric: Literal["psnr", "ssim", "mse", "rmse", "nmse"] = Field(
+        "psnr", description="validation metric, without a, b"
+    )
+    sampler: Literal["tpe", "random"] = "tpe"
+    scheduler: Literal["none", "asha"] = "none"
+    seed: int = Field(0, ge=0)
+    space: Mapping[str, str] = Field(default_factory=dict, description="experiment key → loguniform(low, high), …")
+    overrides: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class SweepExperiment(Experiment):
+    """An experiment and its search."""
+
+    sweep: SweepConfig = SweepConfig()
+
+    @property
+    def sweep_url(self) -> str:
+        return f"{self.output_url.rstrip('/')}/sweeps/{self.name}"
+
+    def training_part(self) -> Experiment:
+        """The experiment without its search."""
+        return Experiment.model_validate(self.model_dump(mode="json", include=set(Experiment.model_fields)))
+
+
+def load_sweep_experiment(source: str, overrides: Sequence[str]) -> SweepExperiment:
+    """An experiment file with overrides; `space.KEY=loguniform(…)` adds a dimension to the search.
+
+    Raises `InputError` as `cluster.experiment.load_experiment` does.
+    """
+    content = read_content(source)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if key.startswith("space."):
+            if not equals:
+                raise InputError(f"'{override}': expected space.KEY=loguniform(low,high)")
+            content.setdefault("sweep", {}).setdefault("space", {})[key.removeprefix("space.")] = value
+        else:
+            set_dotted(content, *parse_override(override))
+    return build(content, SweepExperiment, source)

@@ -1,0 +1,184 @@
+"""Ray Tune over Ray Train: every trial is a training of its own with its own run folder."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import yaml
+
+from cluster.experiment import differing_keys, dump_yaml
+from cluster.ray_cluster import require_resources, worker_bundle
+from cluster.ray_train import train_on_ray
+from cluster.run import claim, finish
+from recon.metrics import HIGHER_IS_BETTER
+from storage.errors import InputError
+from tuning.experiment import SweepExperiment
+from tuning.space import Dimension, parse_space, starting_point, with_values
+from tuning.sweep_folder import SweepFolder
+
+ShowTrial = Callable[[Mapping[str, Any]], None]
+
+
+def prepare_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool) -> dict[str, Any] | None:
+    """Check the space and claim the folder; the result if the sweep has finished already.
+
+    Raises `InputError` for a bad space, or if another sweep of that name is there and `overwrite` is False.
+    """
+    trial = with_values(experiment, experiment.sweep.overrides)
+    parse_space(experiment.sweep.space, trial)
+    folder.store.check_access()
+    if overwrite:
+        folder.delete()
+    if not folder.create(dump_yaml(experiment)):
+        known = yaml.safe_load(folder.config_yaml())
+        allowed = ("cluster.", "sweep.num_trials")
+        differing = [
+            key for key in differing_keys(known, experiment.model_dump(mode="json")) if not key.startswith(allowed)
+        ]
+        if differing:
+            raise InputError(
+                f"{folder.url}: another sweep of that name is there; it differs in {', '.join(differing[:5])}; choose "
+                "another name=…, or pass --overwrite to delete it"
+            )
+    result = folder.result()
+    return result if result and len(result["trials"]) >= experiment.sweep.num_trials else None
+
+
+def run_sweep(experiment: SweepExperiment, folder: SweepFolder, show: ShowTrial) -> dict[str, Any]:
+    """Run the trials that are missing on the connected cluster, as many at once as it holds.
+
+    Trials that ended in an earlier call count, and teach the sampler. Raises `InputError` if no trial
+    finishes, or the cluster cannot hold one.
+    """
+    import ray
+    from ray import tune
+
+    base = with_values(experiment, experiment.sweep.overrides)
+    dimensions = parse_space(experiment.sweep.space, base)
+    bundle = worker_bundle(base.cluster.cpus_per_worker, base.cluster.use_gpu)
+    require_resources([bundle] * base.cluster.num_workers, base.cluster.wait_seconds)
+    have = ray.cluster_resources()
+    concurrent = min(int(have[name] // (amount * base.cluster.num_workers)) for name, amount in bundle.items())
+    done = [trial for trial in folder.trials() if trial["state"] == "finished"]
+    missing = experiment.sweep.num_trials - len(done)
+    metric = experiment.sweep.metric
+    if missing > 0:
+        os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+        with tempfile.TemporaryDirectory(prefix="larmor-tune-") as scratch:
+            tune.Tuner(
+                tune.with_resources(_trial_function(base.model_dump(mode="json"), folder.url), {"CPU": 0}),
+                tune_config=tune.TuneConfig(
+                    metric=f"val/{metric}",
+                    mode="max" if HIGHER_IS_BETTER[metric] else "min",
+                    num_samples=missing,
+                    max_concurrent_trials=concurrent,
+                    search_alg=_sampler(experiment, dimensions, base, done),
+                    scheduler=_scheduler(experiment, base),
+                ),
+                run_config=tune.RunConfig(
+                    name=experiment.name, storage_path=scratch, verbose=0, callbacks=[_announcer(folder, show)]
+                ),
+            ).fit()
+    return folder.write_result(metric)
+
+
+def describe_trial(trial: Mapping[str, Any], metric: str) -> str:
+    """One line about a trial that has ended."""
+    values = ", ".join(f"{key} = {value:.4g}" for key, value in trial["parameters"].items())
+    outcome = (
+        f"val/{metric} {trial['metrics'][f'val/{metric}']:.4f}" if trial["state"] == "finished" else trial["state"]
+    )
+    return f"trial {trial['id']}: {values} → {outcome} ({trial['seconds']:.0f} s)"
+
+
+def _trial_function(base: Mapping[str, Any], sweep_url: str) -> Callable[[dict[str, Any]], None]:
+    def run_trial(values: dict[str, Any]) -> None:
+        from ray import tune
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        from cluster.experiment import Experiment, build
+
+        folder = SweepFolder(sweep_url)
+        trial = f"{tune.get_context().get_trial_id()}-{uuid.uuid4().hex[:6]}"
+        experiment = with_values(build(base, Experiment, "sweep"), values, name=trial)
+        run = folder.trial_run(trial)
+        record: dict[str, Any] = {"parameters": values, "began": time.time(), "metrics": {}}
+        try:
+            claim(experiment, run, overwrite=False)
+            train_on_ray(experiment, run, callbacks=[TuneReportCallback()])
+            record |= {"state": "finished", "metrics": finish(experiment, run)["metrics"]}
+        except Exception as error:
+            record |= {"state": "failed", "error": str(error)[:2000]}
+            raise
+        finally:
+            record.setdefault("state", "stopped")
+            folder.write_trial(trial, {**record, "seconds": time.time() - record["began"]})
+
+    return run_trial
+
+
+def _sampler(experiment: SweepExperiment, dimensions: list[Dimension], base: Any, done: list[dict[str, Any]]) -> Any:
+    import optuna
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    makers = {"loguniform": tune.loguniform, "uniform": tune.uniform, "randint": tune.randint}
+    space = {
+        item.key: tune.choice(list(item.arguments)) if item.kind == "choice" else makers[item.kind](*item.arguments)
+        for item in dimensions
+    }
+    metric, seed = experiment.sweep.metric, experiment.sweep.seed + len(done)
+    samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+    first = starting_point(dimensions, base)
+    known: dict[str, Any] = {}
+    if done:
+        known = {
+            "points_to_evaluate": [trial["parameters"] for trial in done],
+            "evaluated_rewards": [trial["metrics"][f"val/{metric}"] for trial in done],
+        }
+    elif first is not None:
+        known = {"points_to_evaluate": [first]}
+    return OptunaSearch(
+        space,
+        metric=f"val/{metric}",
+        mode="max" if HIGHER_IS_BETTER[metric] else "min",
+        sampler=samplers[experiment.sweep.sampler](seed=seed),
+        **known,
+    )
+
+
+def _scheduler(experiment: SweepExperiment, base: Any) -> Any:
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+    if experiment.sweep.scheduler == "none":
+        return FIFOScheduler()
+    return ASHAScheduler(time_attr="step", max_t=base.training.num_steps, grace_period=base.training.validate_every)
+
+
+def _announcer(folder: SweepFolder, show: ShowTrial) -> Any:
+    """A Tune callback that shows every trial's record once it has ended."""
+    from ray.tune import Callback
+
+    class Announcer(Callback):
+        def __init__(self) -> None:
+            self.seen: set[str] = set()
+
+        def _show_new(self) -> None:
+            for record in folder.trials():
+                if record["id"] not in self.seen:
+                    self.seen.add(record["id"])
+                    show(record)
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self._show_new()
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self._show_new()
+
+    return Announcer()
