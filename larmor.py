@@ -42,11 +42,13 @@ def store_start(
 ) -> None:
     """Start the store, or say that it runs. Its data and keys last; s3:// URLs lead to it from now on."""
     from cluster.console import console
-    from storage.embedded_store import EmbeddedStore, default_root
+    from storage.embedded_store import EmbeddedStore
 
-    store = EmbeddedStore(default_root())
-    status = store.start(port, buckets=(bucket,))
-    console.print(f"The object store runs at {status.endpoint} (bucket '{bucket}', data in {status.data_folder}).")
+    store = EmbeddedStore(EmbeddedStore.default_root())
+    started = store.start(port, buckets=(bucket,))
+    status = store.status()
+    verb = "runs" if started else "runs already"
+    console.print(f"The object store {verb} at {status.endpoint} (bucket '{bucket}', data in {status.data}).")
     console.print("Larmor uses it for s3:// URLs unless AWS_… variables say otherwise. For other programs:")
     for name, value in store.environment().items():
         console.print(f"  export {name}={value}")
@@ -56,23 +58,23 @@ def store_start(
 def store_status() -> None:
     """Say whether the store runs, where, and how much it holds. Exit code 3 if it does not run."""
     from cluster.console import console
-    from storage.embedded_store import EmbeddedStore, default_root
+    from storage.embedded_store import EmbeddedStore
 
-    status = EmbeddedStore(default_root()).status()
+    status = EmbeddedStore(EmbeddedStore.default_root()).status()
     if not status.running:
-        console.print(f"The object store does not run; its data are in {status.data_folder}. `larmor store start`")
+        console.print(f"The object store does not run; its data are in {status.data}. `larmor store start`")
         raise typer.Exit(3)
     console.print(f"The object store runs at {status.endpoint}, process {status.pid}.")
-    console.print(f"Data in {status.data_folder}: {status.bytes_used / 1e6:.1f} MB.")
+    console.print(f"Data in {status.data}: {status.bytes_used / 1e6:.1f} MB.")
 
 
 @store_app.command("stop")
 def store_stop() -> None:
     """Stop the store. Its data stay."""
     from cluster.console import console
-    from storage.embedded_store import EmbeddedStore, default_root
+    from storage.embedded_store import EmbeddedStore
 
-    EmbeddedStore(default_root()).stop()
+    EmbeddedStore(EmbeddedStore.default_root()).stop()
     console.print("The object store is stopped; its data stay.")
 
 
@@ -125,13 +127,18 @@ def convert(
     matrix: Annotated[int, typer.Option(min=32, max=4096, help="Height and width of the stored slices.")] = 256,
     min_foreground: Annotated[float, typer.Option(min=0, max=1, help="Least share of foreground pixels.")] = 0.15,
     skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Leave bad volumes out, do not stop.")] = False,
+    if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing if a data set is there.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Volumes → coronal slices → k-space → sharded Zarr, split by subject."""
     from cluster.console import console, progress_bar
     from storage import convert as conversion
+    from storage.object_store import ObjectStore
     from storage.splits import read_splits_file
 
+    if if_missing and ObjectStore(to).exists("zarr.json"):
+        console.print(f"{to}: a data set is there already; nothing to do")
+        return
     held_out = read_splits_file(splits) if splits else {"validation": validation or [], "test": test or []}
     options = conversion.ConvertOptions((matrix, matrix), min_foreground, held_out, overwrite, skip_invalid)
     with progress_bar() as show:
@@ -301,16 +308,17 @@ def evaluate(
     """The table: zero-filled and the model, with the preset named; CSV per slice and subject, and a figure."""
     from cluster.console import console, progress_bar
     from recon.evaluate import evaluate_to_folder, table
+    from recon.metrics import check_preset
     from recon.model import load_model
     from storage.loader import DataConfig, open_reader
 
-    if preset not in ("paper", "fastmri"):
-        raise InputError(f"--preset {preset}: choose paper or fastmri")
     model = load_model(model_dir, device)
     reader = open_reader(DataConfig(url=url, cache_bytes=0), split)
     folder = to or model_dir / "evaluation"
     with progress_bar() as show:
-        result = evaluate_to_folder(model, reader, preset, batch_size, folder, lambda d, n: show("evaluating", d, n))
+        result = evaluate_to_folder(
+            model, reader, check_preset(preset), batch_size, folder, lambda d, n: show("evaluating", d, n)
+        )
     for line in table(result):
         console.print(line)
     for path in sorted(folder.iterdir()):
@@ -353,9 +361,9 @@ def _use_embedded_store() -> None:
     named = ("PROFILE", "ACCESS_KEY_ID", "ENDPOINT_URL", "ENDPOINT_URL_S3", "SHARED_CREDENTIALS_FILE")
     if any(os.environ.get(f"AWS_{name}") for name in named):
         return
-    from storage.embedded_store import EmbeddedStore, default_root
+    from storage.embedded_store import EmbeddedStore
 
-    store = EmbeddedStore(default_root())
+    store = EmbeddedStore(EmbeddedStore.default_root())
     if store.status().running:
         os.environ.update(store.environment())
 

@@ -47,8 +47,9 @@ class ResNet50Generator(nn.Module):
     def forward(self, zero_filled: Tensor) -> Tensor:
         image, (height, width) = pad_to_multiple(zero_filled, 64 if self.subbands else 32)
         bands = haar_split(image) if self.subbands else image
-        *skips, hidden = [self.detail(bands), *self.trunk(bands)]
-        for up, skip in zip(self.ups, reversed(skips), strict=True):
+        features = [self.detail(bands), *self.trunk(bands)]
+        hidden = features.pop()
+        for up, skip in zip(self.ups, reversed(features), strict=True):
             hidden = up(torch.cat([F.interpolate(hidden, scale_factor=2.0, mode="nearest"), skip], dim=1))
         residual = self.last(hidden)
         residual = haar_merge(residual) if self.subbands else residual

@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from skimage.metrics import structural_similarity
 
+from storage.errors import InputError
+
 Preset = Literal["paper", "fastmri"]
 PRESETS: dict[Preset, str] = {
     "paper": "per slice, images in [0, 1], data range 1, SSIM window 7, mean over slices",
@@ -21,6 +23,14 @@ PRESETS: dict[Preset, str] = {
 METRICS = ("psnr", "ssim", "mse", "rmse", "nmse")
 HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "mse": False, "rmse": False, "nmse": False}
 SSIM_WINDOW = 7
+
+
+def check_preset(name: str) -> Preset:
+    """The preset of that name. Raises `InputError` for another name."""
+    for preset in PRESETS:
+        if preset == name:
+            return preset
+    raise InputError(f"preset '{name}': choose one of {', '.join(PRESETS)}")
 
 
 def slice_metrics(target: np.ndarray, reconstruction: np.ndarray, data_range: float = 1.0) -> dict[str, float]:

@@ -19,7 +19,6 @@ from recon.engine import Engine, EngineSettings, build_engine
 from recon.gan_step import critic_step, generator_step
 from recon.generator import ResNet50Generator
 from recon.losses import critic_loss, generator_loss
-from recon.optimizers import clip_parameters_
 from recon.recipe import Recipe, learning_rate_factor
 from recon.samples import prepare
 from recon.validate import validate
@@ -40,8 +39,6 @@ def train(recipe: Recipe, worker: Worker) -> None:
     config = recipe.training
     torch.manual_seed(recipe.seed)
     generator_net, critic_net = ResNet50Generator(recipe.generator), ResNet50Critic(recipe.critic)
-    if recipe.critic.clip is not None:
-        clip_parameters_(critic_net, recipe.critic.clip)
     settings = EngineSettings(
         recipe.micro_batch_size(worker.world_size), config.gradient_accumulation, config.zero_stage, config.dtype
     )

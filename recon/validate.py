@@ -33,7 +33,7 @@ def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: 
     was_training = generator.training
     generator.eval()
     rows: list[tuple[int, dict[str, float]]] = []
-    for batch in reconstruct_split(generator, reader, padded, physics, batch_size, worker.device):
+    for batch in reconstruct_split(generator, reader, padded.tolist(), physics, batch_size, worker.device):
         for index, target, found in zip(batch.indices, batch.target, batch.reconstruction, strict=True):
             rows.append((index, slice_metrics(target, found)))
     generator.train(was_training)

@@ -210,7 +210,7 @@ def read_split(store: ObjectStore, split: str) -> SplitInfo:
     root = read_root(store)
     if split not in root["splits"]:
         raise InputError(f"{store.url}: has no split '{split}'; it has {', '.join(sorted(root['splits'])) or 'none'}")
-    contents = {
+    contents: dict[str, Any] = {
         path.removeprefix(f"{split}/"): cpu.Buffer.from_bytes(store.read(path))
         for path in store.list(split)
         if not path.startswith(f"{split}/kspace/c/")

@@ -176,6 +176,7 @@ class EmbeddedStore:
                 f"{free >> 20} MiB of disk space are free at {self.root}, the store needs {MIN_FREE_BYTES >> 20}; free "
                 "some, or choose another disk with LARMOR_HOME"
             )
+        self._remove_socket_files()
         attempts: list[Sequence[int]] = [self._state().get("ports", ()), (), (), ()]
         if port is not None:
             _check_port(port)
@@ -262,8 +263,12 @@ class EmbeddedStore:
             except psutil.TimeoutExpired:
                 process.kill()
                 process.wait(10.0)
-        for port in self._state()["ports"]:
-            for leftover in _socket_files(port):  # it would block another user's store
+        self._remove_socket_files()
+
+    def _remove_socket_files(self) -> None:
+        """Remove what the last server left behind, which would block the store of another user."""
+        for port in _with_grpc(self._state().get("ports", ())):
+            for leftover in _socket_files(port) if _is_free(port) else ():
                 with contextlib.suppress(OSError):
                     leftover.unlink()
 
@@ -335,11 +340,15 @@ def _check_bucket(name: str) -> None:
 def _check_port(port: int) -> None:
     if not 1024 <= port <= 65_535 - GRPC_OFFSET:
         raise InputError(f"port {port} is out of range; choose one from 1024 to {65_535 - GRPC_OFFSET}")
-    for needed in (port, port + GRPC_OFFSET):
+    for needed in _with_grpc([port]):
         if not _is_free(needed):
             raise InputError(
                 f"port {needed} is taken (the store needs {port} and {port + GRPC_OFFSET}); choose another"
             )
+
+
+def _with_grpc(ports: Sequence[int]) -> set[int]:
+    return {*ports, *(port + GRPC_OFFSET for port in ports)}
 
 
 def _is_free(port: int) -> bool:
@@ -364,11 +373,11 @@ def _free_ports(wanted: Sequence[int]) -> tuple[int, ...]:
     for _ in range(200):
         base = secrets.choice(_RANDOM_PORTS)
         ports = (*wanted, *range(base, base + 5))[:5]
-        every = {*ports, *(port + GRPC_OFFSET for port in ports)}
+        every = _with_grpc(ports)
         if len(every) == 10 and all(map(_is_free, every)):
             return ports
         if len(wanted) == 5:  # the last ones: clients may know S3's
-            wanted = [port for port in wanted[:1] if _is_free(port) and _is_free(port + GRPC_OFFSET)]
+            wanted = wanted[:1] if all(map(_is_free, _with_grpc(wanted[:1]))) else ()
     raise InputError(f"no five free ports from {_RANDOM_PORTS[0]} to {_RANDOM_PORTS[-1]}; stop what takes them")
 
 

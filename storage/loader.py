@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -60,7 +60,8 @@ class Loader:
         self._reader, self._order, self._share = reader, order, share
         self._read_ahead = read_ahead
 
-    def batches(self, first_batch: int) -> Iterator[Batch]:
+    def batches(self, first_batch: int) -> Generator[Batch, None, None]:
+        """Micro-batches in order; close the generator to stop reading ahead."""
         requests = self._requests(first_batch)
         with ThreadPoolExecutor(1, thread_name_prefix="larmor-batch") as pool:
             ahead: deque[Future[Batch]] = deque()

@@ -172,6 +172,10 @@ class TestStartAndStop:
         assert own_store.stop() is True
         assert own_store.stop() is False
         assert not psutil.pid_exists(before.pid)
+        state = json.loads((own_store.root / "state.json").read_text())
+        ports = [port + offset for port in state["ports"] for offset in (0, GRPC_OFFSET)]
+        left = [path for port in ports for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")]
+        assert left == []
         stopped = own_store.status()
         assert (stopped.running, stopped.endpoint, stopped.pid) == (False, None, None)
         assert stopped.bytes_used >= 7000
@@ -190,6 +194,8 @@ class TestStartAndStop:
             other.listen()
             assert own_store.start() is True
         assert own_store.status().endpoint != before.endpoint
+        for leftover in Path("/tmp").glob(f"seaweedfs-s3-{before.endpoint.rpartition(':')[2]}.sock"):
+            leftover.unlink()  # the store leaves alone what may belong to the port's new owner
         assert file_system(own_store).cat_file("larmor/kept") == b"content" * 1000
 
     def test_concurrent_starts_make_one_server_that_outlives_them(self, own_store: EmbeddedStore) -> None:

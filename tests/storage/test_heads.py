@@ -120,8 +120,8 @@ class Handler(BaseHTTPRequestHandler):
         if where == "files" and index.num_cut_answers:
             index.num_cut_answers -= 1
             body = body[: len(body) // 2]
+        index.num_bytes += len(body) if where == "files" else 0  # before the client can look
         self.wfile.write(body)
-        index.num_bytes += len(body) if where == "files" else 0
 
 
 @pytest.fixture

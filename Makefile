@@ -1,0 +1,38 @@
+# Two commands do everything on a machine with Python 3.11+, pip and make:
+#   make demo    the main job on real heads, to build/demo/report.html
+#   make test    linters, type checker and tests
+PYTHON ?= python3
+VENV := .venv
+DEMO := build/demo
+LARMOR := $(VENV)/bin/larmor
+
+.PHONY: install demo test clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(LARMOR) store start
+	$(LARMOR) fetch heads --to $(DEMO)/heads
+	$(LARMOR) convert $(DEMO)/heads --splits $(DEMO)/heads/splits.yaml --to s3://larmor/heads --if-missing
+	$(LARMOR) inspect s3://larmor/heads --to $(DEMO)/contact-sheet.png
+	$(LARMOR) sweep laptop
+	$(LARMOR) train laptop --best-of s3://larmor/sweeps/laptop
+	$(LARMOR) pull s3://larmor/runs/laptop --to $(DEMO)/model --overwrite
+	$(LARMOR) reconstruct $(DEMO)/model $(DEMO)/heads/petdeface01.nii.gz --to $(DEMO)/reconstruction
+	$(LARMOR) evaluate $(DEMO)/model s3://larmor/heads --to $(DEMO)/evaluation
+	$(LARMOR) report --run s3://larmor/runs/laptop --sweep s3://larmor/sweeps/laptop \
+		--evaluation $(DEMO)/evaluation --to $(DEMO)/report.html
+
+test: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest
+
+clean:
+	rm -rf $(DEMO) build $(VENV)
