@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,7 +112,7 @@ def fetch_phantom(
 ) -> None:
     """Synthetic heads (Shepp-Logan with varied ellipses), for where no package index can be reached."""
     from cluster.console import console
-    from storage.heads import write_phantom
+    from storage.phantom import write_phantom
 
     for path in write_phantom(to, num_subjects, seed):
         console.print(str(path))
@@ -181,7 +182,7 @@ def train(
 ) -> None:
     """Train, or go on with a training: the same command again resumes it exactly where it stopped."""
     from cluster.console import console, describe_row, training_progress
-    from cluster.follow import Follower
+    from cluster.follow import Follower, new_history
     from cluster.run import claim, finish, train_locally
     from cluster.run_folder import RunFolder
     from tuning.sweep_folder import best_parameters
@@ -196,7 +197,7 @@ def train(
         console.print(f"run: {run.url}")
         for key, value in found.items():
             console.print(f"  {key} = {value:.6g} (best of {best_of})")
-        with training_progress(config.training.num_steps) as show, Follower(run, show):
+        with training_progress(config.training.num_steps) as show, Follower(new_history(run), show):
             if local:
                 train_locally(config, run, device)
             else:
@@ -224,17 +225,22 @@ def sweep(
 ) -> None:
     """Search a, b and the clipping constant (or any key: space.KEY='loguniform(low,high)') with Ray Tune."""
     from cluster.console import console
+    from cluster.follow import Follower
     from cluster.ray_cluster import connected
     from tuning.sweep import describe_trial, prepare_sweep, run_sweep
-    from tuning.sweep_folder import SweepFolder
+    from tuning.sweep_folder import SweepFolder, new_trials
 
     config = _load(experiment, [*(overrides or []), *([f"sweep.num_trials={trials}"] if trials else [])])
     folder = SweepFolder(config.sweep_url)
     result = prepare_sweep(config, folder, overwrite)
     if result is None:
         console.print(f"sweep: {folder.url}, {config.sweep.num_trials} trials, by val/{config.sweep.metric}")
-        with connected(address):
-            result = run_sweep(config, folder, lambda trial: console.print(describe_trial(trial, config.sweep.metric)))
+
+        def show(trial: Mapping[str, Any]) -> None:
+            console.print(describe_trial(trial, config.sweep.metric))
+
+        with connected(address), Follower(new_trials(folder), show):
+            result = run_sweep(config, folder)
     console.print(f"best: {describe_trial(result['best'], config.sweep.metric)}")
     console.print(f"next: larmor train {experiment} --best-of {folder.url}, or larmor pull {folder.url} --to MODEL_DIR")
 
@@ -364,7 +370,7 @@ def _use_embedded_store() -> None:
     from storage.embedded_store import EmbeddedStore
 
     store = EmbeddedStore(EmbeddedStore.default_root())
-    if store.status().running:
+    if store.is_running:
         os.environ.update(store.environment())
 
 

@@ -1,26 +1,29 @@
-"""Follow a run from its folder while it trains, wherever its workers are."""
+"""Follow what a run writes to its folder while it trains, wherever its workers are."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 from cluster.run_folder import RunFolder
 from storage.errors import InputError
 
+Records = Sequence[Mapping[str, Any]]
+
 
 class Follower:
-    """Calls `show(row)` for every new history row, from a thread, while the `with` block runs."""
+    """Calls `show(record)` for every record that `fetch()` returns, from a thread, while the `with` block runs."""
 
-    def __init__(self, run: RunFolder, show: Callable[[Mapping[str, float]], None], seconds: float = 2.0) -> None:
-        self._run, self._show, self._seconds = run, show, seconds
-        self._last_step = 0
+    def __init__(
+        self, fetch: Callable[[], Records], show: Callable[[Mapping[str, Any]], None], seconds: float = 2.0
+    ) -> None:
+        self._fetch, self._show, self._seconds = fetch, show, seconds
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="larmor-follow", daemon=True)
 
     def __enter__(self) -> Follower:
-        self._poll()
         self._thread.start()
         return self
 
@@ -29,17 +32,28 @@ class Follower:
     ) -> None:
         self._end.set()
         self._thread.join()
-        self._poll()
 
     def _loop(self) -> None:
-        while not self._end.wait(self._seconds):
-            self._poll()
+        while True:
+            ending = self._end.wait(self._seconds)
+            try:
+                records = self._fetch()
+            except (InputError, OSError):
+                records = ()  # the store is away for the moment; whoever trains retries, and reports it
+            for record in records:
+                self._show(record)
+            if ending:
+                return
 
-    def _poll(self) -> None:
-        try:
-            rows = self._run.history(after=self._last_step)
-        except (InputError, OSError):
-            return  # the store is away for the moment; the training itself retries and reports
-        for row in rows:
-            self._last_step = int(row["step"])
-            self._show(row)
+
+def new_history(run: RunFolder) -> Callable[[], Records]:
+    """A function that returns the history rows of `run` that it has not returned before."""
+    last_step = 0
+
+    def fetch() -> Records:
+        nonlocal last_step
+        rows = run.history(after=last_step)
+        last_step = int(rows[-1]["step"]) if rows else last_step
+        return rows
+
+    return fetch

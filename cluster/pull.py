@@ -28,6 +28,8 @@ def pull_run(run: RunFolder, metric: str, target: Path, overwrite: bool) -> Chec
     The directory appears whole or not at all. Raises `InputError` for a run without such a checkpoint, a
     file whose checksum does not match, or a `target` that exists (unless `overwrite`).
     """
+    if target.is_file():
+        raise InputError(f"{target}: is a file; choose another --to")
     if target.exists() and not overwrite:
         raise InputError(f"{target}: exists already; pass --overwrite or choose another --to")
     name, higher = metric_direction(metric)

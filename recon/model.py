@@ -42,7 +42,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     try:
         content = yaml.safe_load(config_path.read_text())
         recipe = Recipe.model_validate({key: content[key] for key in Recipe.model_fields if key in content})
-    except (yaml.YAMLError, ValidationError, TypeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, ValidationError, TypeError) as error:
         raise InputError(f"{config_path}: is not the configuration of a model ({error}); pull it again") from error
     generator = ResNet50Generator(recipe.generator)
     try:
@@ -50,5 +50,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     except (SafetensorError, RuntimeError) as error:
         raise InputError(f"{weights_path}: does not fit {config_path.name} ({error}); pull it again") from error
     record_path = folder / "metrics.json"
-    record = json.loads(record_path.read_text()) if record_path.is_file() else {}
+    try:
+        record = json.loads(record_path.read_text()) if record_path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{record_path}: is not JSON ({error}); pull it again") from error
     return Model(generator.eval().to(device), Physics(recipe.data.crop, recipe.mask), recipe, record)

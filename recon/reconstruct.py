@@ -64,6 +64,8 @@ def reconstruct_kspace(
         raise InputError(
             f"k-space of shape {kspace.shape} and type {kspace.dtype}: expected complex (slice, [coil,] height, width)"
         )
+    if kspace.size == 0:
+        raise InputError(f"k-space of shape {kspace.shape} holds nothing to reconstruct")
     if not np.isfinite(kspace).all():
         raise InputError("the k-space holds values that are not finite (NaN or infinite)")
     kspace = kspace[:, None] if kspace.ndim == 3 else kspace
@@ -124,6 +126,8 @@ def reconstruct_file(
             kspace = np.load(source, allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             raise InputError(f"{source}: is not a .npy array ({error})") from error
+        if not isinstance(kspace, np.ndarray):
+            raise InputError(f"{source}: is an .npz archive; save the k-space alone with numpy.save")
         result, affine, stem = reconstruct_kspace(model, kspace, batch_size, progress), None, source.stem
     else:
         raise InputError(f"{source}: expected a NIfTI volume ({', '.join(NIFTI_SUFFIXES)}) or k-space as .npy")

@@ -144,6 +144,8 @@ def _create_kspace(group: Any, shape: tuple[int, ...], shard_slices: int) -> Any
         compressors=None,
         fill_value=0,
         dimension_names=("slice", "coil", "height", "width"),
+        # else zarr leaves a slice of zeros out, and nothing tells it from a lost one
+        config={"write_empty_chunks": True},
     )
 
 

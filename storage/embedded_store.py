@@ -19,7 +19,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -32,15 +31,12 @@ import platformdirs
 import psutil
 
 from storage.errors import InputError
+from storage.ports import HOST, check_port, free_ports, is_free, socket_files, with_grpc
 
 PROFILE = "larmor"
-HOST = "127.0.0.1"
-GRPC_OFFSET = 10_000  # every server of SeaweedFS also listens on its port + 10000
 MIN_FREE_BYTES = 1 << 30
 START_TIMEOUT = 60.0  # seconds until a put and a get have succeeded
 _PROBE = ".larmor-ready"
-# clear of Ray's worker ports (10002-19999), and + 10000 of Linux's outgoing ones (32768-60999)
-_RANDOM_PORTS = range(20_000, 22_760)
 _CONFIG = f"""[profile {PROFILE}]
 endpoint_url = http://{HOST}:%d
 region = us-east-1
@@ -106,6 +102,11 @@ class EmbeddedStore:
             "AWS_CONFIG_FILE": str(self._file("config")),
             "AWS_PROFILE": PROFILE,
         }
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the server's process is there; `status` knows more, and takes longer."""
+        return self._process() is not None
 
     def start(self, port: int | None = None, buckets: Sequence[str] = ("larmor",)) -> bool:
         """Run the server in the background until `stop`; True if this call started it, False if it ran already.
@@ -179,10 +180,10 @@ class EmbeddedStore:
         self._remove_socket_files()
         attempts: list[Sequence[int]] = [self._state().get("ports", ()), (), (), ()]
         if port is not None:
-            _check_port(port)
+            check_port(port)
             attempts = [(port,)]
         for wanted in attempts:
-            self._launch(_free_ports(wanted), buckets)
+            self._launch(free_ports(wanted), buckets)
             if self._wait_until_ready(buckets, START_TIMEOUT):
                 return
             process = self._process()
@@ -267,8 +268,8 @@ class EmbeddedStore:
 
     def _remove_socket_files(self) -> None:
         """Remove what the last server left behind, which would block the store of another user."""
-        for port in _with_grpc(self._state().get("ports", ())):
-            for leftover in _socket_files(port) if _is_free(port) else ():
+        for port in with_grpc(self._state().get("ports", ())):
+            for leftover in socket_files(port) if is_free(port) else ():
                 with contextlib.suppress(OSError):
                     leftover.unlink()
 
@@ -335,50 +336,6 @@ def _weed() -> str:
 def _check_bucket(name: str) -> None:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", name):
         raise InputError(f"'{name}' is not a bucket name; use 3 to 63 lower-case letters, digits and inner hyphens")
-
-
-def _check_port(port: int) -> None:
-    if not 1024 <= port <= 65_535 - GRPC_OFFSET:
-        raise InputError(f"port {port} is out of range; choose one from 1024 to {65_535 - GRPC_OFFSET}")
-    for needed in _with_grpc([port]):
-        if not _is_free(needed):
-            raise InputError(
-                f"port {needed} is taken (the store needs {port} and {port + GRPC_OFFSET}); choose another"
-            )
-
-
-def _with_grpc(ports: Sequence[int]) -> set[int]:
-    return {*ports, *(port + GRPC_OFFSET for port in ports)}
-
-
-def _is_free(port: int) -> bool:
-    """Nobody listens on it, and no socket file of another user's store blocks it (some of those hang the server)."""
-    if any(path.lstat().st_uid != os.getuid() for path in _socket_files(port)):
-        return False
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections of the last run do not count
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-        return True
-
-
-def _socket_files(port: int) -> list[Path]:
-    return list(Path("/tmp").glob(f"seaweedfs-*-{port}.sock"))  # the folder is fixed in SeaweedFS
-
-
-def _free_ports(wanted: Sequence[int]) -> tuple[int, ...]:
-    """Free ports for S3, master, filer, volume and admin: as `wanted` (all five, or S3's alone) if possible."""
-    for _ in range(200):
-        base = secrets.choice(_RANDOM_PORTS)
-        ports = (*wanted, *range(base, base + 5))[:5]
-        every = _with_grpc(ports)
-        if len(every) == 10 and all(map(_is_free, every)):
-            return ports
-        if len(wanted) == 5:  # the last ones: clients may know S3's
-            wanted = wanted[:1] if all(map(_is_free, _with_grpc(wanted[:1]))) else ()
-    raise InputError(f"no five free ports from {_RANDOM_PORTS[0]} to {_RANDOM_PORTS[-1]}; stop what takes them")
 
 
 def _bytes_on_disk(folder: Path) -> int:

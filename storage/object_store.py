@@ -39,15 +39,15 @@ class ObjectStore:
     """
 
     def __init__(self, url: str | Path) -> None:
-        self.url = str(url).rstrip("/")
-        self.is_local = "://" not in self.url or self.url.startswith("file://")
-        if self.is_local:
-            self.url = str(Path(self.url.removeprefix("file://")).expanduser().absolute())
-        protocol = "file" if self.is_local else self.url.partition("://")[0]
+        protocol, separator, place = str(url).partition("://")
+        if not separator:
+            protocol, place = "file", str(url)
         if protocol not in ("file", "memory", "s3"):
-            raise InputError(f"{self.url}: '{protocol}://' is not supported; use a local path or an s3:// URL")
-        if protocol == "s3" and not self.url.removeprefix("s3://").strip("/"):
+            raise InputError(f"{url}: '{protocol}://' is not supported; use a local path or an s3:// URL")
+        if protocol == "s3" and not place.strip("/"):
             raise InputError(f"{url}: no bucket is named; write s3://BUCKET/PREFIX")
+        self.is_local = protocol == "file"
+        self.url = str(Path(place).expanduser().absolute()) if self.is_local else f"{protocol}://{place.rstrip('/')}"
         with self._errors():
             self.filesystem, self._root = url_to_fs(self.url, **(_S3_OPTIONS if protocol == "s3" else {}))
 
@@ -105,8 +105,7 @@ class ObjectStore:
             except FileExistsError:
                 return False
             except OSError as error:
-                # s3fs raises a plain OSError for a lost conditional write (HTTP 412)
-                if "PreconditionFailed" in str(error) or "ConditionalRequestConflict" in str(error):
+                if _lost_condition(error):
                     return False
                 raise
             return True
@@ -115,6 +114,8 @@ class ObjectStore:
         """Path and size in bytes of every object below `prefix`, sorted by path."""
         with self._errors():
             found = self.filesystem.find(self.full_path(prefix), detail=True)
+        # some S3 stores keep an emptied folder, which s3fs then gives as an object of that name
+        found.pop(self.full_path(prefix), None)
         skip = len(self._root) + 1
         return {name[skip:]: int(info["size"]) for name, info in sorted(found.items()) if ".partial-" not in name}
 
@@ -199,3 +200,12 @@ def _write_atomically(target: Path, data: bytes, overwrite: bool) -> None:
             os.link(partial, target)  # fails if the target exists, unlike rename
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _lost_condition(error: OSError) -> bool:
+    """Whether S3 refused a conditional write because the object is there (412) or being written (409).
+
+    s3fs raises a plain OSError then, with botocore's own error as its cause.
+    """
+    response = getattr(error.__cause__, "response", None) or {}
+    return response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412)

@@ -72,12 +72,15 @@ class ShardIndexes:
             raise InputError(f"{self._store.url}/{self.shard_path(shard)}: slice {index} is not in its shard")
         return start, start + length
 
+    def missing(self, shard: int) -> InputError:
+        return InputError(f"{self._store.url}/{self.shard_path(shard)}: the shard is missing; convert the data again")
+
     def _fetch(self, shard: int) -> np.ndarray:
         path, num_bytes = self.shard_path(shard), 16 * self._split.shard_slices
         try:
             raw = self._store.read(path, start=-(num_bytes + _CRC_BYTES))
         except FileNotFoundError as error:
-            raise InputError(f"{self._store.url}/{path}: the shard is missing; convert the data again") from error
+            raise self.missing(shard) from error
         if len(raw) != num_bytes + _CRC_BYTES or not _crc_matches(raw):
             raise InputError(f"{self._store.url}/{path}: the shard's index is damaged; convert the data again")
         return np.frombuffer(raw, "<u8", count=2 * self._split.shard_slices).reshape(-1, 2)
@@ -130,7 +133,10 @@ class SliceReader:
     def _fetch(self, wanted: ByteRange) -> dict[int, np.ndarray]:
         path = self._locate.shard_path(wanted.shard)
         began = time.perf_counter()
-        raw = memoryview(self._store.read(path, wanted.start, wanted.stop))
+        try:
+            raw = memoryview(self._store.read(path, wanted.start, wanted.stop))
+        except FileNotFoundError as error:
+            raise self._locate.missing(wanted.shard) from error
         with self._lock:
             self.bytes_read += len(raw)
             self.seconds_reading += time.perf_counter() - began

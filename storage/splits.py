@@ -17,7 +17,7 @@ def assign_splits(subjects: Sequence[str], held_out: Mapping[str, Sequence[str]]
 
     Without any, about a tenth of the subjects (at least one) goes to each, chosen by a hash of the name,
     so that adding a subject moves few others. Raises `InputError` if a named subject is not there, is named
-    twice, or a split would stay empty.
+    twice, or none is named and there are fewer than three.
     """
     if len(set(subjects)) != len(subjects):
         twice = sorted({name for name in subjects if list(subjects).count(name) > 1})

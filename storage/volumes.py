@@ -56,11 +56,13 @@ def subject_of(path: Path) -> str:
 def read_volume(path: Path) -> Volume:
     """Read one 3-D NIfTI file, check it, and turn it to the canonical orientation (RAS+).
 
-    Raises `InputError` for a file that is missing, is not NIfTI, is cut short, is not 3-D, holds
-    non-finite values or is constant.
+    Raises `InputError` for a file that is missing, is not NIfTI, is cut short, has an impossible header, is
+    not 3-D, holds non-finite values or anything but one real number per voxel, or is constant.
     """
     import nibabel
     from nibabel.filebasedimages import ImageFileError
+    from nibabel.orientations import OrientationError
+    from nibabel.spatialimages import HeaderDataError
 
     subject = subject_of(path)
     if not path.is_file():
@@ -72,12 +74,16 @@ def read_volume(path: Path) -> Volume:
             image, shape = image.slicer[..., 0], shape[:3]
         if len(shape) != 3:
             raise InputError(f"{path}: has shape {shape}; one 3-D volume is expected")
+        if image.get_data_dtype().kind not in "iuf":
+            raise InputError(f"{path}: has voxels of type {image.get_data_dtype()}; one real number each is expected")
         canonical: Any = nibabel.as_closest_canonical(image)
         data = np.asarray(canonical.dataobj, dtype=np.float32)
     except InputError:
         raise
     except ImageFileError as error:
         raise InputError(f"{path}: is not what its name says ({error}); a NIfTI file is expected") from error
+    except (HeaderDataError, OrientationError, np.linalg.LinAlgError, OverflowError) as error:
+        raise InputError(f"{path}: its header makes no sense ({error}); export the volume again") from error
     except (EOFError, zlib.error, OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read to its end ({error}); truncated? fetch or export it again") from error
     bad = int(data.size - np.isfinite(data).sum())

@@ -38,6 +38,8 @@ def parse_dimension(key: str, text: str) -> Dimension:
         call = ast.parse(text.strip(), mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id not in KINDS:
             raise InputError(expected)
+        if call.keywords:
+            raise InputError(f"{expected}; write values without names")
         arguments = tuple(ast.literal_eval(argument) for argument in call.args)
     except (SyntaxError, ValueError) as error:
         if isinstance(error, InputError):
@@ -50,6 +52,8 @@ def parse_dimension(key: str, text: str) -> Dimension:
         low, high = arguments
         if not all(isinstance(value, int | float) and math.isfinite(value) for value in arguments) or low >= high:
             raise InputError(f"sweep.space.{key}={text!r}: the bounds must be numbers with low < high")
+        if kind == "randint" and not all(isinstance(value, int) for value in arguments):
+            raise InputError(f"sweep.space.{key}={text!r}: the bounds of randint must be whole numbers")
         if kind == "loguniform" and low <= 0:
             raise InputError(f"sweep.space.{key}={text!r}: a logarithmic range must begin above 0")
     return Dimension(key, kind, arguments)
@@ -85,7 +89,13 @@ def starting_point(dimensions: Sequence[Dimension], experiment: Experiment) -> d
     values = {dimension.key: get_dotted(experiment, dimension.key) for dimension in dimensions}
     for dimension in dimensions:
         value, arguments = values[dimension.key], dimension.arguments
-        inside = value in arguments if dimension.kind == "choice" else arguments[0] <= value <= arguments[1]
+        if dimension.kind == "choice":
+            inside = value in arguments
+        elif isinstance(value, int | float):
+            # the end of a `randint` is outside, as in Python's range
+            inside = arguments[0] <= value <= arguments[1] - (dimension.kind == "randint")
+        else:
+            inside = False
         if not inside:
             return None
     return values

@@ -21,7 +21,8 @@ from tuning.experiment import SweepExperiment
 from tuning.space import Dimension, parse_space, starting_point, with_values
 from tuning.sweep_folder import SweepFolder
 
-ShowTrial = Callable[[Mapping[str, Any]], None]
+# a trial's driver only waits for its workers: it takes no CPU from them, and stays on the head node
+DRIVER = {"node:__internal_head__": 0.001}
 
 
 def prepare_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool) -> dict[str, Any] | None:
@@ -49,7 +50,7 @@ def prepare_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: b
     return result if result and len(result["trials"]) >= experiment.sweep.num_trials else None
 
 
-def run_sweep(experiment: SweepExperiment, folder: SweepFolder, show: ShowTrial) -> dict[str, Any]:
+def run_sweep(experiment: SweepExperiment, folder: SweepFolder) -> dict[str, Any]:
     """Run the trials that are missing on the connected cluster, as many at once as it holds.
 
     Trials that ended in an earlier call count, and teach the sampler. Raises `InputError` if no trial
@@ -69,9 +70,10 @@ def run_sweep(experiment: SweepExperiment, folder: SweepFolder, show: ShowTrial)
     metric = experiment.sweep.metric
     if missing > 0:
         os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Larmor shows the trials itself
         with tempfile.TemporaryDirectory(prefix="larmor-tune-") as scratch:
             tune.Tuner(
-                tune.with_resources(_trial_function(base.model_dump(mode="json"), folder.url), {"CPU": 0}),
+                tune.with_resources(_trial_function(base.model_dump(mode="json"), folder.url), DRIVER),
                 tune_config=tune.TuneConfig(
                     metric=f"val/{metric}",
                     mode="max" if HIGHER_IS_BETTER[metric] else "min",
@@ -80,9 +82,7 @@ def run_sweep(experiment: SweepExperiment, folder: SweepFolder, show: ShowTrial)
                     search_alg=_sampler(experiment, dimensions, base, done),
                     scheduler=_scheduler(experiment, base),
                 ),
-                run_config=tune.RunConfig(
-                    name=experiment.name, storage_path=scratch, verbose=0, callbacks=[_announcer(folder, show)]
-                ),
+                run_config=tune.RunConfig(name=experiment.name, storage_path=scratch, verbose=0),
             ).fit()
     return folder.write_result(metric)
 
@@ -124,15 +124,10 @@ def _trial_function(base: Mapping[str, Any], sweep_url: str) -> Callable[[dict[s
 
 def _sampler(experiment: SweepExperiment, dimensions: list[Dimension], base: Any, done: list[dict[str, Any]]) -> Any:
     import optuna
-    from ray import tune
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    makers = {"loguniform": tune.loguniform, "uniform": tune.uniform, "randint": tune.randint}
-    space = {
-        item.key: tune.choice(list(item.arguments)) if item.kind == "choice" else makers[item.kind](*item.arguments)
-        for item in dimensions
-    }
+    space = {item.key: _distribution(item) for item in dimensions}
     metric, seed = experiment.sweep.metric, experiment.sweep.seed + len(done)
     samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
     first = starting_point(dimensions, base)
@@ -153,32 +148,19 @@ def _sampler(experiment: SweepExperiment, dimensions: list[Dimension], base: Any
     )
 
 
+def _distribution(item: Dimension) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if item.kind == "choice":
+        return CategoricalDistribution(item.arguments)
+    if item.kind == "randint":
+        return IntDistribution(item.arguments[0], item.arguments[1] - 1)
+    return FloatDistribution(*item.arguments, log=item.kind == "loguniform")
+
+
 def _scheduler(experiment: SweepExperiment, base: Any) -> Any:
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
     if experiment.sweep.scheduler == "none":
         return FIFOScheduler()
     return ASHAScheduler(time_attr="step", max_t=base.training.num_steps, grace_period=base.training.validate_every)
-
-
-def _announcer(folder: SweepFolder, show: ShowTrial) -> Any:
-    """A Tune callback that shows every trial's record once it has ended."""
-    from ray.tune import Callback
-
-    class Announcer(Callback):
-        def __init__(self) -> None:
-            self.seen: set[str] = set()
-
-        def _show_new(self) -> None:
-            for record in folder.trials():
-                if record["id"] not in self.seen:
-                    self.seen.add(record["id"])
-                    show(record)
-
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self._show_new()
-
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self._show_new()
-
-    return Announcer()

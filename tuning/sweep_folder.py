@@ -9,7 +9,7 @@ result.json           all trials and the best one; written when the sweep has fi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -80,6 +80,18 @@ def best_trial(trials: list[dict[str, Any]], metric: str) -> dict[str, Any]:
         raise InputError(f"none of {len(trials)} trials has finished with the metric '{name}'{reason}")
     sign = 1 if HIGHER_IS_BETTER[metric] else -1
     return max(finished, key=lambda trial: sign * trial["metrics"][name])
+
+
+def new_trials(folder: SweepFolder) -> Callable[[], list[dict[str, Any]]]:
+    """A function that returns the trials that have ended since it was last called."""
+    seen: set[str] = set()
+
+    def fetch() -> list[dict[str, Any]]:
+        new = [trial for trial in folder.trials() if trial["id"] not in seen]
+        seen.update(trial["id"] for trial in new)
+        return new
+
+    return fetch
 
 
 def best_parameters(url: str) -> dict[str, Any]:

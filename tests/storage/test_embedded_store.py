@@ -20,8 +20,9 @@ from botocore.session import Session
 from s3fs import S3FileSystem
 
 from storage import embedded_store as module
-from storage.embedded_store import GRPC_OFFSET, EmbeddedStore
+from storage.embedded_store import EmbeddedStore
 from storage.errors import InputError
+from storage.ports import GRPC_OFFSET
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ import pytest
 
 from storage import heads as module
 from storage.errors import InputError
-from storage.heads import DEFAULT_SPLITS, HEADS, PRESETS, Head, fetch_heads, phantom_volume, write_phantom
+from storage.heads import DEFAULT_SPLITS, HEADS, PRESETS, Head, fetch_heads
+from storage.phantom import phantom_volume, write_phantom
 from storage.splits import assign_splits
 from storage.volumes import read_volume
 

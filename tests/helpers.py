@@ -1,0 +1,132 @@
+"""What tests of several packages make: small data sets, volumes, models and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+import yaml
+from hypothesis import settings
+from safetensors.torch import save_file
+
+from cluster.run_folder import Checkpoint, RunFolder, checkpoint_folder
+from recon.generator import ResNet50Generator
+from recon.recipe import Recipe
+from storage import dataset
+from storage.dataset import SliceRecord, SplitWriter
+from storage.object_store import ObjectStore
+
+SHAPE = (1, 16, 12)
+property_test = settings(deadline=None, database=None, max_examples=60)
+
+
+def random_kspace(num_slices: int, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> np.ndarray:
+    """(slice, coil, height, width) complex64."""
+    rng = np.random.default_rng(seed)
+    parts = rng.standard_normal((2, num_slices, *shape), dtype=np.float32)
+    return (parts[0] + 1j * parts[1]).astype(np.complex64)
+
+
+def write_split(store: ObjectStore, split: str, kspace: np.ndarray, subjects: int = 2) -> dict[str, Any]:
+    """Store `kspace`, its slices divided evenly among the subjects; returns the split's entry."""
+    writer = SplitWriter(store, split, kspace.shape[1:], capacity=len(kspace))
+    for index, values in enumerate(kspace):
+        subject = f"{split}{index * subjects // len(kspace)}"
+        writer.append(SliceRecord(values, subject, index, 1.5 * index, (0.0, 1.0 + index)))
+    return writer.close()
+
+
+def write_dataset(store: ObjectStore, contents: Mapping[str, np.ndarray], subjects: int = 2) -> None:
+    """A published data set with these splits."""
+    dataset.begin(store, overwrite=False)
+    splits = {split: write_split(store, split, kspace, subjects) for split, kspace in contents.items()}
+    dataset.publish(store, splits, [], plane="coronal")
+
+
+def flip_byte(store: ObjectStore, path: str, place: int) -> None:
+    """Damage one byte of an object; a negative place counts from its end."""
+    content = bytearray(store.read(path))
+    content[place] ^= 0x10
+    store.write(path, bytes(content))
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def ellipsoid(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    """A volume (x, y, z) float32: a textured ellipsoid that fills most of its box, in exact zeros."""
+    rng = np.random.default_rng(seed)
+    axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
+    inside = sum((axis / 0.92) ** 2 for axis in axes) < 1
+    texture = 100 + 40 * axes[0] + 25 * axes[2] + rng.uniform(0, 20, shape)
+    return np.where(inside, texture, 0).astype(np.float32)
+
+
+def write_volume(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    """A NIfTI file; without an affine, voxels of 1 mm in RAS+ order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(data, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def write_heads(folder: Path, names: Iterable[str]) -> list[Path]:
+    """One small volume for each name."""
+    return [write_volume(folder / f"{name}.nii.gz", ellipsoid((28, 14, 30), seed)) for seed, name in enumerate(names)]
+
+
+def centre_of_mass(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The intensity-weighted mean position (3,) of a volume, in mm."""
+    weights = data.astype(np.float64) / data.sum(dtype=np.float64)
+    grid = np.meshgrid(*(np.arange(size) for size in data.shape), indexing="ij")
+    voxel = np.array([float((weights * axis).sum()) for axis in grid])
+    return affine[:3, :3] @ voxel + affine[:3, 3]
+
+
+def small_recipe(**sections: Any) -> Recipe:
+    """A narrow generator on 32×32 images."""
+    content = {"data": {"url": "unused", "crop": [32, 32]}, "generator": {"width": 4}, "critic": {"width": 4}}
+    return Recipe.model_validate({**content, **sections})
+
+
+def make_generator(recipe: Recipe, seed: int = 0, trained: bool = True) -> ResNet50Generator:
+    """A generator; a `trained` one has a last layer that is not zero, so that it changes its input."""
+    torch.manual_seed(seed)
+    generator = ResNet50Generator(recipe.generator)
+    if trained:
+        torch.nn.init.normal_(generator.last.weight, std=0.02)
+    return generator.eval()
+
+
+def write_model(folder: Path, recipe: Recipe, trained: bool = True) -> Path:
+    """A model directory as `larmor pull` makes it, without `metrics.json`."""
+    folder.mkdir(parents=True)
+    save_file(make_generator(recipe, trained=trained).state_dict(), folder / "generator.safetensors")
+    (folder / "config.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    return folder
+
+
+def add_checkpoint(
+    run: RunFolder,
+    scratch: Path,
+    step: int,
+    metrics: Mapping[str, float],
+    files: Mapping[str, bytes] | None = None,
+    token: str = "aa",
+    publish: bool = True,
+) -> Checkpoint:
+    """Upload a checkpoint; an unpublished one is what an upload leaves that was cut off."""
+    source = scratch / f"source-{step}-{token}"
+    for name, content in (files or {"generator.safetensors": b"weights of step %d" % step}).items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(content)
+    folder = checkpoint_folder(step, token)
+    checkpoint = Checkpoint(folder, step, metrics, run.upload_part(source, folder))
+    if publish:
+        run.publish(checkpoint)
+    return checkpoint

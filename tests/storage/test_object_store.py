@@ -1,0 +1,209 @@
+"""One suite that every kind of store passes."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from helpers import contents_of
+
+from storage.errors import InputError
+from storage.object_store import ObjectStore
+
+DATA = bytes(range(256)) * 4
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    """An empty store of each kind."""
+    if request.param == "local":
+        return ObjectStore(tmp_path / "objects")
+    return ObjectStore(f"memory://{uuid.uuid4().hex}/objects")
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"),
+    [(None, None), (0, 10), (100, 101), (1000, None), (None, 7), (-1, None), (-20, None), (-len(DATA), None)],
+)
+def test_a_range_is_the_slice_of_the_bytes(store: ObjectStore, start: int | None, stop: int | None) -> None:
+    store.write("deep/down/object", DATA)
+    assert store.read("deep/down/object", start, stop) == DATA[start:stop]
+
+
+def test_a_start_before_the_beginning_gives_the_whole_object(store: ObjectStore) -> None:
+    store.write("object", DATA)
+    assert store.read("object", start=-len(DATA) - 5) == DATA
+
+
+def test_write_replaces(store: ObjectStore) -> None:
+    store.write("object", DATA)
+    store.write("object", b"short")
+    assert store.read("object") == b"short"
+    assert store.size("object") == 5
+    assert store.list() == {"object": 5}
+
+
+def test_a_reader_sees_the_old_bytes_or_the_new_ones(store: ObjectStore) -> None:
+    versions = [bytes([value]) * 100_000 for value in range(20)]
+    store.write("object", versions[0])
+    done = threading.Event()
+
+    def read() -> list[set[int]]:
+        seen = []
+        while not done.is_set():
+            content = store.read("object")
+            assert len(content) == len(versions[0])
+            seen.append(set(content))
+        return seen
+
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        try:
+            for version in versions:
+                store.write("object", version)
+        finally:
+            done.set()
+        for reader in readers:
+            assert all(len(values) == 1 for values in reader.result())
+
+
+def test_create_has_one_winner(store: ObjectStore) -> None:
+    threads = 8
+    for attempt in range(2):
+        barrier = threading.Barrier(threads)
+
+        def create(number: int, attempt: int = attempt, barrier: threading.Barrier = barrier) -> bool:
+            barrier.wait()
+            return store.create(f"claim{attempt}", b"%d" % number)
+
+        with ThreadPoolExecutor(threads) as pool:
+            won = list(pool.map(create, range(threads)))
+        assert sum(won) == 1
+        assert store.read(f"claim{attempt}") == b"%d" % won.index(True)
+    assert not store.create("claim0", b"later")
+    assert len(store.list()) == 2
+
+
+def test_list_gives_sizes_below_a_prefix_sorted(store: ObjectStore) -> None:
+    assert store.list() == {}
+    for path in ("b", "a/y", "a/x/deep", "ab/z"):
+        store.write(path, path.encode())
+    assert list(store.list().items()) == [("a/x/deep", 8), ("a/y", 3), ("ab/z", 4), ("b", 1)]
+    assert store.list("a") == {"a/x/deep": 8, "a/y": 3}
+    assert store.list("c") == {}
+
+
+def test_delete_takes_an_object_or_a_folder_and_nothing_beside(store: ObjectStore) -> None:
+    for path in ("a/x", "a/y", "ab/z", "b"):
+        store.write(path, b"1")
+    store.delete("b")
+    store.delete("a")
+    store.delete("never/there")
+    assert list(store.list()) == ["ab/z"]
+    assert store.list("a") == {}
+    assert not store.exists("a/x")
+    store.delete()
+    assert store.list() == {}
+
+
+def test_upload_and_download_bring_the_bytes(store: ObjectStore, tmp_path: Path) -> None:
+    files = {"one.bin": DATA * 3000, "deep/two.bin": DATA, "empty": b""}
+    for name, content in files.items():
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_bytes(content)
+    store.upload(tmp_path / "source", "put/here")
+    assert store.list() == {f"put/here/{name}": len(content) for name, content in files.items()}
+    for name in files:
+        store.download(f"put/here/{name}", tmp_path / "back" / name)
+    assert contents_of(tmp_path / "back") == files
+
+
+def test_a_download_that_fails_leaves_nothing(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write("object", DATA)
+    target = tmp_path / "back" / "object"
+
+    def get_half(path: str, local: str) -> None:
+        Path(local).write_bytes(DATA[:100])
+        raise ConnectionResetError("cut off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.filesystem, "get_file", get_half)
+        with pytest.raises(ConnectionResetError):
+            store.download("object", target)
+    assert contents_of(tmp_path / "back") == {}
+    store.download("object", target)
+    assert target.read_bytes() == DATA
+
+
+def test_a_local_write_that_fails_leaves_the_old_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ObjectStore(tmp_path / "objects")
+    store.write("object", DATA)
+    write_bytes = Path.write_bytes
+
+    def write_half(path: Path, data: bytes) -> int:
+        write_bytes(path, data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "object").write_bytes(b"new" * 100)
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    for attempt in (
+        lambda: store.write("object", b"new" * 100),
+        lambda: store.create("other", b"new" * 100),
+        lambda: store.upload(tmp_path / "source", "."),
+    ):
+        with pytest.raises(OSError, match="No space left"):
+            attempt()
+    assert contents_of(tmp_path / "objects") == {"object": DATA}
+
+
+def test_missing_objects_are_not_found(store: ObjectStore, tmp_path: Path) -> None:
+    store.write("there", b"1")
+    assert store.exists("there")
+    assert not store.exists("not/there")
+    for ask in (store.read, store.size, lambda path: store.download(path, tmp_path / "back")):
+        with pytest.raises(FileNotFoundError):
+            ask("not/there")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_child_is_the_store_below(store: ObjectStore) -> None:
+    child = store.child("in/side/")
+    child.write("object", b"1")
+    assert store.list() == {"in/side/object": 1}
+    assert child.list() == {"object": 1}
+    assert child.url == f"{store.url}/in/side"
+    store.check_access()
+
+
+def test_it_travels_to_other_processes_as_its_url_alone(store: ObjectStore) -> None:
+    store.write("object", DATA)
+    pickled = pickle.dumps(store)
+    assert len(pickled) < len(store.url) + 100
+    assert pickle.loads(pickled).read("object") == DATA
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///", "s3:////"])
+def test_s3_needs_a_bucket(url: str) -> None:
+    with pytest.raises(InputError, match="no bucket is named; write s3://BUCKET"):
+        ObjectStore(url)
+
+
+@pytest.mark.parametrize("url", ["ftp://host/folder", "gs://bucket", "http://host/data", "S3://bucket"])
+def test_unknown_protocols_are_refused(url: str) -> None:
+    with pytest.raises(InputError, match=f"{url}: .*is not supported; use a local path or an s3:// URL"):
+        ObjectStore(url)
+
+
+def test_local_places_have_one_absolute_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("data", "data/", f"file://{tmp_path}/data", tmp_path / "data", "~/data"):
+        assert ObjectStore(name).url == str(tmp_path / "data")
+    assert ObjectStore("/").url == "/"
