@@ -76,7 +76,7 @@ def prepare(batch: Batch, crop: tuple[int, int], mask: MaskConfig, device: torch
         pattern = np.stack([make_mask(mask, crop, (int(epoch), int(index))) for epoch, index in batch.samples])
     else:
         pattern = np.broadcast_to(_fixed_mask(mask, crop), (len(target), *crop))
-    measured = torch.from_numpy(np.ascontiguousarray(pattern)).to(device).unsqueeze(1)
+    measured = torch.from_numpy(np.array(pattern)).to(device).unsqueeze(1)
     return Sample(target, zero_fill(target, measured), measured, scale)
 
 

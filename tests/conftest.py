@@ -24,11 +24,33 @@ def store_environment(embedded_store: EmbeddedStore, monkeypatch: pytest.MonkeyP
     """The environment in which S3 clients find `embedded_store`, and no other AWS setting counts."""
     from s3fs import S3FileSystem
 
+    yield use_only(embedded_store, monkeypatch)
+    S3FileSystem.clear_instance_cache()
+
+
+def use_only(store: EmbeddedStore, patch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Let `s3://` lead to `store`, whatever the environment said before."""
+    from s3fs import S3FileSystem
+
     for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    environment = embedded_store.environment()
+        patch.delenv(name)
+    environment = store.environment()
     for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+        patch.setenv(name, value)
     S3FileSystem.clear_instance_cache()
-    yield environment
-    S3FileSystem.clear_instance_cache()
+    return environment
+
+
+@pytest.fixture(scope="session")
+def tiny_heads(embedded_store: EmbeddedStore, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three synthetic heads, converted to 64×64 slices in the embedded store: the data set's URL."""
+    from storage.convert import ConvertOptions, convert
+    from storage.phantom import write_phantom
+
+    sources = write_phantom(tmp_path_factory.mktemp("phantoms"), num_subjects=3, seed=0)
+    held_out = {"validation": ["phantom02"], "test": ["phantom03"]}
+    url = "s3://larmor/tiny-heads"
+    with pytest.MonkeyPatch.context() as patch:
+        use_only(embedded_store, patch)
+        convert(sources, url, ConvertOptions(matrix=(64, 64), held_out=held_out), lambda *_: None)
+    return url

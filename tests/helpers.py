@@ -20,6 +20,7 @@ from storage import dataset
 from storage.dataset import SliceRecord, SplitWriter
 from storage.object_store import ObjectStore
 
+torch.set_num_threads(1)  # small tensors gain nothing from more, and lose much where cores are few
 SHAPE = (1, 16, 12)
 property_test = settings(deadline=None, database=None, max_examples=60)
 
@@ -29,6 +30,11 @@ def random_kspace(num_slices: int, shape: tuple[int, int, int] = SHAPE, seed: in
     rng = np.random.default_rng(seed)
     parts = rng.standard_normal((2, num_slices, *shape), dtype=np.float32)
     return (parts[0] + 1j * parts[1]).astype(np.complex64)
+
+
+def random_images(num_images: int, *size: int) -> torch.Tensor:
+    """(batch, 1, height, width) in [0, 1]."""
+    return torch.rand(num_images, 1, *size, generator=torch.Generator().manual_seed(0))
 
 
 def write_split(store: ObjectStore, split: str, kspace: np.ndarray, subjects: int = 2) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""Training through Ray Train with two DeepSpeed workers, from and to the real object store."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+
+from cluster.run_folder import RunFolder
+from tests.workbench import command, environment, larmor, succeed, tiny, unique_name
+
+LOSSES = ("loss", "critic_loss", "adversarial", "normalized_root_mse", "frequency", "val/psnr", "val/ssim")
+STEPS = 60
+OUTPUT = "s3://larmor"
+SCHEDULE = (
+    f"training.num_steps={STEPS}",
+    "training.checkpoint_every=15",
+    "training.validate_every=15",
+    "training.log_every=15",
+    "training.zero_stage=2",
+)
+
+
+def losses(run: RunFolder) -> list[tuple[float | None, ...]]:
+    return [tuple(row.get(name) for name in LOSSES) for row in run.history()]
+
+
+def run_folder(name: str) -> RunFolder:
+    return RunFolder(f"{OUTPUT}/runs/{name}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed_name() -> str:
+    return unique_name("undisturbed")
+
+
+@pytest.fixture
+def undisturbed(undisturbed_name: str, tiny_heads: str, store_environment: dict[str, str]) -> RunFolder:
+    """Two workers from the first step to the last; trained once for all tests of this file."""
+    arguments = tiny(undisturbed_name, tiny_heads, OUTPUT, *SCHEDULE, "cluster.num_workers=2")
+    succeed("train", *arguments)
+    return run_folder(undisturbed_name)
+
+
+def test_run_is_complete_and_not_trained_twice(undisturbed: RunFolder, undisturbed_name: str, tiny_heads: str) -> None:
+    assert [row["step"] for row in undisturbed.history()] == list(range(1, STEPS + 1))
+    latest = undisturbed.latest()
+    assert latest is not None
+    assert latest.step == STEPS
+    assert any("zero_pp_rank_1" in name for name in latest.files), "each rank saves its own ZeRO shard"
+    before = undisturbed.store.list()
+    arguments = tiny(undisturbed_name, tiny_heads, OUTPUT, *SCHEDULE, "cluster.num_workers=2")
+    assert "finished already" in succeed("train", *arguments)
+    assert undisturbed.store.list() == before
+
+
+def test_two_workers_train_as_one_does(undisturbed: RunFolder, tiny_heads: str) -> None:
+    name = unique_name("single")
+    succeed("train", "--local", *tiny(name, tiny_heads, OUTPUT, *SCHEDULE, "cluster.num_workers=1"))
+    two, one = undisturbed.history(), run_folder(name).history()
+    # the same samples in the same order; sums over ranks are rounded in another order
+    assert [row["normalized_root_mse"] for row in two[:10]] == pytest.approx(
+        [row["normalized_root_mse"] for row in one[:10]], rel=1e-4
+    )
+
+
+def test_killed_worker_changes_nothing(undisturbed: RunFolder, tiny_heads: str) -> None:
+    name = unique_name("killed")
+    arguments = tiny(name, tiny_heads, OUTPUT, *SCHEDULE, "cluster.num_workers=2")
+    with subprocess.Popen(
+        command("train", *arguments), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            killed_at = kill_a_worker(process.pid, run_folder(name))
+            output, _ = process.communicate(timeout=240)
+        finally:
+            process.kill()
+    assert process.returncode == 0, output[-4000:]
+    assert 0 < killed_at < STEPS
+    assert losses(run_folder(name)) == losses(undisturbed)
+
+
+def kill_a_worker(driver: int, run: RunFolder) -> int:
+    """kill -9 one Ray Train worker of `driver` after the first checkpoint; the step of that checkpoint."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        checkpoint = run.latest()
+        if checkpoint is not None:
+            # Ray's processes leave the driver's group: find them by what they inherited
+            for process in psutil.Process(driver).children(recursive=True):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    os.kill(process.pid, signal.SIGKILL)
+                    return checkpoint.step
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint, or no worker to kill, within three minutes")
+
+
+def test_more_workers_than_there_are_cpus(tiny_heads: str, store_environment: dict[str, str]) -> None:
+    name = unique_name("many")
+    more = ("cluster.num_workers=64", "training.global_batch_size=64", "cluster.wait_seconds=1")
+    done = larmor("train", *tiny(name, tiny_heads, OUTPUT, *SCHEDULE, *more))
+    assert done.returncode == 1
+    assert "the cluster cannot hold 64 workers: they need 64 CPU (it has" in done.stderr
+    assert "lower cluster.num_workers" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,189 @@
+"""The table equals what the stored slices, the mask and the definitions give directly."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from helpers import ellipsoid, small_recipe, write_model
+from skimage.metrics import structural_similarity
+
+from recon.evaluate import Evaluation, evaluate, evaluate_to_folder, table
+from recon.masks import make_mask
+from recon.metrics import METRICS, PRESETS
+from recon.model import Model, load_model
+from storage import dataset
+from storage.convert import image_to_kspace
+from storage.dataset import SliceRecord, SplitWriter
+from storage.errors import InputError
+from storage.object_store import ObjectStore
+from storage.shards import SliceReader
+from storage.volumes import centre_fit
+
+MATRIX, CROP = (40, 44), (32, 32)
+SUBJECTS = {"ann": 5, "bob": 4}
+METHODS = ("zero_filled", "model")
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> SliceReader:
+    """A split of two subjects of different brightness."""
+    store = ObjectStore(tmp_path_factory.mktemp("data"))
+    writer = SplitWriter(store, "test", (1, *MATRIX), capacity=100)
+    for seed, (subject, num_slices) in enumerate(SUBJECTS.items()):
+        volume = ellipsoid((36, 2 * num_slices, 38), seed) * (1 + 8 * seed)
+        for index in range(num_slices):
+            image = centre_fit(volume[:, index + num_slices // 2].T, MATRIX)
+            record = SliceRecord(image_to_kspace(image)[None], subject, 50 + index, float(index), (0.0, 1.0))
+            writer.append(record)
+    dataset.publish(store, {"test": writer.close()}, [], plane="coronal")
+    return SliceReader(store, "test")
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["one mask", "mask per slice"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    mask = {"kind": "gaussian2d", "sampling_ratio": 0.3, "per_slice": request.param}
+    return load_model(write_model(tmp_path_factory.mktemp("models") / "model", small_recipe(mask=mask)))
+
+
+@torch.no_grad()
+def directly(model: Model, reader: SliceReader) -> list[dict[str, Any]]:
+    """Every slice from its definition, in NumPy: subject, images in [0, 1] and in the source's intensities."""
+    rows = []
+    for index in range(reader.info.num_slices):
+        kspace = reader.read([index])[0][0]
+        image = np.abs(np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace), norm="ortho")))
+        image = centre_fit(image, CROP)
+        low, high = image.min(), image.max()
+        target = (image - low) / (high - low)
+        mask = make_mask(model.physics.mask, CROP, (0, index))
+        measured = np.fft.ifftshift(np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(target), norm="ortho")) * mask)
+        zero_filled = np.abs(np.fft.fftshift(np.fft.ifft2(measured, norm="ortho"))).astype(np.float32)
+        found = model.generator(torch.from_numpy(zero_filled)[None, None])[0, 0].numpy()
+        subject = reader.info.subjects[reader.info.subject[index]]
+        images = {"target": target, "zero_filled": zero_filled.clip(0, 1), "model": found.clip(0, 1)}
+        bright = {name: values * (high - low) + low for name, values in images.items()}
+        rows.append({"subject": subject, "slice": index, "images": images, "bright": bright})
+    return rows
+
+
+def rate(target: np.ndarray, found: np.ndarray, peak: float) -> dict[str, float]:
+    """Figures of a stack (slice, height, width); the SSIM is the mean over slices."""
+    target, found = target.astype(np.float64), found.astype(np.float64)
+    mse = np.mean((target - found) ** 2)
+    ssim = [structural_similarity(t, f, data_range=peak, win_size=7) for t, f in zip(target, found, strict=True)]
+    nmse = np.linalg.norm(target - found) ** 2 / np.linalg.norm(target) ** 2
+    psnr = 10 * np.log10(peak**2 / mse)
+    return {"psnr": psnr, "ssim": float(np.mean(ssim)), "mse": mse, "rmse": mse**0.5, "nmse": nmse}
+
+
+def run(model: Model, reader: SliceReader, preset: Any, batch_size: int = 3) -> Evaluation:
+    return evaluate(model, reader, preset, batch_size, lambda *_: None)
+
+
+def test_every_slice_is_rated_as_computed_directly(model: Model, reader: SliceReader) -> None:
+    result = run(model, reader, "paper")
+    rows = {(row.subject, row.slice_index, row.method): row.metrics for row in result.slices}
+    assert len(rows) == len(result.slices) == 2 * sum(SUBJECTS.values())
+    for wanted in directly(model, reader):
+        images = wanted["images"]
+        for method in ("zero_filled", "model"):
+            expected = rate(images["target"][None], images[method][None], peak=1.0)
+            found = rows[wanted["subject"], wanted["slice"], method]
+            assert dict(found) == pytest.approx(expected, rel=1e-3)
+    methods = [np.mean([row.metrics["psnr"] for row in result.slices if row.method == method]) for method in METHODS]
+    assert methods[0] != pytest.approx(methods[1], rel=1e-3), "the model changes its input"
+
+
+
+
+def test_paper_means_over_slices_then_over_subjects(model: Model, reader: SliceReader) -> None:
+    result = run(model, reader, "paper")
+    for method in METHODS:
+        means = {}
+        for subject in SUBJECTS:
+            rows = [row for row in result.slices if (row.subject, row.method) == (subject, method)]
+            (line,) = [row for row in result.subjects if (row.subject, row.method) == (subject, method)]
+            means[subject] = {name: np.mean([row.metrics[name] for row in rows]) for name in METRICS}
+            assert dict(line.metrics) == pytest.approx(means[subject])
+        expected = {name: np.mean([means[subject][name] for subject in SUBJECTS]) for name in METRICS}
+        found = result.mean(method)
+        assert {name: found[name] for name in METRICS} == pytest.approx(expected)
+
+
+def test_fastmri_rates_volumes_in_the_sources_intensities(model: Model, reader: SliceReader) -> None:
+    result = run(model, reader, "fastmri")
+    wanted = directly(model, reader)
+    for subject in SUBJECTS:
+        stacks = {
+            name: np.stack([row["bright"][name] for row in wanted if row["subject"] == subject])
+            for name in ("target", *METHODS)
+        }
+        for method in METHODS:
+            (line,) = [row for row in result.subjects if (row.subject, row.method) == (subject, method)]
+            expected = rate(stacks["target"], stacks[method], peak=stacks["target"].max())
+            assert dict(line.metrics) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_batch_size_does_not_matter(model: Model, reader: SliceReader) -> None:
+    one, all_ = run(model, reader, "paper", batch_size=1), run(model, reader, "paper", batch_size=100)
+    for left, right in zip(one.slices, all_.slices, strict=True):
+        assert (left.subject, left.slice_index, left.method) == (right.subject, right.slice_index, right.method)
+        assert dict(left.metrics) == pytest.approx(dict(right.metrics), rel=1e-3)
+
+
+@pytest.mark.parametrize("preset", ["paper", "fastmri"])
+def test_the_folder_holds_table_summary_and_figure(
+    model: Model, reader: SliceReader, preset: Any, tmp_path: Path
+) -> None:
+    calls: list[tuple[int, int]] = []
+    result = evaluate_to_folder(model, reader, preset, 3, tmp_path / "out", lambda *call: calls.append(call))
+    assert calls[-1] == (9, 9)
+    with (tmp_path / "out" / "metrics.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * (9 + 2)
+    by_slice = [line for line in lines if line["slice"]]
+    assert {(line["subject"], int(line["slice"]), line["method"]) for line in by_slice} == {
+        (row.subject, row.slice_index, row.method) for row in result.slices
+    }
+    assert {line["preset"] for line in by_slice} == {"paper"}, "a single slice is always rated so"
+    by_subject = [line for line in lines if not line["slice"]]
+    assert {line["preset"] for line in by_subject} == {preset}
+    for line, row in zip(lines, [*result.slices, *result.subjects], strict=True):
+        assert {name: float(line[name]) for name in METRICS} == pytest.approx(dict(row.metrics), rel=1e-4)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["preset"], summary["definition"]) == (preset, PRESETS[preset])
+    assert summary["subjects"] == list(SUBJECTS)
+    assert summary["mean"]["model"] == pytest.approx(result.mean("model"))
+    figure = matplotlib.image.imread(tmp_path / "out" / "comparison.png")
+    assert figure.shape[1] > figure.shape[0] > 200
+    assert figure[..., :3].std() > 0.1, "there is something in it"
+    assert len(result.examples) == len(SUBJECTS)
+
+
+@pytest.mark.parametrize("preset", ["paper", "fastmri"])
+def test_the_printed_table_names_the_preset_and_the_means(model: Model, reader: SliceReader, preset: Any) -> None:
+    result = run(model, reader, preset)
+    lines = table(result)
+    assert lines[0] == f"2 subject(s), 9 slices; preset '{preset}': {PRESETS[preset]}"
+    assert "PSNR (dB)" in lines[1]
+    for method in METHODS:
+        (line,) = [line for line in lines if line.startswith(method)]
+        mean = result.mean(method)
+        printed = [float(text) for text in line.split()[1:6]]
+        assert printed == pytest.approx([mean[name] for name in METRICS], rel=2e-3, abs=6e-5)
+    gain = float(lines[-1].split()[1])
+    assert gain == pytest.approx(result.mean("model")["psnr"] - result.mean("zero_filled")["psnr"], abs=6e-4)
+
+
+def test_a_model_for_larger_images_is_refused(reader: SliceReader, tmp_path: Path) -> None:
+    recipe = small_recipe(data={"url": "unused", "crop": [48, 32]})
+    model = load_model(write_model(tmp_path / "model", recipe))
+    with pytest.raises(InputError, match="the model works on 48×32, the data set has slices of 40×44; convert"):
+        run(model, reader, "paper")

@@ -1,0 +1,140 @@
+"""Trunk, generator and critic: sizes, shapes, and independence of the other images of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import random_images
+from torch import nn
+
+from recon.critic import CriticConfig, ResNet50Critic
+from recon.generator import GeneratorConfig, ResNet50Generator, haar_merge, haar_split
+from recon.trunk import ResNet50Trunk, pad_to_multiple
+
+SIZES = [(64, 128), (128, 256), (256, 256), (320, 260), (97, 131)]
+NORMS = ["group", "instance"]
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def make_generator(trained: bool = True, width: int = 8, **settings: Any) -> ResNet50Generator:
+    torch.manual_seed(0)
+    generator = ResNet50Generator(GeneratorConfig(width=width, **settings)).eval()
+    if trained:
+        nn.init.normal_(generator.last.weight, std=0.02)
+    return generator
+
+
+@pytest.mark.parametrize(("channels", "parameters"), [(1, 23_501_760), (3, 23_508_032)])
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_trunk_is_resnet50(channels: int, parameters: int, norm: Any) -> None:
+    """torchvision's resnet50 has 25,557,032 parameters, 2,049,000 of them in its dense layer."""
+    assert 25_557_032 - 2_049_000 == 23_508_032
+    with torch.device("meta"):
+        assert count(ResNet50Trunk(channels, 64, norm)) == parameters
+
+
+def test_the_trunk_halves_five_times() -> None:
+    torch.manual_seed(0)
+    features = ResNet50Trunk(1, 8, "group")(random_images(2, 64, 96))
+    shapes = [(2, 8 * times, 64 // part, 96 // part) for times, part in ((1, 2), (4, 4), (8, 8), (16, 16), (32, 32))]
+    assert [tuple(feature.shape) for feature in features] == shapes
+
+
+def test_generator_and_critic_have_the_papers_size() -> None:
+    with torch.device("meta"):
+        assert abs(count(ResNet50Generator(GeneratorConfig())) - 40.8e6) < 0.05e6
+        assert count(ResNet50Critic(CriticConfig())) == 23_501_760 + 2048
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("subbands", ["none", "wavelet"])
+@torch.no_grad()
+def test_an_untrained_generator_returns_its_input_of_any_size(size: tuple[int, int], subbands: Any) -> None:
+    image = random_images(1, *size)
+    assert torch.equal(make_generator(trained=False, subbands=subbands)(image), image)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("subbands", ["none", "wavelet"])
+@torch.no_grad()
+def test_a_trained_generator_keeps_the_shape_and_changes_every_part(size: tuple[int, int], subbands: Any) -> None:
+    image = random_images(1, *size)
+    change = make_generator(subbands=subbands)(image) - image
+    assert change.shape == image.shape
+    corners = change[..., :3, :3], change[..., :3, -3:], change[..., -3:, :3], change[..., -3:, -3:]
+    assert all(corner.abs().max() > 0 for corner in corners)
+    assert torch.isfinite(change).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("subbands", ["none", "wavelet"])
+@torch.no_grad()
+def test_a_reconstruction_does_not_depend_on_the_batch(norm: Any, subbands: Any) -> None:
+    generator = make_generator(width=4, norm=norm, subbands=subbands).double().train()
+    batch = random_images(3, 64, 96).double() * torch.tensor([1.0, 30.0, 0.1]).view(-1, 1, 1, 1)
+    together = generator(batch)
+    for place in range(3):
+        alone = generator(batch[place : place + 1])[0]
+        assert (alone - batch[place]).abs().max() > 1e-3, "it does something"
+        torch.testing.assert_close(together[place], alone, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@torch.no_grad()
+def test_a_score_does_not_depend_on_the_batch(norm: Any) -> None:
+    torch.manual_seed(0)
+    critic = ResNet50Critic(CriticConfig(width=4, norm=norm)).double().train()
+    batch = random_images(3, 64, 96).double() * torch.tensor([1.0, 30.0, 0.1]).view(-1, 1, 1, 1)
+    together = critic(batch)
+    assert together.shape == (3, 1)
+    alone = torch.cat([critic(image[None]) for image in batch])
+    torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-8)
+    assert len(set(together.flatten().tolist())) == 3
+
+
+@torch.no_grad()
+def test_the_critic_takes_any_size_with_the_same_weights() -> None:
+    critic = ResNet50Critic(CriticConfig(width=4))
+    for size in SIZES:
+        assert critic(random_images(1, *size)).shape == (1, 1)
+
+
+@pytest.mark.parametrize("subbands", ["none", "wavelet"])
+def test_every_parameter_gets_a_gradient(subbands: Any) -> None:
+    generator, critic = make_generator(width=4, subbands=subbands), ResNet50Critic(CriticConfig(width=4))
+    critic(generator(random_images(2, 64, 64))).mean().backward()
+    for module in (generator, critic):
+        missing = [name for name, value in module.named_parameters() if value.grad is None or not value.grad.any()]
+        assert missing == []
+
+
+class TestHaar:
+    def test_it_keeps_the_norm_and_merges_back(self) -> None:
+        image, bands = random_images(2, 12, 20), torch.randn(2, 4, 6, 10, generator=torch.Generator().manual_seed(1))
+        assert haar_split(image).shape == (2, 4, 6, 10)
+        torch.testing.assert_close(haar_merge(haar_split(image)), image)
+        torch.testing.assert_close(haar_split(haar_merge(bands)), bands)
+        torch.testing.assert_close(haar_split(image).norm(), image.norm())
+        torch.testing.assert_close((haar_split(image) * bands).sum(), (image * haar_merge(bands)).sum())
+
+    def test_bands_are_low_and_high_in_the_stated_order(self) -> None:
+        rows = torch.tensor([1.0, -1.0]).repeat(4).view(1, 1, 8, 1).expand(1, 1, 8, 8)
+        patterns = torch.ones(1, 1, 8, 8), rows.mT, rows, rows * rows.mT
+        for band, pattern in enumerate(patterns):
+            expected = torch.zeros(1, 4, 4, 4)
+            expected[:, band] = 2
+            torch.testing.assert_close(haar_split(pattern), expected)
+
+
+@pytest.mark.parametrize(("size", "padded"), [((32, 64), (32, 64)), ((33, 64), (64, 64)), ((1, 31), (32, 32))])
+def test_padding_repeats_the_edge(size: tuple[int, int], padded: tuple[int, int]) -> None:
+    image = random_images(1, *size)
+    result, original = pad_to_multiple(image, 32)
+    assert (tuple(result.shape[-2:]), original) == (padded, size)
+    assert torch.equal(result[..., : size[0], : size[1]], image)
+    assert torch.equal(result[..., size[0] - 1 :, : size[1]], image[..., -1:, :].expand_as(result[..., size[0] - 1 :, : size[1]]))

@@ -1,0 +1,127 @@
+"""From stored k-space to target and zero-filled input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import random_images, random_kspace
+
+from recon.masks import MaskConfig, make_mask
+from recon.samples import centre_crop, denormalize, magnitude, normalize, prepare, zero_fill
+from storage.convert import image_to_kspace
+from storage.errors import InputError
+from storage.loader import Batch
+from storage.volumes import centre_fit
+
+CPU = torch.device("cpu")
+
+
+def make_batch(num_slices: int = 5, coils: int = 1) -> Batch:
+    samples = np.array([(2, 10 + number) for number in range(num_slices)])
+    return Batch(random_kspace(num_slices, (coils, 24, 30)), samples)
+
+
+class TestNormalize:
+    def test_images_fill_the_range_and_come_back(self) -> None:
+        images = random_images(4, 9, 7) * torch.tensor([1.0, 50, 1e4, 1e-3]).view(-1, 1, 1, 1) - 3
+        normal, scale = normalize(images)
+        assert torch.equal(normal.amin(dim=(1, 2, 3)), torch.zeros(4))
+        torch.testing.assert_close(normal.amax(dim=(1, 2, 3)), torch.ones(4))
+        assert torch.equal(scale[:, 0], images.amin(dim=(1, 2, 3)))
+        assert torch.equal(scale[:, 1], images.amax(dim=(1, 2, 3)))
+        torch.testing.assert_close(denormalize(normal, scale), images, rtol=1e-5, atol=1e-6)
+
+    def test_a_constant_image_becomes_zero_and_comes_back(self) -> None:
+        images = torch.full((2, 1, 5, 5), 7.0)
+        normal, scale = normalize(images)
+        assert torch.equal(normal, torch.zeros_like(images))
+        assert torch.equal(denormalize(normal, scale), images)
+
+
+class TestCrop:
+    @pytest.mark.parametrize("size", [(8, 8), (7, 9)])
+    @pytest.mark.parametrize("crop", [(4, 4), (5, 3), (7, 8), (1, 1)])
+    def test_the_centre_of_the_fft_stays_in_the_centre(self, size: tuple[int, int], crop: tuple[int, int]) -> None:
+        image = torch.arange(size[0] * size[1]).reshape(1, 1, *size)
+        cropped = centre_crop(image, crop)
+        assert cropped.shape == (1, 1, *crop)
+        assert cropped[0, 0, crop[0] // 2, crop[1] // 2] == image[0, 0, size[0] // 2, size[1] // 2]
+        assert np.array_equal(cropped, centre_fit(image.numpy(), crop)), "as volumes are cropped"
+
+    def test_a_crop_that_does_not_fit_is_refused(self) -> None:
+        for crop in ((9, 8), (8, 9)):
+            with pytest.raises(InputError, match=rf"a crop of {crop[0]}×{crop[1]} does not fit into slices of 8×8"):
+                centre_crop(torch.zeros(1, 1, 8, 8), crop)
+
+
+class TestZeroFill:
+    @pytest.mark.parametrize("size", [(16, 16), (15, 20)])
+    def test_a_full_mask_changes_nothing(self, size: tuple[int, int]) -> None:
+        images = random_images(2, *size)
+        torch.testing.assert_close(zero_fill(images, torch.ones_like(images, dtype=torch.bool)), images)
+
+    def test_it_keeps_what_is_measured_and_nothing_else(self) -> None:
+        images = random_images(1, 16, 20)
+        mask = make_mask(MaskConfig(kind="gaussian2d", sampling_ratio=0.4), (16, 20))
+        kspace = image_to_kspace(images[0, 0].numpy()) * mask
+        expected = np.abs(np.fft.ifft2(np.fft.ifftshift(kspace), norm="ortho"))
+        found = zero_fill(images, torch.from_numpy(mask)[None, None])
+        np.testing.assert_allclose(found[0, 0], np.fft.fftshift(expected), atol=1e-5)
+
+
+class TestMagnitude:
+    def test_one_coil_gives_the_image(self) -> None:
+        images = random_images(3, 10, 13)
+        kspace = torch.from_numpy(image_to_kspace(images.numpy()))
+        torch.testing.assert_close(magnitude(kspace), images, rtol=1e-4, atol=1e-5)
+
+    def test_coils_add_as_the_root_of_the_sum_of_squares(self) -> None:
+        images = random_images(1, 10, 13)
+        weights = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+        kspace = torch.from_numpy(image_to_kspace((images * weights).numpy()))
+        torch.testing.assert_close(magnitude(kspace), 5 * images, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("per_slice", [False, True])
+class TestPrepare:
+    def config(self, per_slice: bool, **settings: object) -> MaskConfig:
+        return MaskConfig(sampling_ratio=0.3, per_slice=per_slice, **settings)  # type: ignore[arg-type]
+
+    def test_shapes_and_ranges(self, per_slice: bool) -> None:
+        batch = make_batch(coils=2)
+        sample = prepare(batch, (16, 20), self.config(per_slice), CPU)
+        assert sample.target.shape == sample.zero_filled.shape == sample.mask.shape == (5, 1, 16, 20)
+        assert sample.scale.shape == (5, 2)
+        assert (sample.mask.dtype, sample.target.dtype) == (torch.bool, torch.float32)
+        assert sample.target.min() == 0
+        torch.testing.assert_close(sample.target.amax(dim=(1, 2, 3)), torch.ones(5))
+        torch.testing.assert_close(sample.zero_filled, zero_fill(sample.target, sample.mask))
+        image = centre_crop(magnitude(torch.from_numpy(batch.kspace)), (16, 20))
+        torch.testing.assert_close(denormalize(sample.target, sample.scale), image, rtol=1e-4, atol=1e-5)
+
+    def test_a_sample_does_not_depend_on_its_batch(self, per_slice: bool) -> None:
+        batch, config = make_batch(), self.config(per_slice)
+        whole = prepare(batch, (16, 20), config, CPU)
+        for places in ([3], [4, 0], [2, 2, 1]):
+            part = prepare(Batch(batch.kspace[places], batch.samples[places]), (16, 20), config, CPU)
+            assert torch.equal(part.mask, whole.mask[places])
+            torch.testing.assert_close(part.target, whole.target[places], rtol=0, atol=1e-6)
+            torch.testing.assert_close(part.zero_filled, whole.zero_filled[places], rtol=0, atol=1e-6)
+            torch.testing.assert_close(part.scale, whole.scale[places], rtol=1e-6, atol=0)
+
+    def test_it_is_reproducible(self, per_slice: bool) -> None:
+        first, again = (prepare(make_batch(), (16, 20), self.config(per_slice), CPU) for _ in range(2))
+        assert torch.equal(first.zero_filled, again.zero_filled)
+        assert torch.equal(first.target, again.target)
+        other = prepare(make_batch(), (16, 20), self.config(per_slice, seed=1), CPU)
+        assert not torch.equal(first.mask, other.mask)
+
+    def test_masks_follow_epoch_and_slice_where_asked(self, per_slice: bool) -> None:
+        batch, config = make_batch(), self.config(per_slice)
+        mask = prepare(batch, (16, 20), config, CPU).mask
+        for place, (epoch, index) in enumerate(batch.samples):
+            stream = (int(epoch), int(index)) if per_slice else ()
+            assert np.array_equal(mask[place, 0], make_mask(config, (16, 20), stream))
+        later = prepare(Batch(batch.kspace, batch.samples + [1, 0]), (16, 20), config, CPU).mask
+        assert torch.equal(mask, later) == (not per_slice)
