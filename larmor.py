@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from storage.errors import InputError
+
+# what a disk answers to a place that the user chose; any other OSError is a defect
+_DISK_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
 
 app = typer.Typer(
     help="Train GANs that reconstruct MRI from too few measurements, on a Ray cluster, straight from object storage.",
@@ -183,7 +188,8 @@ def train(
     """Train, or go on with a training: the same command again resumes it exactly where it stopped."""
     from cluster.console import console, describe_row, training_progress
     from cluster.follow import Follower, new_history
-    from cluster.run import claim, finish, train_locally
+    from cluster.ray_train import train_on_ray
+    from cluster.run import check, check_local, claim, finish, train_locally
     from cluster.run_folder import RunFolder
     from tuning.sweep_folder import best_parameters
 
@@ -191,17 +197,21 @@ def train(
     whole = _load(experiment, [*(f"{key}={value}" for key, value in found.items()), *(overrides or [])])
     config = whole.training_part()
     run = RunFolder(config.run_url)
-    if claim(config, run, overwrite):
+    if check(config, run, overwrite):
         console.print(f"{run.url}: finished already; nothing to do")
     else:
         console.print(f"run: {run.url}")
         for key, value in found.items():
             console.print(f"  {key} = {value:.6g} (best of {best_of})")
-        with training_progress(config.training.num_steps) as show, Follower(new_history(run), show):
-            if local:
-                train_locally(config, run, device)
-            else:
-                _train_on_ray(config, run, address)
+        if local:
+            check_local(config, device)
+        with contextlib.nullcontext() if local else _cluster(config, address):
+            claim(config, run, overwrite)  # only now: an old run is not deleted for one that cannot start
+            with training_progress(config.training.num_steps) as show, Follower(new_history(run), show):
+                if local:
+                    train_locally(config, run, device)
+                else:
+                    train_on_ray(config, run)
         finish(config, run)
     result = run.result() or {}
     console.print(
@@ -352,14 +362,14 @@ def _load(source: str, overrides: list[str]) -> Any:
     return load_sweep_experiment(source, overrides)
 
 
-def _train_on_ray(config: Any, run: Any, address: str | None) -> None:
+@contextlib.contextmanager
+def _cluster(config: Any, address: str | None) -> Iterator[None]:
     from cluster.ray_cluster import connected, require_resources, worker_bundle
-    from cluster.ray_train import train_on_ray
 
     with connected(address):
         bundle = worker_bundle(config.cluster.cpus_per_worker, config.cluster.use_gpu)
         require_resources([bundle] * config.cluster.num_workers, config.cluster.wait_seconds)
-        train_on_ray(config, run)
+        yield
 
 
 def _use_embedded_store() -> None:
@@ -384,6 +394,16 @@ def main() -> None:
         from cluster.console import errors
 
         errors.print(f"larmor: {error}", markup=False)
+        if os.environ.get("LARMOR_DEBUG"):
+            raise
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        from cluster.console import errors
+
+        where = f"{error.filename}: " if error.filename else ""
+        errors.print(f"larmor: {where}{error.strerror}; choose another place, or make room there", markup=False)
         if os.environ.get("LARMOR_DEBUG"):
             raise
         raise SystemExit(1) from None

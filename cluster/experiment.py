@@ -167,7 +167,7 @@ def _explain(problem: Mapping[str, Any], model: type[BaseModel], source: str) ->
 
 def _unknown_key(location: Sequence[str], valid: Sequence[str]) -> str:
     close = difflib.get_close_matches(location[-1], valid, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
+    hint = f"; did you mean '{close[0]}'?" if close else "."
     section = ".".join(location[:-1]) or "the top level"
     return f"unknown key '{'.'.join(location)}'{hint} Valid keys of {section}: {', '.join(valid) or 'none'}"
 

@@ -32,7 +32,9 @@ def connected(address: str | None) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     port = _free_port()
-    if not address:  # all of it before the import: Ray reads these variables only once
+    if address:
+        _check_reachable(address)
+    else:  # all of it before the import: Ray reads these variables only once
         _use_token()
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     import ray
@@ -92,6 +94,19 @@ def require_resources(bundles: Sequence[dict[str, float]], wait_seconds: int) ->
         time.sleep(1)
     if asked:
         request_resources(bundles=[])
+
+
+def _check_reachable(address: str) -> None:
+    """Raises `InputError` unless something listens at HOST:PORT: Ray itself would try for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return  # `auto`: Ray looks for a cluster on this machine, and says at once if there is none
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"the Ray cluster at {address} cannot be reached ({error}); is it running, and is the address right?"
+        ) from error
 
 
 def _worker_environment() -> dict[str, str]:

@@ -11,6 +11,7 @@ import yaml
 from cluster.experiment import Experiment, differing_keys, dump_yaml
 from cluster.run_folder import RunFolder
 from cluster.worker import LocalWorker
+from recon.device import choose_device
 from recon.metrics import HIGHER_IS_BETTER
 from storage.dataset import read_split
 from storage.errors import InputError
@@ -19,8 +20,8 @@ from storage.object_store import ObjectStore
 ShowRow = Callable[[Mapping[str, float]], None]
 
 
-def claim(experiment: Experiment, run: RunFolder, overwrite: bool) -> bool:
-    """Make `run` the folder of `experiment`; True if it has finished already.
+def check(experiment: Experiment, run: RunFolder, overwrite: bool) -> bool:
+    """Whether `run` has finished already. Writes nothing.
 
     The same experiment again resumes; only its `cluster` section may differ. Raises `InputError` if another
     experiment has the folder and `overwrite` is False, or the data set lacks what the experiment needs.
@@ -34,19 +35,33 @@ def claim(experiment: Experiment, run: RunFolder, overwrite: bool) -> bool:
                 f"data.crop={crop[0]}×{crop[1]} does not fit into the slices of {height}×{width}; lower it"
             )
     run.store.check_access()
+    if overwrite or not run.store.exists("config.yaml"):
+        return False
+    _refuse_another(experiment, run)
+    return run.result() is not None
+
+
+def claim(experiment: Experiment, run: RunFolder, overwrite: bool) -> bool:
+    """Make `run` the folder of `experiment`; True if it has finished already. Raises what `check` raises."""
+    if check(experiment, run, overwrite):
+        return True
     if overwrite:
         run.delete()
     if not run.create(dump_yaml(experiment)):
-        known = yaml.safe_load(run.config_yaml())
-        differing = [
-            key for key in differing_keys(known, experiment.model_dump(mode="json")) if not key.startswith("cluster.")
-        ]
-        if differing:
-            raise InputError(
-                f"{run.url}: another run of that name is there; it differs in {', '.join(differing[:5])}; choose "
-                "another name=…, or pass --overwrite to delete it"
-            )
+        _refuse_another(experiment, run)
     return run.result() is not None
+
+
+def _refuse_another(experiment: Experiment, run: RunFolder) -> None:
+    known = yaml.safe_load(run.config_yaml())
+    differing = [
+        key for key in differing_keys(known, experiment.model_dump(mode="json")) if not key.startswith("cluster.")
+    ]
+    if differing:
+        raise InputError(
+            f"{run.url}: another run of that name is there; it differs in {', '.join(differing[:5])}; choose "
+            "another name=…, or pass --overwrite to delete it"
+        )
 
 
 def finish(experiment: Experiment, run: RunFolder) -> dict[str, Any]:
@@ -58,14 +73,20 @@ def finish(experiment: Experiment, run: RunFolder) -> dict[str, Any]:
     return result
 
 
-def train_locally(experiment: Experiment, run: RunFolder, device: str) -> None:
-    """Train in this process, without Ray. Raises `InputError` for more than one worker."""
-    from recon.train import train
-
+def check_local(experiment: Experiment, device: str) -> torch.device:
+    """Raises `InputError` for more than one worker, and for a device that is not there."""
     if experiment.cluster.num_workers != 1:
         raise InputError(
             f"cluster.num_workers={experiment.cluster.num_workers}: a training without Ray has one worker; "
             "set cluster.num_workers=1 or leave --local out"
         )
+    return choose_device(device)
+
+
+def train_locally(experiment: Experiment, run: RunFolder, device: str) -> None:
+    """Train in this process, without Ray. Raises what `check_local` raises."""
+    from recon.train import train
+
+    worker = LocalWorker(run, experiment.training, check_local(experiment, device))
     torch.set_num_threads(experiment.cluster.cpus_per_worker)
-    train(experiment, LocalWorker(run, experiment.training, torch.device(device)))
+    train(experiment, worker)

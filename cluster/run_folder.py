@@ -114,7 +114,7 @@ class RunFolder:
                 continue
             folder = path.removesuffix("/manifest.json")
             checkpoint = self._read_manifest(folder)
-            if all(sizes.get(f"{folder}/{name}") == entry["size"] for name, entry in checkpoint.files.items()):
+            if not _incomplete(checkpoint, sizes):
                 found.append(checkpoint)
         return sorted(found, key=lambda item: item.step)
 
@@ -130,7 +130,7 @@ class RunFolder:
         rated = [item for item in found if metric in item.metrics]
         if not rated:
             known = sorted({name for item in found for name in item.metrics})
-            have = f"its metrics are {', '.join(known)}" if found else "it has no whole checkpoint yet"
+            have = f"its metrics are {', '.join(known)}" if found else f"it has no whole checkpoint yet{self._gap()}"
             raise InputError(f"{self.url}: no checkpoint with the metric '{metric}'; {have}")
         sign = 1 if higher_is_better else -1
         return max(rated, key=lambda item: (sign * item.metrics[metric], -item.step))
@@ -171,17 +171,35 @@ class RunFolder:
                 continue
             self.store.delete(folder)
 
+    def _gap(self) -> str:
+        """What the first published checkpoint lacks, as the end of an error message."""
+        sizes = self.store.list("checkpoints")
+        for path in sizes:
+            if path.endswith("/manifest.json"):
+                folder = path.removesuffix("/manifest.json")
+                if missing := _incomplete(self._read_manifest(folder), sizes):
+                    return f" ({folder}/{missing[0]} is missing or cut short)"
+        return ""
+
     def _read_manifest(self, folder: str) -> Checkpoint:
         try:
             document = json.loads(self.store.read(f"{folder}/manifest.json"))
         except json.JSONDecodeError as error:
             raise InputError(f"{self.url}/{folder}/manifest.json: is not JSON ({error}); remove this folder") from error
+        if not isinstance(document, dict) or not document.keys() >= {"format", "step", "metrics", "files"}:
+            raise InputError(f"{self.url}/{folder}/manifest.json: is not a manifest of Larmor; remove this folder")
         if document["format"] > MANIFEST_FORMAT:
             raise InputError(
                 f"{self.url}/{folder}: has manifest format {document['format']}, this Larmor reads up to "
                 f"{MANIFEST_FORMAT}; update Larmor"
             )
         return Checkpoint(folder, document["step"], document["metrics"], document["files"])
+
+
+def _incomplete(checkpoint: Checkpoint, sizes: Mapping[str, int]) -> list[str]:
+    """Files that the manifest names and that are not there in full size."""
+    folder = checkpoint.folder
+    return [name for name, entry in checkpoint.files.items() if sizes.get(f"{folder}/{name}") != entry["size"]]
 
 
 def checkpoint_folder(step: int, token: str) -> str:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cluster.experiment import Experiment, dump_yaml
 from storage.errors import InputError
@@ -25,10 +26,20 @@ def submit(experiment: Experiment, command: Sequence[str], address: str, show: C
     Returns whether the job succeeded. Raises `InputError` if the cluster cannot be reached, refuses the
     token, or has a job of that name that has not ended.
     """
+    from ray.exceptions import AuthenticationError
+
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"{address}: is not a dashboard's URL; write http://HOST:PORT, such as http://127.0.0.1:8265")
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     try:
         client = JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise InputError(
+            f"the cluster at {address} refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the "
+            "file with the cluster's token"
+        ) from error
     except (ConnectionError, RuntimeError) as error:
         raise InputError(f"the cluster at {address} cannot be reached ({error}); is its dashboard up?") from error
     name = f"{command[0]}-{experiment.name}"

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from recon.device import choose_device
 from recon.generator import ResNet50Generator
 from recon.inference import Physics
 from recon.recipe import Recipe
@@ -48,10 +49,12 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     try:
         generator.load_state_dict(load_file(weights_path))
     except (SafetensorError, RuntimeError) as error:
-        raise InputError(f"{weights_path}: does not fit {config_path.name} ({error}); pull it again") from error
+        # torch lists every tensor that does not fit: the first one says enough
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise InputError(f"{weights_path}: does not fit {config_path.name} ({reason}); pull it again") from error
     record_path = folder / "metrics.json"
     try:
         record = json.loads(record_path.read_text()) if record_path.is_file() else {}
     except ValueError as error:
         raise InputError(f"{record_path}: is not JSON ({error}); pull it again") from error
-    return Model(generator.eval().to(device), Physics(recipe.data.crop, recipe.mask), recipe, record)
+    return Model(generator.eval().to(choose_device(device)), Physics(recipe.data.crop, recipe.mask), recipe, record)

@@ -32,7 +32,9 @@ class TrainingConfig(BaseModel):
     checkpoint_every: int = Field(500, ge=1)
     validation_slices: int | None = Field(None, ge=1, description="evenly spaced slices; null: all")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept beside the best one")
-    best_metric: str = Field("psnr", description="validation metric whose best checkpoint is kept")
+    best_metric: Literal["psnr", "ssim", "mse", "rmse", "nmse"] = Field(
+        "psnr", description="validation metric whose best checkpoint is kept"
+    )
 
 
 class Recipe(BaseModel):

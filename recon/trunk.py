@@ -1,16 +1,18 @@
-"""The ResNet-50 trunk that generator and critic share (Figs. 2 and 3), from MONAI's bottleneck blocks."""
+"""The ResNet-50 trunk that generator and critic share (Figs. 2 and 3), from MONAI's bottleneck blocks.
+
+MONAI is imported where networks are built, not before: it takes seconds and 200 MB, which processes that only
+read a configuration need not pay.
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
-from monai.networks.layers.utils import get_norm_layer
-from monai.networks.nets.resnet import ResNetBottleneck
 from torch import Tensor, nn
 
 BLOCKS = (3, 4, 6, 3)
-EXPANSION = ResNetBottleneck.expansion
+EXPANSION = 4  # of a bottleneck block: output channels / inner channels
 Norm = Literal["group", "instance"]
 
 
@@ -25,6 +27,8 @@ def norm_of(kind: Norm, channels: int) -> tuple[str, dict[str, object]]:
 
 
 def norm_layer(kind: Norm, channels: int) -> nn.Module:
+    from monai.networks.layers.utils import get_norm_layer
+
     return get_norm_layer(name=norm_of(kind, channels), spatial_dims=2, channels=channels)
 
 
@@ -63,6 +67,8 @@ class ResNet50Trunk(nn.Module):
 
 
 def _stage(in_channels: int, planes: int, num_blocks: int, stride: int, norm: Norm) -> nn.Sequential:
+    from monai.networks.nets.resnet import ResNetBottleneck
+
     out_channels = planes * EXPANSION
     downsample = nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),

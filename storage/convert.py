@@ -13,7 +13,7 @@ from storage.dataset import SliceRecord, SplitWriter
 from storage.errors import InputError
 from storage.object_store import ObjectStore
 from storage.splits import assign_splits
-from storage.volumes import NIFTI_SUFFIXES, Volume, coronal_slices, read_volume, subject_of
+from storage.volumes import NIFTI_SUFFIXES, Volume, coronal_slices, has_foreground, read_volume, subject_of
 
 Progress = Callable[[str, int, "int | None"], None]
 
@@ -78,6 +78,7 @@ def convert(sources: Sequence[Path], url: str, options: ConvertOptions, progress
     empty = {"train", "validation", "test"} - {split_of[subject_of(path)] for path in good}
     if empty:
         raise InputError(f"no subject is left for the split '{min(empty)}'; add volumes or name other subjects")
+    _check_foreground(good, split_of, options)
     dataset.begin(store, options.overwrite)
     writers = {
         split: SplitWriter(store, split, (1, *options.matrix), capacity=_capacity(good, split_of, split))
@@ -91,8 +92,6 @@ def convert(sources: Sequence[Path], url: str, options: ConvertOptions, progress
         kept = _append(writers[split], volume, options)
         reports.append(SubjectReport(volume.subject, split, kept, volume.data.shape[1]))
         provenance.append({"subject": volume.subject, "voxel_size_mm": volume.voxel_size, **volume.provenance})
-    if not all(any(r.kept for r in reports if r.split == split) for split in dataset.SPLITS):
-        raise InputError(f"no slice has {options.min_foreground:.0%} foreground in some split; lower --min-foreground")
     splits = {split: writer.close() for split, writer in writers.items()}
     about = {"matrix": list(options.matrix), "min_foreground": options.min_foreground, "plane": "coronal"}
     dataset.publish(store, splits, provenance, **about)
@@ -116,6 +115,17 @@ def _check_sources(
     if errors and not options.skip_invalid:
         raise InputError("\n".join([*errors, "nothing was written; repair the sources or pass --skip-invalid"]))
     return good, reports
+
+
+def _check_foreground(sources: Sequence[Path], split_of: Mapping[str, str], options: ConvertOptions) -> None:
+    """One slice is enough for each split: mostly its first volume has it. Before an old data set is removed."""
+    for split in dataset.SPLITS:
+        volumes = (read_volume(path) for path in sources if split_of[subject_of(path)] == split)
+        if not any(has_foreground(volume, options.matrix, options.min_foreground) for volume in volumes):
+            raise InputError(
+                f"no slice has {options.min_foreground:.0%} foreground in some split; lower --min-foreground "
+                f"(all slices of '{split}' would be left out)"
+            )
 
 
 def _capacity(sources: Sequence[Path], split_of: Mapping[str, str], split: str) -> int:

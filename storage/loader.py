@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +16,9 @@ from storage.object_store import ObjectStore
 from storage.order import SampleOrder, rank_part
 from storage.shards import SliceReader
 
+# the smallest image that every metric can rate: SSIM looks through a window of 7 pixels
+CropSize = Annotated[int, Field(ge=8)]
+
 
 class DataConfig(BaseModel):
     """Where the k-space lies and how it is read."""
@@ -22,7 +26,7 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: str = Field("s3://larmor/heads", description="data set made by `larmor convert`")
-    crop: tuple[int, int] = Field((256, 256), description="height and width of the centre crop of the image")
+    crop: tuple[CropSize, CropSize] = Field((256, 256), description="height and width of the centre crop of the image")
     train_split: str = "train"
     validation_split: str = "validation"
     shuffle_shards: int = Field(8, ge=1, description="shards that are shuffled together")

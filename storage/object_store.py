@@ -14,18 +14,25 @@ from fsspec.core import url_to_fs
 
 from storage.errors import InputError
 
-_S3_OPTIONS: dict[str, Any] = {
-    "use_listings_cache": False,
-    "config_kwargs": {
-        "connect_timeout": 5,
-        "read_timeout": 60,
-        "max_pool_connections": 32,
-        "retries": {"max_attempts": 5, "mode": "standard"},
-        # newer checksum trailers break several S3-compatible stores
-        "request_checksum_calculation": "when_required",
-        "response_checksum_validation": "when_required",
-    },
-}
+
+def _s3_options(num_retries: int, read_timeout: int) -> dict[str, Any]:
+    return {
+        "use_listings_cache": False,
+        "config_kwargs": {
+            "connect_timeout": 5,
+            "read_timeout": read_timeout,
+            "max_pool_connections": 32,
+            "retries": {"max_attempts": num_retries, "mode": "standard"},
+            # newer checksum trailers break several S3-compatible stores
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        },
+    }
+
+
+# a store that goes away is waited for, up to half a minute; one that is away at the start is a mistake
+_S3_OPTIONS = _s3_options(num_retries=5, read_timeout=60)
+_S3_OPTIONS_OF_CHECK = _s3_options(num_retries=1, read_timeout=10)
 
 
 class ObjectStore:
@@ -66,11 +73,20 @@ class ObjectStore:
         return f"{self._root}/{path}" if path else self._root
 
     def check_access(self) -> None:
-        """Ask the store for one listing entry, so that mistakes show before any work is done."""
-        if self.url.startswith("s3://"):
+        """Ask the store for one listing entry, so that mistakes show before any work is done, and soon."""
+        if not self.url.startswith("s3://"):
+            return
+        bucket = self._root.split("/")[0]
+        try:
             with self._errors():
-                bucket = self._root.split("/")[0]
-                self.filesystem.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+                filesystem, _ = url_to_fs(self.url, **_S3_OPTIONS_OF_CHECK)
+                filesystem.retries = 1  # s3fs repeats what botocore has repeated
+                filesystem.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+        except OSError as error:
+            raise InputError(
+                f"{self.url}: {_endpoint()} does not list the bucket '{bucket}' ({error}); is it an S3 store, and are "
+                "AWS_ENDPOINT_URL and the region right?"
+            ) from error
 
     def exists(self, path: str) -> bool:
         with self._errors():
@@ -155,7 +171,7 @@ class ObjectStore:
         """Turn what S3 clients raise into sentences with a remedy."""
         import botocore.exceptions as aws
 
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "its endpoint"
+        endpoint = _endpoint()
         try:
             yield
         except (aws.NoCredentialsError, aws.PartialCredentialsError) as error:
@@ -165,6 +181,11 @@ class ObjectStore:
             ) from error
         except aws.ProfileNotFound as error:
             raise InputError(f"{self.url}: {error}; correct AWS_PROFILE") from error
+        except aws.SSLError as error:
+            raise InputError(
+                f"{self.url}: no secure connection to {endpoint} ({error}); is it http:// or https://, and is its "
+                "certificate trusted (AWS_CA_BUNDLE)?"
+            ) from error
         except (
             aws.EndpointConnectionError,
             aws.ConnectTimeoutError,
@@ -175,6 +196,8 @@ class ObjectStore:
                 f"{self.url}: {endpoint} cannot be reached ({error}); is the store running (`larmor store status`), "
                 "and is AWS_ENDPOINT_URL right?"
             ) from error
+        except aws.BotoCoreError as error:
+            raise InputError(f"{self.url}: S3 is not set up right ({error}); check the AWS settings") from error
         except PermissionError as error:
             raise InputError(
                 f"{self.url}: access refused ({error}); check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) "
@@ -187,6 +210,18 @@ class ObjectStore:
                     f"{self.url}: the bucket '{bucket}' does not exist; create it, or correct the URL"
                 ) from error
             raise
+        except NotADirectoryError as error:
+            raise InputError(
+                f"{self.url}: a part of this path is a file, not a folder; choose another place"
+            ) from error
+        except ValueError as error:
+            if "Invalid endpoint" in str(error):
+                raise InputError(f"{self.url}: {error}; correct AWS_ENDPOINT_URL (http://HOST:PORT)") from error
+            raise
+
+
+def _endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "its endpoint"
 
 
 def _write_atomically(target: Path, data: bytes, overwrite: bool) -> None:

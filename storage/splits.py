@@ -50,7 +50,7 @@ def read_splits_file(path: Path) -> dict[str, list[str]]:
         raise InputError(f"{path}: no such file")
     try:
         content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not YAML ({error})") from error
     if not isinstance(content, dict) or not all(isinstance(names, list) for names in content.values()):
         raise InputError(f"{path}: expected a mapping of split to a list of subjects, such as 'test: [csi3]'")

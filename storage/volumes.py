@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,15 @@ def coronal_slices(volume: Volume, matrix: tuple[int, int], min_foreground: floa
     foreground threshold (Otsu), since the air of a real scan is noise, never exactly zero. Pixels become
     square at the finer of the two in-plane sizes; larger slices are cropped, smaller ones padded with 0.
     """
+    return list(_foreground_slices(volume, matrix, min_foreground))
+
+
+def has_foreground(volume: Volume, matrix: tuple[int, int], min_foreground: float) -> bool:
+    """Whether `coronal_slices` would keep any slice; stops at the first."""
+    return any(True for _ in _foreground_slices(volume, matrix, min_foreground))
+
+
+def _foreground_slices(volume: Volume, matrix: tuple[int, int], min_foreground: float) -> Iterator[CoronalSlice]:
     from skimage.filters import threshold_otsu
 
     x_size, y_size, z_size = volume.voxel_size
@@ -125,15 +135,13 @@ def coronal_slices(volume: Volume, matrix: tuple[int, int], min_foreground: floa
     zoom = (z_size / pixel, x_size / pixel)
     data = volume.data - volume.data.min()
     threshold = float(threshold_otsu(data[::2, ::2, ::2]))
-    slices = []
     for index in range(data.shape[1]):
         image = data[::-1, index, ::-1].T  # rows run superior → inferior, columns right → left
         if zoom != (1.0, 1.0):
             image = ndimage.zoom(image, zoom, order=1)
         image = centre_fit(image, matrix)
         if float((image > threshold).mean()) >= min_foreground:
-            slices.append(CoronalSlice(np.ascontiguousarray(image, np.float32), index, index * y_size))
-    return slices
+            yield CoronalSlice(np.ascontiguousarray(image, np.float32), index, index * y_size)
 
 
 def centre_fit(image: np.ndarray, matrix: tuple[int, int]) -> np.ndarray:

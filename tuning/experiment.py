@@ -52,7 +52,11 @@ def load_sweep_experiment(source: str, overrides: Sequence[str]) -> SweepExperim
         if key.startswith("space."):
             if not equals:
                 raise InputError(f"'{override}': expected space.KEY=loguniform(low,high)")
-            content.setdefault("sweep", {}).setdefault("space", {})[key.removeprefix("space.")] = value
+            sweep = content.setdefault("sweep", {})
+            space = sweep.setdefault("space", {}) if isinstance(sweep, dict) else None
+            if not isinstance(space, dict):
+                raise InputError(f"'{override}': sweep.space is a value, not a section; remove it")
+            space[key.removeprefix("space.")] = value
         else:
             set_dotted(content, *parse_override(override))
     return build(content, SweepExperiment, source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from helpers import ellipsoid, small_recipe, write_model
 from skimage.metrics import structural_similarity
 
 from recon.evaluate import Evaluation, evaluate, evaluate_to_folder, table
@@ -25,6 +25,7 @@ from storage.errors import InputError
 from storage.object_store import ObjectStore
 from storage.shards import SliceReader
 from storage.volumes import centre_fit
+from tests.helpers import ellipsoid, small_recipe, write_model
 
 MATRIX, CROP = (40, 44), (32, 32)
 SUBJECTS = {"ann": 5, "bob": 4}
@@ -32,7 +33,7 @@ METHODS = ("zero_filled", "model")
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> SliceReader:
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SliceReader]:
     """A split of two subjects of different brightness."""
     store = ObjectStore(tmp_path_factory.mktemp("data"))
     writer = SplitWriter(store, "test", (1, *MATRIX), capacity=100)
@@ -43,7 +44,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> SliceReader:
             record = SliceRecord(image_to_kspace(image)[None], subject, 50 + index, float(index), (0.0, 1.0))
             writer.append(record)
     dataset.publish(store, {"test": writer.close()}, [], plane="coronal")
-    return SliceReader(store, "test")
+    reader = SliceReader(store, "test")
+    yield reader
+    reader.close()
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["one mask", "mask per slice"])
@@ -99,8 +102,6 @@ def test_every_slice_is_rated_as_computed_directly(model: Model, reader: SliceRe
             assert dict(found) == pytest.approx(expected, rel=1e-3)
     methods = [np.mean([row.metrics["psnr"] for row in result.slices if row.method == method]) for method in METHODS]
     assert methods[0] != pytest.approx(methods[1], rel=1e-3), "the model changes its input"
-
-
 
 
 def test_paper_means_over_slices_then_over_subjects(model: Model, reader: SliceReader) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import property_test
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from recon.masks import MaskConfig, achieved_ratio, make_mask, mask_hash
+from tests.helpers import property_test
 
 KINDS = ["gaussian1d", "gaussian2d"]
 sizes = st.tuples(st.integers(4, 80), st.integers(4, 80))

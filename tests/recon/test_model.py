@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import make_generator, random_images, small_recipe, write_model
 from safetensors.torch import save_file
 
 from recon.model import load_model
 from storage.errors import InputError
+from tests.helpers import make_generator, random_images, small_recipe, write_model
 
 MASK = {"kind": "gaussian2d", "sampling_ratio": 0.4, "seed": 9}
 

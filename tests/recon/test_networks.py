@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import random_images
 from torch import nn
 
 from recon.critic import CriticConfig, ResNet50Critic
 from recon.generator import GeneratorConfig, ResNet50Generator, haar_merge, haar_split
 from recon.trunk import ResNet50Trunk, pad_to_multiple
+from tests.helpers import random_images
 
 SIZES = [(64, 128), (128, 256), (256, 256), (320, 260), (97, 131)]
 NORMS = ["group", "instance"]
@@ -137,4 +137,6 @@ def test_padding_repeats_the_edge(size: tuple[int, int], padded: tuple[int, int]
     result, original = pad_to_multiple(image, 32)
     assert (tuple(result.shape[-2:]), original) == (padded, size)
     assert torch.equal(result[..., : size[0], : size[1]], image)
-    assert torch.equal(result[..., size[0] - 1 :, : size[1]], image[..., -1:, :].expand_as(result[..., size[0] - 1 :, : size[1]]))
+    below, right = result[..., size[0] :, : size[1]], result[..., size[1] :]
+    assert torch.equal(below, image[..., -1:, :].expand_as(below))
+    assert torch.equal(right, result[..., size[1] - 1, None].expand_as(right))

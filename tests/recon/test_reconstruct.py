@@ -12,7 +12,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from helpers import centre_of_mass, ellipsoid, make_generator, small_recipe, write_model, write_volume
 
 from recon.inference import Physics
 from recon.masks import MaskConfig, make_mask
@@ -21,6 +20,7 @@ from recon.reconstruct import reconstruct_file, reconstruct_kspace, reconstruct_
 from storage.convert import image_to_kspace
 from storage.errors import InputError
 from storage.volumes import read_volume
+from tests.helpers import centre_of_mass, ellipsoid, make_generator, small_recipe, write_model, write_volume
 
 CROP = (32, 32)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import random_images, random_kspace
 
 from recon.masks import MaskConfig, make_mask
 from recon.samples import centre_crop, denormalize, magnitude, normalize, prepare, zero_fill
@@ -13,6 +12,7 @@ from storage.convert import image_to_kspace
 from storage.errors import InputError
 from storage.loader import Batch
 from storage.volumes import centre_fit
+from tests.helpers import random_images, random_kspace
 
 CPU = torch.device("cpu")
 
@@ -123,5 +123,5 @@ class TestPrepare:
         for place, (epoch, index) in enumerate(batch.samples):
             stream = (int(epoch), int(index)) if per_slice else ()
             assert np.array_equal(mask[place, 0], make_mask(config, (16, 20), stream))
-        later = prepare(Batch(batch.kspace, batch.samples + [1, 0]), (16, 20), config, CPU).mask
+        later = prepare(Batch(batch.kspace, batch.samples + np.array([1, 0])), (16, 20), config, CPU).mask
         assert torch.equal(mask, later) == (not per_slice)

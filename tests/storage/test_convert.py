@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import contents_of, ellipsoid, write_heads, write_volume
 
 from storage import dataset
 from storage.convert import ConvertOptions, SubjectReport, convert, find_sources
@@ -15,6 +14,7 @@ from storage.errors import InputError
 from storage.object_store import ObjectStore
 from storage.shards import SliceReader
 from storage.volumes import coronal_slices, read_volume, subject_of
+from tests.helpers import contents_of, ellipsoid, write_heads, write_volume
 
 MATRIX = (36, 32)
 NAMES = ["ann", "bob", "cat", "dan"]

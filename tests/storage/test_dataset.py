@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from helpers import SHAPE, contents_of, random_kspace, write_dataset, write_split
 
 from storage import dataset
 from storage.dataset import SliceRecord, SplitWriter
 from storage.errors import InputError
 from storage.object_store import ObjectStore
 from storage.shards import SliceReader
+from tests.helpers import SHAPE, contents_of, random_kspace, write_dataset, write_split
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SHAPE, flip_byte, random_kspace, write_dataset
 
 from storage import dataset
 from storage.errors import InputError
@@ -17,6 +16,7 @@ from storage.loader import Batch, DataConfig, Loader, Share, open_reader
 from storage.object_store import ObjectStore
 from storage.order import SampleOrder
 from storage.shards import SliceReader
+from tests.helpers import SHAPE, flip_byte, random_kspace, write_dataset
 
 NUM_SLICES = 37
 GLOBAL_BATCH = 24

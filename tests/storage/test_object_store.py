@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from helpers import contents_of
 
 from storage.errors import InputError
 from storage.object_store import ObjectStore
+from tests.helpers import contents_of
 
 DATA = bytes(range(256)) * 4
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import property_test
 from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.order import SampleOrder, rank_part
+from tests.helpers import property_test
 
 WORLD_SIZES = (1, 2, 3, 4)
 orders = st.builds(
@@ -83,6 +83,14 @@ def test_seed_and_epoch_change_the_order() -> None:
 def test_a_pool_of_all_shards_mixes_all_of_them() -> None:
     order = SampleOrder(1000, seed=0, shard_slices=10, pool_shards=100)
     assert len(np.unique(order.epoch(0)[:100] // 10)) > 50
+
+
+def test_shards_come_in_another_order_each_epoch() -> None:
+    order = SampleOrder(1000, seed=0, shard_slices=10, pool_shards=1)
+    first, second = ([int(index) // 10 for index in order.epoch(epoch)[::10]] for epoch in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(100))
+    assert first != second
+    assert first != sorted(first)
 
 
 def test_the_order_cannot_be_changed_by_a_caller() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import weakref
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
-from helpers import SHAPE, flip_byte, property_test, random_kspace, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +17,7 @@ from storage import dataset
 from storage.errors import InputError
 from storage.object_store import ObjectStore
 from storage.shards import ByteRange, SliceReader, plan_ranges
+from tests.helpers import SHAPE, flip_byte, property_test, random_kspace, write_dataset
 
 CHUNK = 8 * int(np.prod(SHAPE)) + 4
 NUM_SLICES = 18  # four shards of four slices, and one of two
@@ -214,8 +215,8 @@ class TestPlan:
             places = [self.locate(index) for index in item.slices]
             assert (item.start, item.stop) == (places[0][0], places[-1][1])
             assert item.stop - item.start <= max_bytes or len(item.slices) == 1
-            gaps = [start - stop for (_, stop), (start, _) in zip(places, places[1:], strict=False)]
+            gaps = [start - stop for (_, stop), (start, _) in pairwise(places)]
             assert all(0 <= gap <= max_gap for gap in gaps)
-        for first, second in zip(ranges, ranges[1:], strict=False):
+        for first, second in pairwise(ranges):
             could_join = second.start - first.stop <= max_gap and second.start + 100 - first.start <= max_bytes
             assert first.shard != second.shard or not could_join

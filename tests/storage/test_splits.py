@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import property_test
 from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import InputError
 from storage.splits import assign_splits, read_splits_file
+from tests.helpers import property_test
 
 names = st.lists(st.text("abcdef0123456789", min_size=1, max_size=6), min_size=3, max_size=60, unique=True)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from helpers import centre_of_mass, ellipsoid, property_test, write_volume
 from hypothesis import given
 from hypothesis import strategies as st
 from nibabel.orientations import axcodes2ornt, ornt_transform
@@ -19,6 +18,7 @@ from recon.reconstruct import write_nifti
 from storage.convert import image_to_kspace
 from storage.errors import InputError
 from storage.volumes import centre_fit, coronal_slices, read_volume, slice_affine, subject_of
+from tests.helpers import centre_of_mass, ellipsoid, property_test, write_volume
 
 SHAPE = (12, 9, 15)  # right, anterior, superior
 
@@ -147,7 +147,7 @@ def test_provenance_is_read_from_beside_the_file(tmp_path: Path) -> None:
     assert (record["licence"], record["source"], record["file"]) == ("CC0", "a scanner", "head.nii.gz")
     assert "secret" not in record
     (tmp_path / "head.json").write_text("{")
-    with pytest.raises(InputError, match="head.json: is not JSON"):
+    with pytest.raises(InputError, match=r"head\.json: is not JSON"):
         read_volume(path)
 
 

@@ -1,0 +1,261 @@
+"""A run's folder: only whole checkpoints count, and damage never passes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.run_folder import MANIFEST_FORMAT, RunFolder, checkpoint_folder, checkpoint_step
+from storage.errors import InputError
+from tests.helpers import add_checkpoint, contents_of, flip_byte
+
+PSNR = "val/psnr"
+FILES = {"generator.safetensors": b"weights", "optimizer/rank0.pt": b"moments", "optimizer/rank1.pt": b"more"}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(str(tmp_path / "run"))
+
+
+def steps(run: RunFolder) -> list[int]:
+    return [checkpoint.step for checkpoint in run.checkpoints()]
+
+
+def folders(run: RunFolder) -> set[str]:
+    return {path.split("/")[1] for path in run.store.list("checkpoints")}
+
+
+class TestClaim:
+    def test_the_first_configuration_stays(self, run: RunFolder) -> None:
+        assert run.create("seed: 1")
+        assert not run.create("seed: 2")
+        assert run.config_yaml() == "seed: 1"
+
+    def test_without_a_run_the_url_is_named(self, run: RunFolder) -> None:
+        with pytest.raises(InputError, match=f"{run.url}: no run is there"):
+            run.config_yaml()
+
+    def test_delete_takes_everything(self, run: RunFolder) -> None:
+        run.create("seed: 1")
+        run.write_history(1, [{"step": 1}])
+        run.delete()
+        assert run.store.list() == {}
+
+    def test_the_result_is_none_until_the_run_has_finished(self, run: RunFolder) -> None:
+        assert run.result() is None
+        run.write_result({"step": 5, "metrics": {PSNR: 30.0}})
+        assert run.result() == {"step": 5, "metrics": {PSNR: 30.0}}
+
+
+class TestHistory:
+    def rows(self, first: int, last: int, loss: float = 1.0) -> list[dict[str, float]]:
+        return [{"step": step, "loss": loss * step} for step in range(first, last + 1)]
+
+    def test_rows_come_in_the_order_of_steps(self, run: RunFolder) -> None:
+        assert run.history() == []
+        run.write_history(1000, self.rows(21, 1000))
+        run.write_history(20, self.rows(1, 20))
+        assert [row["step"] for row in run.history()] == list(range(1, 1001))
+
+    def test_a_replayed_step_counts_once(self, run: RunFolder) -> None:
+        run.write_history(20, self.rows(1, 20))
+        run.write_history(40, self.rows(21, 40))
+        before = contents_of(Path(run.url))
+        run.write_history(20, self.rows(1, 20))  # resumed from step 0, the same rows
+        run.write_history(40, self.rows(21, 40))
+        assert contents_of(Path(run.url)) == before
+        run.write_history(30, self.rows(11, 30))  # another rhythm of logging
+        assert run.history() == self.rows(1, 40)
+
+    def test_figures_of_one_step_are_joined(self, run: RunFolder) -> None:
+        run.write_history(2, self.rows(1, 2))
+        run.write_history(3, [{"step": 2, PSNR: 30.0}, {"step": 3, "loss": 3.0}])
+        assert run.history()[1:] == [{"step": 2, "loss": 2.0, PSNR: 30.0}, {"step": 3, "loss": 3.0}]
+
+    @pytest.mark.parametrize("after", [0, 1, 19, 20, 21, 39, 40, 99])
+    def test_only_what_is_new_can_be_asked_for(self, run: RunFolder, after: int) -> None:
+        run.write_history(20, self.rows(1, 20))
+        run.write_history(40, self.rows(21, 40))
+        assert run.history(after) == self.rows(after + 1, 40)
+
+
+class TestWhole:
+    def test_a_checkpoint_comes_back_as_it_was_saved(self, run: RunFolder, tmp_path: Path) -> None:
+        saved = add_checkpoint(run, tmp_path, 50, {PSNR: 31.5}, FILES)
+        (found,) = run.checkpoints()
+        assert found == saved
+        assert {name: entry["size"] for name, entry in found.files.items()} == {
+            name: len(content) for name, content in FILES.items()
+        }
+        run.download(found, tmp_path / "back")
+        assert contents_of(tmp_path / "back") == FILES
+
+    def test_parts_of_several_ranks_make_one(self, run: RunFolder, tmp_path: Path) -> None:
+        parts = [
+            add_checkpoint(run, tmp_path / str(rank), 5, {}, {f"rank{rank}.pt": b"%d" % rank}, publish=False)
+            for rank in range(3)
+        ]
+        assert run.checkpoints() == []
+        files = {name: entry for part in parts for name, entry in part.files.items()}
+        run.publish(type(parts[0])(parts[0].folder, 5, {}, files))
+        run.download(run.checkpoints()[0], tmp_path / "back")
+        assert set(contents_of(tmp_path / "back")) == {"rank0.pt", "rank1.pt", "rank2.pt"}
+
+    def test_without_its_manifest_it_does_not_count(self, run: RunFolder, tmp_path: Path) -> None:
+        add_checkpoint(run, tmp_path, 10, {PSNR: 1.0})
+        add_checkpoint(run, tmp_path, 20, {PSNR: 2.0}, publish=False)
+        assert steps(run) == [10]
+        assert run.latest().step == 10  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_with_a_missing_or_short_file_it_does_not_count(self, run: RunFolder, tmp_path: Path, name: str) -> None:
+        add_checkpoint(run, tmp_path, 10, {PSNR: 1.0}, FILES)
+        damaged = add_checkpoint(run, tmp_path, 20, {PSNR: 2.0}, FILES)
+        path = f"{damaged.folder}/{name}"
+        run.store.write(path, FILES[name][:-1])
+        assert steps(run) == [10]
+        run.store.write(path, FILES[name])
+        assert steps(run) == [10, 20]
+        run.store.delete(path)
+        assert steps(run) == [10]
+        assert run.best(PSNR, True).step == 10
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_a_changed_byte_is_found_at_the_download(self, run: RunFolder, tmp_path: Path, name: str) -> None:
+        checkpoint = add_checkpoint(run, tmp_path, 10, {}, FILES)
+        flip_byte(run.store, f"{checkpoint.folder}/{name}", 3)
+        with pytest.raises(InputError, match=f"{checkpoint.folder}/{name}: checksum .* does not match"):
+            run.download(run.checkpoints()[0], tmp_path / "back")
+        assert name not in contents_of(tmp_path / "back"), "the damaged file is not left"
+
+    def test_a_file_lost_since_is_named(self, run: RunFolder, tmp_path: Path) -> None:
+        checkpoint = add_checkpoint(run, tmp_path, 10, {}, FILES)
+        run.store.delete(f"{checkpoint.folder}/optimizer/rank1.pt")
+        with pytest.raises(InputError, match=r"optimizer/rank1.pt: the file is missing"):
+            run.download(checkpoint, tmp_path / "back")
+
+    def test_good_files_are_not_downloaded_again_and_wrong_ones_are(self, run: RunFolder, tmp_path: Path) -> None:
+        checkpoint = add_checkpoint(run, tmp_path, 10, {}, FILES)
+        run.download(checkpoint, tmp_path / "back", ["generator.safetensors", "optimizer/rank0.pt"])
+        assert set(contents_of(tmp_path / "back")) == {"generator.safetensors", "optimizer/rank0.pt"}
+        run.store.delete(f"{checkpoint.folder}/generator.safetensors")
+        (tmp_path / "back" / "optimizer" / "rank0.pt").write_bytes(b"rubbish")
+        run.download(checkpoint, tmp_path / "back", ["generator.safetensors", "optimizer/rank0.pt"])
+        assert (tmp_path / "back" / "optimizer" / "rank0.pt").read_bytes() == b"moments"
+
+    def test_a_damaged_or_newer_manifest_is_refused(self, run: RunFolder, tmp_path: Path) -> None:
+        path = f"{add_checkpoint(run, tmp_path, 10, {}).folder}/manifest.json"
+        document = json.loads(run.store.read(path))
+        run.store.write(path, json.dumps({**document, "format": MANIFEST_FORMAT + 1}).encode())
+        with pytest.raises(InputError, match=r"has manifest format 2, this Larmor reads up to 1; update"):
+            run.checkpoints()
+        run.store.write(path, b'{"format": 1, "st')
+        with pytest.raises(InputError, match=f"{path}: is not JSON"):
+            run.checkpoints()
+
+
+class TestChoice:
+    def test_the_latest_is_the_highest_step(self, run: RunFolder, tmp_path: Path) -> None:
+        assert run.latest() is None
+        for step in (90, 1000, 100):
+            add_checkpoint(run, tmp_path, step, {})
+        assert steps(run) == [90, 100, 1000]
+        assert run.latest().step == 1000  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize(
+        ("values", "higher", "best"),
+        [
+            ({10: 1.0, 20: 3.0, 30: 2.0}, True, 20),
+            ({10: 2.0, 20: 1.0, 30: 3.0}, False, 20),
+            ({10: 1.0, 20: 3.0, 30: 3.0}, True, 20),
+            ({10: 1.0, 20: 1.0, 30: 3.0}, False, 10),
+            ({10: -5.0, 20: float("-inf"), 30: -4.0}, True, 30),
+        ],
+    )
+    def test_the_best_follows_the_direction_and_of_equal_ones_the_earliest(
+        self, run: RunFolder, tmp_path: Path, values: dict[int, float], higher: bool, best: int
+    ) -> None:
+        for step in reversed(values):
+            add_checkpoint(run, tmp_path, step, {PSNR: values[step]})
+        assert run.best(PSNR, higher).step == best
+
+    def test_only_checkpoints_with_the_metric_are_compared(self, run: RunFolder, tmp_path: Path) -> None:
+        add_checkpoint(run, tmp_path, 10, {PSNR: 1.0})
+        add_checkpoint(run, tmp_path, 20, {"val/ssim": 0.5})
+        assert run.best(PSNR, True).step == 10
+        with pytest.raises(InputError, match=r"no checkpoint with the metric 'val/mse'; its metrics are val/psnr"):
+            run.best("val/mse", False)
+
+    def test_without_a_whole_checkpoint_there_is_no_best(self, run: RunFolder, tmp_path: Path) -> None:
+        add_checkpoint(run, tmp_path, 10, {PSNR: 1.0}, publish=False)
+        with pytest.raises(InputError, match="it has no whole checkpoint yet"):
+            run.best(PSNR, True)
+
+
+class TestPrune:
+    def test_the_newest_and_the_best_stay(self, run: RunFolder, tmp_path: Path) -> None:
+        for step, value in ((10, 1.0), (20, 9.0), (30, 2.0), (40, 3.0), (50, 4.0)):
+            add_checkpoint(run, tmp_path, step, {PSNR: value})
+        run.prune(2, PSNR, True)
+        assert steps(run) == [20, 40, 50]
+        assert len(folders(run)) == 3, "nothing is left of the others"
+        run.prune(1, PSNR, False)
+        assert steps(run) == [40, 50], "the best may be the lowest"
+
+    def test_what_stays_is_untouched(self, run: RunFolder, tmp_path: Path) -> None:
+        kept = add_checkpoint(run, tmp_path, 20, {PSNR: 1.0}, FILES)
+        before = contents_of(Path(run.url))
+        add_checkpoint(run, tmp_path, 10, {PSNR: 0.5}, FILES)
+        run.prune(1, PSNR, True)
+        assert contents_of(Path(run.url)) == before
+        run.download(kept, tmp_path / "back")
+
+    def test_half_uploaded_ones_go_if_older_and_stay_if_newer(self, run: RunFolder, tmp_path: Path) -> None:
+        add_checkpoint(run, tmp_path, 10, {}, publish=False)
+        add_checkpoint(run, tmp_path, 20, {}, token="aa", publish=False)
+        add_checkpoint(run, tmp_path, 20, {PSNR: 1.0}, token="bb")
+        newer = add_checkpoint(run, tmp_path, 30, {}, publish=False)
+        run.prune(1, PSNR, True)
+        assert folders(run) == {"step-00000020-bb", "step-00000030-aa"}
+        run.publish(newer)
+        assert steps(run) == [20, 30], "the one on its way arrives"
+
+    def test_without_a_whole_checkpoint_nothing_goes(self, run: RunFolder, tmp_path: Path) -> None:
+        add_checkpoint(run, tmp_path, 10, {}, publish=False)
+        run.prune(1, PSNR, True)
+        assert folders(run) == {"step-00000010-aa"}
+
+    def test_a_prune_that_is_cut_off_leaves_no_half_checkpoint(
+        self, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for step in (10, 20):
+            add_checkpoint(run, tmp_path, step, {PSNR: float(step)}, FILES)
+        delete, calls = run.store.delete, []
+
+        def cut_off(prefix: str = "") -> None:
+            calls.append(prefix)
+            if len(calls) > 1:
+                raise ConnectionResetError
+            delete(prefix)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run.store, "delete", cut_off)
+            with pytest.raises(ConnectionResetError):
+                run.prune(1, PSNR, True)
+        assert steps(run) == [20]
+        run.prune(1, PSNR, True)
+        assert folders(run) == {"step-00000020-aa"}
+
+    def test_metrics_are_not_needed(self, run: RunFolder, tmp_path: Path) -> None:
+        for step in (10, 20, 30):
+            add_checkpoint(run, tmp_path, step, {})
+        run.prune(2, PSNR, True)
+        assert steps(run) == [20, 30]
+
+
+@pytest.mark.parametrize("step", [0, 7, 12345678, 123456789])
+def test_a_folders_name_holds_its_step(step: int) -> None:
+    assert checkpoint_step(checkpoint_folder(step, "a1b2")) == step

@@ -1,0 +1,94 @@
+"""Ray Tune over Ray Train on tiny heads, and what follows: pull, training with the best values, report."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.run_folder import RunFolder
+from tests.workbench import larmor, succeed, tiny, unique_name
+from tuning.sweep_folder import SweepFolder
+
+OUTPUT = "s3://larmor"
+SCHEDULE = (
+    "training.num_steps=6",
+    "training.checkpoint_every=3",
+    "training.validate_every=3",
+    "cluster.num_workers=1",
+    "sweep.overrides={}",
+)
+
+
+@pytest.fixture(scope="module")
+def sweep_name() -> str:
+    return unique_name("sweep")
+
+
+@pytest.fixture
+def swept(sweep_name: str, tiny_heads: str, store_environment: dict[str, str]) -> SweepFolder:
+    """Two trials at once; searched once for all tests of this file."""
+    folder = SweepFolder(f"{OUTPUT}/sweeps/{sweep_name}")
+    if folder.result() is None:
+        succeed("sweep", *tiny(sweep_name, tiny_heads, OUTPUT, *SCHEDULE), "--trials", "2")
+    return folder
+
+
+def test_trials_begin_with_the_experiments_own_values(swept: SweepFolder) -> None:
+    result = swept.result()
+    assert result is not None
+    trials = result["trials"]
+    assert [trial["state"] for trial in trials] == ["finished", "finished"]
+    assert {"loss.a": 15.0, "loss.b": 0.1, "critic.clip": 0.01} in [trial["parameters"] for trial in trials]
+    assert trials[0]["parameters"] != trials[1]["parameters"]
+    for trial in trials:
+        run = swept.trial_run(trial["id"])
+        config = yaml.safe_load(run.config_yaml())
+        assert config["loss"]["a"] == trial["parameters"]["loss.a"]
+        assert config["critic"]["clip"] == trial["parameters"]["critic.clip"]
+        assert [row["step"] for row in run.history()] == list(range(1, 7))
+        assert trial["metrics"]["val/psnr"] == max(row["val/psnr"] for row in run.history() if "val/psnr" in row)
+    assert result["best"]["metrics"]["val/psnr"] == max(trial["metrics"]["val/psnr"] for trial in trials)
+
+
+def test_same_sweep_again_adds_only_what_is_missing(swept: SweepFolder, sweep_name: str, tiny_heads: str) -> None:
+    before = {trial["id"] for trial in swept.trials()}
+    again = succeed("sweep", *tiny(sweep_name, tiny_heads, OUTPUT, *SCHEDULE), "--trials", "2")
+    assert "best: trial" in again
+    assert {trial["id"] for trial in swept.trials()} == before
+    succeed("sweep", *tiny(sweep_name, tiny_heads, OUTPUT, *SCHEDULE), "--trials", "3")
+    after = {trial["id"] for trial in swept.trials()}
+    assert before < after
+    assert len(after) == 3
+
+
+def test_other_sweep_of_that_name_is_refused(swept: SweepFolder, sweep_name: str, tiny_heads: str) -> None:
+    done = larmor("sweep", *tiny(sweep_name, tiny_heads, OUTPUT, *SCHEDULE, "seed=9"), "--trials", "2")
+    assert done.returncode == 1
+    assert "it differs in seed" in done.stderr
+
+
+def test_best_is_pulled_used_and_reported(swept: SweepFolder, tiny_heads: str, tmp_path: Path) -> None:
+    best = (swept.result() or {})["best"]
+    succeed("pull", swept.url, "--to", str(tmp_path / "model"))
+    record = json.loads((tmp_path / "model" / "metrics.json").read_text())
+    assert best["id"] in record["source"]
+    assert record["metrics"]["val/psnr"] == best["metrics"]["val/psnr"]
+
+    name = unique_name("from-sweep")
+    succeed("train", "--local", *tiny(name, tiny_heads, OUTPUT, *SCHEDULE), "--best-of", swept.url)
+    run = RunFolder(f"{OUTPUT}/runs/{name}")
+    assert yaml.safe_load(run.config_yaml())["loss"]["a"] == best["parameters"]["loss.a"]
+
+    succeed("evaluate", str(tmp_path / "model"), tiny_heads, "--to", str(tmp_path / "evaluation"))
+    page = tmp_path / "report.html"
+    evaluation = str(tmp_path / "evaluation")
+    succeed("report", "--to", str(page), "--run", run.url, "--sweep", swept.url, "--evaluation", evaluation)
+    text = page.read_text()
+    for expected in (best["id"], "zero-filled", "Preset <b>paper</b>", "phantom03", "data:image/png;base64,"):
+        assert expected in text
+    # self-contained: outside plotly's inlined source nothing names another host
+    assert "http" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
