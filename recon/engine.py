@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import MethodType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from recon.optimizers import OptimizerConfig, build_optimizer, clip_parameters_
+from recon.precision import lower_buffers
 from storage.errors import InputError
 
 Backend = Literal["deepspeed", "plain", "auto"]
@@ -153,7 +154,7 @@ class DeepSpeedEngine:
         self._settings = settings
         self._dtype: torch.dtype = getattr(torch, settings.dtype)
         if self._dtype is not torch.float32:
-            _lower_buffers(self.module, self._dtype)
+            lower_buffers(self.module, self._dtype)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self._engine(*(x.to(self._dtype) for x in inputs)).float()
@@ -264,42 +265,6 @@ def _require_process_group(device: torch.device, create: bool) -> None:
 
 def _current_device_index(device: torch.device) -> int:
     return torch.cuda.current_device() if device.type == "cuda" else 0
-
-
-def _lower_buffers(module: nn.Module, dtype: torch.dtype) -> None:
-    """Make buffers fit weights that DeepSpeed has lowered to `dtype`; since 0.19 it leaves them float32.
-
-    Filters, masks and spectral norm's vectors follow the weights. Running statistics stay float32,
-    or their small updates would be lost, and batch norm then reads its weights as float32.
-    """
-    for layer in module.modules():
-        stays = isinstance(layer, nn.modules.batchnorm._BatchNorm)
-        for name, buffer in layer.named_buffers(recurse=False):
-            if buffer.is_floating_point():
-                setattr(layer, name, buffer.to(torch.float32 if stays else dtype))
-        if stays:
-            layer.forward = MethodType(_mixed_batch_norm, layer)
-
-
-def _mixed_batch_norm(layer: Any, images: Tensor) -> Tensor:
-    """`nn.BatchNorm*.forward` with low-precision images and weights over float32 statistics."""
-    momentum = layer.momentum
-    if layer.training and layer.track_running_stats:
-        layer.num_batches_tracked.add_(1)
-        if momentum is None:  # a cumulative average
-            momentum = 1.0 / float(layer.num_batches_tracked)
-    from_batch = layer.training or layer.running_mean is None
-    keeps = not layer.training or layer.track_running_stats
-    return nn.functional.batch_norm(
-        images,
-        layer.running_mean if keeps else None,
-        layer.running_var if keeps else None,
-        None if layer.weight is None else layer.weight.float(),
-        None if layer.bias is None else layer.bias.float(),
-        from_batch,
-        0.0 if momentum is None else momentum,
-        layer.eps,
-    )
 
 
 def _full_tensor(value: Tensor) -> Tensor:

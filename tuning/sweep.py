@@ -155,7 +155,8 @@ def _distribution(item: Dimension) -> Any:
         return CategoricalDistribution(item.arguments)
     if item.kind == "randint":
         return IntDistribution(item.arguments[0], item.arguments[1] - 1)
-    return FloatDistribution(*item.arguments, log=item.kind == "loguniform")
+    low, high = item.arguments
+    return FloatDistribution(low, high, log=item.kind == "loguniform")
 
 
 def _scheduler(experiment: SweepExperiment, base: Any) -> Any:

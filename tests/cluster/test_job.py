@@ -10,14 +10,13 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+import requests
 
 from cluster.run_folder import RunFolder
 from tests.workbench import environment, larmor, succeed, tiny, unique_name
@@ -42,14 +41,12 @@ def wait_for_answer(url: str) -> None:
     """Until the dashboard answers: without a token, with a refusal."""
     for _ in range(300):
         try:
-            urllib.request.urlopen(url, timeout=5)
-        except urllib.error.HTTPError as error:
-            assert error.code == 401
-            return
-        except OSError:
+            status = requests.get(url, timeout=5).status_code
+        except requests.ConnectionError:
             time.sleep(0.2)
         else:
-            raise AssertionError("the dashboard answers without a token")
+            assert status == 401
+            return
     raise AssertionError(f"{url}: no answer within a minute")
 
 

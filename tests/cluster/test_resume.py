@@ -61,7 +61,10 @@ def losses(run: RunFolder) -> list[tuple[float, ...]]:
     return [tuple(row[name] for name in LOSSES) for row in run.history()]
 
 
-@pytest.mark.parametrize(("backend", "zero_stage"), [("plain", 0), ("deepspeed", 0), ("deepspeed", 2), ("deepspeed", 3)])
+ENGINES = [("plain", 0), ("deepspeed", 0), ("deepspeed", 2), ("deepspeed", 3)]
+
+
+@pytest.mark.parametrize(("backend", "zero_stage"), ENGINES)
 def test_resumed_training_equals_uninterrupted_one(experiment: Experiment, backend: str, zero_stage: int) -> None:
     torch.set_num_threads(1)
     experiment = with_training(experiment, backend=backend, zero_stage=zero_stage)
@@ -114,7 +117,7 @@ def test_loss_that_is_not_finite_stops_the_training(experiment: Experiment) -> N
     experiment = with_training(experiment, num_steps=12, backend="plain", zero_stage=0, log_every=4)
     rate = experiment.generator_optimizer.model_copy(update={"learning_rate": 1e30})
     run = run_of("diverged")
-    with pytest.raises(InputError, match="training diverged: .* at step"):
+    with pytest.raises(InputError, match=r"training diverged: .* at step"):
         train(
             experiment.model_copy(update={"generator_optimizer": rate}),
             LocalWorker(run, experiment.training, torch.device("cpu")),
