@@ -27,6 +27,10 @@ demo: install
 	$(LARMOR) evaluate $(DEMO)/model s3://larmor/heads --to $(DEMO)/evaluation
 	$(LARMOR) report --run s3://larmor/runs/laptop --sweep s3://larmor/sweeps/laptop \
 		--evaluation $(DEMO)/evaluation --to $(DEMO)/report.html
+	@echo
+	@echo "Figures: $(DEMO)/contact-sheet.png (the data), $(DEMO)/reconstruction/petdeface01-reconstruction.png (the"
+	@echo "whole head), $(DEMO)/evaluation/comparison.png (target, zero-filled, reconstruction, errors)."
+	@echo "Report:  $(DEMO)/report.html"
 
 test: install
 	$(VENV)/bin/ruff check .

@@ -36,6 +36,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the experiment: key=value, such as training.num_steps=100")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete what is there under that name and begin anew.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Slices that go through the generator at once.")]
 Address = Annotated[
     str | None, typer.Option(help="A running Ray cluster (auto, HOST:PORT or ray://…); without it one starts here.")
 ]
@@ -112,8 +113,8 @@ def fetch_heads(
 @fetch_app.command("phantom")
 def fetch_phantom(
     to: Annotated[Path, typer.Option(help="Folder for the volumes.")],
-    num_subjects: Annotated[int, typer.Option(min=3, max=1000)] = 5,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    num_subjects: Annotated[int, typer.Option(min=3, max=99, help="How many heads to make.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other heads.")] = 0,
 ) -> None:
     """Synthetic heads (Shepp-Logan with varied ellipses), for where no package index can be reached."""
     from cluster.console import console
@@ -295,7 +296,7 @@ def reconstruct(
     model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.")],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="A NIfTI volume, or k-space as .npy.")],
     to: Annotated[Path, typer.Option(help="Folder for the images.")],
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Reconstruct a volume (undersampled on the fly) or undersampled k-space; NIfTI or npy, and a PNG."""
@@ -318,7 +319,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     preset: Annotated[str, typer.Option(help="How figures are defined: paper or fastmri.")] = "paper",
     to: Annotated[Path | None, typer.Option(help="Folder for CSV and figure; default: MODEL_DIR/evaluation.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """The table: zero-filled and the model, with the preset named; CSV per slice and subject, and a figure."""

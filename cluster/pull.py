@@ -32,9 +32,13 @@ def pull_run(run: RunFolder, metric: str, target: Path, overwrite: bool) -> Chec
         raise InputError(f"{target}: is a file; choose another --to")
     if target.exists() and not overwrite:
         raise InputError(f"{target}: exists already; pass --overwrite or choose another --to")
+    if target.exists() and not (target / WEIGHTS).is_file() and any(target.iterdir()):
+        raise InputError(f"{target}: is not a model directory, so it is not overwritten; choose another --to")
     name, higher = metric_direction(metric)
     config = run.config_yaml()
     best = run.best(name, higher)
+    if WEIGHTS not in best.files:
+        raise InputError(f"{run.url}/{best.folder}: its manifest names no {WEIGHTS}; remove this checkpoint's folder")
     partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
         run.download(best, partial, [WEIGHTS])

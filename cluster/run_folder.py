@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,7 @@ class RunFolder:
         Raises `InputError` if there is none, naming the metrics there are.
         """
         found = self.checkpoints()
-        rated = [item for item in found if metric in item.metrics]
+        rated = [item for item in found if not math.isnan(item.metrics.get(metric, math.nan))]
         if not rated:
             known = sorted({name for item in found for name in item.metrics})
             have = f"its metrics are {', '.join(known)}" if found else f"it has no whole checkpoint yet{self._gap()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import zlib
@@ -79,6 +80,7 @@ def read_volume(path: Path) -> Volume:
             raise InputError(f"{path}: has voxels of type {image.get_data_dtype()}; one real number each is expected")
         canonical: Any = nibabel.as_closest_canonical(image)
         data = np.asarray(canonical.dataobj, dtype=np.float32)
+        _check_gzip(path)
     except InputError:
         raise
     except ImageFileError as error:
@@ -94,6 +96,14 @@ def read_volume(path: Path) -> Volume:
         raise InputError(f"{path}: every voxel has the same value; there is no image in it")
     zooms = tuple(float(size) for size in canonical.header.get_zooms()[:3])
     return Volume(subject, data, zooms, np.asarray(canonical.affine), _provenance(path))  # type: ignore[arg-type]
+
+
+def _check_gzip(path: Path) -> None:
+    """Read a compressed file to its end, where its checksum stands; nibabel stops at the last voxel."""
+    if path.name.endswith(".gz"):
+        with gzip.open(path) as file:
+            while file.read(2**22):
+                pass
 
 
 def _provenance(path: Path) -> dict[str, Any]:

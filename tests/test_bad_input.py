@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import contextlib
+import os
 import socket
 import sys
 import threading
@@ -24,7 +25,9 @@ from cluster.run_folder import RunFolder
 from storage import dataset
 from storage.convert import ConvertOptions, convert
 from storage.embedded_store import EmbeddedStore
+from storage.errors import InputError
 from storage.object_store import ObjectStore
+from storage.ports import free_ports
 from tests import workbench
 from tests.helpers import (
     add_checkpoint,
@@ -220,21 +223,9 @@ class TestConvert:
             refused(("convert", "heads", "--to", "thesis", *SMALL, *more), *parts)
         for place in ("thesis/chapter.tex", "thesis/chapter.tex/deeper"):
             refused(("convert", "heads", "--to", place, *SMALL), tmp_path / place, "is a file", "another place")
-        refused(("convert", "heads", "--to", "ftp://host/data", *SMALL), "ftp://host/data", "local path or an s3:// URL")
-
-
-@pytest.fixture
-def shop(store_environment: dict[str, str], embedded_store: EmbeddedStore, tmp_path: Path) -> Shop:
-    """A data set and a run in the real store."""
-    heads = write_heads(tmp_path / "heads", SUBJECTS)
-    url = f"s3://larmor/{uuid.uuid4().hex}"
-    convert_heads(heads, f"{url}/data")
-    run = make_run(f"{url}/data", output=url)
-    add_checkpoint(run, tmp_path / "scratch", 1, {"val/psnr": 20.0})
-    keys = configparser.ConfigParser()
-    keys.read(store_environment["AWS_SHARED_CREDENTIALS_FILE"])
-    access_key, secret = keys["larmor"]["aws_access_key_id"], keys["larmor"]["aws_secret_access_key"]
-    return Shop(url, str(embedded_store.status().endpoint), access_key, secret)
+        refused(
+            ("convert", "heads", "--to", "ftp://host/data", *SMALL), "ftp://host/data", "local path or an s3:// URL"
+        )
 
 
 @dataclass(frozen=True)
@@ -267,7 +258,7 @@ def aws(settings: dict[str, str]) -> Iterator[None]:
     """Only these AWS settings, and no role of the machine."""
     nowhere = {"AWS_SHARED_CREDENTIALS_FILE": "/nowhere", "AWS_CONFIG_FILE": "/nowhere"}
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in larmor.os.environ if name.startswith("AWS_")]:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
         for name, value in {"AWS_EC2_METADATA_DISABLED": "true", **nowhere, **settings}.items():
             patch.setenv(name, value)
@@ -275,8 +266,24 @@ def aws(settings: dict[str, str]) -> Iterator[None]:
     S3FileSystem.clear_instance_cache()
 
 
+@pytest.fixture(scope="module")
+def shop(embedded_store: EmbeddedStore, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """A data set and a run in the real store."""
+    folder, url = tmp_path_factory.mktemp("shop"), f"s3://larmor/{uuid.uuid4().hex}"
+    environment = embedded_store.environment()
+    with aws(environment):
+        convert_heads(write_heads(folder / "heads", SUBJECTS), f"{url}/data")
+        run = make_run(f"{url}/data", output=url)
+        add_checkpoint(run, folder / "scratch", 1, {"val/psnr": 20.0})
+    keys = configparser.ConfigParser()
+    keys.read(environment["AWS_SHARED_CREDENTIALS_FILE"])
+    access_key, secret = keys["larmor"]["aws_access_key_id"], keys["larmor"]["aws_secret_access_key"]
+    return Shop(url, str(embedded_store.status().endpoint), access_key, secret)
+
+
+@pytest.mark.usefixtures("store_environment", "heads")
 class TestObjectStore:
-    @pytest.mark.timeout(120)  # each command ends by itself within seconds, whatever the store does
+    @pytest.mark.timeout(90)  # each command ends by itself within seconds, whatever the store does
     @pytest.mark.parametrize(
         ("mistake", "parts"),
         [
@@ -286,7 +293,7 @@ class TestObjectStore:
             ("half a key", ("no S3 credentials were found", "AWS_SECRET_ACCESS_KEY")),
             ("unknown profile", ("nobody", "could not be found", "correct AWS_PROFILE")),
             ("broken profile", ("is not set up right", "broken.ini", "check the AWS settings")),
-            ("closed port", ("cannot be reached", "ENDPOINT", "larmor store status", "AWS_ENDPOINT_URL")),
+            ("closed port", ("cannot be reached", "{endpoint}", "larmor store status", "AWS_ENDPOINT_URL")),
             ("no URL", ("somewhere", "correct AWS_ENDPOINT_URL")),
             ("https", ("no secure connection", "http:// or https://", "AWS_CA_BUNDLE")),
         ],
@@ -310,7 +317,7 @@ class TestObjectStore:
         before = ObjectStore(shop.url).list()
         for command in shop.commands(shop.url):
             with aws(settings[mistake]):
-                message = refused(command, shop.url, *(part.replace("ENDPOINT", endpoint, part == "ENDPOINT") for part in parts))
+                message = refused(command, shop.url, *(part.format(endpoint=endpoint) for part in parts))
             assert shop.secret not in message
         assert ObjectStore(shop.url).list() == before
         assert len(before) > 10, "there was something to lose"
@@ -345,7 +352,7 @@ class TestTrain:
         ("override", "parts"),
         [
             ("training.num_step=3", ("unknown key 'training.num_step'", "'num_steps'", "global_batch_size")),
-            ("colour=3", ("unknown key 'colour'.", "Valid keys of the top level", "training")),
+            ("xyz=3", ("unknown key 'xyz'.", "Valid keys of the top level", "training")),
             ("mask.sampling_ratio=0", ("mask.sampling_ratio=0", "greater than 0")),
             ("mask.sampling_ratio=1.5", ("mask.sampling_ratio=1.5", "less than or equal to 1")),
             ("mask.kind=spiral", ("mask.kind='spiral'", "gaussian1d", "gaussian2d")),
@@ -405,12 +412,12 @@ class TestTrain:
         assert "a: 7" in run.config_yaml()
         assert run.history() == []
 
-    @pytest.mark.timeout(120)
+    @pytest.mark.timeout(300)
     def test_more_workers_than_there_are(self, data: str, tmp_path: Path) -> None:
         workers = ("cluster.num_workers=64", "training.global_batch_size=64", "cluster.wait_seconds=2")
         results, home = str(tmp_path / "results"), str(tmp_path / "home")
         command = ("train", "laptop", *overrides(data, *workers, output=results))
-        outcome = workbench.larmor(*command, timeout=100, LARMOR_HOME=home, LARMOR_DEBUG="")
+        outcome = workbench.larmor(*command, timeout=240, LARMOR_HOME=home, LARMOR_DEBUG="")
         assert outcome.returncode == 1, outcome
         check_message(outcome.stderr, "64 workers", "64 CPU", "it has", "lower cluster.num_workers", "add nodes")
         assert not (tmp_path / "results").exists()
@@ -557,8 +564,7 @@ class TestSweepAndStore:
         refused(("sweep", "laptop", "--trials", "0"), "--trials", "greater than or equal to 1")
 
     def test_a_port_that_is_taken_or_impossible(self, cli: Command, tmp_path: Path) -> None:
-        with socket.socket() as taken:
-            port = next(port for port in range(23_000, 30_000) if taken.connect_ex(("127.0.0.1", port)))
+        port = free_ports(())[0]
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", port))
             taken.listen()
@@ -574,7 +580,7 @@ class TestSweepAndStore:
 
 def test_debugging_shows_where_it_came_from(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LARMOR_DEBUG", "1")
-    with pytest.raises(larmor.InputError, match="nothere"):
+    with pytest.raises(InputError, match="nothere"):
         cli("inspect", "nothere")
 
 

@@ -9,6 +9,7 @@ result.json           all trials and the best one; written when the sweep has fi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -73,7 +74,11 @@ def best_trial(trials: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     Raises `InputError` if no trial has finished with that metric.
     """
     name = f"val/{metric}"
-    finished = [trial for trial in trials if trial["state"] == "finished" and name in trial["metrics"]]
+    finished = [
+        trial
+        for trial in trials
+        if trial["state"] == "finished" and not math.isnan(trial["metrics"].get(name, math.nan))
+    ]
     if not finished:
         errors = [trial["error"] for trial in trials if trial.get("error")]
         reason = f"; the last one failed with: {errors[-1]}" if errors else ""

@@ -62,9 +62,7 @@ def test_run_is_complete_and_not_trained_twice(undisturbed: RunFolder, undisturb
 def test_two_workers_train_as_one_does(undisturbed: RunFolder, tiny_heads: str) -> None:
     name = unique_name("single")
     succeed("train", "--local", *tiny(name, tiny_heads, OUTPUT, *SCHEDULE, "cluster.num_workers=1"))
-    two, one = (
-        [row["normalized_root_mse"] for row in run.history()] for run in (undisturbed, run_folder(name))
-    )
+    two, one = ([row["normalized_root_mse"] for row in run.history()] for run in (undisturbed, run_folder(name)))
     # The same samples in the same order; but sums over ranks are rounded in another order, and Adam's first
     # steps, gradient / sqrt(its square), turn the rounding of tiny gradients into steps of full length.
     assert two[:3] == pytest.approx(one[:3], rel=1e-4)

@@ -17,11 +17,14 @@ from tests.helpers import contents_of
 DATA = bytes(range(256)) * 4
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     """An empty store of each kind."""
     if request.param == "local":
         return ObjectStore(tmp_path / "objects")
+    if request.param == "s3":
+        request.getfixturevalue("store_environment")
+        return ObjectStore(f"s3://larmor/{uuid.uuid4().hex}")
     return ObjectStore(f"memory://{uuid.uuid4().hex}/objects")
 
 
