@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.metadata
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,6 @@ from storage.errors import InputError
 _DISK_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
 
 app = typer.Typer(
-    help="Train GANs that reconstruct MRI from too few measurements, on a Ray cluster, straight from object storage.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,6 +40,21 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Slices that go through the 
 Address = Annotated[
     str | None, typer.Option(help="A running Ray cluster (auto, HOST:PORT or ray://…); without it one starts here.")
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"larmor {importlib.metadata.version('larmor')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train GANs that reconstruct MRI from too few measurements, on a Ray cluster, straight from object storage."""
 
 
 @store_app.command("start")
@@ -235,23 +250,26 @@ def sweep(
     overwrite: Overwrite = False,
 ) -> None:
     """Search a, b and the clipping constant (or any key: space.KEY='loguniform(low,high)') with Ray Tune."""
-    from cluster.console import console
+    from cluster.console import console, progress_bar
     from cluster.follow import Follower
     from cluster.ray_cluster import connected
-    from tuning.sweep import describe_trial, prepare_sweep, run_sweep
+    from tuning.sweep import check_sweep, describe_trial, run_sweep
     from tuning.sweep_folder import SweepFolder, new_trials
 
     config = _load(experiment, [*(overrides or []), *([f"sweep.num_trials={trials}"] if trials else [])])
     folder = SweepFolder(config.sweep_url)
-    result = prepare_sweep(config, folder, overwrite)
+    result = check_sweep(config, folder, overwrite)
     if result is None:
         console.print(f"sweep: {folder.url}, {config.sweep.num_trials} trials, by val/{config.sweep.metric}")
+        with progress_bar() as bar, connected(address):
 
-        def show(trial: Mapping[str, Any]) -> None:
-            console.print(describe_trial(trial, config.sweep.metric))
+            def show(trial: Mapping[str, Any]) -> None:
+                console.print(describe_trial(trial, config.sweep.metric))
+                bar("trials", len(folder.trials()), config.sweep.num_trials)
 
-        with connected(address), Follower(new_trials(folder), show):
-            result = run_sweep(config, folder)
+            bar("trials", 0, config.sweep.num_trials)
+            with Follower(new_trials(folder), show):
+                result = run_sweep(config, folder, overwrite)
     console.print(f"best: {describe_trial(result['best'], config.sweep.metric)}")
     console.print(f"next: larmor train {experiment} --best-of {folder.url}, or larmor pull {folder.url} --to MODEL_DIR")
 

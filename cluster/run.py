@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,17 @@ from storage.dataset import read_split
 from storage.errors import InputError
 from storage.object_store import ObjectStore
 
-ShowRow = Callable[[Mapping[str, float]], None]
+
+def check_data(experiment: Experiment) -> None:
+    """Raises `InputError` if the data set is not there, or lacks a split or the size that the experiment needs."""
+    data = ObjectStore(experiment.data.url)
+    crop = experiment.data.crop
+    for split in (experiment.data.train_split, experiment.data.validation_split):
+        height, width = read_split(data, split).shape[-2:]
+        if crop[0] > height or crop[1] > width:
+            raise InputError(
+                f"data.crop={crop[0]}×{crop[1]} does not fit into the slices of {height}×{width}; lower it"
+            )
 
 
 def check(experiment: Experiment, run: RunFolder, overwrite: bool) -> bool:
@@ -26,40 +36,33 @@ def check(experiment: Experiment, run: RunFolder, overwrite: bool) -> bool:
     The same experiment again resumes; only its `cluster` section may differ. Raises `InputError` if another
     experiment has the folder and `overwrite` is False, or the data set lacks what the experiment needs.
     """
-    data = ObjectStore(experiment.data.url)
-    for split in (experiment.data.train_split, experiment.data.validation_split):
-        height, width = read_split(data, split).shape[-2:]
-        crop = experiment.data.crop
-        if crop[0] > height or crop[1] > width:
-            raise InputError(
-                f"data.crop={crop[0]}×{crop[1]} does not fit into the slices of {height}×{width}; lower it"
-            )
+    check_data(experiment)
     run.store.check_access()
     if overwrite or not run.store.exists("config.yaml"):
         return False
-    _refuse_another(experiment, run)
+    refuse_another(experiment, run.config_yaml(), run.url, may_differ=("cluster.",))
     return run.result() is not None
 
 
-def claim(experiment: Experiment, run: RunFolder, overwrite: bool) -> bool:
-    """Make `run` the folder of `experiment`; True if it has finished already. Raises what `check` raises."""
-    if check(experiment, run, overwrite):
-        return True
+def claim(experiment: Experiment, run: RunFolder, overwrite: bool) -> None:
+    """Make `run` the folder of `experiment`. Raises what `check` raises."""
+    check(experiment, run, overwrite)
     if overwrite:
         run.delete()
     if not run.create(dump_yaml(experiment)):
-        _refuse_another(experiment, run)
-    return run.result() is not None
+        refuse_another(experiment, run.config_yaml(), run.url, may_differ=("cluster.",))
 
 
-def _refuse_another(experiment: Experiment, run: RunFolder) -> None:
-    known = yaml.safe_load(run.config_yaml())
+def refuse_another(experiment: Experiment, known_yaml: str, url: str, may_differ: Sequence[str]) -> None:
+    """Raises `InputError` if the configuration at `url` differs in more than keys beginning with `may_differ`."""
     differing = [
-        key for key in differing_keys(known, experiment.model_dump(mode="json")) if not key.startswith("cluster.")
+        key
+        for key in differing_keys(yaml.safe_load(known_yaml), experiment.model_dump(mode="json"))
+        if not key.startswith(tuple(may_differ))
     ]
     if differing:
         raise InputError(
-            f"{run.url}: another run of that name is there; it differs in {', '.join(differing[:5])}; choose "
+            f"{url}: another experiment of that name is there; it differs in {', '.join(differing[:5])}; choose "
             "another name=…, or pass --overwrite to delete it"
         )
 

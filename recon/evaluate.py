@@ -12,6 +12,7 @@ import numpy as np
 
 from recon.figures import comparison
 from recon.inference import Physics, Reconstructed, reconstruct_split
+from recon.masks import describe_mask
 from recon.metrics import METRICS, PRESETS, Preset, slice_metrics, volume_metrics
 from recon.model import Model
 from storage.dataset import SplitInfo
@@ -171,6 +172,7 @@ def evaluate_to_folder(
         "split": reader.info.name,
         "subjects": list(reader.info.subjects),
         "num_slices": reader.info.num_slices,
+        "mask": describe_mask(model.physics.mask, model.physics.crop),
         "mean": {method: result.mean(method) for method in METHODS},
         "model": model.record,
     }

@@ -65,3 +65,12 @@ def achieved_ratio(mask: np.ndarray) -> float:
 def mask_hash(mask: np.ndarray) -> str:
     """SHA-256 of shape and pattern, to tell whether two results used the same mask."""
     return hashlib.sha256(repr(mask.shape).encode() + np.packbits(mask).tobytes()).hexdigest()
+
+
+def describe_mask(config: MaskConfig, shape: tuple[int, int]) -> dict[str, object]:
+    """What to record of a result's undersampling: the setting, the achieved ratio, and the pattern's hash.
+
+    With `per_slice` the hash is that of the first slice's mask: equal settings give equal hashes.
+    """
+    mask = make_mask(config, shape, (0, 0))
+    return {**config.model_dump(), "achieved_ratio": achieved_ratio(mask), "sha256": mask_hash(mask)}

@@ -402,7 +402,7 @@ class TestTrain:
         run = make_run(data)
         run.write_history(1, [{"step": 1}])
         other = train(data, "loss.a=7", "mask.seed=3")
-        parts = (run.url, "another run of that name", "loss.a", "mask.seed", "name=", "--overwrite")
+        parts = (run.url, "another experiment of that name", "loss.a", "mask.seed", "name=", "--overwrite")
         refused((*other, "--local"), *parts)
         # accepted: the old run is gone, and the training gets as far as the next mistake
         with pytest.MonkeyPatch.context() as patch:
@@ -445,11 +445,15 @@ class TestPull:
         (tmp_path / "mine" / "notes.txt").write_text("precious")
         (tmp_path / "file").write_text("precious")
         refused(("pull", run.url, "--to", "mine"), "mine", "exists already", "--overwrite", "--to")
+        refused(("pull", run.url, "--to", "mine", "--overwrite"), "mine", "is not a model directory", "--to")
         for more in ((), ("--overwrite",)):
             refused(("pull", run.url, "--to", "file", *more), "file", "is a file", "--to")
             refused(("pull", run.url, "--to", "file/deeper", *more), "file/deeper", "Not a directory", "another place")
-        assert cli("pull", run.url, "--to", "mine", "--overwrite").code == 0
-        assert not (tmp_path / "mine" / "notes.txt").exists()
+        assert cli("pull", run.url, "--to", "model").code == 0
+        refused(("pull", run.url, "--to", "model"), "model", "exists already", "--overwrite")
+        (tmp_path / "model" / "metrics.json").write_text("old")
+        assert cli("pull", run.url, "--to", "model", "--overwrite").code == 0
+        assert "val/psnr" in (tmp_path / "model" / "metrics.json").read_text()
 
     def test_a_changed_byte(self, run: RunFolder, cli: Command, refused: Refused) -> None:
         assert cli("pull", run.url, "--to", "old").code == 0

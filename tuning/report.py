@@ -91,7 +91,11 @@ def run_charts(history: Sequence[Mapping[str, float]]) -> list[dict[str, str]]:
         yaxis2={"title": "SSIM", "overlaying": "y", "side": "right", "showgrid": False},
     )
     return [
-        _chart("Training losses", "Global mean of every step; the adversarial terms are in the legend.", losses),
+        _chart(
+            "Training losses",
+            "Global mean of every step. The adversarial terms change sign: switch them on in the legend, on a linear axis.",
+            losses,
+        ),
         _chart("Validation", "Preset paper, on the validation subject(s).", validation),
     ]
 

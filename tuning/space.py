@@ -66,6 +66,8 @@ def parse_space(space: Mapping[str, str], experiment: Experiment) -> list[Dimens
     dimensions = [parse_dimension(key, text) for key, text in space.items()]
     for dimension in dimensions:
         get_dotted(experiment, dimension.key)
+        if dimension.key in ("name", "output_url"):
+            raise InputError(f"sweep.space.{dimension.key}: the place of the results cannot be searched")
         ends = dimension.arguments
         if dimension.kind == "randint":
             ends = (ends[0], ends[1] - 1)

@@ -9,52 +9,50 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import yaml
-
-from cluster.experiment import differing_keys, dump_yaml
+from cluster.experiment import dump_yaml
 from cluster.ray_cluster import require_resources, worker_bundle
 from cluster.ray_train import train_on_ray
-from cluster.run import claim, finish
+from cluster.run import check_data, claim, finish, refuse_another
 from recon.metrics import HIGHER_IS_BETTER
-from storage.errors import InputError
 from tuning.experiment import SweepExperiment
 from tuning.space import Dimension, parse_space, starting_point, with_values
 from tuning.sweep_folder import SweepFolder
 
+# keys in which the same sweep may differ when it is started again
+MAY_DIFFER = ("cluster.", "sweep.num_trials")
 # a trial's driver only waits for its workers: it takes no CPU from them, and stays on the head node
 DRIVER = {"node:__internal_head__": 0.001}
 
 
-def prepare_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool) -> dict[str, Any] | None:
-    """Check the space and claim the folder; the result if the sweep has finished already.
+def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool) -> dict[str, Any] | None:
+    """The result, if the sweep has all its trials already. Writes nothing.
 
-    Raises `InputError` for a bad space, or if another sweep of that name is there and `overwrite` is False.
+    Raises `InputError` for a bad space, data that do not fit, or if another sweep of that name is there and
+    `overwrite` is False. The same sweep again goes on; it may have more trials.
     """
     trial = with_values(experiment, experiment.sweep.overrides)
     parse_space(experiment.sweep.space, trial)
-    folder.store.check_access()
-    if overwrite:
-        folder.delete()
-    if not folder.create(dump_yaml(experiment)):
-        known = yaml.safe_load(folder.config_yaml())
-        allowed = ("cluster.", "sweep.num_trials")
-        differing = [
-            key for key in differing_keys(known, experiment.model_dump(mode="json")) if not key.startswith(allowed)
-        ]
-        if differing:
-            raise InputError(
-                f"{folder.url}: another sweep of that name is there; it differs in {', '.join(differing[:5])}; choose "
-                "another name=…, or pass --overwrite to delete it"
-            )
+    check_data(trial)
+    if overwrite or not folder.exists():
+        return None
+    refuse_another(experiment, folder.config_yaml(), folder.url, MAY_DIFFER)
     result = folder.result()
     return result if result and len(result["trials"]) >= experiment.sweep.num_trials else None
 
 
-def run_sweep(experiment: SweepExperiment, folder: SweepFolder) -> dict[str, Any]:
+def _claim(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool) -> None:
+    if overwrite:
+        folder.delete()
+    if not folder.create(dump_yaml(experiment)):
+        refuse_another(experiment, folder.config_yaml(), folder.url, MAY_DIFFER)
+
+
+def run_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool) -> dict[str, Any]:
     """Run the trials that are missing on the connected cluster, as many at once as it holds.
 
-    Trials that ended in an earlier call count, and teach the sampler. Raises `InputError` if no trial
-    finishes, or the cluster cannot hold one.
+    With `overwrite` an old sweep is deleted, but only once the new one can start. Trials that ended in an
+    earlier call count, and teach the sampler. Raises `InputError` if no trial finishes, or the cluster cannot
+    hold one.
     """
     import ray
     from ray import tune
@@ -63,6 +61,7 @@ def run_sweep(experiment: SweepExperiment, folder: SweepFolder) -> dict[str, Any
     dimensions = parse_space(experiment.sweep.space, base)
     bundle = worker_bundle(base.cluster.cpus_per_worker, base.cluster.use_gpu)
     require_resources([bundle] * base.cluster.num_workers, base.cluster.wait_seconds)
+    _claim(experiment, folder, overwrite)
     have = ray.cluster_resources()
     concurrent = min(int(have[name] // (amount * base.cluster.num_workers)) for name, amount in bundle.items())
     done = [trial for trial in folder.trials() if trial["state"] == "finished"]

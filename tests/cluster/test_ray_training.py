@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -47,6 +49,20 @@ def undisturbed(undisturbed_name: str, tiny_heads: str, store_environment: dict[
     return run
 
 
+@pytest.fixture(scope="module")
+def single_name() -> str:
+    return unique_name("single")
+
+
+@pytest.fixture
+def single(single_name: str, tiny_heads: str, store_environment: dict[str, str]) -> RunFolder:
+    """The same training by one worker without Ray."""
+    run = run_folder(single_name)
+    if run.result() is None:
+        succeed("train", "--local", *tiny(single_name, tiny_heads, OUTPUT, *SCHEDULE, "cluster.num_workers=1"))
+    return run
+
+
 def test_run_is_complete_and_not_trained_twice(undisturbed: RunFolder, undisturbed_name: str, tiny_heads: str) -> None:
     assert [row["step"] for row in undisturbed.history()] == list(range(1, STEPS + 1))
     latest = undisturbed.latest()
@@ -59,10 +75,8 @@ def test_run_is_complete_and_not_trained_twice(undisturbed: RunFolder, undisturb
     assert undisturbed.store.list() == before
 
 
-def test_two_workers_train_as_one_does(undisturbed: RunFolder, tiny_heads: str) -> None:
-    name = unique_name("single")
-    succeed("train", "--local", *tiny(name, tiny_heads, OUTPUT, *SCHEDULE, "cluster.num_workers=1"))
-    two, one = ([row["normalized_root_mse"] for row in run.history()] for run in (undisturbed, run_folder(name)))
+def test_two_workers_train_as_one_does(undisturbed: RunFolder, single: RunFolder) -> None:
+    two, one = ([row["normalized_root_mse"] for row in run.history()] for run in (undisturbed, single))
     # The same samples in the same order; but sums over ranks are rounded in another order, and Adam's first
     # steps, gradient / sqrt(its square), turn the rounding of tiny gradients into steps of full length.
     assert two[:3] == pytest.approx(one[:3], rel=1e-4)
@@ -72,32 +86,55 @@ def test_two_workers_train_as_one_does(undisturbed: RunFolder, tiny_heads: str) 
 def test_killed_worker_changes_nothing(undisturbed: RunFolder, tiny_heads: str) -> None:
     name = unique_name("killed")
     arguments = tiny(name, tiny_heads, OUTPUT, *SCHEDULE, "cluster.num_workers=2")
-    with subprocess.Popen(
-        command("train", *arguments), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        try:
-            killed_at = kill_a_worker(process.pid, run_folder(name))
-            output, _ = process.communicate(timeout=240)
-        finally:
-            process.kill()
+    with started("train", *arguments) as process:
+        killed_at = kill_a_worker(process.pid, run_folder(name))
+        output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output[-4000:]
     assert 0 < killed_at < STEPS
     assert losses(run_folder(name)) == losses(undisturbed)
 
 
+def test_same_command_goes_on_after_the_whole_command_was_killed(single: RunFolder, tiny_heads: str) -> None:
+    name = unique_name("driver")
+    arguments = ("train", "--local", *tiny(name, tiny_heads, OUTPUT, *SCHEDULE, "cluster.num_workers=1"))
+    with started(*arguments) as process:
+        killed_at = wait_for_checkpoint(run_folder(name))
+        process.kill()
+    assert 0 < killed_at < STEPS
+    assert run_folder(name).result() is None
+    succeed(*arguments)
+    assert losses(run_folder(name)) == losses(single)
+
+
+@contextlib.contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The command line in a process of its own, which does not outlive the block."""
+    with subprocess.Popen(
+        command(*arguments), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for_checkpoint(run: RunFolder) -> int:
+    """The step of the first checkpoint, as soon as it is there."""
+    for _ in range(3600):
+        if (checkpoint := run.latest()) is not None:
+            return checkpoint.step
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint within three minutes")
+
+
 def kill_a_worker(driver: int, run: RunFolder) -> int:
     """kill -9 one Ray Train worker of `driver` after the first checkpoint; the step of that checkpoint."""
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        checkpoint = run.latest()
-        if checkpoint is not None:
-            # Ray's processes leave the driver's group: find them by what they inherited
-            for process in psutil.Process(driver).children(recursive=True):
-                if "RayTrainWorker" in " ".join(process.cmdline()):
-                    os.kill(process.pid, signal.SIGKILL)
-                    return checkpoint.step
-        time.sleep(0.05)
-    raise AssertionError("no checkpoint, or no worker to kill, within three minutes")
+    step = wait_for_checkpoint(run)
+    for process in psutil.Process(driver).children(recursive=True):
+        if "RayTrainWorker" in " ".join(process.cmdline()):
+            os.kill(process.pid, signal.SIGKILL)
+            return step
+    raise AssertionError("there is no worker to kill")
 
 
 def test_more_workers_than_there_are_cpus(tiny_heads: str, store_environment: dict[str, str]) -> None:
