@@ -74,13 +74,15 @@ def versions() -> dict[str, str]:
 def run_charts(history: Sequence[Mapping[str, float]]) -> list[dict[str, str]]:
     """Loss terms of every step, and the validation metrics."""
     steps = [row["step"] for row in history]
-    losses = go.Figure()
-    names = {"loss": "L_G, eq. (9)", "normalized_root_mse": "L_N, eq. (7)", "frequency": "L_F, eq. (8)"}
-    for key, name in {**names, "critic_loss": "critic, eq. (5)", "adversarial": "L_A, eq. (6)"}.items():
-        losses.add_scatter(
-            x=steps, y=[row.get(key) for row in history], name=name, visible=None if key in names else "legendonly"
-        )
-    losses.update_layout(yaxis_type="log", xaxis_title="generator step", yaxis_title="loss")
+
+    def lines(names: Mapping[str, str], scale: str) -> go.Figure:
+        figure = go.Figure()
+        for key, name in names.items():
+            figure.add_scatter(x=steps, y=[row.get(key) for row in history], name=name)
+        return figure.update_layout(yaxis_type=scale, xaxis_title="generator step", yaxis_title="loss")
+
+    content = {"loss": "L_G, eq. (9)", "normalized_root_mse": "L_N, eq. (7)", "frequency": "L_F, eq. (8)"}
+    adversarial = {"critic_loss": "critic, eq. (5)", "adversarial": "L_A, eq. (6)"}
     rated = [row for row in history if "val/psnr" in row]
     validation = go.Figure()
     validation.add_scatter(x=[r["step"] for r in rated], y=[r["val/psnr"] for r in rated], name="PSNR (dB)")
@@ -91,11 +93,8 @@ def run_charts(history: Sequence[Mapping[str, float]]) -> list[dict[str, str]]:
         yaxis2={"title": "SSIM", "overlaying": "y", "side": "right", "showgrid": False},
     )
     return [
-        _chart(
-            "Training losses",
-            "Global mean of every step. The adversarial terms change sign: switch them on in the legend, on a linear axis.",
-            losses,
-        ),
+        _chart("Training losses", "Global mean of every step.", lines(content, "log")),
+        _chart("Adversarial terms", "Global mean of every step.", lines(adversarial, "linear")),
         _chart("Validation", "Preset paper, on the validation subject(s).", validation),
     ]
 
