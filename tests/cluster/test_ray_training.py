@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from cluster.run_folder import RunFolder
-from tests.workbench import command, environment, larmor, succeed, tiny, unique_name
+from tests.workbench import command, environment, succeed, tiny, unique_name
 
 LOSSES = ("loss", "critic_loss", "adversarial", "normalized_root_mse", "frequency", "val/psnr", "val/ssim")
 STEPS = 40
@@ -135,13 +135,3 @@ def kill_a_worker(driver: int, run: RunFolder) -> int:
             os.kill(process.pid, signal.SIGKILL)
             return step
     raise AssertionError("there is no worker to kill")
-
-
-def test_more_workers_than_there_are_cpus(tiny_heads: str, store_environment: dict[str, str]) -> None:
-    name = unique_name("many")
-    more = ("cluster.num_workers=64", "training.global_batch_size=64", "cluster.wait_seconds=1")
-    done = larmor("train", *tiny(name, tiny_heads, OUTPUT, *SCHEDULE, *more))
-    assert done.returncode == 1
-    assert "the cluster cannot hold 64 workers: they need 64 CPU (it has" in done.stderr
-    assert "lower cluster.num_workers" in done.stderr
-    assert "Traceback" not in done.stderr
