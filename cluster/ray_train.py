@@ -30,12 +30,18 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     """What Ray Train runs in each worker process."""
     import ray.train.torch
 
-    from recon.train import train
+    from recon.train import TrainingDiverged, train
 
     experiment = build(config["experiment"], Experiment, "experiment")
     torch.set_num_threads(experiment.cluster.cpus_per_worker)
-    device = ray.train.torch.get_device()
-    train(experiment, RayWorker(RunFolder(config["run_url"]), experiment.training, device))
+    run = RunFolder(config["run_url"])
+    worker = RayWorker(run, experiment.training, ray.train.torch.get_device())
+    try:
+        train(experiment, worker)
+    except TrainingDiverged as error:
+        # every rank ends here, at the same step; an exception would make Ray start them all again
+        if worker.rank == 0:
+            run.write_failure(str(error))
 
 
 def train_on_ray(experiment: Experiment, run: RunFolder, callbacks: Sequence[Any] = ()) -> None:
@@ -46,6 +52,7 @@ def train_on_ray(experiment: Experiment, run: RunFolder, callbacks: Sequence[Any
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    run.clear_failure()
     cluster = experiment.cluster
     content = experiment.model_dump(mode="json", include=set(Experiment.model_fields))
     with tempfile.TemporaryDirectory(prefix="larmor-ray-") as scratch:
@@ -72,6 +79,8 @@ def train_on_ray(experiment: Experiment, run: RunFolder, callbacks: Sequence[Any
             if cause := _user_error(error):
                 raise InputError(cause) from error
             raise
+    if failure := run.failure():
+        raise InputError(failure)
 
 
 def _user_error(error: BaseException) -> str | None:

@@ -5,6 +5,7 @@
     checkpoints/step-STEP-TOKEN/…              every rank's files
     checkpoints/step-STEP-TOKEN/manifest.json  written last: size and SHA-256 of every file, metrics
     result.json                                written when the run has finished
+    failure.txt                                why the training cannot go on: it diverged
 
 Needs neither Ray nor DeepSpeed, so that `larmor pull` runs anywhere.
 """
@@ -85,6 +86,20 @@ class RunFolder:
             return json.loads(self.store.read("result.json"))
         except FileNotFoundError:
             return None
+
+    def write_failure(self, reason: str) -> None:
+        """Record why the training cannot go on as it is."""
+        self.store.write("failure.txt", reason.encode())
+
+    def failure(self) -> str | None:
+        """What `write_failure` recorded, or None."""
+        try:
+            return self.store.read("failure.txt").decode()
+        except FileNotFoundError:
+            return None
+
+    def clear_failure(self) -> None:
+        self.store.delete("failure.txt")
 
     # checkpoints
 

@@ -28,13 +28,17 @@ from storage.loader import Loader, Share, open_reader
 from storage.order import SampleOrder
 
 
+class TrainingDiverged(InputError):
+    """A loss is not finite any more. Raised by all ranks at the same step; a restart would only repeat it."""
+
+
 def train(recipe: Recipe, worker: Worker) -> None:
     """Train until `training.num_steps`, from the latest checkpoint if there is one.
 
     On the CPU the sequence of losses is, at a constant world size, the same bit for bit whether the training
     was interrupted or not.
 
-    Raises `InputError` if a loss is not finite any more, or the data do not fit.
+    Raises `TrainingDiverged` if a loss is not finite any more, and `InputError` if the data do not fit.
     """
     config = recipe.training
     torch.manual_seed(recipe.seed)
@@ -154,7 +158,7 @@ class History:
         self._began += time.perf_counter() - began
 
     def flush(self) -> None:
-        """Report the rows since the last flush. Raises `InputError` at a loss that is not finite."""
+        """Report the rows since the last flush. Raises `TrainingDiverged` at a loss that is not finite."""
         names = sorted(self._rows[0][1])
         local = torch.stack([torch.stack([row[name].float() for name in names]) for _, row in self._rows]).cpu()
         mean = torch.stack(self._worker.gather(local)).mean(dim=0)
@@ -166,7 +170,7 @@ class History:
         for row in history:
             bad = [name for name in names if not math.isfinite(row[name])]
             if bad:
-                raise InputError(
+                raise TrainingDiverged(
                     f"training diverged: {bad[0]} is {row[bad[0]]} at step {int(row['step'])}; lower the learning "
                     "rates or critic.clip; the checkpoints before this step are kept"
                 )

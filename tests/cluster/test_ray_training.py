@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from cluster.run_folder import RunFolder
-from tests.workbench import command, environment, succeed, tiny, unique_name
+from tests.workbench import command, environment, larmor, succeed, tiny, unique_name
 
 LOSSES = ("loss", "critic_loss", "adversarial", "normalized_root_mse", "frequency", "val/psnr", "val/ssim")
 STEPS = 40
@@ -135,3 +135,17 @@ def kill_a_worker(driver: int, run: RunFolder) -> int:
             os.kill(process.pid, signal.SIGKILL)
             return step
     raise AssertionError("there is no worker to kill")
+
+
+def test_diverged_training_ends_with_its_reason(tiny_heads: str, store_environment: dict[str, str]) -> None:
+    name = unique_name("diverged")
+    more = ("generator_optimizer.learning_rate=1e30", "cluster.num_workers=2")
+    done = larmor("train", *tiny(name, tiny_heads, OUTPUT, *SCHEDULE, *more))
+    assert done.returncode == 1
+    assert "training diverged:" in done.stderr
+    assert "lower the learning rates" in done.stderr
+    assert "Traceback" not in done.stderr
+    run = run_folder(name)
+    assert run.failure() is not None
+    assert run.checkpoints() == []
+    assert run.result() is None
