@@ -207,6 +207,7 @@ def train(
     from cluster.ray_train import train_on_ray
     from cluster.run import check, check_local, claim, finish, train_locally
     from cluster.run_folder import RunFolder
+    from tuning.space import describe_value
     from tuning.sweep_folder import best_parameters
 
     found = best_parameters(best_of) if best_of else {}
@@ -218,7 +219,7 @@ def train(
     else:
         console.print(f"run: {run.url}")
         for key, value in found.items():
-            console.print(f"  {key} = {value:.6g} (best of {best_of})")
+            console.print(f"  {key} = {describe_value(value)} (best of {best_of})")
         if local:
             check_local(config, device)
         with contextlib.nullcontext() if local else _cluster(config, address):

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 from platformdirs import user_data_path
 
+from storage.embedded_store import PROFILE
 from storage.errors import InputError
 
 # paths and names only: a key never travels through Ray
@@ -40,7 +41,7 @@ def connected(address: str | None) -> Iterator[None]:
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    options["runtime_env"] = {"env_vars": _worker_environment()}
+    options["runtime_env"] = {"env_vars": worker_environment()}
     if address:
         try:
             ray.init(address=address, **options)
@@ -109,8 +110,14 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def _worker_environment() -> dict[str, str]:
-    forwarded = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+def worker_environment() -> dict[str, str]:
+    """Environment that workers get beyond their node's own.
+
+    Where the embedded store is, cluster and command line share a machine, and workers find it by the paths of its
+    files. Any other S3 is the cluster's own affair: a profile of this machine may not exist there.
+    """
+    embedded = os.environ.get("AWS_PROFILE") == PROFILE
+    forwarded = {name: os.environ[name] for name in _FORWARDED if embedded and name in os.environ}
     return {**forwarded, "OMP_WAIT_POLICY": "PASSIVE"}
 
 

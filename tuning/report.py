@@ -114,7 +114,7 @@ def sweep_charts(trials: Sequence[Mapping[str, Any]], metric: str) -> list[dict[
             marker={"size": 12, "color": values, "colorscale": "Viridis", "showscale": False},
             text=[trial["id"] for trial in rated],
         )
-        figure.update_layout(xaxis_title=key, xaxis_type="log", yaxis_title=metric, height=300)
+        figure.update_layout(xaxis_title=key, xaxis_type=_scale(rated, key), yaxis_title=metric, height=300)
         charts.append(
             _chart(f"Sweep: {metric} against {key}", "One point for each trial, at its last best checkpoint.", figure)
         )
@@ -127,9 +127,18 @@ def sweep_charts(trials: Sequence[Mapping[str, Any]], metric: str) -> list[dict[
             marker={"size": 16, "color": values, "colorscale": "Viridis", "colorbar": {"title": metric}},
             text=[trial["id"] for trial in rated],
         )
-        figure.update_layout(xaxis_title=keys[0], yaxis_title=keys[1], xaxis_type="log", yaxis_type="log")
+        scales = {"xaxis_type": _scale(rated, keys[0]), "yaxis_type": _scale(rated, keys[1])}
+        figure.update_layout(xaxis_title=keys[0], yaxis_title=keys[1], **scales)
         charts.insert(0, _chart(f"Sweep: {keys[0]} × {keys[1]}", f"Colour: {metric}.", figure))
     return charts
+
+
+def _scale(trials: Sequence[Mapping[str, Any]], key: str) -> str:
+    """The axis of a searched key: logarithmic for positive numbers, categories for words."""
+    values = [trial["parameters"][key] for trial in trials]
+    if not all(isinstance(value, int | float) for value in values):
+        return "category"
+    return "log" if min(values) > 0 else "linear"
 
 
 def _chart(title: str, note: str, figure: go.Figure) -> dict[str, str]:

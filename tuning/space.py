@@ -101,3 +101,8 @@ def starting_point(dimensions: Sequence[Dimension], experiment: Experiment) -> d
         if not inside:
             return None
     return values
+
+
+def describe_value(value: Any) -> str:
+    """A searched value for people: numbers with four digits, words as they are."""
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)

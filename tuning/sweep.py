@@ -15,7 +15,7 @@ from cluster.ray_train import train_on_ray
 from cluster.run import check_data, claim, finish, refuse_another
 from recon.metrics import HIGHER_IS_BETTER
 from tuning.experiment import SweepExperiment
-from tuning.space import Dimension, parse_space, starting_point, with_values
+from tuning.space import Dimension, describe_value, parse_space, starting_point, with_values
 from tuning.sweep_folder import SweepFolder
 
 # keys in which the same sweep may differ when it is started again
@@ -88,7 +88,7 @@ def run_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool)
 
 def describe_trial(trial: Mapping[str, Any], metric: str) -> str:
     """One line about a trial that has ended."""
-    values = ", ".join(f"{key} = {value:.4g}" for key, value in trial["parameters"].items())
+    values = ", ".join(f"{key} = {describe_value(value)}" for key, value in trial["parameters"].items())
     outcome = (
         f"val/{metric} {trial['metrics'][f'val/{metric}']:.4f}" if trial["state"] == "finished" else trial["state"]
     )
