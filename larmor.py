@@ -141,36 +141,81 @@ def fetch_phantom(
 
 @app.command()
 def convert(
-    sources: Annotated[list[Path], typer.Argument(help="NIfTI files or folders of them.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Scans: files, folders, patterns or s3:// URLs of NIfTI, DICOM, fastMRI, ISMRMRD, BART, npy or npz."
+        ),
+    ],
     to: Annotated[str, typer.Option(help="Where the data set goes: a folder or s3://BUCKET/PREFIX.")],
     splits: Annotated[Path | None, typer.Option(help="YAML: {validation: [SUBJECT…], test: [SUBJECT…]}.")] = None,
     validation: Annotated[list[str] | None, typer.Option(help="A subject to validate on; repeatable.")] = None,
     test: Annotated[list[str] | None, typer.Option(help="A subject to test on; repeatable.")] = None,
-    matrix: Annotated[int, typer.Option(min=32, max=4096, help="Height and width of the stored slices.")] = 256,
-    min_foreground: Annotated[float, typer.Option(min=0, max=1, help="Least share of foreground pixels.")] = 0.15,
+    matrix: Annotated[int, typer.Option(min=32, max=4096, help="Height and width of slices cut from images.")] = 256,
+    min_foreground: Annotated[
+        float, typer.Option(min=0, max=1, help="Least share of foreground pixels in slices cut from images.")
+    ] = 0.15,
     skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Leave bad volumes out, do not stop.")] = False,
     if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing if a data set is there.")] = False,
+    sensitivity_maps: Annotated[
+        bool, typer.Option("--sensitivity-maps", help="Store coil sensitivity maps (ESPIRiT) beside multi-coil data.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Threads; default: the number of processors, at most 8.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Volumes → coronal slices → k-space → sharded Zarr, split by subject."""
+    """Scans → k-space slices → sharded Zarr, split by subject. Killed, the same command goes on where it stopped."""
     from cluster.console import console, progress_bar
     from storage import convert as conversion
+    from storage.dataset import read_root
+    from storage.formats.recognise import find_sources
     from storage.object_store import ObjectStore
+    from storage.parallel import default_threads
     from storage.splits import read_splits_file
 
     if if_missing and ObjectStore(to).exists("zarr.json"):
+        read_root(ObjectStore(to))  # refuses one that this Larmor cannot read
         console.print(f"{to}: a data set is there already; nothing to do")
         return
     held_out = read_splits_file(splits) if splits else {"validation": validation or [], "test": test or []}
-    options = conversion.ConvertOptions((matrix, matrix), min_foreground, held_out, overwrite, skip_invalid)
+    options = conversion.ConvertOptions(
+        matrix=(matrix, matrix),
+        min_foreground=min_foreground,
+        held_out=held_out,
+        overwrite=overwrite,
+        skip_invalid=skip_invalid,
+        sensitivity_maps=sensitivity_maps,
+        num_threads=threads or default_threads(),
+    )
     with progress_bar() as show:
-        reports = conversion.convert(conversion.find_sources(sources), to, options, show)
-    for report in sorted(reports, key=lambda item: (item.split, item.subject)):
-        reason = (
-            report.left_out or f"{report.kept} of {report.total} slices (others: < {min_foreground:.0%} foreground)"
-        )
-        console.print(f"{report.split:<11} {report.subject:<16} {'left out: ' if report.left_out else ''}{reason}")
+        reports = conversion.convert(find_sources(sources), to, options, show)
+    for report in sorted(reports, key=lambda item: (item.split, item.volume)):
+        console.print(conversion.describe_report(report, min_foreground), markup=False)
+    if resumed := sum(report.resumed for report in reports):
+        console.print(f"went on with a conversion that was interrupted; {resumed} scans had been read before")
     console.print(f"{sum(report.kept for report in reports)} slices in {to}")
+
+
+@app.command()
+def verify(
+    url: Annotated[str, typer.Argument(help="A data set made by `larmor convert`.")],
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Threads; default: the number of processors, at most 8.")
+    ] = None,
+) -> None:
+    """Read a data set whole and check every checksum, value and column. Exit code 1 if anything is wrong."""
+    from cluster.console import console, errors, progress_bar
+    from storage.parallel import default_threads
+    from storage.verify import verify as verify_dataset
+
+    with progress_bar() as show:
+        report = verify_dataset(url, show, threads or default_threads())
+    for problem in report.problems:
+        errors.print(problem, markup=False)
+    console.print(report.summary())
+    if report.problems:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -341,15 +386,15 @@ def evaluate(
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """The table: zero-filled and the model, with the preset named; CSV per slice and subject, and a figure."""
+    """The table: zero-filled and the model, with the preset named; CSV per slice and volume, and a figure."""
     from cluster.console import console, progress_bar
     from recon.evaluate import evaluate_to_folder, table
     from recon.metrics import check_preset
     from recon.model import load_model
-    from storage.loader import DataConfig, open_reader
+    from storage.config import DataConfig, open_reader
 
     model = load_model(model_dir, device)
-    reader = open_reader(DataConfig(url=url, cache_bytes=0), split)
+    reader = open_reader(DataConfig(url=url, memory_cache_bytes=0, disk_cache_bytes=0), split)
     folder = to or model_dir / "evaluation"
     with progress_bar() as show:
         result = evaluate_to_folder(

@@ -54,7 +54,8 @@ def describe_row(row: Mapping[str, float], num_steps: int) -> str:
     """One line about one step."""
     text = f"step {int(row['step']):>6}/{num_steps}  loss {row['loss']:.4f}  critic {row['critic_loss']:+.5f}"
     if "slices_per_second" in row:
-        text += f"  {row['slices_per_second']:.1f} slices/s  waiting for data {row['waiting_share']:.0%}"
+        text += f"  {row['slices_per_second']:.1f} slices/s  {row['bytes_per_second'] / 1e6:.1f} MB/s"
+        text += f"  waiting for data {row['waiting_share']:.0%}"
     if "val/psnr" in row:
         text += f"  validation: PSNR {row['val/psnr']:.2f} dB, SSIM {row['val/ssim']:.4f} (preset paper)"
     return text

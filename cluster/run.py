@@ -21,9 +21,10 @@ from storage.object_store import ObjectStore
 def check_data(experiment: Experiment) -> None:
     """Raises `InputError` if the data set is not there, or lacks a split or the size that the experiment needs."""
     data = ObjectStore(experiment.data.url)
+    data.check_access()
     crop = experiment.data.crop
     for split in (experiment.data.train_split, experiment.data.validation_split):
-        height, width = read_split(data, split).shape[-2:]
+        height, width = read_split(data, split).largest_matrix
         if crop[0] > height or crop[1] > width:
             raise InputError(
                 f"data.crop={crop[0]}×{crop[1]} does not fit into the slices of {height}×{width}; lower it"

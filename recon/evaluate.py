@@ -1,4 +1,4 @@
-"""The table: zero-filled against the model, per slice and per subject, each figure with its preset."""
+"""The table: zero-filled against the model, per slice and per volume, each figure with its preset."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from recon.metrics import METRICS, PRESETS, Preset, slice_metrics, volume_metric
 from recon.model import Model
 from storage.dataset import SplitInfo
 from storage.errors import InputError
-from storage.shards import SliceReader
+from storage.reader import SliceReader
 
 METHODS = ("zero_filled", "model")
+_MOST_PICTURED = 8  # volumes in the figure, which matplotlib cannot draw at any height
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `slice_index` is None for a subject's figure; `seconds` is the time per image."""
+    """One line of the table. `slice_index` is None for a volume's figure; `seconds` is the time per image."""
 
-    subject: str
+    volume: str
     slice_index: int | None
     method: str
     metrics: Mapping[str, float]
@@ -39,12 +40,12 @@ class Evaluation:
 
     preset: Preset
     slices: Sequence[Row]
-    subjects: Sequence[Row]
+    volumes: Sequence[Row]
     examples: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]
 
     def mean(self, method: str) -> dict[str, float]:
-        """Mean over subjects of each metric, and `seconds`."""
-        rows = [row for row in self.subjects if row.method == method]
+        """Mean over volumes of each metric, and `seconds`."""
+        rows = [row for row in self.volumes if row.method == method]
         means = {name: float(np.mean([row.metrics[name] for row in rows])) for name in METRICS}
         return {**means, "seconds": float(np.mean([row.seconds for row in rows]))}
 
@@ -59,44 +60,44 @@ def evaluate(
     """
     info, physics = reader.info, model.physics
     _check_size(info, physics)
+    last, count = len(info.volumes) - 1, min(len(info.volumes), _MOST_PICTURED)
+    pictured = {info.volumes[place] for place in np.linspace(0, last, count).astype(int)}
     device = next(model.generator.parameters()).device
     slices: list[Row] = []
-    subjects: list[Row] = []
+    volumes: list[Row] = []
     examples = []
     done = 0
-    for subject in info.subjects:
-        indices = info.slices_of(subject)
-        places = np.linspace(0.3, 0.7, 3 if len(info.subjects) == 1 else 1) * (len(indices) - 1)
-        shown = set(indices[places.astype(int)])
+    for volume in info.volumes:
+        indices = info.slices_of(volume)
+        places = np.linspace(0.3, 0.7, 3 if len(info.volumes) == 1 else 1) * (len(indices) - 1)
+        shown = set(indices[places.astype(int)]) if volume in pictured else set()
         batches = []
         for batch in reconstruct_split(model.generator, reader, [int(i) for i in indices], physics, batch_size, device):
-            slices += _slice_rows(batch, subject)
+            slices += _slice_rows(batch, volume)
             batches.append(batch)
             done += len(batch.indices)
             progress(done, info.num_slices)
             for place, index in enumerate(batch.indices):
                 if index in shown:
                     images = (batch.target[place], batch.zero_filled[place], batch.reconstruction[place])
-                    examples.append((f"{subject}, slice {int(info.index[index])}", *images))
-        subjects += _subject_rows(subject, batches, preset, slices)
-    return Evaluation(preset, slices, subjects, examples)
+                    examples.append((f"{volume}, slice {int(info.index[index])}", *images))
+        volumes += _volume_rows(volume, batches, preset, slices)
+    return Evaluation(preset, slices, volumes, examples)
 
 
-def _slice_rows(batch: Reconstructed, subject: str) -> Iterator[Row]:
+def _slice_rows(batch: Reconstructed, volume: str) -> Iterator[Row]:
     per_image = batch.seconds / len(batch.indices)
     for place, index in enumerate(batch.indices):
         for method, images, seconds in (
             ("zero_filled", batch.zero_filled, 0.0),
             ("model", batch.reconstruction, per_image),
         ):
-            yield Row(subject, index, method, slice_metrics(batch.target[place], images[place]), seconds)
+            yield Row(volume, index, method, slice_metrics(batch.target[place], images[place]), seconds)
 
 
-def _subject_rows(
-    subject: str, batches: Sequence[Reconstructed], preset: Preset, slices: Sequence[Row]
-) -> Iterator[Row]:
+def _volume_rows(volume: str, batches: Sequence[Reconstructed], preset: Preset, slices: Sequence[Row]) -> Iterator[Row]:
     for method in METHODS:
-        rows = [row for row in slices if row.subject == subject and row.method == method]
+        rows = [row for row in slices if row.volume == volume and row.method == method]
         seconds = float(np.mean([row.seconds for row in rows]))
         if preset == "paper":
             metrics = {name: float(np.mean([row.metrics[name] for row in rows])) for name in METRICS}
@@ -106,7 +107,7 @@ def _subject_rows(
                 for name in ("target", "zero_filled" if method == "zero_filled" else "reconstruction")
             )
             metrics = volume_metrics(target, found)
-        yield Row(subject, None, method, metrics, seconds)
+        yield Row(volume, None, method, metrics, seconds)
 
 
 def _intensities(images: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -115,7 +116,7 @@ def _intensities(images: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def _check_size(info: SplitInfo, physics: Physics) -> None:
-    height, width = info.shape[-2:]
+    height, width = info.largest_matrix
     if physics.crop[0] > height or physics.crop[1] > width:
         raise InputError(
             f"the model works on {physics.crop[0]}×{physics.crop[1]}, the data set has slices of {height}×{width}; "
@@ -124,23 +125,24 @@ def _check_size(info: SplitInfo, physics: Physics) -> None:
 
 
 def write_csv(evaluation: Evaluation, path: Path) -> None:
-    """One line per slice and method, then one per subject (slice empty), with the preset in every line."""
+    """One line per slice and method, then one per volume (slice empty), with the preset in every line."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["subject", "slice", "method", "preset", *METRICS, "seconds_per_image"])
-        for row in [*evaluation.slices, *evaluation.subjects]:
+        writer.writerow(["volume", "slice", "method", "preset", *METRICS, "seconds_per_image"])
+        for row in [*evaluation.slices, *evaluation.volumes]:
             # a single slice is always rated as preset `paper` does; `fastmri` rates volumes
             preset = "paper" if row.slice_index is not None else evaluation.preset
             place = "" if row.slice_index is None else row.slice_index
             values = [f"{row.metrics[name]:.6g}" for name in METRICS]
-            writer.writerow([row.subject, place, row.method, preset, *values, f"{row.seconds:.6g}"])
+            writer.writerow([row.volume, place, row.method, preset, *values, f"{row.seconds:.6g}"])
 
 
 def table(evaluation: Evaluation) -> list[str]:
-    """The lines that `larmor evaluate` prints: mean over subjects for each method, then the difference."""
-    number = len({row.subject for row in evaluation.subjects})
+    """The lines that `larmor evaluate` prints: mean over volumes for each method, then the difference."""
+    number = len({row.volume for row in evaluation.volumes})
     slices = len(evaluation.slices) // len(METHODS)
-    lines = [f"{number} subject(s), {slices} slices; preset '{evaluation.preset}': {PRESETS[evaluation.preset]}"]
+    definition = f"preset '{evaluation.preset}': {PRESETS[evaluation.preset]}"
+    lines = [f"mean over {number} volume(s), {slices} slices; {definition}"]
     lines.append(f"{'':<12} {'PSNR (dB)':>10} {'SSIM':>8} {'MSE':>11} {'RMSE':>9} {'NMSE':>9} {'ms/image':>9}")
     means = {method: evaluation.mean(method) for method in METHODS}
     for method, mean in means.items():
@@ -170,6 +172,7 @@ def evaluate_to_folder(
         "preset": preset,
         "definition": PRESETS[preset],
         "split": reader.info.name,
+        "volumes": list(reader.info.volumes),
         "subjects": list(reader.info.subjects),
         "num_slices": reader.info.num_slices,
         "mask": describe_mask(model.physics.mask, model.physics.crop),

@@ -14,7 +14,7 @@ from torch import nn
 from recon.masks import MaskConfig
 from recon.samples import Sample, prepare
 from storage.loader import Batch
-from storage.shards import SliceReader
+from storage.reader import SliceReader
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def reconstruct_split(
     """Undersample and reconstruct the slices `indices` of a split, in order, `batch_size` at a time."""
     for first in range(0, len(indices), batch_size):
         chosen = tuple(int(index) for index in indices[first : first + batch_size])
-        kspace = np.stack(reader.read(chosen))
-        sample = prepare(Batch(kspace, np.array([(0, index) for index in chosen])), physics.crop, physics.mask, device)
+        batch = Batch.gather(reader.read(chosen), np.array([(0, index) for index in chosen]))
+        sample = prepare(batch, physics.crop, physics.mask, device)
         yield reconstruct_sample(generator, sample, chosen)
 
 

@@ -7,12 +7,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from recon.augment import AugmentConfig
 from recon.critic import CriticConfig
 from recon.generator import GeneratorConfig
 from recon.losses import LossConfig
 from recon.masks import MaskConfig
 from recon.optimizers import OptimizerConfig
-from storage.loader import DataConfig
+from storage.config import DataConfig
 
 
 class TrainingConfig(BaseModel):
@@ -44,6 +45,7 @@ class Recipe(BaseModel):
 
     seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
     mask: MaskConfig = MaskConfig()
     generator: GeneratorConfig = GeneratorConfig()
     critic: CriticConfig = CriticConfig()

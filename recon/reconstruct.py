@@ -14,10 +14,10 @@ from recon.fourier import ifft2c
 from recon.inference import Reconstructed, reconstruct_sample
 from recon.model import Model
 from recon.samples import Sample, centre_crop, denormalize, normalize, prepare
-from storage.convert import image_to_kspace
 from storage.errors import InputError
+from storage.formats import nifti
 from storage.loader import Batch
-from storage.volumes import NIFTI_SUFFIXES, Volume, coronal_slices, read_volume, slice_affine, subject_of
+from storage.volumes import Volume, coronal_slices, image_to_kspace, slice_affine
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def reconstruct_volume(
         part = slices[first : first + batch_size]
         kspace = np.stack([image_to_kspace(item.image)[None] for item in part])
         samples = np.array([(0, item.index) for item in part])
-        sample = prepare(Batch(kspace, samples), model.physics.crop, model.physics.mask, device)
+        sample = prepare(Batch.of(kspace, samples), model.physics.crop, model.physics.mask, device)
         results.append(reconstruct_sample(model.generator, sample, tuple(item.index for item in part)))
         progress(first + len(part), len(slices))
     return _collect(results, with_target=True), slice_affine(volume, model.physics.crop)
@@ -118,9 +118,9 @@ def reconstruct_file(
     """
     if not source.is_file():
         raise InputError(f"{source}: no such file")
-    if source.name.endswith(NIFTI_SUFFIXES):
-        result, affine = reconstruct_volume(model, read_volume(source), batch_size, progress)
-        stem = subject_of(source)
+    if source.name.endswith(nifti.SUFFIXES):
+        result, affine = reconstruct_volume(model, nifti.read_volume(source), batch_size, progress)
+        stem = nifti.subject_of(source)
     elif source.suffix == ".npy":
         try:
             kspace = np.load(source, allow_pickle=False)
@@ -130,7 +130,7 @@ def reconstruct_file(
             raise InputError(f"{source}: is an .npz archive; save the k-space alone with numpy.save")
         result, affine, stem = reconstruct_kspace(model, kspace, batch_size, progress), None, source.stem
     else:
-        raise InputError(f"{source}: expected a NIfTI volume ({', '.join(NIFTI_SUFFIXES)}) or k-space as .npy")
+        raise InputError(f"{source}: expected a NIfTI volume ({', '.join(nifti.SUFFIXES)}) or k-space as .npy")
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{stem}-reconstruction.npy" if affine is None else folder / f"{stem}-reconstruction.nii.gz"]
     if affine is None:

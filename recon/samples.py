@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recon.feed import DeviceBatch, to_device
 from recon.fourier import fft2c, ifft2c
 from recon.masks import MaskConfig, make_mask
 from storage.errors import InputError
@@ -38,6 +40,16 @@ def centre_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
     return image[..., top : top + size[0], left : left + size[1]]
 
 
+def centre_fit(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop or zero-pad the last two axes about their centre [n // 2], so that slices of any size fit together."""
+    pads = []
+    for axis in (-1, -2):
+        have, wanted = image.shape[axis], size[axis]
+        before = wanted // 2 - have // 2
+        pads += [before, wanted - have - before]
+    return torch.nn.functional.pad(image, pads)
+
+
 def normalize(image: Tensor) -> tuple[Tensor, Tensor]:
     """Eq. (1) with the target range [0, 1], per image of (batch, 1, height, width).
 
@@ -65,15 +77,35 @@ def magnitude(kspace: Tensor) -> Tensor:
     return ifft2c(kspace).abs().square().sum(dim=1, keepdim=True).sqrt()
 
 
-def prepare(batch: Batch, crop: tuple[int, int], mask: MaskConfig, device: torch.device) -> Sample:
-    """Crop the image, normalise it, undersample its k-space; the FFTs run on `device`.
+Augment = Callable[[Tensor, np.ndarray], Tensor]
 
-    Reproducible from (mask seed, epoch, slice index) alone.
+
+def prepare(
+    batch: Batch | DeviceBatch,
+    crop: tuple[int, int],
+    mask: MaskConfig,
+    device: torch.device,
+    augment: Augment | None = None,
+) -> Sample:
+    """Combine the coils, fit the image to `crop`, normalise it, undersample its k-space; all of it on `device`.
+
+    `augment` changes the images (n, 1, height, width) of the samples (n, 2) before they are cut. Reproducible
+    from (seeds, epoch, slice index) alone.
     """
-    kspace = torch.from_numpy(batch.kspace).to(device, non_blocking=True)
-    target, scale = normalize(centre_crop(magnitude(kspace), crop))
+    moved = batch if isinstance(batch, DeviceBatch) else to_device(batch, device)
+    parts = []
+    for kspace, rows in moved.groups:
+        image = magnitude(kspace)
+        image = augment(image, moved.samples[rows]) if augment else image
+        parts.append(centre_fit(image, crop))
+    if len(parts) == 1:
+        images = parts[0]
+    else:
+        rows = np.concatenate([rows for _, rows in moved.groups])
+        images = torch.cat(parts)[torch.from_numpy(np.argsort(rows)).to(device)]
+    target, scale = normalize(images)
     if mask.per_slice:
-        pattern = np.stack([make_mask(mask, crop, (int(epoch), int(index))) for epoch, index in batch.samples])
+        pattern = np.stack([make_mask(mask, crop, (int(epoch), int(index))) for epoch, index in moved.samples])
     else:
         pattern = np.broadcast_to(_fixed_mask(mask, crop), (len(target), *crop))
     measured = torch.from_numpy(np.array(pattern)).to(device).unsqueeze(1)

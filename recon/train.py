@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from recon.augment import augment
 from recon.critic import ResNet50Critic
 from recon.engine import Engine, EngineSettings, build_engine
+from recon.feed import feed, page_locked
 from recon.gan_step import critic_step, generator_step
 from recon.generator import ResNet50Generator
 from recon.losses import critic_loss, generator_loss
@@ -23,9 +25,9 @@ from recon.recipe import Recipe, learning_rate_factor
 from recon.samples import prepare
 from recon.validate import validate
 from recon.worker import Worker
+from storage.config import open_loader, open_reader
 from storage.errors import InputError
-from storage.loader import Loader, Share, open_reader
-from storage.order import SampleOrder
+from storage.loader import Loader, Share
 
 
 class TrainingDiverged(InputError):
@@ -50,48 +52,48 @@ def train(recipe: Recipe, worker: Worker) -> None:
     generator = build(generator_net, recipe.generator_optimizer)
     critic = build(critic_net, recipe.critic_optimizer, clip=recipe.critic.clip)
 
-    train_reader = open_reader(recipe.data, recipe.data.train_split)
-    validation_reader = open_reader(recipe.data, recipe.data.validation_split)
-    split = train_reader.info
-    order = SampleOrder(split.num_slices, recipe.seed, split.shard_slices, recipe.data.shuffle_shards)
-    share = Share(worker.rank, worker.world_size, config.global_batch_size, config.gradient_accumulation)
-    loader = Loader(train_reader, order, share, recipe.data.read_ahead)
+    with contextlib.ExitStack() as resources:
+        train_reader, validation_reader = (
+            resources.enter_context(contextlib.closing(open_reader(recipe.data, split, patient=True)))
+            for split in (recipe.data.train_split, recipe.data.validation_split)
+        )
+        share = Share(worker.rank, worker.world_size, config.global_batch_size, config.gradient_accumulation)
+        loader = open_loader(recipe.data, train_reader, share, recipe.seed, page_locked(worker.device))
 
-    state = TrainingState(generator, critic, worker)
-    worker.restore(state.load)
-    batches = loader.batches(first_batch=state.step * recipe.critic.steps)
-    score = partial(critic_loss, kind=recipe.loss.adversarial)
-    objective = partial(generator_loss, config=recipe.loss)
-    log = History(worker, loader, config.global_batch_size * recipe.critic.steps)
+        state = TrainingState(generator, critic, worker)
+        worker.restore(state.load)
+        batches = loader.batches(state.step * recipe.critic.steps, end=config.num_steps * recipe.critic.steps)
+        fed = feed(resources.enter_context(contextlib.closing(batches)), worker.device)
+        change = partial(augment, config=recipe.augment, seed=recipe.seed) if recipe.augment.enabled else None
+        score = partial(critic_loss, kind=recipe.loss.adversarial)
+        objective = partial(generator_loss, config=recipe.loss)
+        log = History(worker, loader, config.global_batch_size * recipe.critic.steps)
 
-    while state.step < config.num_steps:
-        factor = learning_rate_factor(config.schedule, state.step, config.num_steps)
-        generator.set_learning_rate(recipe.generator_optimizer.learning_rate * factor)
-        critic.set_learning_rate(recipe.critic_optimizer.learning_rate * factor)
-        for _ in range(recipe.critic.steps):
-            samples = [
-                prepare(next(batches), recipe.data.crop, recipe.mask, worker.device)
-                for _ in range(config.gradient_accumulation)
-            ]
-            critic_terms = [critic_step(generator, critic, s.zero_filled, s.target, score) for s in samples]
-            state.critic_steps += 1
-        terms = [generator_step(generator, critic, s.zero_filled, s.target, objective)[1] for s in samples]
-        state.step += 1
-        log.add(state.step, [{**g, "critic_loss": c} for g, c in zip(terms, critic_terms, strict=True)])
+        while state.step < config.num_steps:
+            factor = learning_rate_factor(config.schedule, state.step, config.num_steps)
+            generator.set_learning_rate(recipe.generator_optimizer.learning_rate * factor)
+            critic.set_learning_rate(recipe.critic_optimizer.learning_rate * factor)
+            for _ in range(recipe.critic.steps):
+                samples = [
+                    prepare(next(fed), recipe.data.crop, recipe.mask, worker.device, change)
+                    for _ in range(config.gradient_accumulation)
+                ]
+                critic_terms = [critic_step(generator, critic, s.zero_filled, s.target, score) for s in samples]
+                state.critic_steps += 1
+            terms = [generator_step(generator, critic, s.zero_filled, s.target, objective)[1] for s in samples]
+            state.step += 1
+            log.add(state.step, [{**g, "critic_loss": c} for g, c in zip(terms, critic_terms, strict=True)])
 
-        last = state.step == config.num_steps
-        checkpoint = last or state.step % config.checkpoint_every == 0
-        if checkpoint or state.step % config.validate_every == 0:
-            with log.clock_stopped():
-                log.validation(validate(generator.module, validation_reader, recipe, worker))
-        if log.validated or state.step % config.log_every == 0:
-            log.flush()
-        if checkpoint:
-            with log.clock_stopped():
-                worker.save(state.step, log.metrics, state.save)
-    batches.close()
-    train_reader.close()
-    validation_reader.close()
+            last = state.step == config.num_steps
+            checkpoint = last or state.step % config.checkpoint_every == 0
+            if checkpoint or state.step % config.validate_every == 0:
+                with log.clock_stopped():
+                    log.validation(validate(generator.module, validation_reader, recipe, worker))
+            if log.validated or state.step % config.log_every == 0:
+                log.flush()
+            if checkpoint:
+                with log.clock_stopped():
+                    worker.save(state.step, log.metrics, state.save)
 
 
 class TrainingState:
@@ -140,7 +142,7 @@ class History:
         self.validated: dict[str, float] = {}
         self._worker, self._loader, self._slices_per_step = worker, loader, slices_per_step
         self._rows: list[tuple[int, dict[str, Tensor]]] = []
-        self._began, self._waited = time.perf_counter(), 0.0
+        self._began, self._waited, self._bytes = time.perf_counter(), 0.0, 0
 
     def add(self, step: int, terms: list[dict[str, Tensor]]) -> None:
         """The loss terms of one step, a dictionary for each micro-batch."""
@@ -176,10 +178,12 @@ class History:
                 )
         now, waited = time.perf_counter(), self._loader.seconds_waiting
         elapsed = max(now - self._began, 1e-9)
+        num_bytes = self._loader.counts.bytes_read
         history[-1] |= self.validated | {
             "slices_per_second": len(history) * self._slices_per_step / elapsed,
+            "bytes_per_second": (num_bytes - self._bytes) / elapsed,
             "waiting_share": (waited - self._waited) / elapsed,
         }
-        self._began, self._waited, self.validated = now, waited, {}
+        self._began, self._waited, self._bytes, self.validated = now, waited, num_bytes, {}
         self.metrics = {name: value for name, value in history[-1].items() if name != "step"}
         self._worker.report(int(history[-1]["step"]), self.metrics, history)

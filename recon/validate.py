@@ -9,7 +9,7 @@ from recon.inference import Physics, reconstruct_split
 from recon.metrics import METRICS, slice_metrics
 from recon.recipe import Recipe
 from recon.worker import Worker
-from storage.shards import SliceReader
+from storage.reader import SliceReader
 
 
 def validation_indices(num_slices: int, wanted: int | None) -> np.ndarray:

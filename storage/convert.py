@@ -1,28 +1,42 @@
-"""Volumes to a sharded data set: coronal slices, their k-space, split by subject."""
+"""Scans to a sharded data set: slices of k-space, split by subject, in two passes with a journal.
+
+The first pass reads every source and says what is worth storing (`storage/examine.py`); the second writes the
+shards, in any order and by any number of threads, since the layout is a pure function of what the first one
+found. A conversion that is killed goes on where it stopped, and ends with the same bytes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from storage import dataset
-from storage.dataset import SliceRecord, SplitWriter
+from storage import dataset, layout
+from storage.dataset import SPLITS
 from storage.errors import InputError
+from storage.examine import Examined, PassOptions, examine_sources
+from storage.formats.source import SourceOptions, SourceRef
+from storage.formats.staging import FileFacts, file_facts
+from storage.journal import Journal, open_journal
+from storage.layout import SplitLayout, StoredVolume
 from storage.object_store import ObjectStore
+from storage.parallel import default_threads, run_in_threads
+from storage.provenance import larmor_version
+from storage.shard_writer import ShardWriter, clear_place, require_sigpy
 from storage.splits import assign_splits
-from storage.volumes import NIFTI_SUFFIXES, Volume, coronal_slices, has_foreground, read_volume, subject_of
+from storage.store_errors import StoreAway
 
 Progress = Callable[[str, int, "int | None"], None]
+ArrayKey = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """`matrix` is (height, width) of the stored slices, `min_foreground` the least share of foreground pixels.
+    """`matrix` (height, width) and `min_foreground` say how images are cut into slices (see `SourceOptions`).
 
-    `held_out` names the subjects of `validation` and `test` (see `assign_splits`).
+    `held_out` names the subjects of `validation` and `test` (see `assign_splits`). With `sensitivity_maps`,
+    coil sensitivity maps are stored beside k-space of several coils. Each thread may hold three shards and
+    a source (twice the k-space of one scan) in memory.
     """
 
     matrix: tuple[int, int] = (256, 256)
@@ -30,129 +44,186 @@ class ConvertOptions:
     held_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     overwrite: bool = False
     skip_invalid: bool = False
+    sensitivity_maps: bool = False
+    num_threads: int = field(default_factory=default_threads)
 
 
 @dataclass(frozen=True)
-class SubjectReport:
-    """What became of one source: `kept` of `total` coronal slices, or why it was left out."""
+class VolumeReport:
+    """What became of one source: `kept` of `total` slices, or why it was `left_out`.
 
+    `plane` is that of `Source`; `resumed` if an interrupted conversion had read it before.
+    """
+
+    volume: str
     subject: str
     split: str
     kept: int
     total: int
     left_out: str = ""
+    plane: str = ""
+    resumed: bool = False
 
 
-def find_sources(arguments: Sequence[Path]) -> list[Path]:
-    """The NIfTI files named by files and folders, sorted.
-
-    Raises `InputError` for a path that does not exist and a folder without volumes.
-    """
-    found: list[Path] = []
-    for argument in arguments:
-        if argument.is_dir():
-            inside = [path for path in sorted(argument.rglob("*")) if path.name.endswith(NIFTI_SUFFIXES)]
-            if not inside:
-                raise InputError(f"{argument}: no volume in this folder; expected {' or '.join(NIFTI_SUFFIXES)} files")
-            found += inside
-        elif argument.is_file():
-            subject_of(argument)
-            found.append(argument)
-        else:
-            raise InputError(f"{argument}: no such file or folder")
-    return sorted(set(found))
+def describe_report(report: VolumeReport, min_foreground: float) -> str:
+    """One line about one volume."""
+    where = f"{report.split:<11} {report.volume:<16}"
+    if report.left_out:
+        return f"{where} left out: {report.left_out}"
+    others = "no signal" if report.plane == "acquired" else f"< {min_foreground:.0%} foreground"
+    return f"{where} {report.kept} of {report.total} slices (others: {others})"
 
 
-def convert(sources: Sequence[Path], url: str, options: ConvertOptions, progress: Progress) -> list[SubjectReport]:
+def convert(
+    sources: Sequence[SourceRef], url: str, options: ConvertOptions, progress: Progress = lambda *_: None
+) -> list[VolumeReport]:
     """Read `sources`, write the data set at `url`, publish it, and say what was kept.
 
-    Every source is checked before anything is written. Memory: one volume and a shard per split.
+    Every source is checked before anything but the journal is written, and before an old data set is removed.
+    If the process is killed, the same call goes on. `progress` gets (description, done, total), always in the
+    calling thread.
 
-    Raises `InputError` for a bad source (unless `skip_invalid`), a split that does not work out, or a data
-    set that is there already (unless `overwrite`).
+    Raises `InputError` for bad sources (unless `skip_invalid`), a split that does not work out, a data set
+    that is there already (unless `overwrite`), and another conversion that is under way at `url`.
     """
+    if options.num_threads < 1:
+        raise InputError(f"{options.num_threads} threads were asked for; give at least 1")
+    if options.sensitivity_maps:
+        require_sigpy()
     store = ObjectStore(url)
     store.check_access()
-    split_of = assign_splits([subject_of(path) for path in sources], options.held_out)
-    good, reports = _check_sources(sources, split_of, options, progress)
-    empty = {"train", "validation", "test"} - {split_of[subject_of(path)] for path in good}
-    if empty:
-        raise InputError(f"no subject is left for the split '{min(empty)}'; add volumes or name other subjects")
-    _check_foreground(good, split_of, options)
-    dataset.begin(store, options.overwrite)
-    writers = {
-        split: SplitWriter(store, split, (1, *options.matrix), capacity=_capacity(good, split_of, split))
-        for split in dataset.SPLITS
+    refs = tuple(sorted(sources, key=lambda ref: ref.name))
+    split_of = assign_splits([ref.subject for ref in refs], options.held_out)
+    _check_subjects(refs, split_of)
+    facts = tuple(file_facts(ref) for ref in refs)
+    journal = open_journal(store, _plan(refs, facts, split_of, options), options.overwrite)
+    conversion = _Conversion(refs, facts, split_of, journal, options, progress)
+    try:
+        found = conversion.examine()
+        layouts = conversion.layouts(found)
+        clear_place(journal, layouts, options.sensitivity_maps, options.overwrite)
+    except StoreAway:
+        raise  # a store that comes back lets the same command go on
+    except InputError:
+        journal.discard()
+        raise
+    checksums = conversion.write_shards(layouts)
+    conversion.publish(found, layouts, checksums)
+    journal.remove()
+    return [_report(ref, split_of[ref.subject], one) for ref, one in zip(refs, found, strict=True)]
+
+
+def _report(ref: SourceRef, split: str, found: Examined) -> VolumeReport:
+    plane = str(found.provenance.get("plane", ""))
+    kept, total = len(found.indices), found.num_slices
+    return VolumeReport(ref.name, ref.subject, split, kept, total, found.left_out, plane, found.resumed)
+
+
+def _check_subjects(refs: Sequence[SourceRef], split_of: Mapping[str, str]) -> None:
+    missing = [split for split in SPLITS if split not in {split_of[ref.subject] for ref in refs}]
+    if missing:
+        raise InputError(f"no subject is left for the split '{min(missing)}'; add volumes or name other subjects")
+
+
+def _plan(
+    refs: Sequence[SourceRef], facts: Sequence[FileFacts], split_of: Mapping[str, str], options: ConvertOptions
+) -> dict[str, Any]:
+    """All that the bytes of the data set depend on."""
+    sources = [
+        {
+            "name": ref.name,
+            "subject": ref.subject,
+            "split": split_of[ref.subject],
+            "format": ref.format,
+            "part": ref.part,
+            "files": files,
+        }
+        for ref, files in zip(refs, facts, strict=True)
+    ]
+    names = ("matrix", "min_foreground", "skip_invalid", "sensitivity_maps")
+    return {
+        "format": dataset.FORMAT_VERSION,
+        "larmor": larmor_version(),
+        "shard_bytes": layout.SHARD_BYTES,
+        "options": {name: getattr(options, name) for name in names},
+        "sources": sources,
     }
-    provenance = []
-    for done, path in enumerate(good):
-        progress("converting", done, len(good))
-        volume = read_volume(path)
-        split = split_of[volume.subject]
-        kept = _append(writers[split], volume, options)
-        reports.append(SubjectReport(volume.subject, split, kept, volume.data.shape[1]))
-        provenance.append({"subject": volume.subject, "voxel_size_mm": volume.voxel_size, **volume.provenance})
-    splits = {split: writer.close() for split, writer in writers.items()}
-    about = {"matrix": list(options.matrix), "min_foreground": options.min_foreground, "plane": "coronal"}
-    dataset.publish(store, splits, provenance, **about)
-    progress("converting", len(good), len(good))
-    return reports
 
 
-def _check_sources(
-    sources: Sequence[Path], split_of: Mapping[str, str], options: ConvertOptions, progress: Progress
-) -> tuple[list[Path], list[SubjectReport]]:
-    good, reports, errors = [], [], []
-    for done, path in enumerate(sources):
-        progress("checking", done, len(sources))
-        try:
-            read_volume(path)
-            good.append(path)
-        except InputError as error:
-            errors.append(str(error))
-            reports.append(SubjectReport(subject_of(path), split_of[subject_of(path)], 0, 0, str(error)))
-    progress("checking", len(sources), len(sources))
-    if errors and not options.skip_invalid:
-        raise InputError("\n".join([*errors, "nothing was written; repair the sources or pass --skip-invalid"]))
-    return good, reports
+@dataclass(frozen=True)
+class _Conversion:
+    """One conversion: its sources, sorted by name, with the state of their files, and where it stands."""
 
+    refs: tuple[SourceRef, ...]
+    facts: tuple[FileFacts, ...]
+    split_of: Mapping[str, str]
+    journal: Journal
+    options: ConvertOptions
+    progress: Progress
 
-def _check_foreground(sources: Sequence[Path], split_of: Mapping[str, str], options: ConvertOptions) -> None:
-    """One slice is enough for each split: mostly its first volume has it. Before an old data set is removed."""
-    for split in dataset.SPLITS:
-        volumes = (read_volume(path) for path in sources if split_of[subject_of(path)] == split)
-        if not any(has_foreground(volume, options.matrix, options.min_foreground) for volume in volumes):
-            raise InputError(
-                f"no slice has {options.min_foreground:.0%} foreground in some split; lower --min-foreground "
-                f"(all slices of '{split}' would be left out)"
-            )
+    @property
+    def _passes(self) -> PassOptions:
+        source = SourceOptions(self.options.matrix, self.options.min_foreground)
+        return PassOptions(source, self.options.skip_invalid, self.options.sensitivity_maps, self.options.num_threads)
 
-
-def _capacity(sources: Sequence[Path], split_of: Mapping[str, str], split: str) -> int:
-    """An upper bound of a split's slices from the headers: a volume has as many coronal slices as its longest axis."""
-    import nibabel
-
-    images = [nibabel.load(path) for path in sources if split_of[subject_of(path)] == split]
-    return sum(max(image.shape) for image in images)  # type: ignore[attr-defined]
-
-
-def _append(writer: SplitWriter, volume: Volume, options: ConvertOptions) -> int:
-    kept = coronal_slices(volume, options.matrix, options.min_foreground)
-    for item in kept:
-        writer.append(
-            SliceRecord(
-                kspace=image_to_kspace(item.image)[None],
-                subject=volume.subject,
-                index=item.index,
-                position=item.position,
-                scale=(float(item.image.min()), float(item.image.max())),
-            )
+    def examine(self) -> list[Examined]:
+        """The first pass. Raises `InputError` for bad sources, and if a split would have nothing in it."""
+        total = len(self.refs)
+        found = examine_sources(
+            self.refs, self.journal, self._passes, lambda done: self.progress("checking", done, total)
         )
-    return len(kept)
+        pairs = list(zip(self.refs, found, strict=True))
+        _check_subjects([ref for ref, one in pairs if not one.left_out], self.split_of)
+        kept = {self.split_of[ref.subject] for ref, one in pairs if one.indices}
+        for split in SPLITS:
+            if split not in kept:
+                raise InputError(
+                    f"no slice has {self.options.min_foreground:.0%} foreground in some split; lower --min-foreground "
+                    f"(all slices of '{split}' would be left out)"
+                )
+        return found
 
+    def layouts(self, found: Sequence[Examined]) -> dict[str, SplitLayout]:
+        """Where everything goes; volumes without slices go nowhere."""
+        volumes: dict[str, list[StoredVolume]] = {split: [] for split in SPLITS}
+        for ref, one in zip(self.refs, found, strict=True):
+            if one.indices:
+                volumes[self.split_of[ref.subject]].append(one.volume(ref))
+        return {split: SplitLayout(split, tuple(inside)) for split, inside in volumes.items()}
 
-def image_to_kspace(image: np.ndarray) -> np.ndarray:
-    """Centred orthonormal FFT of (…, height, width) → complex64; zero frequency at [n // 2]."""
-    axes = (-2, -1)
-    shifted = np.fft.ifftshift(image, axes=axes)
-    return np.fft.fftshift(np.fft.fft2(shifted, norm="ortho", axes=axes), axes=axes).astype(np.complex64)
+    def write_shards(self, layouts: Mapping[str, SplitLayout]) -> dict[str, dict[ArrayKey, list[str]]]:
+        """The second pass; the checksums of the shards of each split, by (kind, bucket number)."""
+        tasks = [(one, plan) for one in layouts.values() for plan in one.shards()]
+        writer = ShardWriter(self.refs, self.facts, self.journal, self._passes)
+        try:
+            written = run_in_threads(
+                lambda task: writer.write(*task),
+                tasks,
+                self.options.num_threads,
+                lambda done: self.progress("converting", done, len(tasks)),
+            )
+        finally:
+            writer.close()
+        # shards come in the order of the volumes, and those of one array in the order of their numbers
+        checksums: dict[str, dict[ArrayKey, list[str]]] = {split: {} for split in layouts}
+        for (one, plan), found in zip(tasks, written, strict=True):
+            for kind, checksum in found.items():
+                checksums[one.split].setdefault((kind, plan.bucket.number), []).append(checksum)
+        return checksums
+
+    def publish(
+        self,
+        found: Sequence[Examined],
+        layouts: Mapping[str, SplitLayout],
+        checksums: Mapping[str, Mapping[ArrayKey, list[str]]],
+    ) -> None:
+        """Write the documents of the splits, and last the root document."""
+        store = self.journal.store
+        splits = {
+            split: dataset.write_documents(store, one, {key: tuple(values) for key, values in checksums[split].items()})
+            for split, one in layouts.items()
+        }
+        self.journal.check()
+        sources = [one.provenance for one in found if one.indices]
+        about = {"matrix": list(self.options.matrix), "min_foreground": self.options.min_foreground}
+        dataset.publish(store, splits, sources, **about)

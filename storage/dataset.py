@@ -1,114 +1,157 @@
 """Larmor's data set: one Zarr v3 group per split, sharded k-space, published by its root document.
 
-URL/zarr.json                 root group; its attributes hold format version, splits, subjects, sources.
+URL/zarr.json                 root group; its attributes hold format version, splits, volumes, sources.
                               Written last and only once: without it there is no data set.
 URL/SPLIT/kspace              (slice, coil, height, width) complex64; chunk = one slice, shard ≈ 64 MB
-URL/SPLIT/subject             (slice,) int32: place in the root's list of the split's subjects
-URL/SPLIT/index, position     (slice,) int32, float32: voxel index and mm from the posterior face
-URL/SPLIT/scale               (slice, 2) float32: minimum and maximum of the image, eq. (1)
+URL/SPLIT/kspace_1, …         the same for slices of further shapes
+URL/SPLIT/sensitivity_maps, … beside each k-space array, if they were asked for
+URL/SPLIT/volume, subject, index, position, scale, bucket, row      a value for each slice (docs/format.md)
+URL/conversion/…              the journal of a conversion that has not ended
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from storage.errors import InputError
+from storage.layout import ShardPlan, SliceShape, SplitLayout, array_name
 from storage.object_store import ObjectStore
+from storage.store_errors import again_if_damaged
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "validation", "test")
-SHARD_BYTES = 64 * 2**20
 CHUNK_CODECS = ("bytes", "crc32c")
+JOURNAL = "conversion"
+COLUMNS = {"volume": 1, "subject": 1, "index": 1, "position": 1, "scale": 2, "bucket": 1, "row": 1}  # dimensions
 
 
 @dataclass(frozen=True)
-class SliceRecord:
-    """One slice to store: `kspace` (coil, height, width) complex64, and where it comes from."""
+class BucketInfo:
+    """One array of equally shaped slices: `shape` (coil, height, width), rows per shard, checksum of each shard."""
 
-    kspace: np.ndarray
-    subject: str
-    index: int
-    position: float
-    scale: tuple[float, float]
+    number: int
+    shape: SliceShape
+    num_slices: int
+    shard_slices: int
+    checksums: Mapping[str, tuple[str, ...]]
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one encoded slice, its CRC-32C included."""
+        return 8 * int(np.prod(self.shape)) + 4
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_slices // self.shard_slices)
 
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """What a reader needs of one split: `shape` is (slice, coil, height, width)."""
+    """What a reader needs of one split. The arrays hold a value for each slice; `identity` names the content."""
 
     name: str
-    shape: tuple[int, int, int, int]
-    shard_slices: int
+    buckets: tuple[BucketInfo, ...]
+    volumes: tuple[str, ...]
     subjects: tuple[str, ...]
+    identity: str
+    volume: np.ndarray
     subject: np.ndarray
     index: np.ndarray
     position: np.ndarray
     scale: np.ndarray
+    bucket: np.ndarray
+    row: np.ndarray
+    has_sensitivity_maps: bool = field(default=False)
 
     @property
     def num_slices(self) -> int:
-        return self.shape[0]
+        return len(self.index)
 
-    def slices_of(self, subject: str) -> np.ndarray:
-        """Indices of the slices of one subject, in stored order."""
-        return np.flatnonzero(self.subject == self.subjects.index(subject))
+    @cached_property
+    def largest_matrix(self) -> tuple[int, int]:
+        """The largest height and the largest width among the slices."""
+        return max(b.shape[1] for b in self.buckets), max(b.shape[2] for b in self.buckets)
+
+    def bucket_of(self, index: int) -> BucketInfo:
+        """The array in which the slice `index` lies."""
+        return self.buckets[int(self.bucket[index])]
+
+    def slices_of(self, volume: str) -> np.ndarray:
+        """Indices of the slices of one volume, in stored order."""
+        return np.flatnonzero(self.volume == self.volumes.index(volume))
 
 
-class SplitWriter:
-    """Appends slices to one split, a shard at a time; at most one shard is held in memory.
+def shard_path(split: str, kind: str, bucket: int, shard: int) -> str:
+    """The object that holds a shard of `kind` (kspace or sensitivity_maps)."""
+    return f"{split}/{array_name(kind, bucket)}/c/{shard}/0/0/0"
 
-    `capacity` bounds the number of slices; `close` trims the arrays to what was appended.
+
+def encode_shard(slices: np.ndarray, shard_slices: int) -> bytes:
+    """The shard object of up to `shard_slices` slices (slice, coil, height, width) complex64: zarr's own encoding."""
+    documents = _memory_group()
+    array = _create_sharded(documents.group, "kspace", slices.shape, shard_slices)
+    array[:] = slices
+    (data,) = (data for path, data in documents.objects().items() if not path.endswith("zarr.json"))
+    return data
+
+
+def write_shard(store: ObjectStore, split: str, kind: str, plan: ShardPlan, slices: np.ndarray) -> str:
+    """Store one shard; its checksum."""
+    data = encode_shard(slices, plan.bucket.shard_slices)
+    store.write(shard_path(split, kind, plan.bucket.number, plan.number), data)
+    return shard_checksum(data)
+
+
+def shard_checksum(data: bytes) -> str:
+    """SHA-256 of a shard. (The CRC of bytes that end in their own CRC is a constant, so a CRC would say nothing.)"""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_documents(
+    store: ObjectStore, layout: SplitLayout, checksums: Mapping[tuple[str, int], tuple[str, ...]]
+) -> dict[str, Any]:
+    """Write a split's metadata and columns; return the split's entry in the root document.
+
+    `checksums` has the checksums of the shards by (kind, bucket number).
     """
+    from zarr.codecs import Crc32cCodec
 
-    def __init__(self, store: ObjectStore, split: str, slice_shape: tuple[int, int, int], capacity: int) -> None:
-        chunk_bytes = 8 * int(np.prod(slice_shape))
-        self.shard_slices = max(1, min(SHARD_BYTES // chunk_bytes, capacity))
-        self.split, self.subjects = split, []  # type: tuple[str, list[str]]
-        self._store, self._shape, self._capacity = store, slice_shape, capacity
-        self._pending: list[SliceRecord] = []
-        self._columns: dict[str, list[Any]] = {"subject": [], "index": [], "position": [], "scale": []}
-
-    def append(self, record: SliceRecord) -> None:
-        if record.subject not in self.subjects:
-            self.subjects.append(record.subject)
-        self._columns["subject"].append(self.subjects.index(record.subject))
-        for name in ("index", "position", "scale"):
-            self._columns[name].append(getattr(record, name))
-        self._pending.append(record)
-        if len(self._pending) == self.shard_slices:
-            self._flush()
-
-    def close(self) -> dict[str, Any]:
-        """Write what is left and the split's metadata; return the split's entry in the root document."""
-        self._flush()
-        num_slices = len(self._columns["index"])
-        documents = _memory_group()
-        group = documents.group
-        _create_kspace(group, (num_slices, *self._shape), self.shard_slices)
-        types = {"subject": np.int32, "index": np.int32, "position": np.float32, "scale": np.float32}
-        for name, dtype in types.items():
-            group.create_array(name, data=np.asarray(self._columns[name], dtype), compressors=None)
-        for path, data in documents.objects().items():
-            self._store.write(f"{self.split}/{path}", data)
-        return {"num_slices": num_slices, "subjects": self.subjects}
-
-    def _flush(self) -> None:
-        if not self._pending:
-            return
-        total = len(self._columns["index"])
-        start = total - len(self._pending)
-        documents = _memory_group()
-        array = _create_kspace(documents.group, (total, *self._shape), self.shard_slices)
-        array[start:total] = np.stack([record.kspace for record in self._pending]).astype(np.complex64)
-        for path, data in documents.objects().items():
-            if not path.endswith("zarr.json"):
-                self._store.write(f"{self.split}/{path}", data)
-        self._pending.clear()
+    documents = _memory_group()
+    buckets = []
+    for bucket in layout.buckets:
+        kinds = [kind for kind, number in checksums if number == bucket.number]
+        for kind in kinds:
+            shape = (len(bucket.slices), *bucket.shape)
+            _create_sharded(documents.group, array_name(kind, bucket.number), shape, bucket.shard_slices)
+        buckets.append(
+            {
+                "shape": list(bucket.shape),
+                "num_slices": len(bucket.slices),
+                "shard_slices": bucket.shard_slices,
+                "checksums": {kind: list(checksums[kind, bucket.number]) for kind in sorted(kinds)},
+            }
+        )
+    for name, values in layout.columns().items():
+        documents.group.create_array(
+            name, data=values, chunks=values.shape, compressors=[Crc32cCodec()], config={"write_empty_chunks": True}
+        )
+    for path, data in documents.objects().items():
+        store.write(f"{layout.split}/{path}", data)
+    volumes = [{"name": volume.name, "subject": volume.subject} for volume in layout.volumes]
+    return {
+        "num_slices": len(layout.slices),
+        "subjects": list(layout.subjects),
+        "volumes": volumes,
+        "buckets": buckets,
+    }
 
 
 @dataclass(frozen=True)
@@ -131,12 +174,12 @@ def _memory_group(attributes: Mapping[str, Any] | None = None) -> _MemoryGroup:
     return _MemoryGroup(group, contents)
 
 
-def _create_kspace(group: Any, shape: tuple[int, ...], shard_slices: int) -> Any:
+def _create_sharded(group: Any, name: str, shape: tuple[int, ...], shard_slices: int) -> Any:
     from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
     # the mantissas of measured k-space are noise: compression costs more time than it saves bytes
     return group.create_array(
-        "kspace",
+        name,
         shape=shape,
         dtype="complex64",
         chunks=(shard_slices, *shape[1:]),
@@ -149,20 +192,20 @@ def _create_kspace(group: Any, shape: tuple[int, ...], shard_slices: int) -> Any
     )
 
 
-def begin(store: ObjectStore, overwrite: bool) -> None:
-    """Make room for a new data set at `store`.
-
-    Raises `InputError` if a whole data set stands there and `overwrite` is False, or if the place holds
-    something else. What an interrupted conversion left is removed.
-    """
+def refuse_occupied(store: ObjectStore, overwrite: bool) -> None:
+    """Raises `InputError` if a whole data set stands at `store` and `overwrite` is False, or something else does."""
     store.check_access()
     if store.exists("zarr.json"):
-        read_root(store)  # refuses to delete what is not a data set of Larmor
+        _root_record(store)  # refuses to delete what is not a data set of Larmor
         if not overwrite:
             raise InputError(f"{store.url}: a data set is there already; pass --overwrite or choose another URL")
-        store.delete("zarr.json")  # unpublish first: readers see no data set rather than half of one
-    elif foreign := [path for path in store.list() if path.split("/")[0] not in SPLITS]:
+    elif foreign := [path for path in store.list() if path.split("/")[0] not in (*SPLITS, JOURNAL)]:
         raise InputError(f"{store.url}: holds other files ({foreign[0]}, …); choose an empty place")
+
+
+def remove(store: ObjectStore) -> None:
+    """Delete a data set, whole or not; the journal of a conversion stays."""
+    store.delete("zarr.json")  # unpublish first: readers see no data set rather than half of one
     for split in SPLITS:
         store.delete(split)
 
@@ -171,88 +214,161 @@ def publish(store: ObjectStore, splits: Mapping[str, Any], sources: Iterable[Map
     """Write the root document: from now on the data set exists. One of several writers wins."""
     record = {"format": FORMAT_VERSION, "splits": dict(splits), "sources": list(sources), **about}
     document = _memory_group({"larmor": record}).objects()["zarr.json"]
-    if not store.create("zarr.json", document):
+    if not store.create("zarr.json", document) and store.read("zarr.json") != document:
         raise InputError(f"{store.url}: another conversion published a data set here first; choose another URL")
 
 
-def read_root(store: ObjectStore) -> dict[str, Any]:
-    """The data set's own record: format, splits, sources.
-
-    Raises `InputError` if there is no (whole) data set, it is not Larmor's, or its format is newer.
-    """
-    store.check_access()
+def _root_record(store: ObjectStore) -> tuple[dict[str, Any], str]:
     try:
-        document = json.loads(store.read("zarr.json"))
+        content = store.read("zarr.json")
+        document = json.loads(content)
     except FileNotFoundError as error:
         raise InputError(
             f"{store.url}: no data set is there (no zarr.json; a conversion that did not end leaves none); "
             "make one with `larmor convert`"
         ) from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{store.url}/zarr.json: is not JSON ({error}); convert the data again") from error
-    record = document.get("attributes", {}).get("larmor")
+    attributes = document.get("attributes") if isinstance(document, dict) else None
+    record = attributes.get("larmor") if isinstance(attributes, dict) else None
     if not isinstance(record, dict):
         raise InputError(f"{store.url}: is a Zarr group, but not a data set of Larmor; use `larmor convert`")
-    if record.get("format", 0) > FORMAT_VERSION:
+    return record, hashlib.sha256(content).hexdigest()
+
+
+def read_root(store: ObjectStore) -> dict[str, Any]:
+    """The data set's own record: format, splits, sources.
+
+    Raises `InputError` if there is no (whole) data set, it is not Larmor's, or its format is another one.
+    """
+    store.check_access()
+    return _checked_root(store)[0]
+
+
+def _checked_root(store: ObjectStore) -> tuple[dict[str, Any], str]:
+    record, identity = _root_record(store)
+    version = record.get("format", 0)
+    if not isinstance(version, int):
+        raise InputError(f"{store.url}/zarr.json: is damaged (its format is {version!r}); convert the data again")
+    if version > FORMAT_VERSION:
+        raise InputError(f"{store.url}: has format {version}, this Larmor reads {FORMAT_VERSION}; update Larmor")
+    if version < FORMAT_VERSION:
         raise InputError(
-            f"{store.url}: has format {record['format']}, this Larmor reads up to {FORMAT_VERSION}; update Larmor"
+            f"{store.url}: has format {version}, this Larmor reads {FORMAT_VERSION}; convert again with --overwrite"
         )
-    return record
+    if not isinstance(record.get("splits"), dict) or not isinstance(record.get("sources"), list):
+        raise InputError(f"{store.url}/zarr.json: is damaged (no splits or no sources); convert the data again")
+    return record, identity
 
 
 def read_split(store: ObjectStore, split: str) -> SplitInfo:
-    """Shape, sharding and the small columns of one split.
+    """Shapes, sharding and the small columns of one split.
 
-    Raises `InputError` if the data set lacks the split or is stored with codecs that Larmor does not read.
+    Raises `InputError` if the data set lacks the split, is damaged, or is stored with codecs that Larmor does
+    not read.
     """
+    root, identity = _checked_root(store)
+    if split not in root["splits"]:
+        raise InputError(f"{store.url}: has no split '{split}'; it has {', '.join(sorted(root['splits'])) or 'none'}")
+    entry = root["splits"][split]
+    try:
+        num_slices, subjects = int(entry["num_slices"]), tuple(entry["subjects"])
+        volumes = tuple(volume["name"] for volume in entry["volumes"])
+        buckets = tuple(
+            BucketInfo(
+                number,
+                tuple(bucket["shape"]),
+                bucket["num_slices"],
+                bucket["shard_slices"],
+                {kind: tuple(values) for kind, values in bucket["checksums"].items()},
+            )
+            for number, bucket in enumerate(entry["buckets"])
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{store.url}/zarr.json: is damaged (split '{split}': {error}); convert the data again"
+        ) from error
+    columns = again_if_damaged(lambda: _read_columns(store, split, buckets))
+    if any(len(values) != num_slices for values in columns.values()):
+        raise InputError(f"{store.url}/{split}: its columns have unequal lengths; convert the data again")
+    return SplitInfo(
+        name=split,
+        buckets=buckets,
+        volumes=volumes,
+        subjects=subjects,
+        identity=identity,
+        has_sensitivity_maps=any("sensitivity_maps" in bucket.checksums for bucket in buckets),
+        **columns,
+    )
+
+
+def _read_columns(store: ObjectStore, split: str, buckets: Iterable[BucketInfo]) -> dict[str, np.ndarray]:
+    """The columns, and a check that the sharded arrays are what this Larmor reads."""
     import zarr
     from zarr.buffer import cpu
     from zarr.storage import MemoryStore
 
-    root = read_root(store)
-    if split not in root["splits"]:
-        raise InputError(f"{store.url}: has no split '{split}'; it has {', '.join(sorted(root['splits'])) or 'none'}")
-    contents: dict[str, Any] = {
-        path.removeprefix(f"{split}/"): cpu.Buffer.from_bytes(store.read(path))
-        for path in store.list(split)
-        if not path.startswith(f"{split}/kspace/c/")
-    }
-    group: Any = zarr.open_group(MemoryStore(contents), mode="r", zarr_format=3)
-    kspace = group["kspace"]
-    codecs = kspace.metadata.to_dict()["codecs"]
+    arrays = {array_name(kind, bucket.number): bucket for bucket in buckets for kind in bucket.checksums}
+    paths = ["zarr.json", *(f"{name}/zarr.json" for name in (*COLUMNS, *arrays))]
+    paths += [f"{name}/c/{'/'.join('0' * dimensions)}" for name, dimensions in COLUMNS.items()]
+
+    def read(path: str) -> Any:
+        try:
+            return cpu.Buffer.from_bytes(store.read(f"{split}/{path}"))
+        except FileNotFoundError as error:
+            raise InputError(f"{store.url}/{split}/{path}: is missing; convert the data again") from error
+
+    with ThreadPoolExecutor(8) as pool:
+        contents: dict[str, Any] = dict(zip(paths, pool.map(read, paths), strict=True))
+    try:
+        group: Any = zarr.open_group(MemoryStore(contents), mode="r", zarr_format=3)
+        for name, bucket in arrays.items():
+            _check_sharding(f"{store.url}/{split}/{name}", group[name], bucket)
+        return {name: np.asarray(group[name][:]) for name in COLUMNS}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{store.url}/{split}: is damaged ({error}); convert the data again") from error
+
+
+def _check_sharding(place: str, array: Any, bucket: BucketInfo) -> None:
+    codecs = array.metadata.to_dict()["codecs"]
     inner = tuple(codec["name"] for codec in codecs[0].get("configuration", {}).get("codecs", ()))
-    if codecs[0]["name"] != "sharding_indexed" or inner != CHUNK_CODECS or kspace.chunks != (1, *kspace.shape[1:]):
-        raise InputError(
-            f"{store.url}/{split}/kspace: is not sharded by slice with codecs {CHUNK_CODECS}; convert again"
-        )
-    columns = {name: np.asarray(group[name][:]) for name in ("subject", "index", "position", "scale")}
-    return SplitInfo(
-        name=split,
-        shape=tuple(kspace.shape),
-        shard_slices=int(kspace.shards[0]),
-        subjects=tuple(root["splits"][split]["subjects"]),
-        **columns,
-    )
+    expected = ((bucket.num_slices, *bucket.shape), (1, *bucket.shape), (bucket.shard_slices, *bucket.shape))
+    if codecs[0]["name"] != "sharding_indexed" or inner != CHUNK_CODECS:
+        raise InputError(f"{place}: is not sharded by slice with codecs {CHUNK_CODECS}; convert again")
+    if (array.shape, array.chunks, array.shards) != expected:
+        raise InputError(f"{place}: does not have the shape that the root document states; convert again")
 
 
 def describe(store: ObjectStore) -> list[str]:
     """What `larmor inspect` prints: a line per split, array and source."""
     root = read_root(store)
-    lines = [f"{store.url}: Larmor data set, format {root['format']}, {root['plane']} slices"]
+    lines = [f"{store.url}: Larmor data set, format {root['format']}"]
     for split in SPLITS:
         info = read_split(store, split)
-        megabytes = 8e-6 * float(np.prod(info.shape))
-        lines.append(
-            f"{split}: kspace {info.shape} (slice, coil, height, width) complex64, chunk = 1 slice, shard = "
-            f"{info.shard_slices} slices, {megabytes:.1f} MB"
-        )
-        counts = [f"{subject} ({len(info.slices_of(subject))})" for subject in info.subjects]
-        lines.append(f"  subjects: {', '.join(counts)}")
+        for bucket in info.buckets:
+            for kind in bucket.checksums:
+                megabytes = 8e-6 * float(np.prod(bucket.shape)) * bucket.num_slices
+                lines.append(
+                    f"{split}: {array_name(kind, bucket.number)} {(bucket.num_slices, *bucket.shape)} (slice, coil, "
+                    "height, width) complex64, chunk = 1 slice, "
+                    f"shard = {bucket.shard_slices} slices, {megabytes:.1f} MB"
+                )
+        counts = [f"{volume} ({len(info.slices_of(volume))})" for volume in info.volumes]
+        lines.append(f"  volumes: {', '.join(counts)}")
     for source in root["sources"]:
-        voxel = " × ".join(f"{size:.3g}" for size in source["voxel_size_mm"])
-        package = f", {source['package']} {source['version']}" if "package" in source else ""
-        lines.append(
-            f"source {source['subject']}: {source['file']}{package}, {voxel} mm, licence: {source['licence']}, "
-            f"sha256 {source['sha256'][:16]}…"
-        )
+        lines.append("source " + describe_source(source))
     return lines
+
+
+def describe_source(source: Mapping[str, Any]) -> str:
+    """One line about where a volume comes from."""
+    voxel = source.get("voxel_size_mm")
+    parts = [
+        ", ".join(file["file"] for file in source["files"][:1]) + (", …" if len(source["files"]) > 1 else ""),
+        f"{source['format']}, {source['plane']} slices",
+        *([f"{source['package']} {source['version']}"] if "package" in source else []),
+        *([" × ".join(f"{size:.3g}" for size in voxel) + " mm"] if voxel else []),
+        f"licence: {source['licence']}",
+        f"sha256 {source['files'][0]['sha256'][:16]}…",
+    ]
+    return f"{source['volume']}: {', '.join(parts)}"

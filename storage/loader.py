@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated
+from itertools import islice
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
-from storage.object_store import ObjectStore
-from storage.order import SampleOrder, rank_part
-from storage.shards import SliceReader
+from storage.buffers import Recycler
+from storage.order import SampleOrder
+from storage.reader import SliceReader
 
-# the smallest image that every metric can rate: SSIM looks through a window of 7 pixels
-CropSize = Annotated[int, Field(ge=8)]
+Allocate = Callable[[tuple[int, ...]], np.ndarray]
+_IDLE_BYTES = 64 * 2**20
+_ASSEMBLED = 2  # micro-batches copied together before they are asked for
 
 
-class DataConfig(BaseModel):
-    """Where the k-space lies and how it is read."""
+@dataclass(frozen=True)
+class SliceGroup:
+    """Slices of one shape: `kspace` (n, coil, height, width) complex64; `rows` (n,) are their places in the batch."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    url: str = Field("s3://larmor/heads", description="data set made by `larmor convert`")
-    crop: tuple[CropSize, CropSize] = Field((256, 256), description="height and width of the centre crop of the image")
-    train_split: str = "train"
-    validation_split: str = "validation"
-    shuffle_shards: int = Field(8, ge=1, description="shards that are shuffled together")
-    read_threads: int = Field(4, ge=1, le=64)
-    read_ahead: int = Field(4, ge=1, le=64, description="micro-batches prepared in advance")
-    cache_bytes: int = Field(256 * 2**20, ge=0, description="decoded slices kept in memory, per worker")
+    kspace: np.ndarray
+    rows: np.ndarray
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`kspace` (batch, coil, height, width) complex64; `samples` (batch, 2): epoch and slice index."""
+    """A group for each shape among the samples; `samples` (batch, 2): epoch and slice index."""
 
-    kspace: np.ndarray
+    groups: tuple[SliceGroup, ...]
     samples: np.ndarray
+
+    @staticmethod
+    def of(kspace: np.ndarray, samples: np.ndarray) -> Batch:
+        """A batch of equally shaped slices (batch, coil, height, width)."""
+        return Batch((SliceGroup(kspace, np.arange(len(kspace))),), samples)
+
+    @staticmethod
+    def gather(slices: Sequence[np.ndarray], samples: np.ndarray, allocate: Allocate | None = None) -> Batch:
+        """Copy slices (coil, height, width) of any shapes together, equal shapes into one array.
+
+        `allocate` makes the complex64 arrays, in page-locked memory for a GPU, say.
+        """
+        members: dict[tuple[int, ...], list[int]] = {}
+        for row, item in enumerate(slices):
+            members.setdefault(item.shape, []).append(row)
+        groups = []
+        for shape, rows in members.items():
+            size = (len(rows), *shape)
+            kspace = allocate(size) if allocate else np.empty(size, np.complex64)
+            np.stack([slices[row] for row in rows], out=kspace)
+            groups.append(SliceGroup(kspace, np.array(rows)))
+        return Batch(tuple(groups), samples)
 
 
 @dataclass(frozen=True)
@@ -52,46 +68,116 @@ class Share:
     global_batch_size: int
     num_micro_batches: int
 
+    @property
+    def micro_batch_size(self) -> int:
+        return self.global_batch_size // self.world_size // self.num_micro_batches
+
 
 class Loader:
     """Endless micro-batches of one rank, from global batch `first_batch` on.
 
-    The state is the number of global batches consumed; nothing else is needed to go on exactly.
+    The state is the number of global batches consumed; nothing else is needed to go on exactly, at any
+    world size that divides the batch and with any number of threads.
+
+    Memory: the blocks of the order's windows that this rank reads, `read_ahead_bytes`, and a few micro-batches.
     """
 
-    def __init__(self, reader: SliceReader, order: SampleOrder, share: Share, read_ahead: int) -> None:
+    def __init__(
+        self,
+        reader: SliceReader,
+        order: SampleOrder,
+        share: Share,
+        read_ahead_bytes: int = 64 * 2**20,
+        allocate: Allocate | None = None,
+    ) -> None:
         self.seconds_waiting = 0.0
+        self.counts = reader.counts
         self._reader, self._order, self._share = reader, order, share
-        self._read_ahead = read_ahead
+        self._memory = Recycler(_IDLE_BYTES)
+        self._allocate = allocate or self._recycled
+        largest = max(bucket.chunk_bytes for bucket in reader.info.buckets)
+        ahead = -(-read_ahead_bytes // (largest * share.micro_batch_size))
+        epoch = -(-order.num_samples // (share.world_size * share.micro_batch_size))  # of few slices many fit
+        self._num_ahead = max(_ASSEMBLED, min(ahead, epoch))
 
-    def batches(self, first_batch: int) -> Generator[Batch, None, None]:
-        """Micro-batches in order; close the generator to stop reading ahead."""
-        requests = self._requests(first_batch)
+    def batches(self, first_batch: int, end: int | None = None) -> Generator[Batch, None, None]:
+        """Micro-batches in order, up to global batch `end` if it is given; close the generator to stop reading ahead.
+
+        Raises `InputError` that names the object if a slice cannot be had.
+        """
+        share = self._share
+        count = None if end is None else max(0, end - first_batch) * share.num_micro_batches
+        plan = islice(_requests(self._reader, self._order, share, first_batch), count)
+        requested: deque[_MicroBatch] = deque()
+        assembled: deque[Future[Batch]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="larmor-batch") as pool:
-            ahead: deque[Future[Batch]] = deque()
             try:
                 while True:
-                    while len(ahead) < self._read_ahead:
-                        ahead.append(pool.submit(self._load, next(requests)))
+                    requested.extend(islice(plan, max(0, self._num_ahead - len(requested) - len(assembled))))
+                    while requested and len(assembled) < _ASSEMBLED:
+                        assembled.append(pool.submit(self._assemble, requested.popleft()))
+                    if not assembled:
+                        return
                     began = time.perf_counter()
-                    batch = ahead.popleft().result()
+                    batch = assembled.popleft().result()
                     self.seconds_waiting += time.perf_counter() - began
                     yield batch
             finally:
-                for future in ahead:
-                    future.cancel()
+                for batch_under_way in assembled:
+                    batch_under_way.cancel()
+                for source in (source for item in requested for source in item.sources):
+                    source.cancel()
 
-    def _requests(self, number: int) -> Iterator[np.ndarray]:
-        share = self._share
-        while True:
-            mine = rank_part(self._order.global_batch(number, share.global_batch_size), share.rank, share.world_size)
-            yield from np.split(mine, share.num_micro_batches)
-            number += 1
+    def _assemble(self, micro_batch: _MicroBatch) -> Batch:
+        # popped, so that a slice is held only until the batch that uses it
+        slices = [
+            source.result().pop(int(index))
+            for source, index in zip(micro_batch.sources, micro_batch.samples[:, 1], strict=True)
+        ]
+        return Batch.gather(slices, micro_batch.samples, self._allocate)
 
-    def _load(self, samples: np.ndarray) -> Batch:
-        return Batch(np.stack(self._reader.read([int(index) for index in samples[:, 1]])), samples)
+    def _recycled(self, shape: tuple[int, ...]) -> np.ndarray:
+        return self._memory.empty(8 * math.prod(shape)).view(np.complex64).reshape(shape)
 
 
-def open_reader(config: DataConfig, split: str) -> SliceReader:
-    """A reader of one split of `config.url`."""
-    return SliceReader(ObjectStore(config.url), split, config.read_threads, config.cache_bytes)
+@dataclass(frozen=True)
+class _MicroBatch:
+    """`samples` (n, 2), and for each the request that brings it."""
+
+    samples: np.ndarray
+    sources: Sequence[Future[dict[int, np.ndarray]]]
+
+
+def _requests(reader: SliceReader, order: SampleOrder, share: Share, first_batch: int) -> Iterator[_MicroBatch]:
+    """The micro-batches of one rank. At a piece's first slice, all of it that the rank's epoch still needs is read.
+
+    A rank's samples are every `world_size`-th of the endless stream (see `rank_part`).
+    """
+    place = first_batch * share.global_batch_size + share.rank
+    steps = share.world_size * np.arange(share.micro_batch_size, dtype=np.int64)
+    epoch = -1
+    wanted: dict[int, list[int]] = {}  # the slices of each piece that this epoch of the rank still needs
+    reading: dict[int, Future[dict[int, np.ndarray]]] = {}
+    while True:
+        places = place + steps
+        samples = order.samples(places)
+        sources = []
+        for here, (sample_epoch, _) in zip(places.tolist(), samples.tolist(), strict=True):
+            if sample_epoch != epoch:
+                epoch, reading = sample_epoch, {}
+                wanted = _by_piece(order, epoch, slice(here % order.num_samples, None, share.world_size))
+            piece = int(order.pieces(epoch)[here % order.num_samples])
+            if piece not in reading:
+                reading[piece] = reader.fetch(wanted.pop(piece))
+            sources.append(reading[piece])
+        yield _MicroBatch(samples, sources)
+        place += share.world_size * share.micro_batch_size
+
+
+def _by_piece(order: SampleOrder, epoch: int, places: slice) -> dict[int, list[int]]:
+    """The slices of each piece, ascending, among the given places of an epoch."""
+    slices, pieces = order.epoch(epoch)[places], order.pieces(epoch)[places]
+    ordered = np.lexsort((slices, pieces))
+    names, first = np.unique(pieces[ordered], return_index=True)
+    parts = np.split(slices[ordered], first[1:])
+    return {int(name): part.tolist() for name, part in zip(names, parts, strict=True)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -12,16 +12,16 @@ from storage.dataset import SPLITS
 from storage.errors import InputError
 
 
-def assign_splits(subjects: Sequence[str], held_out: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def assign_splits(subjects: Iterable[str], held_out: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Subject → split. `held_out` names the subjects of `validation` and `test`; the others train.
+
+    A subject that is given several times counts once: all its volumes go the same way.
 
     Without any, about a tenth of the subjects (at least one) goes to each, chosen by a hash of the name,
     so that adding a subject moves few others. Raises `InputError` if a named subject is not there, is named
     twice, or none is named and there are fewer than three.
     """
-    if len(set(subjects)) != len(subjects):
-        twice = sorted({name for name in subjects if list(subjects).count(name) > 1})
-        raise InputError(f"subject {twice[0]} comes from several files; give each file a name of its own")
+    subjects = list(dict.fromkeys(subjects))
     if not any(held_out.values()):
         if len(subjects) < 3:
             raise InputError(

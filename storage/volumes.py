@@ -1,22 +1,17 @@
-"""NIfTI volumes in, upright coronal slices out."""
+"""Volumes in canonical orientation, the upright coronal slices cut from them, and their k-space."""
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import json
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from storage.errors import InputError
-
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
+from storage.formats.centred_fft import to_kspace
+from storage.formats.source import SourceOptions
 
 
 @dataclass(frozen=True)
@@ -24,14 +19,13 @@ class Volume:
     """One magnitude volume in canonical orientation.
 
     `data` is float32 (left→right, posterior→anterior, inferior→superior), in the file's own intensity
-    unit; `voxel_size` is in mm, in the same order; `affine` maps its voxel indices to RAS+ mm.
+    unit, finite and not constant; `voxel_size` is in mm, in the same order; `affine` maps its voxel
+    indices to RAS+ mm.
     """
 
-    subject: str
     data: np.ndarray
     voxel_size: tuple[float, float, float]
     affine: np.ndarray
-    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,112 +40,129 @@ class CoronalSlice:
     position: float
 
 
-def subject_of(path: Path) -> str:
-    """The subject's name: the file name without its NIfTI suffix."""
-    name = path.name
-    for suffix in (".nii.gz", ".nii"):
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
-    raise InputError(f"{path}: not a NIfTI file name; expected one of {', '.join(NIFTI_SUFFIXES)}")
+def canonical_volume(data: np.ndarray, affine: np.ndarray) -> Volume:
+    """Turn an array (i, j, k) with its `affine` (4, 4) to RAS+ mm to the canonical orientation, as a view.
 
-
-def read_volume(path: Path) -> Volume:
-    """Read one 3-D NIfTI file, check it, and turn it to the canonical orientation (RAS+).
-
-    Raises `InputError` for a file that is missing, is not NIfTI, is cut short, has an impossible header, is
-    not 3-D, holds non-finite values or anything but one real number per voxel, or is constant.
+    Raises `nibabel.orientations.OrientationError` or `numpy.linalg.LinAlgError` for an affine that is none.
     """
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.orientations import OrientationError
-    from nibabel.spatialimages import HeaderDataError
+    from nibabel.affines import voxel_sizes
+    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
-    subject = subject_of(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        image: Any = nibabel.load(path)
-        shape = tuple(size for size in image.shape)
-        if len(shape) == 4 and shape[3] == 1:
-            image, shape = image.slicer[..., 0], shape[:3]
-        if len(shape) != 3:
-            raise InputError(f"{path}: has shape {shape}; one 3-D volume is expected")
-        if image.get_data_dtype().kind not in "iuf":
-            raise InputError(f"{path}: has voxels of type {image.get_data_dtype()}; one real number each is expected")
-        canonical: Any = nibabel.as_closest_canonical(image)
-        data = np.asarray(canonical.dataobj, dtype=np.float32)
-        _check_gzip(path)
-    except InputError:
-        raise
-    except ImageFileError as error:
-        raise InputError(f"{path}: is not what its name says ({error}); a NIfTI file is expected") from error
-    except (HeaderDataError, OrientationError, np.linalg.LinAlgError, OverflowError) as error:
-        raise InputError(f"{path}: its header makes no sense ({error}); export the volume again") from error
-    except (EOFError, zlib.error, OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read to its end ({error}); truncated? fetch or export it again") from error
-    bad = int(data.size - np.isfinite(data).sum())
-    if bad:
-        raise InputError(f"{path}: {bad} of {data.size} voxels are not finite (NaN or infinite); repair the volume")
-    if data.size == 0 or float(data.min()) == float(data.max()):
-        raise InputError(f"{path}: every voxel has the same value; there is no image in it")
-    zooms = tuple(float(size) for size in canonical.header.get_zooms()[:3])
-    return Volume(subject, data, zooms, np.asarray(canonical.affine), _provenance(path))  # type: ignore[arg-type]
+    orientation = io_orientation(affine)
+    turned = apply_orientation(data, orientation)
+    canonical = affine @ inv_ornt_aff(orientation, data.shape)
+    # affines are stored in float32: without rounding, pixels that are square would look almost square
+    x_size, y_size, z_size = (float(f"{size:.6g}") for size in voxel_sizes(canonical))
+    return Volume(turned, (x_size, y_size, z_size), canonical)
 
 
-def _check_gzip(path: Path) -> None:
-    """Read a compressed file to its end, where its checksum stands; nibabel stops at the last voxel."""
-    if path.name.endswith(".gz"):
-        with gzip.open(path) as file:
-            while file.read(2**22):
-                pass
+def coronal_slice(volume: Volume, index: int, matrix: tuple[int, int], floor: float) -> CoronalSlice:
+    """Slice `index` above the intensity `floor`, on square pixels, centred in `matrix` (height, width).
 
-
-def _provenance(path: Path) -> dict[str, Any]:
-    """File name, checksum, and what `larmor fetch` wrote beside the file (source, licence)."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    record: dict[str, Any] = {"file": path.name, "sha256": digest, "licence": "not stated"}
-    beside = path.with_name(f"{subject_of(path)}.json")
-    if beside.is_file():
-        try:
-            stated = json.loads(beside.read_text())
-        except json.JSONDecodeError as error:
-            raise InputError(f"{beside}: is not JSON ({error}); correct or remove it") from error
-        known = ("package", "version", "member", "licence", "source", "synthetic")
-        record.update({key: stated[key] for key in known if key in stated})
-    return record
-
-
-def coronal_slices(volume: Volume, matrix: tuple[int, int], min_foreground: float) -> list[CoronalSlice]:
-    """The coronal slices with enough foreground, on square pixels, centred in `matrix` (height, width).
-
-    A slice is kept if at least the fraction `min_foreground` of its pixels lies above the volume's
-    foreground threshold (Otsu), since the air of a real scan is noise, never exactly zero. Pixels become
-    square at the finer of the two in-plane sizes; larger slices are cropped, smaller ones padded with 0.
+    Pixels become square at the finer of the two in-plane sizes; larger slices are cropped, smaller ones
+    padded with 0.
     """
-    return list(_foreground_slices(volume, matrix, min_foreground))
-
-
-def has_foreground(volume: Volume, matrix: tuple[int, int], min_foreground: float) -> bool:
-    """Whether `coronal_slices` would keep any slice; stops at the first."""
-    return any(True for _ in _foreground_slices(volume, matrix, min_foreground))
-
-
-def _foreground_slices(volume: Volume, matrix: tuple[int, int], min_foreground: float) -> Iterator[CoronalSlice]:
-    from skimage.filters import threshold_otsu
-
     x_size, y_size, z_size = volume.voxel_size
     pixel = min(x_size, z_size)
     zoom = (z_size / pixel, x_size / pixel)
-    data = volume.data - volume.data.min()
-    threshold = float(threshold_otsu(data[::2, ::2, ::2]))
-    for index in range(data.shape[1]):
-        image = data[::-1, index, ::-1].T  # rows run superior → inferior, columns right → left
-        if zoom != (1.0, 1.0):
-            image = ndimage.zoom(image, zoom, order=1)
-        image = centre_fit(image, matrix)
-        if float((image > threshold).mean()) >= min_foreground:
-            yield CoronalSlice(np.ascontiguousarray(image, np.float32), index, index * y_size)
+    image = volume.data[::-1, index, ::-1].T - np.float32(floor)  # rows run superior → inferior, columns right → left
+    if zoom != (1.0, 1.0):
+        image = ndimage.zoom(image, zoom, order=1)
+    image = centre_fit(image, matrix)
+    return CoronalSlice(np.ascontiguousarray(image, np.float32), index, index * y_size)
+
+
+def coronal_slices(volume: Volume, matrix: tuple[int, int], min_foreground: float) -> list[CoronalSlice]:
+    """The coronal slices with enough foreground, above the volume's least intensity (see `coronal_slice`).
+
+    A slice is kept if at least the fraction `min_foreground` of its pixels lies above the volume's
+    foreground threshold (Otsu), since the air of a real scan is noise, never exactly zero.
+    """
+    source = VolumeSource(volume, SourceOptions(matrix, min_foreground))
+    return [source.cut(index) for index in source.kept_slices()]
+
+
+def foreground_threshold(volume: Volume) -> float:
+    """Otsu's threshold of every second voxel along each axis, above the volume's least intensity.
+
+    The histogram is summed plane by plane, so that no copy of the volume is made.
+    """
+    from skimage.filters import threshold_otsu
+
+    floor = volume.data.min()
+    sample = volume.data[::2, ::2, ::2]
+    low, high = sample.min() - floor, sample.max() - floor
+    if low == high:
+        return float(low)
+    planes = np.moveaxis(sample, int(np.argmax(np.abs(sample.strides))), 0)  # each lies together in a file
+    counts, edges = np.zeros(256, np.int64), np.zeros(257, np.float32)
+    for plane in planes:
+        part, edges = np.histogram(plane - floor, bins=256, range=(low, high))
+        counts += part
+    return float(threshold_otsu(hist=(counts, (edges[:-1] + edges[1:]) / 2)))
+
+
+class VolumeSource:
+    """The coronal slices of a volume as a `Source`; one slice at a time is in memory beside the volume.
+
+    `voxel_size` is the size of the stored pixels (square) and the slice distance; `about` holds the
+    volume's own `voxel_size_mm` (left–right, posterior–anterior, inferior–superior) and what is given.
+    """
+
+    plane = "coronal"
+
+    def __init__(self, volume: Volume, options: SourceOptions, about: Mapping[str, Any] | None = None) -> None:
+        self._volume: Volume | None = volume
+        self._options = options
+        self.num_slices: int = volume.data.shape[1]
+        self.slice_shape = (1, *options.matrix)
+        pixel = min(volume.voxel_size[0], volume.voxel_size[2])
+        self.voxel_size: tuple[float, float, float] | None = (pixel, pixel, volume.voxel_size[1])
+        self.about: dict[str, Any] = {"voxel_size_mm": list(volume.voxel_size), **(about or {})}
+
+    def kept_slices(self) -> Sequence[int]:
+        """The slices with at least the share `min_foreground` of their pixels above the foreground threshold."""
+        return self._kept
+
+    def position(self, index: int) -> float:
+        """Distance of a slice from the volume's posterior face in mm."""
+        assert self.voxel_size is not None
+        return index * self.voxel_size[2]
+
+    def kspace(self, index: int) -> np.ndarray:
+        """(1, height, width) complex64, centred, orthonormal FFT of the slice."""
+        return image_to_kspace(self.cut(index).image)[None]
+
+    def cut(self, index: int) -> CoronalSlice:
+        """The image of one slice."""
+        return coronal_slice(self._open_volume, index, self._options.matrix, self._floor)
+
+    def close(self) -> None:
+        """Release the volume."""
+        self._volume = None
+
+    @property
+    def _open_volume(self) -> Volume:
+        assert self._volume is not None, "the source is closed"
+        return self._volume
+
+    @cached_property
+    def _floor(self) -> float:
+        return float(self._open_volume.data.min())
+
+    @cached_property
+    def _kept(self) -> list[int]:
+        threshold = foreground_threshold(self._open_volume)
+        return [
+            index
+            for index in range(self.num_slices)
+            if float((self.cut(index).image > threshold).mean()) >= self._options.min_foreground
+        ]
+
+
+def image_to_kspace(image: np.ndarray) -> np.ndarray:
+    """Centred orthonormal FFT of (…, height, width) → complex64; zero frequency at [n // 2]."""
+    return to_kspace(image).astype(np.complex64, copy=False)
 
 
 def centre_fit(image: np.ndarray, matrix: tuple[int, int]) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from storage.embedded_store import EmbeddedStore
+from tests.faulty_proxy import FaultyProxy, proxied_environment
 
 
 @pytest.fixture(scope="session")
@@ -45,12 +46,33 @@ def use_only(store: EmbeddedStore, patch: pytest.MonkeyPatch) -> dict[str, str]:
 def tiny_heads(embedded_store: EmbeddedStore, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Three synthetic heads, converted to 64×64 slices in the embedded store: the data set's URL."""
     from storage.convert import ConvertOptions, convert
+    from storage.formats.recognise import find_sources
     from storage.phantom import write_phantom
 
-    sources = write_phantom(tmp_path_factory.mktemp("phantoms"), num_subjects=3, seed=0)
+    paths = write_phantom(tmp_path_factory.mktemp("phantoms"), num_subjects=3, seed=0)
+    sources = find_sources([str(path) for path in paths])
     held_out = {"validation": ["phantom02"], "test": ["phantom03"]}
     url = "s3://larmor/tiny-heads"
     with pytest.MonkeyPatch.context() as patch:
         use_only(embedded_store, patch)
-        convert(sources, url, ConvertOptions(matrix=(64, 64), held_out=held_out), lambda *_: None)
+        convert(sources, url, ConvertOptions(matrix=(64, 64), held_out=held_out))
     return url
+
+
+@pytest.fixture
+def faulty_proxy(
+    embedded_store: EmbeddedStore,
+    store_environment: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[FaultyProxy]:
+    """What S3 clients go through on their way to `embedded_store`; it injects nothing until it is told to."""
+    from s3fs import S3FileSystem
+
+    endpoint = embedded_store.status().endpoint
+    assert endpoint is not None
+    with FaultyProxy(endpoint) as proxy:
+        for name, value in proxied_environment(embedded_store, proxy, tmp_path_factory.mktemp("proxied")).items():
+            monkeypatch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()
+        yield proxy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from cluster.run_folder import Checkpoint, RunFolder, checkpoint_folder
 from recon.generator import ResNet50Generator
 from recon.recipe import Recipe
 from storage import dataset
-from storage.dataset import SliceRecord, SplitWriter
+from storage.layout import SplitLayout, StoredVolume
 from storage.object_store import ObjectStore
 
 torch.set_num_threads(1)  # small tensors gain nothing from more, and lose much where cores are few
@@ -37,20 +37,41 @@ def random_images(num_images: int, *size: int) -> torch.Tensor:
     return torch.rand(num_images, 1, *size, generator=torch.Generator().manual_seed(0))
 
 
+def stored_volume(
+    name: str, subject: str, shape: tuple[int, int, int], num_slices: int, first: int = 0
+) -> StoredVolume:
+    """The record of a volume whose slices are all stored."""
+    indices = tuple(range(first, first + num_slices))
+    return StoredVolume(
+        name, subject, shape, indices, tuple(1.5 * i for i in indices), tuple((0.0, 1.0 + i) for i in indices)
+    )
+
+
+def write_layout(store: ObjectStore, layout: SplitLayout, volumes: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Store the k-space (slice, coil, height, width) of each volume of a layout; returns the split's entry."""
+    checksums: dict[tuple[str, int], list[str]] = {}
+    for plan in layout.shards():
+        rows = [volumes[number][layout.volumes[number].indices.index(index)] for number, index in plan.rows]
+        checksum = dataset.write_shard(store, layout.split, "kspace", plan, np.stack(rows))
+        checksums.setdefault(("kspace", plan.bucket.number), []).append(checksum)
+    return dataset.write_documents(store, layout, {key: tuple(value) for key, value in checksums.items()})
+
+
 def write_split(store: ObjectStore, split: str, kspace: np.ndarray, subjects: int = 2) -> dict[str, Any]:
     """Store `kspace`, its slices divided evenly among the subjects; returns the split's entry."""
-    writer = SplitWriter(store, split, kspace.shape[1:], capacity=len(kspace))
-    for index, values in enumerate(kspace):
-        subject = f"{split}{index * subjects // len(kspace)}"
-        writer.append(SliceRecord(values, subject, index, 1.5 * index, (0.0, 1.0 + index)))
-    return writer.close()
+    parts = [part for part in np.array_split(kspace, subjects) if len(part)]
+    firsts = np.cumsum([0, *(len(part) for part in parts)])
+    volumes = tuple(
+        stored_volume(f"{split}{number}", f"{split}{number}", part.shape[1:], len(part), int(firsts[number]))
+        for number, part in enumerate(parts)
+    )
+    return write_layout(store, SplitLayout(split, volumes), parts)
 
 
 def write_dataset(store: ObjectStore, contents: Mapping[str, np.ndarray], subjects: int = 2) -> None:
     """A published data set with these splits."""
-    dataset.begin(store, overwrite=False)
     splits = {split: write_split(store, split, kspace, subjects) for split, kspace in contents.items()}
-    dataset.publish(store, splits, [], plane="coronal")
+    dataset.publish(store, splits, [])
 
 
 def flip_byte(store: ObjectStore, path: str, place: int) -> None:

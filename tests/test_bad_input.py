@@ -26,6 +26,7 @@ from storage import dataset
 from storage.convert import ConvertOptions, convert
 from storage.embedded_store import EmbeddedStore
 from storage.errors import InputError
+from storage.formats.recognise import find_sources
 from storage.object_store import ObjectStore
 from storage.ports import free_ports
 from tests import workbench
@@ -118,7 +119,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def convert_heads(heads: list[Path], url: str) -> None:
-    convert(heads, url, ConvertOptions((64, 64), 0.02, HELD_OUT), lambda *_: None)
+    convert(find_sources([str(path) for path in heads]), url, ConvertOptions((64, 64), 0.02, HELD_OUT))
 
 
 def overrides(data: str, *more: str, output: str = "results") -> tuple[str, ...]:
@@ -177,6 +178,15 @@ class TestConvert:
         refused(("convert", "nobody.nii.gz", "--to", "data"), "nobody.nii.gz", "no such file or folder")
         (tmp_path / "empty").mkdir()
         refused(("convert", "empty", "--to", "data"), "empty", "no volume", ".nii.gz")
+        refused(("convert", "heads/*.dcm", "--to", "data"), "heads/*.dcm", "no volume matches", ".nii.gz")
+        (tmp_path / "notes.txt").write_text("not a volume")
+        refused(("convert", "heads", "notes.txt", "--to", "data"), "notes.txt", "not a file of a known kind", ".dcm")
+        refused(("convert", "ftp://host/heads", "--to", "data"), "ftp://host/heads", "no such file or folder")
+
+    def test_a_name_that_two_files_have(self, heads: list[Path], refused: Refused, tmp_path: Path) -> None:
+        write_volume(tmp_path / "more" / "ann.nii", ellipsoid((28, 14, 30)))
+        parts = ("volume ann comes from several files", "heads/ann.nii.gz", "more/ann.nii", "a name of its own")
+        refused(("convert", "heads", "more", "--to", "data", *SMALL), *parts)
 
     @pytest.mark.parametrize(
         ("arguments", "parts"),
@@ -213,7 +223,30 @@ class TestConvert:
         heads[0].with_name("dan.nii.gz").unlink()
         matrix = ("--matrix", "96")
         assert cli(*command, *matrix, "--overwrite").code == 0
-        assert dataset.read_split(ObjectStore(tmp_path / "data"), "train").shape[-2:] == (96, 96)
+        assert dataset.read_split(ObjectStore(tmp_path / "data"), "train").largest_matrix == (96, 96)
+
+    def test_if_missing_asks_for_a_data_set_that_can_be_read(
+        self, heads: list[Path], cli: Command, refused: Refused, tmp_path: Path
+    ) -> None:
+        command = ("convert", "heads", "--to", "data", *SMALL)
+        assert cli(*command, "--if-missing").code == 0
+        before = tree(tmp_path)
+        again = cli(*command, "--if-missing")
+        assert (again.code, tree(tmp_path)) == (0, before)
+        assert "nothing to do" in again.out
+        root = tmp_path / "data" / "zarr.json"
+        root.write_text(root.read_text().replace(f'"format": {dataset.FORMAT_VERSION}', '"format": 1'))
+        refused((*command, "--if-missing"), tmp_path / "data", "has format 1", "convert again with --overwrite")
+
+    def test_damage_is_named_and_counted(
+        self, heads: list[Path], cli: Command, refused: Refused, tmp_path: Path
+    ) -> None:
+        assert cli("convert", "heads", "--to", "data", *SMALL).code == 0
+        assert "all is well" in cli("verify", "data").out
+        flip_byte(ObjectStore(tmp_path / "data"), "train/kspace/c/0/0/0/0", 70)
+        refused(("verify", "data"), "data/train/kspace/c/0/0/0/0: slice 0 (row 0) is damaged", "convert the data again")
+        assert "2 problem(s)" in cli("verify", "data").out
+        refused(("verify", "nothere"), "nothere", "no data set is there", "larmor convert")
 
     def test_places_that_hold_something_else(self, heads: list[Path], refused: Refused, tmp_path: Path) -> None:
         (tmp_path / "thesis").mkdir()

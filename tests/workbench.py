@@ -14,7 +14,9 @@ REPOSITORY = Path(__file__).parents[1]
 # about 0.1 s a step on one core: long enough to be killed, short enough to wait for
 TINY = (
     "data.crop=[64,64]",
-    "data.shuffle_shards=2",
+    "data.shuffle_bytes=262144",
+    "data.block_bytes=131072",
+    "data.disk_cache_bytes=0",
     "generator.width=4",
     "critic.width=4",
     "critic.steps=1",

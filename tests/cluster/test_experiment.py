@@ -99,7 +99,7 @@ def test_the_later_override_wins_over_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("los: {a: 1}", ["unknown key 'los'", "did you mean 'loss'?", "top level: seed, data, mask"]),
+        ("los: {a: 1}", ["unknown key 'los'", "did you mean 'loss'?", "top level: seed, data, augment, mask"]),
         ("loss: {aa: 1}", ["unknown key 'loss.aa'", "did you mean 'a'?", "keys of loss: adversarial, a, b, frequency"]),
         ("training: {num_step: 5}", ["'training.num_step'", "did you mean 'num_steps'?", "global_batch_size"]),
         ("critic: {banana: 5}", ["unknown key 'critic.banana'", "keys of critic: width, norm, steps, clip"]),

@@ -14,37 +14,38 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
+from recon import evaluate as evaluation
 from recon.evaluate import Evaluation, evaluate, evaluate_to_folder, table
 from recon.masks import make_mask
 from recon.metrics import METRICS, PRESETS
 from recon.model import Model, load_model
 from storage import dataset
-from storage.convert import image_to_kspace
-from storage.dataset import SliceRecord, SplitWriter
 from storage.errors import InputError
+from storage.layout import SplitLayout
 from storage.object_store import ObjectStore
-from storage.shards import SliceReader
-from storage.volumes import centre_fit
-from tests.helpers import ellipsoid, small_recipe, write_model
+from storage.reader import SliceReader
+from storage.volumes import centre_fit, image_to_kspace
+from tests.helpers import ellipsoid, random_kspace, small_recipe, stored_volume, write_layout, write_model
 
-MATRIX, CROP = (40, 44), (32, 32)
-SUBJECTS = {"ann": 5, "bob": 4}
+CROP = (32, 32)
+VOLUMES = {"ann1": ("ann", 5, (40, 44)), "ann2": ("ann", 3, (36, 50)), "bob": ("bob", 4, (40, 44))}
+NUM_SLICES = 12
 METHODS = ("zero_filled", "model")
 
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SliceReader]:
-    """A split of two subjects of different brightness."""
+    """A split of three volumes of different brightness, two of them of one subject and of unequal matrices."""
     store = ObjectStore(tmp_path_factory.mktemp("data"))
-    writer = SplitWriter(store, "test", (1, *MATRIX), capacity=100)
-    for seed, (subject, num_slices) in enumerate(SUBJECTS.items()):
+    records, kspace = [], []
+    for seed, (name, (subject, num_slices, matrix)) in enumerate(VOLUMES.items()):
         volume = ellipsoid((36, 2 * num_slices, 38), seed) * (1 + 8 * seed)
-        for index in range(num_slices):
-            image = centre_fit(volume[:, index + num_slices // 2].T, MATRIX)
-            record = SliceRecord(image_to_kspace(image)[None], subject, 50 + index, float(index), (0.0, 1.0))
-            writer.append(record)
-    dataset.publish(store, {"test": writer.close()}, [], plane="coronal")
-    reader = SliceReader(store, "test")
+        images = [centre_fit(volume[:, index + num_slices // 2].T, matrix) for index in range(num_slices)]
+        records.append(stored_volume(name, subject, (1, *matrix), num_slices, first=50))
+        kspace.append(np.stack([image_to_kspace(image)[None] for image in images]))
+    layout = SplitLayout("test", tuple(records))
+    dataset.publish(store, {"test": write_layout(store, layout, kspace)}, [], plane="coronal")
+    reader = SliceReader(store, dataset.read_split(store, "test"))
     yield reader
     reader.close()
 
@@ -57,7 +58,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @torch.no_grad()
 def directly(model: Model, reader: SliceReader) -> list[dict[str, Any]]:
-    """Every slice from its definition, in NumPy: subject, images in [0, 1] and in the source's intensities."""
+    """Every slice from its definition, in NumPy: volume, images in [0, 1] and in the source's intensities."""
     rows = []
     for index in range(reader.info.num_slices):
         kspace = reader.read([index])[0][0]
@@ -69,10 +70,10 @@ def directly(model: Model, reader: SliceReader) -> list[dict[str, Any]]:
         measured = np.fft.ifftshift(np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(target), norm="ortho")) * mask)
         zero_filled = np.abs(np.fft.fftshift(np.fft.ifft2(measured, norm="ortho"))).astype(np.float32)
         found = model.generator(torch.from_numpy(zero_filled)[None, None])[0, 0].numpy()
-        subject = reader.info.subjects[reader.info.subject[index]]
+        volume = reader.info.volumes[reader.info.volume[index]]
         images = {"target": target, "zero_filled": zero_filled.clip(0, 1), "model": found.clip(0, 1)}
         bright = {name: values * (high - low) + low for name, values in images.items()}
-        rows.append({"subject": subject, "slice": index, "images": images, "bright": bright})
+        rows.append({"volume": volume, "slice": index, "images": images, "bright": bright})
     return rows
 
 
@@ -92,28 +93,28 @@ def run(model: Model, reader: SliceReader, preset: Any, batch_size: int = 3) -> 
 
 def test_every_slice_is_rated_as_computed_directly(model: Model, reader: SliceReader) -> None:
     result = run(model, reader, "paper")
-    rows = {(row.subject, row.slice_index, row.method): row.metrics for row in result.slices}
-    assert len(rows) == len(result.slices) == 2 * sum(SUBJECTS.values())
+    rows = {(row.volume, row.slice_index, row.method): row.metrics for row in result.slices}
+    assert len(rows) == len(result.slices) == 2 * NUM_SLICES
     for wanted in directly(model, reader):
         images = wanted["images"]
         for method in ("zero_filled", "model"):
             expected = rate(images["target"][None], images[method][None], peak=1.0)
-            found = rows[wanted["subject"], wanted["slice"], method]
+            found = rows[wanted["volume"], wanted["slice"], method]
             assert dict(found) == pytest.approx(expected, rel=1e-3)
     methods = [np.mean([row.metrics["psnr"] for row in result.slices if row.method == method]) for method in METHODS]
     assert methods[0] != pytest.approx(methods[1], rel=1e-3), "the model changes its input"
 
 
-def test_paper_means_over_slices_then_over_subjects(model: Model, reader: SliceReader) -> None:
+def test_paper_means_over_slices_then_over_volumes(model: Model, reader: SliceReader) -> None:
     result = run(model, reader, "paper")
     for method in METHODS:
         means = {}
-        for subject in SUBJECTS:
-            rows = [row for row in result.slices if (row.subject, row.method) == (subject, method)]
-            (line,) = [row for row in result.subjects if (row.subject, row.method) == (subject, method)]
-            means[subject] = {name: np.mean([row.metrics[name] for row in rows]) for name in METRICS}
-            assert dict(line.metrics) == pytest.approx(means[subject])
-        expected = {name: np.mean([means[subject][name] for subject in SUBJECTS]) for name in METRICS}
+        for volume in VOLUMES:
+            rows = [row for row in result.slices if (row.volume, row.method) == (volume, method)]
+            (line,) = [row for row in result.volumes if (row.volume, row.method) == (volume, method)]
+            means[volume] = {name: np.mean([row.metrics[name] for row in rows]) for name in METRICS}
+            assert dict(line.metrics) == pytest.approx(means[volume])
+        expected = {name: np.mean([means[volume][name] for volume in VOLUMES]) for name in METRICS}
         found = result.mean(method)
         assert {name: found[name] for name in METRICS} == pytest.approx(expected)
 
@@ -121,13 +122,13 @@ def test_paper_means_over_slices_then_over_subjects(model: Model, reader: SliceR
 def test_fastmri_rates_volumes_in_the_sources_intensities(model: Model, reader: SliceReader) -> None:
     result = run(model, reader, "fastmri")
     wanted = directly(model, reader)
-    for subject in SUBJECTS:
+    for volume in VOLUMES:
         stacks = {
-            name: np.stack([row["bright"][name] for row in wanted if row["subject"] == subject])
+            name: np.stack([row["bright"][name] for row in wanted if row["volume"] == volume])
             for name in ("target", *METHODS)
         }
         for method in METHODS:
-            (line,) = [row for row in result.subjects if (row.subject, row.method) == (subject, method)]
+            (line,) = [row for row in result.volumes if (row.volume, row.method) == (volume, method)]
             expected = rate(stacks["target"], stacks[method], peak=stacks["target"].max())
             assert dict(line.metrics) == pytest.approx(expected, rel=1e-3)
 
@@ -135,7 +136,7 @@ def test_fastmri_rates_volumes_in_the_sources_intensities(model: Model, reader: 
 def test_the_batch_size_does_not_matter(model: Model, reader: SliceReader) -> None:
     one, all_ = run(model, reader, "paper", batch_size=1), run(model, reader, "paper", batch_size=100)
     for left, right in zip(one.slices, all_.slices, strict=True):
-        assert (left.subject, left.slice_index, left.method) == (right.subject, right.slice_index, right.method)
+        assert (left.volume, left.slice_index, left.method) == (right.volume, right.slice_index, right.method)
         assert dict(left.metrics) == pytest.approx(dict(right.metrics), rel=1e-3)
 
 
@@ -145,34 +146,35 @@ def test_the_folder_holds_table_summary_and_figure(
 ) -> None:
     calls: list[tuple[int, int]] = []
     result = evaluate_to_folder(model, reader, preset, 3, tmp_path / "out", lambda *call: calls.append(call))
-    assert calls[-1] == (9, 9)
+    assert calls[-1] == (NUM_SLICES, NUM_SLICES)
     with (tmp_path / "out" / "metrics.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 2 * (9 + 2)
+    assert len(lines) == 2 * (NUM_SLICES + len(VOLUMES))
     by_slice = [line for line in lines if line["slice"]]
-    assert {(line["subject"], int(line["slice"]), line["method"]) for line in by_slice} == {
-        (row.subject, row.slice_index, row.method) for row in result.slices
+    assert {(line["volume"], int(line["slice"]), line["method"]) for line in by_slice} == {
+        (row.volume, row.slice_index, row.method) for row in result.slices
     }
     assert {line["preset"] for line in by_slice} == {"paper"}, "a single slice is always rated so"
-    by_subject = [line for line in lines if not line["slice"]]
-    assert {line["preset"] for line in by_subject} == {preset}
-    for line, row in zip(lines, [*result.slices, *result.subjects], strict=True):
+    by_volume = [line for line in lines if not line["slice"]]
+    assert {line["preset"] for line in by_volume} == {preset}
+    for line, row in zip(lines, [*result.slices, *result.volumes], strict=True):
         assert {name: float(line[name]) for name in METRICS} == pytest.approx(dict(row.metrics), rel=1e-4)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["preset"], summary["definition"]) == (preset, PRESETS[preset])
-    assert summary["subjects"] == list(SUBJECTS)
+    assert summary["volumes"] == list(VOLUMES)
+    assert summary["subjects"] == ["ann", "bob"]
     assert summary["mean"]["model"] == pytest.approx(result.mean("model"))
     figure = matplotlib.image.imread(tmp_path / "out" / "comparison.png")
     assert figure.shape[1] > figure.shape[0] > 200
     assert figure[..., :3].std() > 0.1, "there is something in it"
-    assert len(result.examples) == len(SUBJECTS)
+    assert len(result.examples) == len(VOLUMES)
 
 
 @pytest.mark.parametrize("preset", ["paper", "fastmri"])
 def test_the_printed_table_names_the_preset_and_the_means(model: Model, reader: SliceReader, preset: Any) -> None:
     result = run(model, reader, preset)
     lines = table(result)
-    assert lines[0] == f"2 subject(s), 9 slices; preset '{preset}': {PRESETS[preset]}"
+    assert lines[0] == f"mean over 3 volume(s), 12 slices; preset '{preset}': {PRESETS[preset]}"
     assert "PSNR (dB)" in lines[1]
     for method in METHODS:
         (line,) = [line for line in lines if line.startswith(method)]
@@ -186,5 +188,20 @@ def test_the_printed_table_names_the_preset_and_the_means(model: Model, reader: 
 def test_a_model_for_larger_images_is_refused(reader: SliceReader, tmp_path: Path) -> None:
     recipe = small_recipe(data={"url": "unused", "crop": [48, 32]})
     model = load_model(write_model(tmp_path / "model", recipe))
-    with pytest.raises(InputError, match="the model works on 48×32, the data set has slices of 40×44; convert"):
+    with pytest.raises(InputError, match="the model works on 48×32, the data set has slices of 40×50; convert"):
         run(model, reader, "paper")
+
+
+def test_the_figure_does_not_grow_with_the_number_of_volumes(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "_MOST_PICTURED", 3)
+    store, names = ObjectStore(tmp_path / "data"), [f"v{number}" for number in range(7)]
+    layout = SplitLayout("test", tuple(stored_volume(name, name, (1, *CROP), 2) for name in names))
+    entry = write_layout(store, layout, [random_kspace(2, (1, *CROP), seed) for seed in range(7)])
+    dataset.publish(store, {"test": entry}, [])
+    reader = SliceReader(store, dataset.read_split(store, "test"))
+    result = run(model, reader, "paper")
+    reader.close()
+    assert [name.split(",")[0] for name, *_ in result.examples] == ["v0", "v3", "v6"]
+    assert len(result.volumes) == 2 * len(names), "every volume is rated"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recon.fourier import fft2c, ifft2c
-from storage.convert import image_to_kspace
+from storage.volumes import image_to_kspace
 
 SIZES = [(8, 8), (7, 9), (8, 5), (1, 6), (32, 33)]
 

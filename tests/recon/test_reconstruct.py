@@ -17,9 +17,9 @@ from recon.inference import Physics
 from recon.masks import MaskConfig, make_mask
 from recon.model import Model, load_model
 from recon.reconstruct import reconstruct_file, reconstruct_kspace, reconstruct_volume
-from storage.convert import image_to_kspace
 from storage.errors import InputError
-from storage.volumes import read_volume
+from storage.formats.nifti import read_volume
+from storage.volumes import image_to_kspace
 from tests.helpers import centre_of_mass, ellipsoid, make_generator, small_recipe, write_model, write_volume
 
 CROP = (32, 32)

@@ -42,10 +42,16 @@ def test_named_subjects_are_held_out_and_the_others_train() -> None:
     assert assigned == {"a": "validation", "b": "train", "c": "test", "d": "train", "e": "validation"}
 
 
+@property_test
+@given(names, st.integers(2, 4))
+def test_a_subject_with_several_volumes_counts_once(subjects: list[str], times: int) -> None:
+    assert assign_splits(subjects * times, {}) == assign_splits(subjects, {})
+
+
 @pytest.mark.parametrize(
     ("subjects", "held_out", "reason"),
     [
-        (["a", "b", "a"], {}, "subject a comes from several files"),
+        (["a", "b", "a"], {}, "2 subject.s. cannot be divided"),
         (["a", "b"], {}, "2 subject.s. cannot be divided into train, validation and test; give at least 3"),
         ([], {"test": []}, "0 subject.s. cannot be divided"),
         (["b", "c", "a"], {"test": ["d"]}, "test subject 'd' is not among the sources: a, b, c"),

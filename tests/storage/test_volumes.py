@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import struct
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nibabel.orientations import axcodes2ornt, ornt_transform
+from skimage.filters import threshold_otsu
 
 from recon.reconstruct import write_nifti
-from storage.convert import image_to_kspace
 from storage.errors import InputError
-from storage.volumes import centre_fit, coronal_slices, read_volume, slice_affine, subject_of
+from storage.formats.nifti import read_volume
+from storage.formats.source import SourceOptions
+from storage.volumes import (
+    VolumeSource,
+    canonical_volume,
+    centre_fit,
+    coronal_slices,
+    foreground_threshold,
+    image_to_kspace,
+    slice_affine,
+)
 from tests.helpers import centre_of_mass, ellipsoid, property_test, write_volume
 
 SHAPE = (12, 9, 15)  # right, anterior, superior
@@ -139,18 +149,6 @@ def test_slices_of_air_are_left_out(tmp_path: Path) -> None:
     assert coronal_slices(volume, (20, 20), min_foreground=0.4) == []
 
 
-def test_provenance_is_read_from_beside_the_file(tmp_path: Path) -> None:
-    path = write_volume(tmp_path / "head.nii.gz", ellipsoid(SHAPE))
-    assert read_volume(path).provenance["licence"] == "not stated"
-    (tmp_path / "head.json").write_text(json.dumps({"licence": "CC0", "source": "a scanner", "secret": 1}))
-    record = read_volume(path).provenance
-    assert (record["licence"], record["source"], record["file"]) == ("CC0", "a scanner", "head.nii.gz")
-    assert "secret" not in record
-    (tmp_path / "head.json").write_text("{")
-    with pytest.raises(InputError, match=r"head\.json: is not JSON"):
-        read_volume(path)
-
-
 def with_header(place: int, layout: str, *values: float) -> Callable[[Path], None]:
     """A NIfTI file whose header holds other values at one place."""
 
@@ -199,6 +197,7 @@ BAD_VOLUMES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "NaN": ("head.nii.gz", one_voxel(np.nan), "1 of 1620 voxels are not finite"),
     "infinite": ("head.nii", one_voxel(-np.inf), "1 of 1620 voxels are not finite"),
     "constant": ("head.nii.gz", of(np.full(SHAPE, 7, np.float32)), "every voxel has the same value"),
+    "no voxels": ("head.nii", with_header(42, "h", 0), "its header makes no sense"),
     "4-D": ("head.nii.gz", of(np.ones((5, 5, 5, 2), np.float32)), r"has shape \(5, 5, 5, 2\); one 3-D volume"),
     "2-D": ("head.nii.gz", of(np.ones((5, 5), np.float32)), r"has shape \(5, 5\); one 3-D volume"),
     "complex": ("head.nii.gz", of(ellipsoid(SHAPE) * np.complex64(1j)), "voxels of type complex64; one real number"),
@@ -227,6 +226,50 @@ def test_a_fourth_axis_of_one_is_no_obstacle(tmp_path: Path) -> None:
     assert np.array_equal(read_volume(write_volume(tmp_path / "head.nii", data[..., None])).data, data)
 
 
-def test_the_subject_is_the_file_name() -> None:
-    assert subject_of(Path("a/b/sub-01.T1.nii.gz")) == "sub-01.T1"
-    assert subject_of(Path("sub-02.nii")) == "sub-02"
+@pytest.mark.parametrize("codes", ["RAS", "PIR", "ASL"])
+@pytest.mark.parametrize("kind", ["ellipsoid", "noise", "integers", "one bright voxel"])
+def test_the_threshold_is_otsus_of_every_second_voxel(codes: str, kind: str) -> None:
+    rng = np.random.default_rng(3)
+    shape = (26, 31, 22)
+    data = {
+        "ellipsoid": ellipsoid(shape) - 7,
+        "noise": rng.normal(1e4, 300, shape),
+        "integers": rng.integers(0, 4000, shape) ** 2,
+        "one bright voxel": np.eye(1, int(np.prod(shape)), 1).reshape(shape),
+    }[kind]
+    image = in_orientation(data.astype(np.float32), np.eye(4), codes)
+    volume = canonical_volume(np.asarray(image.dataobj), image.affine)
+    wanted = threshold_otsu((volume.data - volume.data.min())[::2, ::2, ::2])
+    assert foreground_threshold(volume) == wanted
+
+
+@pytest.mark.parametrize("voxel_size", [(1.0, 1.0, 1.0), (1.5, 2.0, 1.0)])
+@pytest.mark.parametrize("least", [0.0, 0.3])
+def test_a_source_gives_the_kspace_of_the_slices(voxel_size: tuple[float, float, float], least: float) -> None:
+    volume = canonical_volume(ellipsoid((20, 11, 24)) + 9, np.diag([*voxel_size, 1.0]))
+    wanted = coronal_slices(volume, (26, 18), least)
+    source = VolumeSource(volume, SourceOptions((26, 18), least), {"modality": "MR"})
+    assert source.num_slices == 11
+    assert list(source.kept_slices()) == [item.index for item in wanted]
+    assert len(wanted) == (11 if least == 0 else len(wanted)) > 3
+    assert source.plane == "coronal"
+    assert source.slice_shape == (1, 26, 18)
+    assert source.voxel_size == (1.0, 1.0, voxel_size[1]), "square pixels of the finer size"
+    assert source.about == {"voxel_size_mm": list(voxel_size), "modality": "MR"}
+    for item in wanted:
+        kspace = source.kspace(item.index)
+        assert (kspace.shape, kspace.dtype) == (source.slice_shape, np.complex64)
+        back = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace[0]), norm="ortho"))
+        assert np.abs(back - item.image).max() <= 1e-5 * item.image.max()
+        assert source.position(item.index) == item.position
+    source.close()
+
+
+def test_a_closed_source_keeps_no_volume() -> None:
+    volume = canonical_volume(ellipsoid(SHAPE), np.eye(4))
+    reference = weakref.ref(volume)
+    source = VolumeSource(volume, SourceOptions())
+    source.kept_slices()
+    source.close()
+    del volume
+    assert reference() is None

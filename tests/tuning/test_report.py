@@ -1,10 +1,18 @@
-"""What is said of trials whose parameters are numbers, zero, or words."""
+"""What is said of trials whose parameters are numbers, zero, or words; of evaluations, and of the data."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-from tuning.report import sweep_charts
+import yaml
+
+from cluster.run_folder import RunFolder
+from storage import dataset
+from storage.object_store import ObjectStore
+from tests.helpers import random_kspace, write_split
+from tuning.report import sweep_charts, write_report
 from tuning.sweep import describe_trial
 
 
@@ -29,3 +37,33 @@ def test_axes_fit_their_values() -> None:
     for key, scale in expected.items():
         assert f'"type":"{scale}"' in charts[f"Sweep: val/psnr against {key}"]
     assert '"type":"category"' in charts["Sweep: a × kind"]
+
+
+def test_the_page_names_the_volumes_of_an_evaluation(tmp_path: Path) -> None:
+    mean = {"psnr": 31.25, "ssim": 0.9, "mse": 1e-3, "rmse": 0.03, "nmse": 0.01, "seconds": 0.002}
+    summary = {"preset": "fastmri", "definition": "by volume", "split": "test", "volumes": ["ann-1", "ann-2"]}
+    summary |= {"subjects": ["ann"], "num_slices": 9, "mask": None, "mean": {"zero_filled": mean, "model": mean}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    write_report(tmp_path / "page.html", None, None, tmp_path)
+    page = (tmp_path / "page.html").read_text()
+    assert "Split <b>test</b>: ann-1, ann-2, 9 slices" in page
+    assert "31.250" in page
+
+
+def test_the_page_names_the_sources_of_the_data(tmp_path: Path) -> None:
+    """A volume of one file, and one of several, of the same subject."""
+    store, run = ObjectStore(tmp_path / "data"), RunFolder(str(tmp_path / "run"))
+    digests = ["ab" * 32, "cd" * 32, "ef" * 32]
+    files = [{"file": f"scan{number}.dcm", "sha256": digest} for number, digest in enumerate(digests)]
+    sources = [
+        {"volume": "ann-1", "subject": "ann", "files": files[:1], "licence": "CC0", "package": "p", "version": "7.1"},
+        {"volume": "ann-2", "subject": "ann", "files": files[1:], "licence": "not stated"},
+    ]
+    dataset.publish(store, {"train": write_split(store, "train", random_kspace(2), 1)}, sources)
+    assert run.create(yaml.safe_dump({"data": {"url": store.url}}))
+    write_report(tmp_path / "page.html", run.url, None, None)
+    page = (tmp_path / "page.html").read_text()
+    for text in ("ann-1", "ann-2", "scan0.dcm<", "scan1.dcm, …", "p 7.1", "CC0", "not stated"):
+        assert text in page
+    assert digests[0][:16] in page
+    assert digests[1][:16] in page

@@ -1,0 +1,80 @@
+"""The `data` section of an experiment, and the readers that it describes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field
+
+from storage.cache import DiskCache
+from storage.dataset import read_split
+from storage.errors import InputError
+from storage.loader import Allocate, Loader, Share
+from storage.object_store import Client, ObjectStore
+from storage.order import SampleOrder, num_lanes
+from storage.reader import ReadOptions, SliceReader
+
+# the smallest image that every metric can rate: SSIM looks through a window of 7 pixels
+CropSize = Annotated[int, Field(ge=8)]
+MIB = 2**20
+
+
+class DataConfig(BaseModel):
+    """Where the k-space lies and how it is read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str = Field("s3://larmor/heads", description="data set made by `larmor convert`")
+    crop: tuple[CropSize, CropSize] = Field(
+        (256, 256), description="height and width of the images; larger ones are cropped, smaller ones padded"
+    )
+    train_split: str = "train"
+    validation_split: str = "validation"
+    client: Client = Field("s3fs", description="what reads slices from S3; http costs the processor much less")
+    read_threads: int = Field(4, ge=1, le=64, description="requests at once, per worker")
+    block_bytes: int = Field(8 * MIB, ge=1, le=2**30, description="slices that are read and shuffled together")
+    shuffle_bytes: int = Field(128 * MIB, ge=1, description="blocks that are mixed at a time, over all workers")
+    read_ahead_bytes: int = Field(64 * MIB, ge=0, le=2**34, description="batches requested in advance, per worker")
+    memory_cache_bytes: int = Field(256 * MIB, ge=0, description="slices kept in memory, per worker")
+    disk_cache_bytes: int = Field(8 * 2**30, ge=0, description="slices of S3 kept on disk, per machine; 0: none")
+    disk_cache: str | None = Field(None, description="folder of the disk cache; null: the user's cache folder")
+
+
+def open_reader(config: DataConfig, split: str, patient: bool = False) -> SliceReader:
+    """A reader of one split of `config.url`. With `patient` a store that is away now is waited for as it is later."""
+    store = ObjectStore(config.url, config.client)
+    if not patient:
+        store.check_access()
+    options = ReadOptions(config.read_threads, config.block_bytes, config.memory_cache_bytes)
+    info = read_split(store, split)
+    cache = None
+    if config.disk_cache_bytes and config.url.startswith("s3://"):
+        folder = _cache_folder(config)
+        try:
+            cache = DiskCache(folder, config.disk_cache_bytes, info.identity, split)
+        except OSError as error:
+            raise InputError(
+                f"{folder}: cannot be used as disk cache ({error}); choose another folder with data.disk_cache, or set "
+                "data.disk_cache_bytes=0"
+            ) from error
+    return SliceReader(store, info, options, cache)
+
+
+def open_loader(
+    config: DataConfig, reader: SliceReader, share: Share, seed: int, allocate: Allocate | None = None
+) -> Loader:
+    """The batches of one rank in the order that `config` and `seed` give, the same for every world size."""
+    largest = max(bucket.chunk_bytes for bucket in reader.info.buckets)
+    pool = max(1, config.shuffle_bytes // max(config.block_bytes, largest))
+    order = SampleOrder(reader.block_of, seed, pool, num_lanes(share.global_batch_size))
+    return Loader(reader, order, share, config.read_ahead_bytes, allocate)
+
+
+def _cache_folder(config: DataConfig) -> Path:
+    if config.disk_cache:
+        return Path(config.disk_cache).expanduser()
+    home = os.environ.get("LARMOR_HOME")
+    return (Path(home).expanduser() if home else platformdirs.user_cache_path("larmor")) / "slices"

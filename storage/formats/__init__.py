@@ -1,0 +1,1 @@
+"""File formats of MRI data, one module each; every one gives `Source`s."""

@@ -1,0 +1,201 @@
+"""What the headers of a DICOM series say of its images: where each lies, and what its numbers mean."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storage.errors import InputError
+
+# what pydicom raises for damaged files, beside its own errors, which derive from these
+UNREADABLE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError)
+UNREADABLE += (RuntimeError, AssertionError, struct.error, zlib.error)
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+FACTS = {  # provenance ← (attribute, its place in an enhanced file); nothing here identifies a person
+    "magnetic_field_strength_t": ("MagneticFieldStrength", "", float),
+    "repetition_time_ms": ("RepetitionTime", "MRTimingAndRelatedParametersSequence", float),
+    "echo_time_ms": ("EchoTime", "", float),
+    "effective_echo_time_ms": ("EffectiveEchoTime", "MREchoSequence", float),
+    "inversion_time_ms": ("InversionTime", "", float),
+    "flip_angle_deg": ("FlipAngle", "MRTimingAndRelatedParametersSequence", float),
+    "manufacturer": ("Manufacturer", "", str),
+    "sequence_name": ("SequenceName", "", str),
+    "pulse_sequence_name": ("PulseSequenceName", "", str),
+}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image of a file: `shape` (rows, columns), `position` (3,) of its first pixel in LPS mm.
+
+    `directions` (2, 3) are the unit vectors along a row (columns ascending) and along a column; `spacing`
+    is in mm, (between rows, between columns); a pixel's value is `slope` · stored + `intercept`.
+    """
+
+    path: Path
+    index: int
+    shape: tuple[int, int]
+    position: np.ndarray
+    directions: np.ndarray
+    spacing: np.ndarray
+    slope: float
+    intercept: float
+
+
+def read_frames(path: Path) -> tuple[list[Frame], dict[str, Any]]:
+    """The images of one file, and facts of the scan that identify nobody; pixels are not read.
+
+    Raises `InputError` for a file that is no MR image, is in colour, has no position in space, or is
+    compressed in a way that cannot be undone here.
+    """
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        header = dcmread(path, stop_before_pixels=True)
+        _check_image(path, header)
+        frames = [_frame(path, header, index) for index in range(int(header.get("NumberOfFrames") or 1))]
+        return frames, _facts(header)
+    except InputError:
+        raise
+    except InvalidDicomError as error:
+        raise InputError(f"{path}: is not a DICOM file; remove it from the series") from error
+    except UNREADABLE as error:
+        raise InputError(f"{path}: its header cannot be read ({error}); export the series again") from error
+
+
+def _check_image(path: Path, header: Any) -> None:
+    from pydicom.pixels import get_decoder
+
+    if (modality := header.get("Modality", "MR")) != "MR":
+        raise InputError(f"{path}: is of modality {modality}; MR is expected")
+    samples, colours = header.get("SamplesPerPixel", 1), header.get("PhotometricInterpretation", "MONOCHROME2")
+    if samples != 1 or not colours.startswith("MONOCHROME"):
+        raise InputError(f"{path}: is in colour ({samples} samples per pixel, {colours}); one real number is expected")
+    if header.get("ModalityLUTSequence"):
+        raise InputError(f"{path}: its values stand in a table (ModalityLUTSequence); export it with RescaleSlope")
+    syntax = header.file_meta.TransferSyntaxUID
+    try:
+        decodable = get_decoder(syntax).is_available
+    except NotImplementedError:
+        decodable = False
+    if not decodable:
+        raise InputError(
+            f"{path}: is compressed as '{syntax.name}' ({syntax}), which nothing installed here can undo; "
+            "run pip install 'pylibjpeg[libjpeg,openjpeg]', or export the series uncompressed"
+        )
+
+
+def _frame(path: Path, header: Any, index: int) -> Frame:
+    where = str(path) if not header.get("NumberOfFrames") else f"{path} (frame {index + 1})"
+
+    def numbers(keyword: str, group: str, count: int, default: float | None = None) -> np.ndarray:
+        holders = [*_groups(header, index, group), header]
+        value = next((holder.get(keyword) for holder in holders if holder.get(keyword) not in (None, "")), default)
+        if value is None:
+            raise InputError(f"{where}: has no {keyword}, so its place is not known; export the original series")
+        found = np.atleast_1d(np.asarray(value, np.float64))
+        if found.shape != (count,) or not np.isfinite(found).all():
+            raise InputError(f"{where}: {keyword} is {value}; {count} finite number(s) are expected")
+        return found
+
+    directions = numbers("ImageOrientationPatient", "PlaneOrientationSequence", 6).reshape(2, 3)
+    if not np.allclose(directions @ directions.T, np.eye(2), atol=1e-2):
+        raise InputError(
+            f"{where}: ImageOrientationPatient is {directions.ravel().tolist()}; two unit vectors at a right angle "
+            "are expected; export the series again"
+        )
+    spacing = numbers("PixelSpacing", "PixelMeasuresSequence", 2)
+    if not (spacing > 0).all():
+        raise InputError(f"{where}: PixelSpacing is {spacing.tolist()} mm; it must be above 0; export the series again")
+    return Frame(
+        path,
+        index,
+        (int(header.Rows), int(header.Columns)),
+        numbers("ImagePositionPatient", "PlanePositionSequence", 3),
+        directions,
+        spacing,
+        slope=float(numbers("RescaleSlope", "PixelValueTransformationSequence", 1, 1.0)[0]),
+        intercept=float(numbers("RescaleIntercept", "PixelValueTransformationSequence", 1, 0.0)[0]),
+    )
+
+
+def _groups(header: Any, index: int, name: str) -> list[Any]:
+    """The items `name` of an enhanced file that hold for one frame: its own before the shared one."""
+    own = list(header.get("PerFrameFunctionalGroupsSequence") or [])[index : index + 1]
+    shared = list(header.get("SharedFunctionalGroupsSequence") or [])[:1]
+    return [item for group in (*own, *shared) for item in list(group.get(name) or [])[:1]] if name else []
+
+
+def _facts(header: Any) -> dict[str, Any]:
+    facts: dict[str, Any] = {"modality": "MR"}
+    for name, (keyword, group, kind) in FACTS.items():
+        for holder in (header, *_groups(header, 0, group)):
+            value = holder.get(keyword)
+            if name not in facts and value not in (None, ""):
+                facts[name] = kind(value)
+    return facts
+
+
+def stack(frames: Sequence[Frame]) -> tuple[list[Frame], np.ndarray]:
+    """The frames in order along their common normal, and the affine (4, 4) from (column, row, slice) to RAS+ mm.
+
+    Raises `InputError` if they are not one evenly spaced stack of like images.
+    """
+    first = frames[0]
+    for frame in frames:
+        _check_like(first, frame)
+    normal = np.cross(*first.directions)
+    ordered = sorted(frames, key=lambda frame: float(frame.position @ normal))
+    if len(ordered) < 2:
+        raise InputError(f"{first.path}: is the only image of its series; a volume has at least 2 slices")
+    heights = np.array([frame.position @ normal for frame in ordered])
+    gaps = np.diff(heights)
+    small, large = int(gaps.argmin()), int(gaps.argmax())
+    if gaps[small] < 1e-3:
+        raise InputError(
+            f"{_name(ordered[small])} and {_name(ordered[small + 1])}: lie at the same place "
+            f"({heights[small]:.3f} mm); convert one echo, phase or repetition at a time"
+        )
+    if gaps[large] > 1.05 * gaps[small]:
+        raise InputError(
+            f"{_name(ordered[large])} and {_name(ordered[large + 1])}: lie {gaps[large]:.3f} mm apart, others "
+            f"{gaps[small]:.3f} mm; a slice is missing or the spacing is uneven; export the whole series again"
+        )
+    step = (ordered[-1].position - ordered[0].position) / len(gaps)
+    if np.linalg.norm(step - (step @ normal) * normal) > 0.02 * (step @ normal):
+        raise InputError(
+            f"{_name(ordered[0])}: its series is not upright: each slice is shifted by {step.round(3).tolist()} mm, "
+            f"not along the normal {normal.round(3).tolist()}; resample it to NIfTI first"
+        )
+    affine = np.eye(4)
+    affine[:3, 0] = first.directions[0] * first.spacing[1]
+    affine[:3, 1] = first.directions[1] * first.spacing[0]
+    affine[:3, 2] = step
+    affine[:3, 3] = ordered[0].position
+    return ordered, LPS_TO_RAS @ affine
+
+
+def _check_like(first: Frame, frame: Frame) -> None:
+    if frame.shape != first.shape:
+        raise InputError(f"{_name(frame)}: has {frame.shape} pixels, others of its series {first.shape}; separate them")
+    if not np.allclose(frame.spacing, first.spacing, rtol=1e-3):
+        raise InputError(
+            f"{_name(frame)}: has pixels of {frame.spacing.tolist()} mm, others of its series "
+            f"{first.spacing.tolist()} mm; separate them"
+        )
+    if not np.allclose(frame.directions, first.directions, atol=2e-3):
+        raise InputError(
+            f"{_name(frame)}: is turned against others of its series ({frame.directions.ravel().round(3).tolist()}, "
+            f"not {first.directions.ravel().round(3).tolist()}); a localizer? leave it out, or separate its stacks"
+        )
+
+
+def _name(frame: Frame) -> str:
+    return f"{frame.path} (frame {frame.index + 1})" if frame.index else str(frame.path)

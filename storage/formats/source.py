@@ -1,0 +1,82 @@
+"""What every format gives: the slices of one scan as k-space, read one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SourceRef:
+    """One scan that a conversion was asked for: where it lies, before anything of it is read.
+
+    `name` is unique among the scans of a conversion and becomes the volume's name; `subject` is the person
+    it shows; `files` are local paths or `s3://` URLs, sorted; `part` chooses one of several scans in one file.
+    """
+
+    format: str
+    name: str
+    subject: str
+    files: tuple[str, ...]
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How images are cut into slices: `matrix` (height, width), and the least share of foreground pixels.
+
+    Measured k-space is kept as it is; neither applies to it.
+    """
+
+    matrix: tuple[int, int] = (256, 256)
+    min_foreground: float = 0.15
+
+
+class Source(Protocol):
+    """The slices of one scan, from local files. Opened by a format's `open_source`; closed by who opened it.
+
+    `slice_shape` is (coil, height, width), the same for all slices; `voxel_size` is in mm, (row, column,
+    slice) of the stored slices, None where the file does not say; `plane` is "coronal" for images that
+    are cut here and "acquired" for measured k-space; `about` holds further facts for the provenance
+    (nothing that identifies a person).
+    """
+
+    num_slices: int
+    slice_shape: tuple[int, int, int]
+    voxel_size: tuple[float, float, float] | None
+    plane: str
+    about: dict[str, Any]
+
+    def kept_slices(self) -> Sequence[int]:
+        """The slices worth storing, ascending: enough foreground in an image, any signal in k-space."""
+        ...
+
+    def position(self, index: int) -> float:
+        """Distance of a slice from the first face of the volume, in mm (index where the spacing is unknown)."""
+        ...
+
+    def kspace(self, index: int) -> np.ndarray:
+        """(coil, height, width) complex64, centred: zero frequency at [n // 2]; orthonormal FFT of the image.
+
+        Raises `InputError` that names the file if the slice cannot be read or is not finite.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release files and memory."""
+        ...
+
+
+class OpenSource(Protocol):
+    """The function `open_source` of a format's module."""
+
+    def __call__(self, ref: SourceRef, files: Sequence[Path], options: SourceOptions) -> Source:
+        """Open `ref`, whose content lies in the local `files`.
+
+        Raises `InputError` that names the file, what is wrong and the remedy.
+        """
+        ...

@@ -1,0 +1,82 @@
+"""The files of a scan on this machine: where they lie, or fetched from S3 for as long as they are needed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.errors import InputError
+from storage.formats.s3_objects import is_s3, object_facts, split_url
+from storage.formats.source import SourceRef
+from storage.parallel import run_in_threads
+
+FileFacts = list[dict[str, Any]]
+
+_FETCHES = 4  # objects of one scan that are fetched at once
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Local `files` of a scan, in the order of `SourceRef.files`."""
+
+    files: tuple[Path, ...]
+    _origin: str = ""
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Let an `InputError` speak of the objects that the user knows, not of their local copies."""
+        try:
+            yield
+        except InputError as error:
+            named = str(error).replace(f"{self.files[0].parent}/", self._origin) if self._origin else str(error)
+            if named == str(error):
+                raise
+            raise type(error)(named) from error
+
+
+@contextmanager
+def staged(ref: SourceRef) -> Iterator[Staged]:
+    """The files of `ref`; copies of objects in S3 are removed at the end.
+
+    Objects that are not there are left out, and missed by the format that opens the scan. Raises `InputError`
+    if the store cannot be reached or there is no room for the copies.
+    """
+    if not is_s3(ref.files[0]):
+        yield Staged(tuple(Path(file) for file in ref.files))
+        return
+    with tempfile.TemporaryDirectory(prefix="larmor-source-") as folder:
+        files = [Path(folder) / file.rpartition("/")[2] for file in ref.files]
+        run_in_threads(lambda pair: _fetch(*pair), list(zip(ref.files, files, strict=True)), _FETCHES)
+        yield Staged(tuple(files), ref.files[0].rpartition("/")[0] + "/")
+
+
+def _fetch(url: str, target: Path) -> None:
+    store, name = split_url(url)
+    try:
+        store.download(name, target)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(
+            f"{url}: cannot be copied to {target.parent} ({error.strerror or error}); make room there, or set TMPDIR "
+            "to another folder"
+        ) from error
+
+
+def file_facts(ref: SourceRef) -> FileFacts:
+    """What tells one state of the files of `ref` from another: name, size, and time of change (etag in S3)."""
+    names = [file.replace("\\", "/").rpartition("/")[2] for file in ref.files]
+    facts = object_facts(ref.files) if is_s3(ref.files[0]) else [_local_facts(Path(file)) for file in ref.files]
+    return [{"file": name, **(known or {"size": None})} for name, known in zip(names, facts, strict=True)]
+
+
+def _local_facts(path: Path) -> dict[str, Any] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None  # said when the scan is opened
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}

@@ -1,0 +1,114 @@
+"""Where every slice of a split is stored: a pure function of its volumes, so shards can be written in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+SHARD_BYTES = 64 * 2**20
+
+SliceShape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class StoredVolume:
+    """The slices of one scan that are stored: all of `shape` (coil, height, width), in ascending `indices`.
+
+    `positions` are in mm from the volume's first face, `scales` the (minimum, maximum) of each slice's image.
+    """
+
+    name: str
+    subject: str
+    shape: SliceShape
+    indices: tuple[int, ...]
+    positions: tuple[float, ...]
+    scales: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The slices of one shape: `slices` are their numbers in the split, in the order of the array's rows."""
+
+    number: int
+    shape: SliceShape
+    slices: tuple[int, ...]
+
+    @property
+    def shard_slices(self) -> int:
+        """Slices of one shard: as many as fit into `SHARD_BYTES`."""
+        return max(1, min(SHARD_BYTES // (8 * int(np.prod(self.shape))), len(self.slices)))
+
+    @property
+    def num_shards(self) -> int:
+        return -(-len(self.slices) // self.shard_slices)
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to write: the slices of its rows as (volume number, slice index in the volume)."""
+
+    bucket: Bucket
+    number: int
+    rows: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class SplitLayout:
+    """All slices of a split, volume after volume; slices of unequal shape lie in arrays (buckets) of their own."""
+
+    split: str
+    volumes: tuple[StoredVolume, ...]
+
+    @cached_property
+    def subjects(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(volume.subject for volume in self.volumes))
+
+    @cached_property
+    def slices(self) -> tuple[tuple[int, int], ...]:
+        """(volume number, slice index in the volume) of every slice of the split."""
+        return tuple((number, index) for number, volume in enumerate(self.volumes) for index in volume.indices)
+
+    @cached_property
+    def buckets(self) -> tuple[Bucket, ...]:
+        members: dict[SliceShape, list[int]] = {}
+        for number, (volume, _) in enumerate(self.slices):
+            members.setdefault(self.volumes[volume].shape, []).append(number)
+        return tuple(Bucket(number, shape, tuple(rows)) for number, (shape, rows) in enumerate(members.items()))
+
+    def shards(self) -> Iterator[ShardPlan]:
+        """Every shard, in the order of the volumes that it needs first."""
+        plans = []
+        for bucket in self.buckets:
+            for number in range(bucket.num_shards):
+                rows = bucket.slices[number * bucket.shard_slices : (number + 1) * bucket.shard_slices]
+                plans.append(ShardPlan(bucket, number, tuple(self.slices[row] for row in rows)))
+        yield from sorted(plans, key=lambda plan: plan.rows[0])
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The arrays that stand beside the k-space, one entry for each slice (see docs/format.md)."""
+        place = np.zeros((len(self.slices), 2), np.int32)
+        for bucket in self.buckets:
+            place[list(bucket.slices)] = [(bucket.number, row) for row in range(len(bucket.slices))]
+        volume = np.array([number for number, _ in self.slices], np.int32)
+        subject_of = np.array([self.subjects.index(item.subject) for item in self.volumes], np.int32)
+        return {
+            "volume": volume,
+            "subject": subject_of[volume],
+            "index": np.array([index for _, index in self.slices], np.int32),
+            "position": np.array(_joined(self.volumes, "positions"), np.float32),
+            "scale": np.array(_joined(self.volumes, "scales"), np.float32).reshape(-1, 2),
+            "bucket": place[:, 0],
+            "row": place[:, 1],
+        }
+
+
+def _joined(volumes: Sequence[StoredVolume], name: str) -> list[object]:
+    return [value for volume in volumes for value in getattr(volume, name)]
+
+
+def array_name(kind: str, bucket: int) -> str:
+    """`kspace` or `sensitivity_maps` for the first shape of a split, `kspace_1`, … for further ones."""
+    return f"{kind}_{bucket}" if bucket else kind

@@ -1,0 +1,144 @@
+"""The second pass of a conversion: shards, in any order, by several threads, each at most once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from itertools import groupby
+
+import numpy as np
+
+from storage import dataset
+from storage.dataset import SPLITS, shard_path
+from storage.errors import InputError
+from storage.examine import PassOptions, read_slice
+from storage.expected_objects import expected_objects, foreign_prefixes, shard_bytes
+from storage.formats.recognise import open_files
+from storage.formats.source import SourceRef
+from storage.formats.staging import FileFacts, file_facts, staged
+from storage.journal import Journal
+from storage.layout import Bucket, ShardPlan, SplitLayout
+from storage.open_sources import OpenSources, Read
+from storage.sensitivity import estimate_sensitivity_maps
+
+
+def require_sigpy() -> None:
+    """Raises `InputError` if sensitivity maps cannot be estimated here."""
+    try:
+        import sigpy.mri.app  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"sensitivity maps need SigPy ({error}); install it with pip install 'larmor[maps]'"
+        ) from error
+
+
+def kinds_of(bucket: Bucket, sensitivity_maps: bool) -> tuple[str, ...]:
+    """The arrays that a bucket gets; a single coil's map would say nothing."""
+    return ("kspace", "sensitivity_maps") if sensitivity_maps and bucket.shape[0] > 1 else ("kspace",)
+
+
+def clear_place(journal: Journal, layouts: Mapping[str, SplitLayout], sensitivity_maps: bool, overwrite: bool) -> None:
+    """Unpublish the old data set, if there is one, and delete all of it that will not be written over.
+
+    What will be is left alone, so that a second process that does the same conversion loses nothing.
+
+    Raises `InputError` if a data set was published meanwhile (unless `overwrite`).
+    """
+    if journal.is_cleared:
+        return
+    store = journal.store
+    dataset.refuse_occupied(store, overwrite)
+    store.delete("zarr.json")  # first: readers see no data set rather than a mixture of two
+    expected: set[str] = set()
+    for split, layout in layouts.items():
+        arrays = [
+            (kind, bucket.number, bucket.num_shards)
+            for bucket in layout.buckets
+            for kind in kinds_of(bucket, sensitivity_maps)
+        ]
+        expected |= expected_objects(split, arrays)
+    found = {path: size for path, size in store.list().items() if path.split("/")[0] in SPLITS}
+    for prefix in foreign_prefixes(found, expected):
+        store.delete(prefix)
+    journal.mark_cleared()
+
+
+class ShardWriter:
+    """Writes shards from the sources `refs`, whose files must still be as `facts` says. Shared by threads.
+
+    Memory: for each thread one shard three times (its slices, and twice while they are encoded) and one source.
+    """
+
+    def __init__(
+        self, refs: Sequence[SourceRef], facts: Sequence[FileFacts], journal: Journal, options: PassOptions
+    ) -> None:
+        self._refs, self._facts, self._journal, self._options = refs, facts, journal, options
+        self._numbers = {ref.name: number for number, ref in enumerate(refs)}
+        self._sources = OpenSources(self._open, options.num_threads)
+
+    def close(self) -> None:
+        """Close the sources; no thread may be writing."""
+        self._sources.close()
+
+    def write(self, layout: SplitLayout, plan: ShardPlan) -> dict[str, str]:
+        """Store the shards of `plan` that are not there yet; the checksum of each by kind (see `kinds_of`).
+
+        Raises `InputError` if a source has changed or another conversion has taken the place.
+        """
+        kinds = kinds_of(plan.bucket, self._options.sensitivity_maps)
+        checksums = {kind: known for kind in kinds if (known := self._recorded(layout, plan, kind))}
+        if len(checksums) < len(kinds):
+            slices = self._read(layout, plan)
+            for kind in kinds:
+                if kind == "sensitivity_maps":
+                    for row, kspace in enumerate(slices):  # in place: there is no room for both
+                        slices[row] = estimate_sensitivity_maps(kspace)
+                if kind not in checksums:
+                    self._journal.check()
+                    checksums[kind] = dataset.write_shard(self._journal.store, layout.split, kind, plan, slices)
+                    self._journal.write(_record_name(layout, plan, kind), {"checksum": checksums[kind]})
+        return {kind: checksums[kind] for kind in kinds}
+
+    def _recorded(self, layout: SplitLayout, plan: ShardPlan, kind: str) -> str | None:
+        """The checksum of a shard that an interrupted conversion has stored."""
+        record = self._journal.read(_record_name(layout, plan, kind))
+        chunk_bytes = 8 * int(np.prod(plan.bucket.shape)) + 4
+        size = shard_bytes(len(plan.rows), chunk_bytes, plan.bucket.shard_slices)
+        path = shard_path(layout.split, kind, plan.bucket.number, plan.number)
+        return str(record["checksum"]) if record and self._stored.get(path) == size else None
+
+    @cached_property
+    def _stored(self) -> dict[str, int]:
+        """What was there at the start, with its sizes."""
+        return self._journal.store.list()
+
+    def _read(self, layout: SplitLayout, plan: ShardPlan) -> np.ndarray:
+        """(row, coil, height, width) complex64."""
+        slices = np.empty((len(plan.rows), *plan.bucket.shape), np.complex64)
+        for volume, rows in groupby(enumerate(plan.rows), key=lambda item: item[1][0]):
+            with self._sources.use(self._numbers[layout.volumes[volume].name]) as read:
+                for row, (_, index) in rows:
+                    slices[row] = read(index)
+        return slices
+
+    def _open(self, number: int, resources: ExitStack) -> Read:
+        ref = self._refs[number]
+        if file_facts(ref) != self._facts[number]:
+            raise InputError(
+                f"{ref.files[0]}: was changed or removed since the conversion began; convert again with --overwrite"
+            )
+        local = resources.enter_context(staged(ref))
+        with local.naming():
+            source = open_files(ref, local.files, self._options.source)
+        resources.callback(source.close)
+
+        def read(index: int) -> np.ndarray:
+            with local.naming():
+                return read_slice(ref, source, index)
+
+        return read
+
+
+def _record_name(layout: SplitLayout, plan: ShardPlan, kind: str) -> str:
+    return f"shards/{layout.split}-{kind}-{plan.bucket.number}-{plan.number}"

@@ -1,0 +1,166 @@
+"""NIfTI files give the same slices however much of them is in memory, and the subjects their names say."""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+import tracemalloc
+from pathlib import Path
+from typing import IO
+
+import nibabel
+import numpy as np
+import pytest
+
+from storage import volume_array
+from storage.errors import InputError
+from storage.formats import nifti
+from storage.formats.source import SourceOptions, SourceRef
+from storage.volumes import VolumeSource
+from tests.helpers import ellipsoid, write_volume
+
+SHAPE = (23, 17, 29)
+OPTIONS = SourceOptions((32, 28), 0.1)
+
+
+def open_file(path: Path, options: SourceOptions = OPTIONS) -> VolumeSource:
+    return nifti.open_source(SourceRef("nifti", "head", "head", (str(path),)), [path], options)
+
+
+def mapped(data: np.ndarray | None) -> bool:
+    """Whether the memory behind an array is a file's."""
+    while data is not None and not isinstance(data, np.memmap):
+        data = data.base if isinstance(data.base, np.ndarray) else None
+    return data is not None
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Every volume is too large for memory and read in slabs of a few planes; returns the temporary folder."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(volume_array, "MAX_VOLUME_IN_MEMORY", 0)
+    monkeypatch.setattr(volume_array, "SLAB_BYTES", 3 * 8 * SHAPE[0] * SHAPE[1])
+    return folder
+
+
+def scaled(path: Path, dtype: str, slope: float, intercept: float, last_axis: bool) -> Path:
+    rng = np.random.default_rng(0)
+    stored = rng.integers(0, 200, SHAPE + (1,) * last_axis).astype(dtype)
+    stored[3:18, 2:14, 4:22] //= 3
+    affine = np.array([[0, 1.3, 0, 4], [-1.0, 0, 0, 2], [0, 0, 0.9, -5], [0, 0, 0, 1]])
+    image = nibabel.Nifti1Image(stored, affine)
+    image.header.set_slope_inter(slope, intercept)
+    nibabel.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", nifti.SUFFIXES)
+@pytest.mark.parametrize("dtype", ["u1", "<i2", ">f4", "<f8"])
+@pytest.mark.parametrize("last_axis", [False, True])
+@pytest.mark.parametrize(("slope", "intercept"), [(1, 0), (0.37, -11)])
+def test_slabs_give_what_nibabel_reads_at_once(
+    tmp_path: Path, little_memory: Path, suffix: str, dtype: str, last_axis: bool, slope: float, intercept: float
+) -> None:
+    path = scaled(tmp_path / f"head{suffix}", dtype, slope, intercept, last_axis)
+    image = nibabel.load(path)
+    image = image.slicer[..., 0] if last_axis else image
+    canonical = nibabel.as_closest_canonical(image)
+    volume = nifti.read_volume(path)
+    np.testing.assert_array_equal(volume.data, np.asarray(canonical.dataobj, np.float32))
+    np.testing.assert_allclose(volume.affine, canonical.affine, rtol=1e-7)
+    np.testing.assert_allclose(volume.voxel_size, canonical.header.get_zooms()[:3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", nifti.SUFFIXES)
+def test_on_disk_or_in_memory_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, little_memory: Path, suffix: str
+) -> None:
+    path = scaled(tmp_path / f"head{suffix}", "<i2", 0.5, 3, last_axis=False)
+    on_disk = nifti.read_volume(path)
+    assert mapped(on_disk.data)
+    assert list(little_memory.iterdir()) == [], "nothing to clean up, whatever happens"
+    from_disk = open_file(path)
+    monkeypatch.setattr(volume_array, "MAX_VOLUME_IN_MEMORY", 4 * int(np.prod(SHAPE)))
+    assert not mapped(nifti.read_volume(path).data)
+    from_memory = open_file(path)
+    assert from_disk.kept_slices() == from_memory.kept_slices()
+    for index in from_memory.kept_slices():
+        assert np.array_equal(from_disk.kspace(index), from_memory.kspace(index))
+
+
+@pytest.mark.parametrize("suffix", nifti.SUFFIXES)
+def test_memory_does_not_grow_with_the_volume(tmp_path: Path, little_memory: Path, suffix: str) -> None:
+    shape = (128, 120, 144)
+    rng = np.random.default_rng(0)
+    path = write_volume(tmp_path / f"head{suffix}", rng.integers(0, 900, shape, dtype=np.int16), np.diag([-1, 1, 1, 1]))
+    open_file(path).close()  # imports
+    tracemalloc.start()
+    try:
+        source = open_file(path, SourceOptions((64, 64), 0.0))
+        for index in source.kept_slices():
+            source.kspace(index)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * np.prod(shape) / 2.5
+
+
+@pytest.mark.parametrize("place", [-8, -5, -1])
+def test_a_wrong_checksum_is_noticed(tmp_path: Path, little_memory: Path, place: int) -> None:
+    path = write_volume(tmp_path / "head.nii.gz", ellipsoid(SHAPE))
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"head\.nii\.gz: cannot be read to its end"):
+        open_file(path)
+
+
+def test_a_file_that_promises_more_than_it_holds(tmp_path: Path, little_memory: Path) -> None:
+    whole = write_volume(tmp_path / "whole.nii", ellipsoid(SHAPE)).read_bytes()
+    path = tmp_path / "head.nii.gz"
+    path.write_bytes(gzip.compress(whole[:-100]))
+    with pytest.raises(InputError, match=r"head\.nii\.gz: cannot be read to its end"):
+        open_file(path)
+
+
+def test_a_full_disk_is_said(tmp_path: Path, little_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_volume(tmp_path / "head.nii", ellipsoid(SHAPE))
+
+    def no_room(**_: object) -> IO[bytes]:
+        return Path("/dev/full").open("wb")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", no_room)
+    with pytest.raises(InputError, match=r"head\.nii: needs .* GiB of temporary space in .*TMPDIR"):
+        open_file(path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_counted_over_all_slabs(tmp_path: Path, little_memory: Path, bad: float) -> None:
+    data = ellipsoid(SHAPE)
+    data[3, 3, [0, 11, 28]] = bad
+    with pytest.raises(InputError, match=f"3 of {data.size} voxels are not finite"):
+        open_file(write_volume(tmp_path / "head.nii", data))
+
+
+def test_the_name_is_the_file_name() -> None:
+    assert nifti.subject_of(Path("a/b/sub-01.T1.nii.gz")) == "sub-01.T1"
+    assert nifti.subject_of(Path("sub-02.nii")) == "sub-02"
+
+
+@pytest.mark.parametrize(
+    ("name", "subject"),
+    [
+        ("sub-01_ses-2_T1w", "sub-01"),
+        ("sub-A7_T2w", "sub-A7"),
+        ("sub-01", "sub-01"),
+        ("sub-01.T1", "sub-01.T1"),
+        ("sub-01-T1", "sub-01-T1"),
+        ("sub-_T1w", "sub-_T1w"),
+        ("mysub-01_T1w", "mysub-01_T1w"),
+        ("ann_T1", "ann_T1"),
+    ],
+)
+def test_the_subject_is_what_bids_says(name: str, subject: str) -> None:
+    assert nifti.subject_label(name) == subject

@@ -1,0 +1,190 @@
+"""From the `data` section of an experiment to readers and loaders."""
+
+from __future__ import annotations
+
+import uuid
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import pytest
+from pydantic import ValidationError
+
+from storage import layout
+from storage.config import DataConfig, open_loader, open_reader
+from storage.errors import InputError
+from storage.loader import Share
+from storage.object_store import ObjectStore
+from tests.helpers import SHAPE, contents_of, random_kspace, write_dataset
+
+NUM_SLICES = 22
+KSPACE = random_kspace(NUM_SLICES)
+CHUNK = 8 * int(np.prod(SHAPE)) + 4
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five slices to a shard; no cache folder of the user is touched."""
+    monkeypatch.setattr(layout, "SHARD_BYTES", 5 * (CHUNK - 4))
+    monkeypatch.delenv("LARMOR_HOME", raising=False)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> str:
+    store = ObjectStore(tmp_path / "data")
+    write_dataset(store, {"train": KSPACE})
+    return store.url
+
+
+@pytest.fixture
+def remote(store_environment: dict[str, str]) -> str:
+    store = ObjectStore(f"s3://larmor/{uuid.uuid4().hex}")
+    write_dataset(store, {"train": KSPACE})
+    return store.url
+
+
+def read_all(config: DataConfig) -> tuple[int, int]:
+    """Bytes that came from the store and from the disk cache when every slice is read once."""
+    reader = open_reader(config, "train")
+    try:
+        assert np.array_equal(np.stack(reader.read(range(NUM_SLICES))), KSPACE)
+        return reader.counts.bytes_read, reader.counts.bytes_cached
+    finally:
+        reader.close()
+
+
+def test_a_reader_opens_from_the_configuration(local: str) -> None:
+    assert read_all(DataConfig(url=local)) == (NUM_SLICES * CHUNK, 0)
+    with pytest.raises(InputError, match="has no split 'test'"):
+        open_reader(DataConfig(url=local), "test")
+
+
+@pytest.mark.parametrize("client", ["s3fs", "http"])
+def test_the_client_is_that_of_the_configuration(remote: str, tmp_path: Path, client: str) -> None:
+    config = DataConfig.model_validate({"url": remote, "client": client, "disk_cache": str(tmp_path)})
+    reader = open_reader(config, "train")
+    assert reader._store.client == client
+    reader.close()
+
+
+def test_blocks_and_memory_are_those_of_the_configuration(local: str) -> None:
+    for block_bytes, block_slices in ((1, 1), (2 * CHUNK, 2), (10**6, 5)):
+        reader = open_reader(DataConfig(url=local, block_bytes=block_bytes), "train")
+        assert np.bincount(reader.block_of).max() == block_slices
+        reader.close()
+    for memory_bytes, is_read_again in ((0, True), (10**6, False)):
+        reader = open_reader(DataConfig(url=local, memory_cache_bytes=memory_bytes), "train")
+        reader.read([3])
+        before = reader.counts.bytes_read
+        reader.read([3])
+        assert (reader.counts.bytes_read > before) == is_read_again
+        reader.close()
+
+
+class TestDiskCache:
+    def test_slices_of_s3_are_kept_in_the_named_folder(self, remote: str, tmp_path: Path) -> None:
+        config = DataConfig(url=remote, disk_cache=str(tmp_path / "here"))
+        assert read_all(config) == (NUM_SLICES * CHUNK, 0)
+        assert read_all(config) == (0, NUM_SLICES * CHUNK)
+        assert len(contents_of(tmp_path / "here")) == NUM_SLICES
+
+    def test_a_tilde_is_the_home_folder(self, remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        read_all(DataConfig(url=remote, disk_cache="~/slices"))
+        assert len(contents_of(tmp_path / "slices")) == NUM_SLICES
+
+    def test_else_in_larmors_home(self, remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LARMOR_HOME", str(tmp_path / "home"))
+        read_all(DataConfig(url=remote))
+        assert len(contents_of(tmp_path / "home" / "slices")) == NUM_SLICES
+
+    def test_else_in_the_users_cache(self, remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache" / name)
+        read_all(DataConfig(url=remote))
+        assert len(contents_of(tmp_path / "cache" / "larmor" / "slices")) == NUM_SLICES
+
+    def test_none_where_none_is_wanted_or_the_data_are_local(
+        self, remote: str, local: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LARMOR_HOME", str(tmp_path / "home"))
+        read_all(DataConfig(url=remote, disk_cache_bytes=0))
+        read_all(DataConfig(url=local))
+        assert not (tmp_path / "home").exists()
+
+    def test_it_keeps_its_bound(self, remote: str, tmp_path: Path) -> None:
+        read_all(DataConfig(url=remote, disk_cache=str(tmp_path / "c"), disk_cache_bytes=7 * CHUNK, read_threads=1))
+        assert sum(map(len, contents_of(tmp_path / "c").values())) == 7 * CHUNK
+
+    @pytest.mark.parametrize("place", ["file", "file/below"])
+    def test_a_folder_that_cannot_be_used_is_refused(self, remote: str, tmp_path: Path, place: str) -> None:
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(InputError, match=rf"{place}: cannot be used as disk cache .*data.disk_cache_bytes=0"):
+            open_reader(DataConfig(url=remote, disk_cache=str(tmp_path / place)), "train")
+
+
+class TestLoader:
+    def samples(self, config: DataConfig, world_size: int, seed: int = 0, num_batches: int = 4) -> np.ndarray:
+        """The first global batches (n, 2), put together from all ranks."""
+        parts = np.empty((num_batches, 12, 2), np.int64)
+        for rank in range(world_size):
+            reader = open_reader(config, "train")
+            batches = open_loader(config, reader, Share(rank, world_size, 12, 1), seed).batches(0)
+            for number, batch in enumerate(islice(batches, num_batches)):
+                parts[number, rank::world_size] = batch.samples
+                for group in batch.groups:
+                    assert np.array_equal(group.kspace, KSPACE[batch.samples[group.rows, 1]])
+            batches.close()
+            reader.close()
+        return parts.reshape(-1, 2)
+
+    def test_the_order_is_the_same_for_every_world_size(self, local: str) -> None:
+        config = DataConfig(url=local, block_bytes=3 * CHUNK, shuffle_bytes=9 * CHUNK)
+        one = self.samples(config, 1)
+        assert np.array_equal(np.sort(one[:NUM_SLICES, 1]), np.arange(NUM_SLICES))
+        for world_size in (2, 3, 4):
+            assert np.array_equal(self.samples(config, world_size), one)
+        assert not np.array_equal(self.samples(config, 1, seed=1), one)
+
+    def test_the_order_depends_on_blocks_and_mixing_alone(self, local: str) -> None:
+        config = DataConfig(url=local, block_bytes=2 * CHUNK, shuffle_bytes=8 * CHUNK)
+        one = self.samples(config, 2)
+        for change in ({"read_threads": 1}, {"memory_cache_bytes": 0}, {"read_ahead_bytes": 0}):
+            assert np.array_equal(self.samples(config.model_copy(update=change), 2), one)
+        assert not np.array_equal(self.samples(config.model_copy(update={"block_bytes": CHUNK}), 2), one)
+
+    @pytest.mark.parametrize("shuffle_bytes", [1, CHUNK, 10**9])
+    def test_any_amount_of_mixing_works(self, local: str, shuffle_bytes: int) -> None:
+        config = DataConfig(url=local, block_bytes=3 * CHUNK, shuffle_bytes=shuffle_bytes)
+        assert np.array_equal(np.sort(self.samples(config, 2)[:NUM_SLICES, 1]), np.arange(NUM_SLICES))
+
+    def test_batches_lie_in_the_memory_that_is_given(self, local: str) -> None:
+        config, made = DataConfig(url=local), []
+
+        def allocate(shape: tuple[int, ...]) -> np.ndarray:
+            made.append(np.empty(shape, np.complex64))
+            return made[-1]
+
+        reader = open_reader(config, "train")
+        batches = open_loader(config, reader, Share(0, 1, 4, 1), 0, allocate).batches(0)
+        assert next(batches).groups[0].kspace is made[0]
+        batches.close()
+        reader.close()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"crop": [4, 64]},
+        {"read_threads": 0},
+        {"read_threads": 65},
+        {"block_bytes": 0},
+        {"shuffle_bytes": 0},
+        {"disk_cache_bytes": -1},
+        {"client": "boto3"},
+        {"shuffle_shards": 4},
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        DataConfig.model_validate(wrong)
