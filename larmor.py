@@ -278,9 +278,7 @@ def train(
     result = run.result() or {}
     console.print(
         "best checkpoint: "
-        + describe_row(
-            {"loss": 0, "critic_loss": 0, **result["metrics"], "step": result["step"]}, config.training.num_steps
-        )
+        + describe_row({"loss": 0, **result["metrics"], "step": result["step"]}, config.training.num_steps)
     )
     console.print(f"next: larmor pull {run.url} --to MODEL_DIR")
 

@@ -22,17 +22,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from recon.critic import ResNet50Critic
-from recon.engine import EngineSettings, build_engine
-from recon.gan_step import critic_step, generator_step
-from recon.generator import ResNet50Generator
-from recon.losses import critic_loss, generator_loss
+from recon.gan import Gan
 from recon.samples import prepare
 from storage import dataset
 from storage.config import open_loader, open_reader
@@ -72,18 +67,12 @@ def write_phantoms(store: ObjectStore, num_subjects: int) -> None:
 
 def make_step(experiment: SweepExperiment) -> Step:
     """A function that trains on one batch, as `recon.train` does."""
-    torch.manual_seed(experiment.seed)
-    settings = EngineSettings(experiment.training.global_batch_size, 1, 0, experiment.training.dtype)
-    build = partial(build_engine, settings=settings, device=CPU, backend="plain")
-    generator = build(ResNet50Generator(experiment.generator), experiment.generator_optimizer)
-    critic = build(ResNet50Critic(experiment.critic), experiment.critic_optimizer, clip=experiment.critic.clip)
-    score = partial(critic_loss, kind=experiment.loss.adversarial)
-    objective = partial(generator_loss, config=experiment.loss)
+    gan = Gan(experiment, CPU)
 
     def step(batch: Batch) -> None:
-        sample = prepare(batch, experiment.data.crop, experiment.mask, CPU)
-        critic_step(generator, critic, sample.zero_filled, sample.target, score)
-        generator_step(generator, critic, sample.zero_filled, sample.target, objective)
+        samples = [prepare(batch, experiment.data.crop, experiment.mask, CPU)]
+        gan.train_critic(samples, 0)
+        gan.train_generator(samples)
 
     return step
 

@@ -43,7 +43,7 @@ def training_progress(num_steps: int) -> Iterator[Callable[[Mapping[str, float]]
 
         def show(row: Mapping[str, float]) -> None:
             step = int(row["step"])
-            bars.update(task, completed=step, figures=f"loss {row['loss']:.4f} · critic {row['critic_loss']:.4f}")
+            bars.update(task, completed=step, figures=_losses(row, " · "))
             if "val/psnr" in row or ("slices_per_second" in row and not console.is_terminal):
                 console.print(describe_row(row, num_steps))
 
@@ -52,10 +52,15 @@ def training_progress(num_steps: int) -> Iterator[Callable[[Mapping[str, float]]
 
 def describe_row(row: Mapping[str, float], num_steps: int) -> str:
     """One line about one step."""
-    text = f"step {int(row['step']):>6}/{num_steps}  loss {row['loss']:.4f}  critic {row['critic_loss']:+.5f}"
+    text = f"step {int(row['step']):>6}/{num_steps}  {_losses(row, '  ')}"
     if "slices_per_second" in row:
         text += f"  {row['slices_per_second']:.1f} slices/s  {row['bytes_per_second'] / 1e6:.1f} MB/s"
         text += f"  waiting for data {row['waiting_share']:.0%}"
     if "val/psnr" in row:
         text += f"  validation: PSNR {row['val/psnr']:.2f} dB, SSIM {row['val/ssim']:.4f} (preset paper)"
     return text
+
+
+def _losses(row: Mapping[str, float], between: str) -> str:
+    critic = f"{between}critic {row['critic_loss']:+.5f}" if "critic_loss" in row else ""
+    return f"loss {row['loss']:.4f}{critic}"

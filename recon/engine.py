@@ -31,7 +31,7 @@ _BUCKET_LIMIT = 50_000_000  # elements; with DeepSpeed's own 5e8 a buffer takes 
 
 
 class Engine(Protocol):
-    """One network in training. Inputs and outputs are float32 whatever the engine computes in.
+    """One network in training. Real inputs and outputs are float32 whatever the engine computes in.
 
     Every rank makes the same calls in the same order: most of them communicate.
     """
@@ -157,10 +157,10 @@ class DeepSpeedEngine:
             lower_buffers(self.module, self._dtype)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        return self._engine(*(x.to(self._dtype) for x in inputs)).float()
+        return self._engine(*lowered(inputs, self._dtype)).float()
 
     def bare_forward(self, *inputs: Tensor) -> Tensor:
-        return self.module(*(x.to(self._dtype) for x in inputs)).float()
+        return self.module(*lowered(inputs, self._dtype)).float()
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)
@@ -199,6 +199,11 @@ class DeepSpeedEngine:
             "dtype": self._settings.dtype,
             "world_size": dist.get_world_size(),
         }
+
+
+def lowered(inputs: Iterable[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Real floating-point inputs in `dtype`; masks and complex k-space as they are."""
+    return [x.to(dtype) if x.is_floating_point() else x for x in inputs]
 
 
 def deepspeed_config(settings: EngineSettings, num_parameters: int) -> dict[str, Any]:

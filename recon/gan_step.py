@@ -5,59 +5,90 @@ The order of the calls is what makes them right. With two engines, others either
 engine in ZeRO 3, two `backward` calls before one `step` in ZeRO 1 and 2.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recon.engine import Engine
+from recon.lipschitz import gradient_penalty, interpolate
 
 CriticLoss = Callable[[Tensor, Tensor], Tensor]
 """(real scores, fake scores), each (batch, 1) → scalar to minimise."""
 
-GeneratorLoss = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
-"""(target, reconstruction, fake scores) → named scalar terms; the one called "loss" is minimised."""
+GeneratorLoss = Callable[[Tensor, Tensor | None], dict[str, Tensor]]
+"""(reconstruction, fake scores or None without a critic) → named scalar terms; "loss" is minimised."""
+
+View = Callable[[Tensor], Tensor]
+"""A reconstruction → what the critic sees of it."""
 
 
-def critic_step(generator: Engine, critic: Engine, zero_filled: Tensor, target: Tensor, loss_fn: CriticLoss) -> Tensor:
-    """Train the critic on one micro-batch; returns this rank's loss, detached.
+def as_it_is(reconstruction: Tensor) -> Tensor:
+    """The critic sees the reconstruction itself."""
+    return reconstruction
 
-    `zero_filled` and `target` are float32 (batch, channel, height, width); the critic gives
-    (batch, 1). For the Wasserstein critic `loss_fn` is E[D(G(n))] − E[D(i)], eq. (5) of the paper.
 
-    Real and fake images go through the critic in a single forward pass, because an engine reduces
-    its gradients once per pass. So the critic must not have batch norm: its statistics would mix the
-    two, and tell them apart by that.
+def critic_step(
+    generator: Engine,
+    critic: Engine,
+    inputs: Sequence[Tensor],
+    real: Tensor,
+    loss_fn: CriticLoss,
+    view: View = as_it_is,
+    penalty: tuple[float, torch.Generator] | None = None,
+) -> dict[str, Tensor]:
+    """Train the critic on one micro-batch; returns this rank's `critic_loss` and `gradient_penalty`, detached.
+
+    `inputs` is what the generator takes, the zero-filled images first; `real` (batch, channel, height, width)
+    float32; the critic gives (batch, 1). For the Wasserstein critic `loss_fn` is E[D(G(n))] − E[D(i)], eq. (5)
+    of the paper. `penalty` is the weight of the gradient penalty and a CPU generator that draws its points.
+
+    Real and fake images go through the critic in a single forward pass, because an engine reduces its gradients
+    once per pass. So the critic must not have batch norm: its statistics would mix the two, and tell them apart by
+    that. The penalty's points go through the bare module: DeepSpeed's hooks on an engine's output would divide the
+    slope by the accumulation, or refuse to give it. All gradients still arrive in the one backward pass.
     """
     with torch.no_grad():
-        fake = generator.bare_forward(zero_filled)
-    real_scores, fake_scores = critic(torch.cat([target, fake])).split(len(target))
-    loss = loss_fn(real_scores, fake_scores)
+        fake = view(generator.bare_forward(*inputs))
+    real_scores, fake_scores = critic(torch.cat([real, fake])).split(len(real))
+    terms = {"critic_loss": loss_fn(real_scores, fake_scores)}
+    loss = terms["critic_loss"]
+    if penalty is not None:
+        weight, random = penalty
+        points = interpolate(real, fake, random)
+        terms["gradient_penalty"] = gradient_penalty(critic.bare_forward(points), points)
+        loss = loss + weight * terms["gradient_penalty"]
     critic.backward(loss)
     critic.step()
-    return loss.detach()
+    return {name: term.detach() for name, term in terms.items()}
 
 
 def generator_step(
-    generator: Engine, critic: Engine, zero_filled: Tensor, target: Tensor, loss_fn: GeneratorLoss
+    generator: Engine,
+    critic: Engine | None,
+    inputs: Sequence[Tensor],
+    loss_fn: GeneratorLoss,
+    view: View = as_it_is,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Train the generator on one micro-batch; returns the reconstruction and the loss terms, detached.
 
-    Shapes as in `critic_step`. The critic is frozen meanwhile and called bare: gradients pass
-    through it to the images, its own weights collect none and its engine notices nothing.
+    Arguments as in `critic_step`; `critic` is None where nothing adversarial is wanted. The critic is frozen
+    meanwhile and called bare: gradients pass through it to the images, its own weights collect none and its
+    engine notices nothing.
     """
-    with _frozen(critic.module):
-        reconstruction = generator(zero_filled)
-        terms = loss_fn(target, reconstruction, critic.bare_forward(reconstruction))
+    with _frozen(critic):
+        reconstruction = generator(*inputs)
+        terms = loss_fn(reconstruction, None if critic is None else critic.bare_forward(view(reconstruction)))
         generator.backward(terms["loss"])
         generator.step()
     return reconstruction.detach(), {name: term.detach() for name, term in terms.items()}
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def _frozen(critic: Engine | None) -> Iterator[None]:
+    parameters = () if critic is None else critic.module.parameters()
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from recon.trunk import Norm, ResNet50Trunk, norm_layer, pad_to_multiple
@@ -15,22 +15,32 @@ from recon.trunk import Norm, ResNet50Trunk, norm_layer, pad_to_multiple
 class GeneratorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    width: int = Field(64, ge=4, description="channels of the stem; 64 is ResNet-50")
+    name: Literal["gan_resnet50", "dagan", "unet"] = "gan_resnet50"
+    width: int = Field(64, ge=4, description="channels of the first layer; 64 is as published")
     norm: Norm = "group"
     subbands: Literal["none", "wavelet"] = Field("none", description="work on the four Haar subbands")
+    data_consistency: Literal["none", "soft", "hard"] = Field(
+        "none", description="put the measured points back: mixed with the network's (soft) or in their place (hard)"
+    )
+
+    @model_validator(mode="after")
+    def _subbands_of_the_resnet(self) -> GeneratorConfig:
+        if self.subbands != "none" and self.name != "gan_resnet50":
+            raise ValueError(f"subbands={self.subbands} belongs to name=gan_resnet50, not to {self.name}")
+        return self
 
 
 class ResNet50Generator(nn.Module):
-    """(batch, 1, height, width) zero-filled → reconstruction of the same shape, = input + network(input).
+    """(batch, channels, height, width) zero-filled → reconstruction of the same shape, = input + network(input).
 
     Any size: the image is extended to a multiple of 32 (64 with subbands) and cut back. The last layer
     starts at zero, so that an untrained generator returns its input.
     """
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: GeneratorConfig, channels: int = 1) -> None:
         super().__init__()
         self.subbands = config.subbands == "wavelet"
-        image_channels = 4 if self.subbands else 1
+        image_channels = 4 * channels if self.subbands else channels
         width, norm = config.width, config.norm
         self.detail = _conv_block(image_channels, width, norm)
         self.trunk = ResNet50Trunk(image_channels, width, norm)
@@ -44,7 +54,7 @@ class ResNet50Generator(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(torch.as_tensor(self.last.bias))
 
-    def forward(self, zero_filled: Tensor) -> Tensor:
+    def forward(self, zero_filled: Tensor, *_measurement: Tensor | None) -> Tensor:
         image, (height, width) = pad_to_multiple(zero_filled, 64 if self.subbands else 32)
         bands = haar_split(image) if self.subbands else image
         features = [self.detail(bands), *self.trunk(bands)]
@@ -63,13 +73,14 @@ def _conv_block(in_channels: int, out_channels: int, norm: Norm) -> nn.Sequentia
 
 
 def haar_split(image: Tensor) -> Tensor:
-    """Orthonormal Haar subbands: (batch, 1, 2h, 2w) → (batch, 4, h, w), in the order LL, LH, HL, HH."""
-    return torch.einsum("sp,bphw->bshw", _haar(image), F.pixel_unshuffle(image, 2))
+    """Orthonormal Haar subbands: (batch, c, 2h, 2w) → (batch, 4c, h, w), of each channel LL, LH, HL, HH."""
+    pixels = F.pixel_unshuffle(image, 2).unflatten(1, (-1, 4))
+    return torch.einsum("sp,bcphw->bcshw", _haar(image), pixels).flatten(1, 2)
 
 
 def haar_merge(bands: Tensor) -> Tensor:
     """The inverse, and adjoint, of `haar_split`."""
-    return F.pixel_shuffle(torch.einsum("sp,bshw->bphw", _haar(bands), bands), 2)
+    return F.pixel_shuffle(torch.einsum("sp,bcshw->bcphw", _haar(bands), bands.unflatten(1, (-1, 4))).flatten(1, 2), 2)
 
 
 def _haar(like: Tensor) -> Tensor:

@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from recon.engine import lowered
 from recon.masks import MaskConfig
-from recon.samples import Sample, prepare
+from recon.samples import MAGNITUDE, Sample, display, prepare
+from recon.signal import SignalConfig
 from storage.loader import Batch
 from storage.reader import SliceReader
 
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """A batch of results. Images are (batch, height, width) float32, clipped to the target's range [0, 1];
+    """A batch of results. Images are magnitudes (batch, height, width) float32 in the target's range [0, 1];
     `scale` (batch, 2) maps them back; `seconds` is the time of the generator alone, for the batch."""
 
     indices: tuple[int, ...]
@@ -32,10 +34,11 @@ class Reconstructed:
 
 @dataclass(frozen=True)
 class Physics:
-    """How slices are undersampled: `crop` (height, width) of the image, and the mask."""
+    """How slices are undersampled: `crop` (height, width) of the image, the mask, and what an image is."""
 
     crop: tuple[int, int]
     mask: MaskConfig
+    signal: SignalConfig = MAGNITUDE
 
 
 def reconstruct_split(
@@ -50,7 +53,7 @@ def reconstruct_split(
     for first in range(0, len(indices), batch_size):
         chosen = tuple(int(index) for index in indices[first : first + batch_size])
         batch = Batch.gather(reader.read(chosen), np.array([(0, index) for index in chosen]))
-        sample = prepare(batch, physics.crop, physics.mask, device)
+        sample = prepare(batch, physics.crop, physics.mask, device, signal=physics.signal)
         yield reconstruct_sample(generator, sample, chosen)
 
 
@@ -60,14 +63,14 @@ def reconstruct_sample(generator: nn.Module, sample: Sample, indices: tuple[int,
     dtype = next(generator.parameters()).dtype
     _synchronize(sample.target.device)
     began = time.perf_counter()
-    output = generator(sample.zero_filled.to(dtype)).float()
+    output = generator(*lowered(sample.measurement, dtype)).float()
     _synchronize(sample.target.device)
     seconds = time.perf_counter() - began
     return Reconstructed(
         indices=indices,
-        target=_array(sample.target[:, 0]),
-        zero_filled=_array(sample.zero_filled[:, 0].clamp(0, 1)),
-        reconstruction=_array(output[:, 0].clamp(0, 1)),
+        target=_array(display(sample.target)),
+        zero_filled=_array(display(sample.zero_filled)),
+        reconstruction=_array(display(output)),
         scale=_array(sample.scale),
         seconds=seconds,
     )

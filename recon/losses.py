@@ -6,21 +6,39 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from recon.fourier import fft2c
+from recon.sense import channels_to_complex
+
+Content = Literal["normalized_root_mse", "mse", "l1", "dssim"]
 
 
 class LossConfig(BaseModel):
-    """Eq. (9): L_G = L_A + a·L_N + b·L_F. The paper gives no a and b; 15 and 0.1 follow DAGAN."""
+    """Eq. (9): L_G = L_A + a·L_N + b·L_F. The paper gives no a and b; 15 and 0.1 follow DAGAN.
+
+    `content` takes the place of L_N in other systems. With `critic_sees: measurement` nothing is compared with the
+    target: the critic tells zero-filled images of real measurements from those of the reconstruction undersampled
+    anew (Cole et al., unsupervised), and content and frequency terms are off.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    adversarial: Literal["wasserstein", "bce"] = "wasserstein"
-    a: float = Field(15.0, ge=0, description="weight of the normalised root-MSE loss, eq. (7)")
-    b: float = Field(0.1, ge=0, description="weight of the frequency loss, eq. (8)")
+    adversarial: Literal["wasserstein", "bce", "none"] = "wasserstein"
+    critic_sees: Literal["image", "measurement"] = "image"
+    content: Content = "normalized_root_mse"
+    a: float = Field(15.0, ge=0, description="weight of the content loss, by default eq. (7)", allow_inf_nan=False)
+    b: float = Field(0.1, ge=0, description="weight of the frequency loss, eq. (8)", allow_inf_nan=False)
     frequency: Literal["magnitude", "complex"] = "magnitude"
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> LossConfig:
+        if self.critic_sees == "measurement" and self.adversarial == "none":
+            raise ValueError("critic_sees=measurement learns from a critic alone; set adversarial=wasserstein or bce")
+        if self.adversarial == "none" and self.a == 0 and self.b == 0:
+            raise ValueError("adversarial=none with a=0 and b=0 leaves nothing to minimise; raise a or b")
+        return self
 
 
 def normalized_root_mse_loss(target: Tensor, reconstruction: Tensor) -> Tensor:
@@ -35,7 +53,9 @@ def frequency_loss(target: Tensor, reconstruction: Tensor, kind: str) -> Tensor:
     `magnitude`: squared difference of FFT magnitudes (DAGAN's). `complex`: of the FFTs themselves, which by
     Parseval equals the mean squared error of the images.
     """
-    wanted, found = fft2c(target), fft2c(reconstruction)
+    wanted, found = (
+        fft2c(image if image.shape[1] == 1 else channels_to_complex(image)) for image in (target, reconstruction)
+    )
     if kind == "magnitude":
         return (wanted.abs() - found.abs()).square().mean()
     return (wanted - found).abs().square().mean()
@@ -57,16 +77,38 @@ def adversarial_loss(fake_scores: Tensor, kind: str) -> Tensor:
     return F.binary_cross_entropy_with_logits(fake_scores, torch.ones_like(fake_scores))
 
 
+def dssim_loss(target: Tensor, reconstruction: Tensor) -> Tensor:
+    """(1 − SSIM) / 2 of images (batch, 1, height, width) in [0, 1], mean over the batch; Gaussian window of 11."""
+    from monai.losses.ssim_loss import SSIMLoss
+
+    return SSIMLoss(spatial_dims=2, data_range=1.0)(reconstruction, target) / 2
+
+
+def content_loss(target: Tensor, reconstruction: Tensor, kind: Content) -> Tensor:
+    """L_N of eq. (7), or what another system has in its place; a scalar."""
+    if kind == "normalized_root_mse":
+        return normalized_root_mse_loss(target, reconstruction)
+    if kind == "mse":
+        return F.mse_loss(reconstruction, target)
+    if kind == "l1":
+        return F.l1_loss(reconstruction, target)
+    return dssim_loss(target, reconstruction)
+
+
 def generator_loss(
-    target: Tensor, reconstruction: Tensor, fake_scores: Tensor, config: LossConfig
+    target: Tensor, reconstruction: Tensor, fake_scores: Tensor | None, config: LossConfig
 ) -> dict[str, Tensor]:
-    """Eq. (9) and its terms; the key `loss` is what is minimised."""
-    adversarial = adversarial_loss(fake_scores, config.adversarial)
-    content = normalized_root_mse_loss(target, reconstruction)
-    frequency = frequency_loss(target, reconstruction, config.frequency)
-    return {
-        "loss": adversarial + config.a * content + config.b * frequency,
-        "adversarial": adversarial,
-        "normalized_root_mse": content,
-        "frequency": frequency,
-    }
+    """Eq. (9) and its terms; the key `loss` is what is minimised. `fake_scores` is None where there is no critic.
+
+    The terms are `adversarial`, `frequency` and one called as `config.content`.
+    """
+    terms: dict[str, Tensor] = {}
+    loss = torch.zeros((), device=reconstruction.device)
+    if fake_scores is not None:
+        terms["adversarial"] = adversarial_loss(fake_scores, config.adversarial)
+        loss = loss + terms["adversarial"]
+    if config.critic_sees == "image":
+        terms[config.content] = content_loss(target, reconstruction, config.content)
+        terms["frequency"] = frequency_loss(target, reconstruction, config.frequency)
+        loss = loss + config.a * terms[config.content] + config.b * terms["frequency"]
+    return {"loss": loss, **terms}

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from recon.device import choose_device
-from recon.generator import ResNet50Generator
 from recon.inference import Physics
+from recon.networks import build_generator
 from recon.recipe import Recipe
 from storage.errors import InputError
 
@@ -45,7 +45,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         recipe = Recipe.model_validate({key: content[key] for key in Recipe.model_fields if key in content})
     except (yaml.YAMLError, UnicodeDecodeError, ValidationError, TypeError) as error:
         raise InputError(f"{config_path}: is not the configuration of a model ({error}); pull it again") from error
-    generator = ResNet50Generator(recipe.generator)
+    generator = build_generator(recipe.generator, recipe.signal.channels)
     try:
         generator.load_state_dict(load_file(weights_path))
     except (SafetensorError, RuntimeError) as error:
@@ -57,4 +57,9 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         record = json.loads(record_path.read_text()) if record_path.is_file() else {}
     except ValueError as error:
         raise InputError(f"{record_path}: is not JSON ({error}); pull it again") from error
-    return Model(generator.eval().to(choose_device(device)), Physics(recipe.data.crop, recipe.mask), recipe, record)
+    return Model(
+        generator.eval().to(choose_device(device)),
+        Physics(recipe.data.crop, recipe.mask, recipe.signal),
+        recipe,
+        record,
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,6 +14,8 @@ from recon.generator import GeneratorConfig
 from recon.losses import LossConfig
 from recon.masks import MaskConfig
 from recon.optimizers import OptimizerConfig
+from recon.signal import SignalConfig
+from recon.systems import SYSTEMS, System, merged
 from storage.config import DataConfig
 
 
@@ -24,10 +27,20 @@ class TrainingConfig(BaseModel):
     num_steps: int = Field(10_000, ge=1)
     global_batch_size: int = Field(16, ge=1, description="slices per optimiser step, over all workers")
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="of both learning rates")
+    schedule: Literal["constant", "cosine", "halving"] = Field("constant", description="of both learning rates")
+    halve_every: int = Field(1000, ge=1, description="steps after which `halving` halves the learning rates")
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="of the averaged generator that is rated and pulled, such as 0.999; 0: none"
+    )
+    early_stop: int | None = Field(
+        None, ge=1, description="stop after so many validations without a better best_metric; null: never"
+    )
+    largest_critic_loss: float = Field(1e4, gt=0, description="a critic beyond this has diverged: training stops")
     backend: Literal["auto", "deepspeed", "plain"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = Field(False, description="memory layout of the networks; faster on GPUs with bfloat16")
+    compile: bool = Field(False, description="torch.compile both networks; needs a C++ compiler, takes a minute")
     log_every: int = Field(20, ge=1)
     validate_every: int = Field(500, ge=1)
     checkpoint_every: int = Field(500, ge=1)
@@ -43,9 +56,13 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    system: System = Field(
+        "gan_resnet50", description="which published system the keys that are not given are taken from"
+    )
     seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
+    signal: SignalConfig = SignalConfig()
     mask: MaskConfig = MaskConfig()
     generator: GeneratorConfig = GeneratorConfig()
     critic: CriticConfig = CriticConfig()
@@ -53,6 +70,33 @@ class Recipe(BaseModel):
     generator_optimizer: OptimizerConfig = OptimizerConfig()
     critic_optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_of_the_system(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("system", "gan_resnet50") not in SYSTEMS:
+            return given
+        return merged(SYSTEMS[given.get("system", "gan_resnet50")], given)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Recipe:
+        stage = self.training.zero_stage
+        if self.training.ema_decay and stage == 3:
+            raise ValueError(
+                "training.ema_decay needs whole weights on every worker; set training.zero_stage=2 or lower"
+            )
+        if self.critic.lipschitz != "weight_clipping" and self.loss.adversarial != "none" and stage == 3:
+            raise ValueError(
+                f"critic.lipschitz={self.critic.lipschitz} works on whole weights; set training.zero_stage=2 or lower"
+            )
+        if self.generator.data_consistency != "none" and not self.signal.measured:
+            raise ValueError(
+                f"generator.data_consistency={self.generator.data_consistency} compares with the measured "
+                "k-space, which signal.coils=rss has lost; set signal.coils=sense"
+            )
+        if self.loss.critic_sees == "measurement" and self.signal.channels == 2:
+            raise ValueError("loss.critic_sees=measurement works on magnitude images; set signal.mode=magnitude")
+        return self
 
     @model_validator(mode="after")
     def _accumulation_divides_batch(self) -> Recipe:
@@ -75,8 +119,10 @@ class Recipe(BaseModel):
         return batch // (world_size * parts)
 
 
-def learning_rate_factor(schedule: str, step: int, num_steps: int) -> float:
+def learning_rate_factor(config: TrainingConfig, step: int) -> float:
     """What the learning rate of step `step` (from 0) is multiplied by; a pure function."""
-    if schedule == "constant":
+    if config.schedule == "constant":
         return 1.0
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / num_steps))
+    if config.schedule == "halving":
+        return 0.5 ** (step // config.halve_every)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / config.num_steps))

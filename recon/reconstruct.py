@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from recon.figures import contact_sheet
-from recon.fourier import ifft2c
+from recon.fourier import fft2c, ifft2c
 from recon.inference import Reconstructed, reconstruct_sample
 from recon.model import Model
-from recon.samples import Sample, centre_crop, denormalize, normalize, prepare
+from recon.samples import Sample, centre_crop, denormalize, magnitude, normalize, prepare
+from recon.sense import complex_to_channels
 from storage.errors import InputError
 from storage.formats import nifti
 from storage.loader import Batch
@@ -46,7 +48,9 @@ def reconstruct_volume(
         part = slices[first : first + batch_size]
         kspace = np.stack([image_to_kspace(item.image)[None] for item in part])
         samples = np.array([(0, item.index) for item in part])
-        sample = prepare(Batch.of(kspace, samples), model.physics.crop, model.physics.mask, device)
+        sample = prepare(
+            Batch.of(kspace, samples), model.physics.crop, model.physics.mask, device, signal=model.physics.signal
+        )
         results.append(reconstruct_sample(model.generator, sample, tuple(item.index for item in part)))
         progress(first + len(part), len(slices))
     return _collect(results, with_target=True), slice_affine(volume, model.physics.crop)
@@ -73,12 +77,39 @@ def reconstruct_kspace(
     results = []
     for first in range(0, len(kspace), batch_size):
         measured = torch.from_numpy(np.ascontiguousarray(kspace[first : first + batch_size], np.complex64)).to(device)
-        image = ifft2c(measured).abs().square().sum(dim=1, keepdim=True).sqrt()
-        zero_filled, scale = normalize(centre_crop(image, model.physics.crop))
-        sample = Sample(zero_filled, zero_filled, torch.ones_like(zero_filled, dtype=torch.bool), scale)
+        sample = _measured_sample(measured, model, np.arange(first, first + len(measured)))
         results.append(reconstruct_sample(model.generator, sample, tuple(range(first, first + len(measured)))))
         progress(first + len(measured), len(kspace))
     return _collect(results, with_target=False)
+
+
+def _measured_sample(measured: Tensor, model: Model, indices: np.ndarray) -> Sample:
+    """k-space (batch, coil, height, width) complex64 as a sample without a target.
+
+    A model with data consistency, or for complex images, works on the measured points themselves: there the matrix
+    stays as it is and there can be but one coil. Others see the magnitude, cropped to what they were trained on.
+    """
+    samples = np.stack([np.zeros_like(indices), indices], axis=1)
+    mask = (measured != 0).any(dim=1, keepdim=True)
+    signal, size = model.physics.signal, model.physics.crop
+    exact = model.recipe.generator.data_consistency != "none" or signal.channels == 2
+    if exact and measured.shape[1] > 1:
+        raise InputError(
+            f"k-space of {measured.shape[1]} coils: this model puts measured points back and takes one coil; combine "
+            "the coils first, or use a model with generator.data_consistency=none"
+        )
+    if signal.channels == 2:
+        high = ifft2c(measured).abs().amax(dim=(1, 2, 3))
+        scale = torch.stack([torch.zeros_like(high), high], dim=1)
+        kspace = measured / high.clamp_min(torch.finfo(high.dtype).tiny).view(-1, 1, 1, 1)
+        zero_filled = complex_to_channels(ifft2c(kspace))
+        return Sample(zero_filled, zero_filled, kspace, mask, scale, samples)
+    image = magnitude(measured)
+    zero_filled, scale = normalize(image if exact else centre_crop(image, size))
+    low, high = (scale[:, side].view(-1, 1, 1, 1) for side in (0, 1))
+    span = torch.where(high > low, high - low, 1)
+    kspace = (measured - low * fft2c(torch.ones_like(image))) / span * mask
+    return Sample(zero_filled, zero_filled, kspace, mask, scale, samples)
 
 
 def _collect(results: Sequence[Reconstructed], with_target: bool) -> Reconstruction:

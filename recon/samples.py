@@ -13,22 +13,38 @@ from torch import Tensor
 from recon.feed import DeviceBatch, to_device
 from recon.fourier import fft2c, ifft2c
 from recon.masks import MaskConfig, make_mask
+from recon.sense import complex_to_channels
+from recon.signal import SignalConfig
 from storage.errors import InputError
 from storage.loader import Batch
+
+MAGNITUDE = SignalConfig()
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A batch on the device. All images are (batch, 1, height, width) float32.
+    """A batch on the device. Images are (batch, channels, height, width) float32.
 
-    `target` is the fully sampled magnitude in [0, 1]; `zero_filled` = |F⁻¹(mask · F(target))|;
-    `mask` (batch, 1, height, width) bool; `scale` (batch, 2): minimum and maximum before eq. (1).
+    `target` is the fully sampled image: a magnitude in [0, 1], or real and imaginary part of a complex image whose
+    largest magnitude is 1. `zero_filled` = F⁻¹(mask · F(target)), in `magnitude` mode its absolute value. `kspace`
+    (batch, coil, height, width) complex64 is what was measured, in the target's units and 0 elsewhere; `mask`
+    (batch, 1, height, width) bool; `scale` (batch, 2): minimum and maximum before eq. (1); `maps` as `kspace`, None
+    for a single coil; `samples` (batch, 2): epoch and slice index.
     """
 
     target: Tensor
     zero_filled: Tensor
+    kspace: Tensor
     mask: Tensor
     scale: Tensor
+    samples: np.ndarray
+    maps: Tensor | None = None
+
+    @property
+    def measurement(self) -> tuple[Tensor, ...]:
+        """What a generator is called with: zero_filled, kspace, mask, and maps where there are any."""
+        return (self.zero_filled, self.kspace, self.mask, *([] if self.maps is None else [self.maps]))
 
 
 def centre_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -72,9 +88,20 @@ def zero_fill(target: Tensor, mask: Tensor) -> Tensor:
     return ifft2c(fft2c(target) * mask).abs()
 
 
+def root_sum_of_squares(images: Tensor) -> Tensor:
+    """(batch, coil, height, width) complex → (batch, 1, height, width) magnitudes."""
+    return images.abs().square().sum(dim=1, keepdim=True).sqrt()
+
+
 def magnitude(kspace: Tensor) -> Tensor:
     """Root sum of squares over coils: (batch, coil, height, width) complex → (batch, 1, height, width)."""
-    return ifft2c(kspace).abs().square().sum(dim=1, keepdim=True).sqrt()
+    return root_sum_of_squares(ifft2c(kspace))
+
+
+def display(images: Tensor) -> Tensor:
+    """Magnitudes (batch, height, width) in [0, 1] of images with one channel or two."""
+    shown = images[:, 0] if images.shape[1] == 1 else torch.linalg.vector_norm(images, dim=1)
+    return shown.clamp(0, 1)
 
 
 Augment = Callable[[Tensor, np.ndarray], Tensor]
@@ -86,30 +113,72 @@ def prepare(
     mask: MaskConfig,
     device: torch.device,
     augment: Augment | None = None,
+    signal: SignalConfig = MAGNITUDE,
 ) -> Sample:
-    """Combine the coils, fit the image to `crop`, normalise it, undersample its k-space; all of it on `device`.
+    """Fit the images to `crop`, normalise them, undersample their k-space; all of it on `device`.
 
-    `augment` changes the images (n, 1, height, width) of the samples (n, 2) before they are cut. Reproducible
-    from (seeds, epoch, slice index) alone.
+    `augment` changes the images (n, coil, height, width) of the samples (n, 2) before they are cut. Reproducible
+    from (seeds, epoch, slice index) alone. Raises `InputError` for several coils where `signal` wants maps.
     """
     moved = batch if isinstance(batch, DeviceBatch) else to_device(batch, device)
+    magnitudes = signal.mode == "magnitude"
     parts = []
     for kspace, rows in moved.groups:
-        image = magnitude(kspace)
+        image = magnitude(kspace) if magnitudes else ifft2c(kspace)
         image = augment(image, moved.samples[rows]) if augment else image
         parts.append(centre_fit(image, crop))
+    images = _in_order(parts, [rows for _, rows in moved.groups])
+    measured = _masks(mask, crop, moved.samples).to(device)
+    if magnitudes:
+        target, scale = normalize(images)
+        kspace = fft2c(target) * measured
+        return Sample(target, ifft2c(kspace).abs(), kspace, measured, scale, moved.samples)
+    if signal.coils == "sense" and images.shape[1] > 1:
+        raise InputError(
+            f"signal.coils=sense with {images.shape[1]} coils needs sensitivity maps, which training does not read "
+            "yet; set signal.coils=rss"
+        )
+    target, scale = (_complex_scale if signal.coils == "sense" else _magnitude_scale)(images)
+    kspace = fft2c(images / scale[:, 1].clamp_min(_TINY).view(-1, 1, 1, 1)) * measured
+    zero_filled = ifft2c(kspace)
+    zero_filled = complex_to_channels(zero_filled) if signal.coils == "sense" else root_sum_of_squares(zero_filled)
+    return Sample(target, zero_filled, kspace, measured, scale, moved.samples)
+
+
+def _complex_scale(images: Tensor) -> tuple[Tensor, Tensor]:
+    """(batch, 2, height, width) with largest magnitude 1, and its scale with 0 as minimum."""
+    scale = _largest(images.abs())
+    return complex_to_channels(images / scale[:, 1].clamp_min(_TINY).view(-1, 1, 1, 1)), scale
+
+
+def _magnitude_scale(images: Tensor) -> tuple[Tensor, Tensor]:
+    combined = root_sum_of_squares(images)
+    scale = _largest(combined)
+    return combined / scale[:, 1].clamp_min(_TINY).view(-1, 1, 1, 1), scale
+
+
+def _largest(magnitudes: Tensor) -> Tensor:
+    high = magnitudes.amax(dim=(1, 2, 3))
+    return torch.stack([torch.zeros_like(high), high], dim=1)
+
+
+def _in_order(parts: list[Tensor], rows: list[np.ndarray]) -> Tensor:
+    """One batch of the groups' images, in the order of the samples; fewer coils are filled up with zeros."""
     if len(parts) == 1:
-        images = parts[0]
-    else:
-        rows = np.concatenate([rows for _, rows in moved.groups])
-        images = torch.cat(parts)[torch.from_numpy(np.argsort(rows)).to(device)]
-    target, scale = normalize(images)
+        return parts[0]
+    coils = max(part.shape[1] for part in parts)
+    filled = [torch.nn.functional.pad(part, (0, 0, 0, 0, 0, coils - part.shape[1])) for part in parts]
+    order = torch.from_numpy(np.argsort(np.concatenate(rows)))
+    return torch.cat(filled)[order.to(parts[0].device)]
+
+
+def _masks(mask: MaskConfig, crop: tuple[int, int], samples: np.ndarray) -> Tensor:
+    """(batch, 1, height, width) bool."""
     if mask.per_slice:
-        pattern = np.stack([make_mask(mask, crop, (int(epoch), int(index))) for epoch, index in moved.samples])
+        patterns = np.stack([make_mask(mask, crop, (int(epoch), int(index))) for epoch, index in samples])
     else:
-        pattern = np.broadcast_to(_fixed_mask(mask, crop), (len(target), *crop))
-    measured = torch.from_numpy(np.array(pattern)).to(device).unsqueeze(1)
-    return Sample(target, zero_fill(target, measured), measured, scale)
+        patterns = np.broadcast_to(_fixed_mask(mask, crop), (len(samples), *crop))
+    return torch.from_numpy(np.array(patterns)).unsqueeze(1)
 
 
 @lru_cache(maxsize=8)

@@ -28,7 +28,7 @@ def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: 
     mine = indices[worker.rank :: worker.world_size]
     longest = -(-len(indices) // worker.world_size)
     padded = np.concatenate([mine, np.repeat(indices[:1], longest - len(mine))])
-    physics = Physics(recipe.data.crop, recipe.mask)
+    physics = Physics(recipe.data.crop, recipe.mask, recipe.signal)
     batch_size = recipe.micro_batch_size(worker.world_size)
     was_training = generator.training
     generator.eval()

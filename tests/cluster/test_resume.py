@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,12 +20,7 @@ LOSSES = ("loss", "critic_loss", "adversarial", "normalized_root_mse", "frequenc
 STEPS = 7
 
 
-@pytest.fixture(scope="module", autouse=True)
-def process_group_ends_with_this_file() -> Iterator[None]:
-    """DeepSpeed's engines make one for the single rank; other files are about processes without."""
-    yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("process_group_ends_with_this_file")
 
 
 class Interrupted(Exception):

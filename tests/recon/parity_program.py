@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -237,8 +238,8 @@ class Trainer:
                     engine.set_learning_rate(rate)
             row = []
             for draw in range(self.case.critic_steps):
-                parts = [critic_step(*engines, *pair, critic_loss) for pair in self.micro_batches(step, draw)]
-                row.append(torch.stack(parts).mean())
+                terms = [critic_step(*engines, [n], i, critic_loss) for n, i in self.micro_batches(step, draw)]
+                row.append(torch.stack([term["critic_loss"] for term in terms]).mean())
             parts = [self.generator_terms(*pair) for pair in self.micro_batches(step, self.case.critic_steps)]
             self.losses.append(self.mean_over_ranks(torch.stack([*row, *torch.stack(parts).mean(0)]).double()))
             if self.case.dtype == "bfloat16":
@@ -254,13 +255,15 @@ class Trainer:
             self.generator.step()
         elif self.case.variant == "double_gradient":
 
-            def doubled(*arguments: Tensor) -> dict[str, Tensor]:
-                return {name: 2 * term for name, term in generator_loss(*arguments).items()}
+            def doubled(reconstruction: Tensor, scores: Tensor | None) -> dict[str, Tensor]:
+                assert scores is not None
+                return {name: 2 * term for name, term in generator_loss(target, reconstruction, scores).items()}
 
-            _, terms = generator_step(self.generator, self.critic, zero_filled, target, doubled)
+            _, terms = generator_step(self.generator, self.critic, [zero_filled], doubled)
             terms = {name: term / 2 for name, term in terms.items()}
         else:
-            reconstruction, terms = generator_step(self.generator, self.critic, zero_filled, target, generator_loss)
+            objective = partial(generator_loss, target)
+            reconstruction, terms = generator_step(self.generator, self.critic, [zero_filled], objective)
             assert reconstruction.dtype == torch.float32
             assert reconstruction.shape == target.shape
             assert not reconstruction.requires_grad

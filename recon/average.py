@@ -1,0 +1,39 @@
+"""An exponential moving average of a network's weights, which often reconstructs better than the weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class AveragedWeights:
+    """`module` holds average = decay · average + (1 − decay) · weights, in float32, whatever the training computes in.
+
+    Made from the network before an engine takes it; equal on every rank, since the weights are. It wants whole
+    weights, so not ZeRO 3.
+    """
+
+    def __init__(self, network: nn.Module, decay: float, device: torch.device) -> None:
+        self.module = copy.deepcopy(network).to(device).requires_grad_(False)
+        self._decay = decay
+
+    @torch.no_grad()
+    def restart(self, network: nn.Module) -> None:
+        """Begin again from the weights as they are now."""
+        for average, value in self._pairs(network):
+            average.copy_(value)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Take in the weights after a step. Whatever is not a floating-point number is copied."""
+        for average, value in self._pairs(network):
+            if average.is_floating_point():
+                average.lerp_(value.to(average.dtype), 1 - self._decay)
+            else:
+                average.copy_(value)
+
+    def _pairs(self, network: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        averages, values = self.module.state_dict(), network.state_dict()
+        return [(average, values[name]) for name, average in averages.items()]

@@ -1,0 +1,60 @@
+"""Data consistency: what was measured is put back into the k-space of a reconstruction."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from recon.fourier import fft2c, ifft2c
+from recon.sense import channels_to_complex, complex_to_channels, sense_expand, sense_reduce
+
+Consistency = Literal["soft", "hard"]
+
+
+class DataConsistency(nn.Module):
+    """Replace (`hard`) or mix (`soft`) the measured points of an image's k-space, in float32.
+
+    Soft: (k + λ · measured) / (1 + λ) with one learned λ, which starts at 1. Source: Schlemper et al., A deep
+    cascade of convolutional neural networks for MR image reconstruction, eq. (7).
+    """
+
+    def __init__(self, kind: Consistency) -> None:
+        super().__init__()
+        # one axis, because DeepSpeed cannot broadcast a parameter that has none
+        self.log_weight = nn.Parameter(torch.zeros(1)) if kind == "soft" else None
+
+    def forward(self, image: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
+        """`image` (batch, 1 or 2, height, width): real, or real and imaginary part; the result is the same.
+
+        `kspace` (batch, coil, height, width) complex64 as measured; `mask` (batch, 1, height, width) bool; `maps` as
+        `kspace`, with Σ|maps|² = 1 or 0 in each pixel, None for one coil.
+
+        With `hard` the error of an image never grows. The result has exactly the measured points if there is one coil
+        and the image is complex, or the mask symmetric about the zero frequency; else it is the nearest image (real,
+        seen by those coils) to one that has them.
+        """
+        value = image.float()
+        whole = channels_to_complex(value) if value.shape[1] == 2 else torch.complex(value, torch.zeros_like(value))
+        predicted = fft2c(sense_expand(whole, maps))
+        if self.log_weight is None:
+            measured = kspace
+        else:
+            weight = self.log_weight.float().exp()
+            measured = (predicted + weight * kspace) / (1 + weight)
+        corrected = sense_reduce(ifft2c(torch.where(mask, measured, predicted)), maps)
+        result = complex_to_channels(corrected) if value.shape[1] == 2 else corrected.real
+        return result.to(image.dtype)
+
+
+class ConsistentGenerator(nn.Module):
+    """A generator whose last layer is data consistency: (zero_filled, kspace, mask, maps) → reconstruction."""
+
+    def __init__(self, network: nn.Module, kind: Consistency) -> None:
+        super().__init__()
+        self.network = network
+        self.consistency = DataConsistency(kind)
+
+    def forward(self, zero_filled: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
+        return self.consistency(self.network(zero_filled), kspace, mask, maps)

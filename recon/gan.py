@@ -1,0 +1,127 @@
+"""Generator and critic in training: what each of the compared systems does with a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recon.average import AveragedWeights
+from recon.engine import Engine, EngineSettings, build_engine
+from recon.fourier import fft2c, ifft2c
+from recon.gan_step import View, as_it_is, critic_step, generator_step
+from recon.losses import critic_loss, generator_loss
+from recon.networks import build_critic, build_generator
+from recon.recipe import Recipe, learning_rate_factor
+from recon.samples import Sample
+
+_PENALTY_STREAM = 0x6770  # of the recipe's seed: nothing else draws from it
+
+
+class Gan:
+    """The engines of a recipe. `critic` is None where nothing adversarial is wanted, `average` without EMA."""
+
+    def __init__(self, recipe: Recipe, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
+        config = recipe.training
+        self._recipe, self._rank = recipe, rank
+        torch.manual_seed(recipe.seed)
+        networks = [build_generator(recipe.generator, recipe.signal.channels)]
+        if recipe.loss.adversarial != "none":
+            channels = 1 if recipe.loss.critic_sees == "measurement" else recipe.signal.channels
+            networks.append(build_critic(recipe.critic, channels))
+        if config.channels_last:
+            for network in networks:
+                _to_channels_last(network)
+        self.average = AveragedWeights(networks[0], config.ema_decay, device) if config.ema_decay else None
+        settings = EngineSettings(
+            recipe.micro_batch_size(world_size), config.gradient_accumulation, config.zero_stage, config.dtype
+        )
+        build = partial(build_engine, settings=settings, device=device, backend=config.backend)
+        self.generator: Engine = build(networks[0], recipe.generator_optimizer)
+        self.critic: Engine | None = None
+        if len(networks) > 1:
+            self.critic = build(networks[1], recipe.critic_optimizer, clip=recipe.critic.applied_clip)
+        if config.compile:
+            for engine in self.engines.values():
+                engine.module.compile()
+
+    @property
+    def engines(self) -> dict[str, Engine]:
+        """The engines by name."""
+        return {"generator": self.generator, **({"critic": self.critic} if self.critic else {})}
+
+    @property
+    def critic_steps(self) -> int:
+        """Global batches of one generator step."""
+        return self._recipe.critic.steps if self.critic else 1
+
+    @property
+    def best_generator(self) -> torch.nn.Module:
+        """What validation rates and `larmor pull` gives: the averaged weights where there are any."""
+        return self.average.module if self.average else self.generator.module
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of `best_generator` as float32 on the CPU. Every rank calls."""
+        whole = self.generator.state_dict()
+        return {k: v.cpu().clone() for k, v in self.average.module.state_dict().items()} if self.average else whole
+
+    def set_learning_rates(self, step: int) -> None:
+        """The learning rates of generator step `step`, counted from 0."""
+        factor = learning_rate_factor(self._recipe.training, step)
+        self.generator.set_learning_rate(self._recipe.generator_optimizer.learning_rate * factor)
+        if self.critic:
+            self.critic.set_learning_rate(self._recipe.critic_optimizer.learning_rate * factor)
+
+    def train_critic(self, samples: Sequence[Sample], number: int) -> list[dict[str, Tensor]]:
+        """One critic update, the `number`-th of the training; the loss terms of each micro-batch."""
+        assert self.critic
+        score = partial(critic_loss, kind=self._recipe.loss.adversarial)
+        penalty = None
+        if self._recipe.critic.lipschitz == "gradient_penalty":
+            penalty = self._recipe.critic.penalty_weight, self._random(number)
+        measured = self._recipe.loss.critic_sees == "measurement"
+        return [
+            critic_step(
+                self.generator,
+                self.critic,
+                sample.measurement,
+                sample.zero_filled if measured else sample.target,
+                score,
+                self._view(sample),
+                penalty,
+            )
+            for sample in samples
+        ]
+
+    def train_generator(self, samples: Sequence[Sample]) -> list[dict[str, Tensor]]:
+        """One generator update; the loss terms of each micro-batch."""
+        terms = []
+        for sample in samples:
+            objective = partial(generator_loss, sample.target, config=self._recipe.loss)
+            step = generator_step(self.generator, self.critic, sample.measurement, objective, self._view(sample))
+            terms.append(step[1])
+        if self.average:
+            self.average.update(self.generator.module)
+        return terms
+
+    def _view(self, sample: Sample) -> View:
+        if self._recipe.loss.critic_sees == "image":
+            return as_it_is
+        # measured anew with the mask of another sample, as Cole et al. do: its artefacts must not be this one's
+        mask = sample.mask.roll(1, dims=0)
+        return lambda reconstruction: ifft2c(fft2c(reconstruction) * mask).abs()
+
+    def _random(self, number: int) -> torch.Generator:
+        key = [self._recipe.seed, _PENALTY_STREAM, number, self._rank]
+        seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)
+        return torch.Generator().manual_seed(int(seed))
+
+
+def _to_channels_last(network: torch.nn.Module) -> None:
+    """The weights of all convolutions; activations follow them."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

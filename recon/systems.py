@@ -1,0 +1,65 @@
+"""The compared systems by name: what each puts in place of an experiment's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+System = Literal["gan_resnet50", "gan_resnet50_dc", "dagan", "wdagan", "unet", "unet_dssim", "unsupervised_gan"]
+
+_ADAM = {"name": "adam", "learning_rate": 1e-4, "beta1": 0.5}
+
+SYSTEMS: Mapping[str, Mapping[str, Any]] = {
+    # the paper's: Wasserstein loss, weight clipping, content and frequency terms
+    "gan_resnet50": {},
+    # the same with the measured points put back
+    "gan_resnet50_dc": {"generator": {"data_consistency": "hard"}},
+    # Yang et al. 2018, without the perceptual term, which needs pretrained weights
+    "dagan": {
+        "generator": {"name": "dagan"},
+        "critic": {"name": "dagan", "steps": 1, "lipschitz": "none"},
+        "loss": {"adversarial": "bce", "a": 15.0, "b": 0.1},
+        "generator_optimizer": _ADAM,
+        "critic_optimizer": _ADAM,
+    },
+    # Jiang et al. 2019: DAGAN's networks, Wasserstein loss
+    "wdagan": {
+        "generator": {"name": "dagan"},
+        "critic": {"name": "dagan"},
+        "loss": {"adversarial": "wasserstein", "a": 15.0, "b": 0.1},
+        "generator_optimizer": _ADAM,
+    },
+    # Hyun et al. 2018: mean squared error, k-space correction
+    "unet": {
+        "generator": {"name": "unet", "data_consistency": "hard"},
+        "loss": {"adversarial": "none", "content": "mse", "a": 1.0, "b": 0.0},
+        "generator_optimizer": {"name": "rmsprop", "learning_rate": 1e-3},
+    },
+    "unet_dssim": {
+        "generator": {"name": "unet"},
+        "loss": {"adversarial": "none", "content": "dssim", "a": 1.0, "b": 0.0},
+        "generator_optimizer": {"name": "adam", "learning_rate": 1e-3},
+    },
+    # Cole et al. 2020: no ground truth; the critic compares measurements
+    "unsupervised_gan": {
+        "generator": {"name": "unet", "data_consistency": "hard"},
+        "critic": {"lipschitz": "gradient_penalty"},
+        "loss": {"adversarial": "wasserstein", "critic_sees": "measurement", "a": 0.0, "b": 0.0},
+        "mask": {"per_slice": True},
+        "generator_optimizer": _ADAM,
+        "critic_optimizer": _ADAM,
+    },
+}
+
+
+def merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as one; where both have a key, the value of `given` counts."""
+    result: dict[str, Any] = {**defaults, **given}
+    for key, value in defaults.items():
+        own = given.get(key)
+        if isinstance(value, Mapping):
+            if isinstance(own, Mapping):
+                result[key] = merged(value, own)
+            elif own is not None and hasattr(own, "model_dump"):
+                result[key] = own
+    return result

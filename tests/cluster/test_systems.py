@@ -1,0 +1,191 @@
+"""Every system of the comparison trains, goes on exactly after an interruption, and stops for its own reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.experiment import Experiment, load_experiment
+from cluster.run_folder import RunFolder
+from cluster.worker import LocalWorker
+from recon.systems import SYSTEMS
+from recon.train import EarlyStop, TrainingDiverged, train
+from storage.errors import InputError
+from storage.object_store import ObjectStore
+from tests.helpers import random_kspace, write_dataset
+from tests.workbench import TINY, unique_name
+from tuning.experiment import SweepExperiment
+
+STEPS = 4
+pytestmark = pytest.mark.usefixtures("process_group_ends_with_this_file")
+
+
+class Interrupted(Exception):
+    pass
+
+
+class InterruptedWorker(LocalWorker):
+    """Stops right after the checkpoint of step 2, as a kill would."""
+
+    def save(self, step: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:
+        super().save(step, metrics, write)
+        if step == 2:
+            raise Interrupted
+
+
+@pytest.fixture(scope="module")
+def kspace_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("data") / "set"
+    splits = {"train": random_kspace(12, (1, 32, 40)), "validation": random_kspace(3, (1, 32, 40), 1)}
+    write_dataset(ObjectStore(str(folder)), splits)
+    return str(folder)
+
+
+def tiny(url: str, *overrides: str) -> Experiment:
+    settings = (
+        *TINY,
+        f"data.url={url}",
+        "data.crop=[32,40]",
+        f"training.num_steps={STEPS}",
+        "training.checkpoint_every=2",
+        "training.validate_every=2",
+        "training.log_every=2",
+        "training.backend=plain",
+        "training.zero_stage=0",
+        "cluster.num_workers=1",
+        *overrides,
+    )
+    return load_experiment("laptop", settings, SweepExperiment).training_part()
+
+
+def run_in(folder: Path) -> RunFolder:
+    return RunFolder(str(folder / unique_name("run")))
+
+
+def trained(experiment: Experiment, run: RunFolder, worker: type[LocalWorker] = LocalWorker) -> RunFolder:
+    torch.set_num_threads(1)
+    train(experiment, worker(run, experiment.training, torch.device("cpu")))
+    return run
+
+
+def rows(run: RunFolder) -> list[dict[str, float]]:
+    times = ("slices_per_second", "bytes_per_second", "waiting_share")
+    return [{name: value for name, value in row.items() if name not in times} for row in run.history()]
+
+
+CASES = [
+    *([f"system={system}"] for system in SYSTEMS),
+    ["critic.lipschitz=gradient_penalty"],
+    ["critic.lipschitz=spectral_norm"],
+    ["generator.subbands=wavelet", "generator.data_consistency=soft"],
+    ["signal.mode=complex", "generator.data_consistency=hard"],
+    ["signal.mode=complex", "signal.coils=rss"],
+    ["training.dtype=bfloat16", "training.channels_last=true", "training.schedule=halving", "training.halve_every=1"],
+]
+
+
+@pytest.mark.parametrize("overrides", CASES, ids=" ".join)
+def test_resumed_training_equals_uninterrupted_one(kspace_url: str, tmp_path: Path, overrides: list[str]) -> None:
+    experiment = tiny(kspace_url, "training.ema_decay=0.5", *overrides)
+    whole, broken = trained(experiment, run_in(tmp_path)), run_in(tmp_path)
+    with pytest.raises(Interrupted):
+        trained(experiment, broken, InterruptedWorker)
+    trained(experiment, broken)
+    assert len(rows(whole)) == STEPS
+    assert rows(broken) == rows(whole)
+    assert all(np.isfinite(list(row.values())).all() for row in rows(whole))
+    final = [run.latest() for run in (whole, broken)]
+    assert final[0] is not None
+    assert final[1] is not None
+    assert final[0].files["generator.safetensors"] == final[1].files["generator.safetensors"]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("lipschitz", ["gradient_penalty", "spectral_norm"])
+def test_lipschitz_constraints_are_the_same_with_deepspeed(
+    kspace_url: str, tmp_path: Path, lipschitz: str, zero_stage: int
+) -> None:
+    overrides = [f"critic.lipschitz={lipschitz}", "training.gradient_accumulation=2"]
+    plain = rows(trained(tiny(kspace_url, *overrides), run_in(tmp_path)))
+    engines = ["training.backend=deepspeed", f"training.zero_stage={zero_stage}"]
+    found = rows(trained(tiny(kspace_url, *overrides, *engines), run_in(tmp_path)))
+    for row, expected in zip(found, plain, strict=True):
+        assert row == pytest.approx(expected, rel=2e-4, abs=1e-6)
+
+
+def test_the_average_is_what_is_pulled(kspace_url: str, tmp_path: Path) -> None:
+    runs = [trained(tiny(kspace_url, f"training.ema_decay={decay}"), run_in(tmp_path)) for decay in (0.0, 0.999)]
+    last, averaged = (rows(run)[-1]["val/psnr"] for run in runs)
+    assert [row["loss"] for row in rows(runs[0])] == [row["loss"] for row in rows(runs[1])], "training is not changed"
+    assert last != averaged
+
+
+def test_no_progress_ends_a_training_early(kspace_url: str, tmp_path: Path) -> None:
+    overrides = ["generator_optimizer.learning_rate=1e-30", "training.early_stop=2", "training.num_steps=20"]
+    run = trained(tiny(kspace_url, *overrides), run_in(tmp_path))
+    latest = run.latest()
+    assert latest is not None
+    assert latest.step == len(run.history()) == 6, "validations at 2, 4 and 6: two of them no better than the first"
+    assert len(trained(tiny(kspace_url, *overrides), run).history()) == 6, "and it stays ended"
+
+
+def test_early_stop_counts_validations_in_vain(kspace_url: str) -> None:
+    stop = EarlyStop(tiny(kspace_url, "training.early_stop=2", "training.best_metric=nmse").training)
+    for value, reached in ((0.5, False), (0.6, False), (0.4, False), (0.4, False), (0.41, True)):
+        stop.add({"val/nmse": value})
+        assert stop.reached is reached
+
+
+def test_values_that_are_not_finite_name_their_slice(tmp_path: Path) -> None:
+    kspace = random_kspace(12, (1, 32, 40))
+    kspace[7, 0, 3, 5] = np.nan
+    store = ObjectStore(str(tmp_path / "set"))
+    write_dataset(store, {"train": kspace, "validation": kspace[:3]})
+    run = run_in(tmp_path)
+    with pytest.raises(InputError, match=r"not finite in slice 7 of train1 of .*larmor verify"):
+        trained(tiny(store.url), run)
+
+
+def test_a_critic_that_runs_away_stops_the_training(kspace_url: str, tmp_path: Path) -> None:
+    overrides = ["critic.lipschitz=none", "critic_optimizer.learning_rate=0.5", "training.num_steps=40"]
+    run = run_in(tmp_path)
+    with pytest.raises(TrainingDiverged, match=r"critic diverged: critic_loss is .*largest_critic_loss=10000"):
+        trained(tiny(kspace_url, *overrides, "generator_optimizer.learning_rate=1e-9"), run)
+    kept = run.latest()
+    if kept is not None:
+        assert all(np.isfinite(list(kept.metrics.values())))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["training.ema_decay=0.9", "training.backend=deepspeed", "training.zero_stage=3"],
+            ["ema_decay", "2 or lower"],
+        ),
+        (["critic.lipschitz=gradient_penalty", "training.zero_stage=3"], ["gradient_penalty", "2 or lower"]),
+        (["signal.mode=complex", "signal.coils=rss", "generator.data_consistency=hard"], ["signal.coils=sense"]),
+        (["generator.name=unet", "generator.subbands=wavelet"], ["subbands=wavelet", "gan_resnet50"]),
+        (["loss.adversarial=none", "loss.a=0", "loss.b=0"], ["nothing to minimise"]),
+        (["system=vae"], ["system='vae'", "wdagan"]),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(kspace_url: str, overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        tiny(kspace_url, *overrides)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_system_is_a_set_of_defaults(kspace_url: str) -> None:
+    experiment = tiny(kspace_url, "system=dagan", "loss.a=3")
+    assert experiment.loss.adversarial == "bce"
+    assert experiment.loss.a == 3
+    assert experiment.critic.applied_clip is None
+    assert experiment.generator.width == 4, "what the file says counts"
+    again = type(experiment).model_validate(experiment.model_dump(mode="json"))
+    assert again == experiment
