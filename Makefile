@@ -29,7 +29,7 @@ demo: install
 		--evaluation $(DEMO)/evaluation --to $(DEMO)/report.html
 	@echo
 	@echo "Figures: $(DEMO)/contact-sheet.png (the data), $(DEMO)/reconstruction/petdeface01-reconstruction.png (the"
-	@echo "whole head), $(DEMO)/evaluation/comparison.png (target, zero-filled, reconstruction, errors)."
+	@echo "whole head), $(DEMO)/evaluation/comparison-*.png (target, zero-filled, reconstruction, errors)."
 	@echo "Report:  $(DEMO)/report.html"
 
 test: install

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,9 @@ app = typer.Typer(
 store_app = typer.Typer(help="The embedded S3 object store on 127.0.0.1.", no_args_is_help=True, rich_markup_mode=None)
 fetch_app = typer.Typer(help="Get data to try Larmor with.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(store_app, name="store")
+benchmark_app = typer.Typer(help="Comparisons that anybody can repeat.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(fetch_app, name="fetch")
+app.add_typer(benchmark_app, name="benchmark")
 
 Experiment = Annotated[
     str, typer.Argument(help="An experiment's YAML file, or the name of a shipped one: laptop, paper_256x256, …")
@@ -376,32 +379,89 @@ def reconstruct(
 
 @app.command()
 def evaluate(
-    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.")],
+    model_dirs: Annotated[list[Path], typer.Argument(metavar="MODEL_DIR...", help="Made by `larmor pull`.")],
     url: Annotated[str, typer.Argument(metavar="DATASET_URL", help="A data set made by `larmor convert`.")],
+    method: Annotated[
+        list[str] | None, typer.Option(help="Without training: wavelet, total_variation or bart; repeatable.")
+    ] = None,
+    size: Annotated[list[str] | None, typer.Option(help="HEIGHTxWIDTH instead of the models' own; repeatable.")] = None,
+    mask: Annotated[list[str] | None, typer.Option(help="Kind of mask instead of their own; repeatable.")] = None,
+    ratio: Annotated[list[float] | None, typer.Option(help="Sampling ratio instead of their own; repeatable.")] = None,
+    segmentation: Annotated[
+        bool, typer.Option("--segmentation", help="Rate tissue segmentations too: Dice. Takes a minute per volume.")
+    ] = False,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     preset: Annotated[str, typer.Option(help="How figures are defined: paper or fastmri.")] = "paper",
-    to: Annotated[Path | None, typer.Option(help="Folder for CSV and figure; default: MODEL_DIR/evaluation.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder for the tables; default: MODEL_DIR/evaluation.")] = None,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """The table: zero-filled and the model, with the preset named; CSV per slice and volume, and a figure."""
+    """The tables: zero-filled, models and classical methods side by side, preset named; CSV, Markdown, LaTeX, PNG."""
     from cluster.console import console, progress_bar
-    from recon.evaluate import evaluate_to_folder, table
+    from recon.evaluate import evaluate as rate
+    from recon.methods import named, parse_size, table_cells
     from recon.metrics import check_preset
     from recon.model import load_model
+    from recon.segmentation import SegmentationConfig
+    from recon.tables import text_table, write_evaluation
     from storage.config import DataConfig, open_reader
 
-    model = load_model(model_dir, device)
+    models = named([load_model(folder, device) for folder in model_dirs])
+    cells = table_cells(models, method or [], [parse_size(text) for text in size or []], mask or [], ratio or [])
     reader = open_reader(DataConfig(url=url, memory_cache_bytes=0, disk_cache_bytes=0), split)
-    folder = to or model_dir / "evaluation"
-    with progress_bar() as show:
-        result = evaluate_to_folder(
-            model, reader, check_preset(preset), batch_size, folder, lambda d, n: show("evaluating", d, n)
-        )
-    for line in table(result):
-        console.print(line)
-    for path in sorted(folder.iterdir()):
+    rules, tissues = check_preset(preset), SegmentationConfig() if segmentation else None
+    results = []
+    with progress_bar() as bar:
+        for number, cell in enumerate(cells, start=1):
+            show = partial(bar, f"evaluating {number}/{len(cells)}")
+            results.append(rate(cell.methods, cell.physics, reader, rules, batch_size, show, device, tissues))
+    records = {name: model.record for name, model in models.items()}
+    written = write_evaluation(results, reader.info, records, to or model_dirs[0] / "evaluation")
+    for result in results:
+        for line in text_table(result):
+            console.print(line, markup=False)
+    for path in written:
         console.print(str(path))
+
+
+@app.command()
+def masks(
+    to: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("masks.png"),
+    size: Annotated[str, typer.Option(help="Height and width: HEIGHTxWIDTH.")] = "256x256",
+    kind: Annotated[list[str] | None, typer.Option(help="Kind of mask; repeatable; default: all.")] = None,
+    ratio: Annotated[float, typer.Option(help="Measured points / all points.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other masks.")] = 0,
+) -> None:
+    """Show undersampling masks and their point spread functions, with the achieved ratio and a checksum of each."""
+    from cluster.console import console
+    from recon.mask_sheet import all_kinds, write_mask_sheet
+    from recon.masks import MaskConfig
+    from recon.methods import mask_of, parse_size
+
+    base = MaskConfig(seed=seed)
+    configs = [mask_of(base, name, ratio) for name in kind or [config.kind for config in all_kinds(base)]]
+    for line in write_mask_sheet(configs, parse_size(size), to):
+        console.print(line, markup=False)
+    console.print(str(to))
+
+
+@benchmark_app.command("tables")
+def benchmark_tables(
+    preset: Annotated[str, typer.Option(help="A shipped grid, laptop or paper, or a YAML file.")] = "laptop",
+    data: Annotated[str, typer.Option(help="A data set made by `larmor convert`.")] = "s3://larmor/heads",
+    output: Annotated[str, typer.Option(help="Where the trainings go: a folder or s3://BUCKET.")] = "s3://larmor",
+    to: Annotated[Path, typer.Option(help="Folder for models, tables and figures.")] = Path("tables"),
+    num_images: Annotated[int | None, typer.Option(min=1, help="Images that each system sees.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Train every system alike and fill the tables. Stopped, the same command goes on where it was."""
+    from cluster.console import console
+    from cluster.grid import fill, load_grid
+
+    grid = load_grid(preset, {"num_images": num_images} if num_images else {})
+    name = f"tables-{Path(preset).stem}-{grid.num_images}"
+    fill(grid, name, data, output, to, device, partial(console.print, markup=False))
+    console.print(str(to / "tables.md"))
 
 
 @app.command()

@@ -1,26 +1,27 @@
-"""The table: zero-filled against the model, per slice and per volume, each figure with its preset."""
+"""Rate several models and methods on one split: per slice and per volume, each figure with its preset."""
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
+import scipy.stats
+import torch
 
-from recon.figures import comparison
-from recon.inference import Physics, Reconstructed, reconstruct_split
-from recon.masks import describe_mask
-from recon.metrics import METRICS, PRESETS, Preset, slice_metrics, volume_metrics
-from recon.model import Model
+from recon.figures import Example
+from recon.inference import ZERO_FILLED, Method, Physics, Reconstructed, reconstruct_split
+from recon.metrics import METRICS, Preset, slice_metrics, volume_metrics
+from recon.segmentation import Segmentation, SegmentationConfig, dice_per_class, segment
 from storage.dataset import SplitInfo
 from storage.errors import InputError
 from storage.reader import SliceReader
 
-METHODS = ("zero_filled", "model")
+DICE = "dice"
 _MOST_PICTURED = 8  # volumes in the figure, which matplotlib cannot draw at any height
+_RESAMPLES = 2000
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -36,78 +37,139 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All rows under one preset, and a few examples for the figure."""
+    """One cell of a table, that is one size, mask and ratio: all rows under one preset, and a few examples.
 
+    `subject_of` gives the subject of each volume. With segmentation the volumes have `dice` beside `METRICS`.
+    """
+
+    physics: Physics
     preset: Preset
+    methods: tuple[str, ...]
     slices: Sequence[Row]
     volumes: Sequence[Row]
-    examples: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]
+    examples: Sequence[Example]
+    subject_of: Mapping[str, str]
+
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the figures that the volumes have."""
+        return (*METRICS, DICE) if DICE in self.volumes[0].metrics else METRICS
+
+    @property
+    def size(self) -> str:
+        return f"{self.physics.crop[0]}×{self.physics.crop[1]}"
+
+    @property
+    def label(self) -> str:
+        """Size and mask in words."""
+        mask = self.physics.mask
+        kind = f"file {mask.file}" if mask.kind == "file" else f"{mask.kind} {100 * mask.sampling_ratio:g} %"
+        return f"{self.size}, {kind}"
 
     def mean(self, method: str) -> dict[str, float]:
         """Mean over volumes of each metric, and `seconds`."""
         rows = [row for row in self.volumes if row.method == method]
-        means = {name: float(np.mean([row.metrics[name] for row in rows])) for name in METRICS}
+        means = {name: float(np.mean([row.metrics[name] for row in rows])) for name in self.metrics}
         return {**means, "seconds": float(np.mean([row.seconds for row in rows]))}
+
+    def interval(self, method: str) -> dict[str, tuple[float, float]] | None:
+        """95 % interval of each metric's mean over subjects, by the percentile bootstrap; None for one subject."""
+        subjects: dict[str, list[Row]] = {}
+        for row in self.volumes:
+            if row.method == method:
+                subjects.setdefault(self.subject_of[row.volume], []).append(row)
+        if len(subjects) < 2:
+            return None
+        found = {}
+        for name in self.metrics:
+            values = [float(np.mean([row.metrics[name] for row in rows])) for rows in subjects.values()]
+            drawn = scipy.stats.bootstrap(
+                (values,), np.mean, n_resamples=_RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+            )
+            found[name] = (float(drawn.confidence_interval.low), float(drawn.confidence_interval.high))
+        return found
 
 
 def evaluate(
-    model: Model, reader: SliceReader, preset: Preset, batch_size: int, progress: Callable[[int, int], None]
+    methods: Mapping[str, Method],
+    physics: Physics,
+    reader: SliceReader,
+    preset: Preset,
+    batch_size: int,
+    progress: Progress,
+    device: torch.device | str = "cpu",
+    segmentation: SegmentationConfig | None = None,
 ) -> Evaluation:
-    """Reconstruct every slice of the reader's split and rate it.
+    """Reconstruct every slice of the reader's split with every method, zero-filled first, and rate it.
 
     `paper`: means over slices, data range 1. `fastmri`: one figure for each volume, in the intensities of
-    the source, data range = maximum of the target volume.
+    the source, data range = maximum of the target volume. With `segmentation` volumes are also rated by Dice: the
+    mean over tissues of the overlap between the segmentations of reconstruction and target.
+
+    Raises `InputError` if the data set's slices are smaller than the images.
     """
-    info, physics = reader.info, model.physics
+    info = reader.info
     _check_size(info, physics)
+    names = (ZERO_FILLED, *methods)
     last, count = len(info.volumes) - 1, min(len(info.volumes), _MOST_PICTURED)
     pictured = {info.volumes[place] for place in np.linspace(0, last, count).astype(int)}
-    device = next(model.generator.parameters()).device
     slices: list[Row] = []
     volumes: list[Row] = []
     examples = []
+    subjects = {}
     done = 0
     for volume in info.volumes:
         indices = info.slices_of(volume)
+        subjects[volume] = info.subjects[int(info.subject[indices[0]])]
         places = np.linspace(0.3, 0.7, 3 if len(info.volumes) == 1 else 1) * (len(indices) - 1)
         shown = set(indices[places.astype(int)]) if volume in pictured else set()
         batches = []
-        for batch in reconstruct_split(model.generator, reader, [int(i) for i in indices], physics, batch_size, device):
+        chosen = [int(index) for index in indices]
+        for batch in reconstruct_split(methods, reader, chosen, physics, batch_size, torch.device(device)):
             slices += _slice_rows(batch, volume)
             batches.append(batch)
             done += len(batch.indices)
             progress(done, info.num_slices)
             for place, index in enumerate(batch.indices):
                 if index in shown:
-                    images = (batch.target[place], batch.zero_filled[place], batch.reconstruction[place])
-                    examples.append((f"{volume}, slice {int(info.index[index])}", *images))
-        volumes += _volume_rows(volume, batches, preset, slices)
-    return Evaluation(preset, slices, volumes, examples)
+                    images = {name: batch.images[name][place] for name in names}
+                    title = f"{volume}, slice {int(info.index[index])}"
+                    examples.append(Example(title, batch.target[place], images))
+        volumes += _volume_rows(volume, names, batches, preset, slices, segmentation)
+    return Evaluation(physics, preset, names, slices, volumes, examples, subjects)
 
 
 def _slice_rows(batch: Reconstructed, volume: str) -> Iterator[Row]:
-    per_image = batch.seconds / len(batch.indices)
     for place, index in enumerate(batch.indices):
-        for method, images, seconds in (
-            ("zero_filled", batch.zero_filled, 0.0),
-            ("model", batch.reconstruction, per_image),
-        ):
+        for method, images in batch.images.items():
+            seconds = batch.seconds.get(method, 0.0) / len(batch.indices)
             yield Row(volume, index, method, slice_metrics(batch.target[place], images[place]), seconds)
 
 
-def _volume_rows(volume: str, batches: Sequence[Reconstructed], preset: Preset, slices: Sequence[Row]) -> Iterator[Row]:
-    for method in METHODS:
+def _volume_rows(
+    volume: str,
+    methods: Sequence[str],
+    batches: Sequence[Reconstructed],
+    preset: Preset,
+    slices: Sequence[Row],
+    segmentation: SegmentationConfig | None,
+) -> Iterator[Row]:
+    target, scale = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("target", "scale"))
+    original = segment(target, segmentation, scale) if segmentation else None
+    for method in methods:
         rows = [row for row in slices if row.volume == volume and row.method == method]
-        seconds = float(np.mean([row.seconds for row in rows]))
+        found = np.concatenate([batch.images[method] for batch in batches])
         if preset == "paper":
             metrics = {name: float(np.mean([row.metrics[name] for row in rows])) for name in METRICS}
         else:
-            target, found = (
-                np.concatenate([_intensities(getattr(batch, name), batch.scale) for batch in batches])
-                for name in ("target", "zero_filled" if method == "zero_filled" else "reconstruction")
-            )
-            metrics = volume_metrics(target, found)
-        yield Row(volume, None, method, metrics, seconds)
+            metrics = volume_metrics(_intensities(target, scale), _intensities(found, scale))
+        if segmentation and original:
+            metrics[DICE] = _dice(original, segment(found, segmentation, scale))
+        yield Row(volume, None, method, metrics, float(np.mean([row.seconds for row in rows])))
+
+
+def _dice(original: Segmentation, found: Segmentation) -> float:
+    return dice_per_class(original, found)["mean"]
 
 
 def _intensities(images: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -119,66 +181,6 @@ def _check_size(info: SplitInfo, physics: Physics) -> None:
     height, width = info.largest_matrix
     if physics.crop[0] > height or physics.crop[1] > width:
         raise InputError(
-            f"the model works on {physics.crop[0]}×{physics.crop[1]}, the data set has slices of {height}×{width}; "
-            "convert the data at a larger --matrix"
+            f"images of {physics.crop[0]}×{physics.crop[1]} are wanted, the data set has slices of {height}×{width}; "
+            "convert the data at a larger --matrix, or evaluate at a smaller --size"
         )
-
-
-def write_csv(evaluation: Evaluation, path: Path) -> None:
-    """One line per slice and method, then one per volume (slice empty), with the preset in every line."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["volume", "slice", "method", "preset", *METRICS, "seconds_per_image"])
-        for row in [*evaluation.slices, *evaluation.volumes]:
-            # a single slice is always rated as preset `paper` does; `fastmri` rates volumes
-            preset = "paper" if row.slice_index is not None else evaluation.preset
-            place = "" if row.slice_index is None else row.slice_index
-            values = [f"{row.metrics[name]:.6g}" for name in METRICS]
-            writer.writerow([row.volume, place, row.method, preset, *values, f"{row.seconds:.6g}"])
-
-
-def table(evaluation: Evaluation) -> list[str]:
-    """The lines that `larmor evaluate` prints: mean over volumes for each method, then the difference."""
-    number = len({row.volume for row in evaluation.volumes})
-    slices = len(evaluation.slices) // len(METHODS)
-    definition = f"preset '{evaluation.preset}': {PRESETS[evaluation.preset]}"
-    lines = [f"mean over {number} volume(s), {slices} slices; {definition}"]
-    lines.append(f"{'':<12} {'PSNR (dB)':>10} {'SSIM':>8} {'MSE':>11} {'RMSE':>9} {'NMSE':>9} {'ms/image':>9}")
-    means = {method: evaluation.mean(method) for method in METHODS}
-    for method, mean in means.items():
-        time = f"{mean['seconds'] * 1000:9.1f}" if mean["seconds"] else f"{'–':>9}"
-        lines.append(
-            f"{method:<12} {mean['psnr']:>10.3f} {mean['ssim']:>8.4f} {mean['mse']:>11.4g} {mean['rmse']:>9.4g} "
-            f"{mean['nmse']:>9.4g} {time}"
-        )
-    gain = {name: means["model"][name] - means["zero_filled"][name] for name in ("psnr", "ssim")}
-    lines.append(f"{'gain':<12} {gain['psnr']:>+10.3f} {gain['ssim']:>+8.4f}")
-    return lines
-
-
-def evaluate_to_folder(
-    model: Model,
-    reader: SliceReader,
-    preset: Preset,
-    batch_size: int,
-    folder: Path,
-    progress: Callable[[int, int], None],
-) -> Evaluation:
-    """`evaluate`, with `metrics.csv`, `summary.json` and `comparison.png` written to `folder`."""
-    result = evaluate(model, reader, preset, batch_size, progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_csv(result, folder / "metrics.csv")
-    summary = {
-        "preset": preset,
-        "definition": PRESETS[preset],
-        "split": reader.info.name,
-        "volumes": list(reader.info.volumes),
-        "subjects": list(reader.info.subjects),
-        "num_slices": reader.info.num_slices,
-        "mask": describe_mask(model.physics.mask, model.physics.crop),
-        "mean": {method: result.mean(method) for method in METHODS},
-        "model": model.record,
-    }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
-    comparison(result.examples, folder / "comparison.png")
-    return result

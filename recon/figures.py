@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +14,15 @@ from recon.metrics import slice_metrics
 
 ERROR_GAIN = 5
 matplotlib.rcParams["font.size"] = 8
+
+
+@dataclass(frozen=True)
+class Example:
+    """One slice for the figure: images (height, width) in [0, 1], one for each method."""
+
+    title: str
+    target: np.ndarray
+    images: Mapping[str, np.ndarray]
 
 
 def contact_sheet(images: Sequence[np.ndarray], titles: Sequence[str], columns: int, path: Path) -> None:
@@ -28,24 +38,30 @@ def contact_sheet(images: Sequence[np.ndarray], titles: Sequence[str], columns: 
     figure.savefig(path, dpi=110)
 
 
-def comparison(examples: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]], path: Path) -> None:
-    """Rows of target, zero-filled, reconstruction and the two error maps; images (height, width) in [0, 1].
+def comparison(examples: Sequence[Example], path: Path) -> None:
+    """Two rows for each example: target and every method's image; below them the error maps.
 
     PSNR and SSIM in the titles are of preset `paper`.
     """
-    height, width = examples[0][1].shape
-    figure = Figure(figsize=(12.5, len(examples) * (2.5 * height / width + 0.35) + 0.2))
-    for row, (name, target, zero_filled, found) in enumerate(examples):
-        cells = [(f"target: {name}", target, "gray", 1.0)]
-        for title, image in (("zero-filled", zero_filled), ("reconstruction", found)):
-            rated = slice_metrics(target, image)
-            cells.append((f"{title}: {rated['psnr']:.1f} dB / {rated['ssim']:.3f}", image, "gray", 1.0))
-        for title, image in (("zero-filled", zero_filled), ("reconstruction", found)):
-            cells.append((f"error of {title} × {ERROR_GAIN}", np.abs(target - image) * ERROR_GAIN, "inferno", 1.0))
-        for column, (title, image, colours, top) in enumerate(cells):
-            axes = figure.add_subplot(len(examples), len(cells), row * len(cells) + column + 1)
-            axes.imshow(image, cmap=colours, vmin=0, vmax=top)
-            axes.set_title(title, fontsize=7)
-            axes.axis("off")
+    height, width = examples[0].target.shape
+    columns = 1 + len(examples[0].images)
+    cell = 2.5  # inches wide
+    figure = Figure(figsize=(cell * columns, 2 * len(examples) * (cell * height / width + 0.3) + 0.2))
+    for number, example in enumerate(examples):
+        top, below = 2 * number * columns, (2 * number + 1) * columns
+        _panel(figure, 2 * len(examples), columns, top, f"target: {example.title}", example.target, "gray")
+        for column, (name, image) in enumerate(example.images.items(), start=1):
+            rated = slice_metrics(example.target, image)
+            title = f"{name.replace('_', '-')}: {rated['psnr']:.1f} dB / {rated['ssim']:.3f}"
+            _panel(figure, 2 * len(examples), columns, top + column, title, image, "gray")
+            error = np.abs(example.target - image) * ERROR_GAIN
+            _panel(figure, 2 * len(examples), columns, below + column, f"error × {ERROR_GAIN}", error, "inferno")
     figure.tight_layout(pad=0.4)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
+
+
+def _panel(figure: Figure, rows: int, columns: int, place: int, title: str, image: np.ndarray, colours: str) -> None:
+    axes = figure.add_subplot(rows, columns, place + 1)
+    axes.imshow(image, cmap=colours, vmin=0, vmax=1)
+    axes.set_title(title, fontsize=7)
+    axes.axis("off")

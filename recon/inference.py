@@ -1,15 +1,15 @@
-"""Reconstruct slices of a data set with a generator: what validation, evaluation and `reconstruct` share."""
+"""Reconstruct slices of a data set: what validation, evaluation and `reconstruct` share."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recon.engine import lowered
 from recon.masks import MaskConfig
@@ -18,18 +18,24 @@ from recon.signal import SignalConfig
 from storage.loader import Batch
 from storage.reader import SliceReader
 
+ZERO_FILLED = "zero_filled"
+Method = Callable[[Sample], Tensor]
+"""A sample → images (batch, channels, height, width) as its target."""
+
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """A batch of results. Images are magnitudes (batch, height, width) float32 in the target's range [0, 1];
-    `scale` (batch, 2) maps them back; `seconds` is the time of the generator alone, for the batch."""
+    """A batch of results. Images are magnitudes (batch, height, width) float32 in the target's range [0, 1].
+
+    `images` and `seconds` have an entry for each method, `images` one for `zero_filled` as well; `scale` (batch, 2)
+    maps them back; `seconds` is the time of the method alone, for the batch.
+    """
 
     indices: tuple[int, ...]
     target: np.ndarray
-    zero_filled: np.ndarray
-    reconstruction: np.ndarray
+    images: Mapping[str, np.ndarray]
     scale: np.ndarray
-    seconds: float
+    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,18 @@ class Physics:
     signal: SignalConfig = MAGNITUDE
 
 
+def network_method(generator: nn.Module) -> Method:
+    """A generator as a method, in the precision of its weights."""
+
+    def reconstruct(sample: Sample) -> Tensor:
+        dtype = next(generator.parameters()).dtype
+        return generator(*lowered(sample.measurement, dtype)).float()
+
+    return reconstruct
+
+
 def reconstruct_split(
-    generator: nn.Module,
+    methods: Mapping[str, Method],
     reader: SliceReader,
     indices: Sequence[int],
     physics: Physics,
@@ -54,26 +70,21 @@ def reconstruct_split(
         chosen = tuple(int(index) for index in indices[first : first + batch_size])
         batch = Batch.gather(reader.read(chosen), np.array([(0, index) for index in chosen]))
         sample = prepare(batch, physics.crop, physics.mask, device, signal=physics.signal)
-        yield reconstruct_sample(generator, sample, chosen)
+        yield reconstruct_sample(methods, sample, chosen)
 
 
 @torch.no_grad()
-def reconstruct_sample(generator: nn.Module, sample: Sample, indices: tuple[int, ...]) -> Reconstructed:
-    """Run the generator on one prepared batch; results are float32 on the CPU."""
-    dtype = next(generator.parameters()).dtype
-    _synchronize(sample.target.device)
-    began = time.perf_counter()
-    output = generator(*lowered(sample.measurement, dtype)).float()
-    _synchronize(sample.target.device)
-    seconds = time.perf_counter() - began
-    return Reconstructed(
-        indices=indices,
-        target=_array(display(sample.target)),
-        zero_filled=_array(display(sample.zero_filled)),
-        reconstruction=_array(display(output)),
-        scale=_array(sample.scale),
-        seconds=seconds,
-    )
+def reconstruct_sample(methods: Mapping[str, Method], sample: Sample, indices: tuple[int, ...]) -> Reconstructed:
+    """Run every method on one prepared batch; results are float32 on the CPU."""
+    images, seconds = {ZERO_FILLED: _array(display(sample.zero_filled))}, {}
+    for name, method in methods.items():
+        _synchronize(sample.target.device)
+        began = time.perf_counter()
+        output = method(sample)
+        _synchronize(sample.target.device)
+        seconds[name] = time.perf_counter() - began
+        images[name] = _array(display(output))
+    return Reconstructed(indices, _array(display(sample.target)), images, _array(sample.scale), seconds)
 
 
 def _array(tensor: Any) -> np.ndarray:

@@ -3,58 +3,158 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from recon.poisson_disc import poisson_disc_ranks
+from recon.trajectories import radial_ranks, spiral_ranks
+from storage.errors import InputError
+
+Kind = Literal["gaussian1d", "gaussian2d", "poisson2d", "uniform1d", "random1d", "radial", "spiral", "file"]
+COLUMN_KINDS = ("gaussian1d", "uniform1d", "random1d")
 
 
 class MaskConfig(BaseModel):
-    """`gaussian1d` measures whole columns (phase-encoding lines), `gaussian2d` single points, both denser
-    towards the centre of k-space, which is fully sampled."""
+    """Which points of k-space are measured, besides a fully sampled centre.
+
+    Whole columns (phase-encoding lines): `gaussian1d`, denser towards the centre; `uniform1d`, equally
+    spaced; `random1d`, each equally likely. Single points, all denser towards the centre: `gaussian2d`;
+    `poisson2d`, which keep a distance from each other; `radial` and `spiral`, on the trajectories of that
+    name. `file` reads a mask, and only `file` counts then.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["gaussian1d", "gaussian2d"] = "gaussian1d"
-    sampling_ratio: float = Field(0.1, gt=0, le=1, description="measured points / all points")
+    kind: Kind = "gaussian1d"
+    sampling_ratio: float = Field(0.1, gt=0, le=1, description="measured points / all points; not for kind file")
     center_fraction: float = Field(
         0.04, ge=0, lt=1, description="fully sampled centre, as a part of each axis that is undersampled"
     )
-    spread: float = Field(0.22, gt=0, description="standard deviation of the density, as a part of the axis")
+    spread: float = Field(
+        0.22, gt=0, description="standard deviation of the density, as a part of the axis; gaussian and poisson kinds"
+    )
     per_slice: bool = Field(False, description="a mask of its own for every sample, else one for all")
     seed: int = Field(0, ge=0)
+    file: str | None = Field(
+        None,
+        description="for kind file: a .npy of True/False or 1/0 (height, width), zero frequency at "
+        "[height // 2, width // 2], which every worker can read",
+    )
+
+    @model_validator(mode="after")
+    def _file_for_kind_file(self) -> MaskConfig:
+        if (self.kind == "file") != (self.file is not None):
+            missing = "mask.kind is file, but mask.file names none: set it to the path of a .npy"
+            unused = (
+                f"mask.file is {self.file}, but mask.kind is {self.kind}: set mask.kind to file, or leave mask.file out"
+            )
+            raise ValueError(missing if self.file is None else unused)
+        return self
 
 
 def make_mask(config: MaskConfig, shape: tuple[int, int], stream: tuple[int, ...] = ()) -> np.ndarray:
-    """A boolean mask (height, width), True where k-space is measured.
+    """A boolean mask (height, width), True where k-space is measured; zero frequency at [height//2, width//2].
 
     Exactly `round(sampling_ratio · n)` of the n columns or points are measured: the centre first, the
-    others drawn without replacement with Gaussian weights. A pure function of its arguments; `stream`
-    (epoch, slice, …) chooses one of many masks where `per_slice` is set, and is ignored otherwise.
+    others in the order of their kind. A pure function of its arguments; `stream` (epoch, slice, …) chooses
+    one of many masks where `per_slice` is set, and is ignored otherwise. Kind `file` is the file's content,
+    whatever the ratio and the stream.
+
+    Raises InputError if the file cannot be read, is no mask or does not fit `shape`.
 
     Source: the 1-D and 2-D Gaussian masks of DAGAN, with the sampling ratio met exactly.
     """
+    if config.file is not None:
+        return _fitting(config.file, shape)
     rng = np.random.default_rng([config.seed, *(stream if config.per_slice else ())])
     height, width = shape
-    x = (np.arange(width) - width // 2) / width
-    y = (np.arange(height) - height // 2) / height
-    if config.kind == "gaussian1d":
-        columns = _draw(rng, x[None, :], config)
-        return np.broadcast_to(columns, shape).copy()
-    radius = np.hypot(y[:, None], x[None, :])
-    return _draw(rng, radius, config)
+    x = np.abs(np.arange(width) - width // 2) / width
+    y = np.abs(np.arange(height) - height // 2) / height
+    if config.kind in COLUMN_KINDS:
+        return np.broadcast_to(_choose(rng, x[None, :], config), shape).copy()
+    return _choose(rng, np.hypot(y[:, None], x[None, :]), config)
 
 
-def _draw(rng: np.random.Generator, distance: np.ndarray, config: MaskConfig) -> np.ndarray:
-    """Choose points by weights exp(−distance²/2σ²), as the largest of weight + Gumbel noise."""
+def _choose(rng: np.random.Generator, distance: np.ndarray, config: MaskConfig) -> np.ndarray:
+    """The columns (1, width) or points (height, width) to measure, given their distance from the centre."""
     count = max(1, round(config.sampling_ratio * distance.size))
-    keys = -0.5 * (distance / config.spread) ** 2 + rng.gumbel(size=distance.shape)
-    keys[np.abs(distance) <= config.center_fraction / 2] = np.inf
+    centre = distance <= config.center_fraction / 2
+    ranks = _ranks(rng, distance, centre, count, config)
+    ranks[centre] = -np.inf
     # a centre larger than the ratio allows is filled from the inside out
-    order = np.lexsort((np.abs(distance).ravel(), -keys.ravel()))
+    order = np.lexsort((distance.ravel(), ranks.ravel()))
     mask = np.zeros(distance.size, bool)
     mask[order[:count]] = True
     return mask.reshape(distance.shape)
+
+
+def _ranks(
+    rng: np.random.Generator, distance: np.ndarray, centre: np.ndarray, count: int, config: MaskConfig
+) -> np.ndarray:
+    """Numbers in the shape of `distance`: which points to measure after the centre, the lowest first."""
+    weights = -0.5 * (distance / config.spread) ** 2
+    match config.kind:
+        case "gaussian1d" | "gaussian2d":  # weighted draw without replacement: the largest of weight + Gumbel noise
+            return -(weights + rng.gumbel(size=distance.shape))
+        case "poisson2d":
+            return poisson_disc_ranks(rng, weights, centre, count)
+        case "uniform1d":
+            return _equispaced_ranks(rng, centre, count)
+        case "random1d":
+            return rng.random(distance.shape)
+        case "radial":
+            return radial_ranks(rng, distance.shape, count)
+        case "spiral":
+            return spiral_ranks(rng, distance.shape, count)
+        case "file":
+            raise AssertionError("a file ranks nothing")
+
+
+def _equispaced_ranks(rng: np.random.Generator, centre: np.ndarray, count: int) -> np.ndarray:
+    """0 for as many columns as the centre leaves to measure, in steps that differ by at most 1; 1 for the others."""
+    columns = np.flatnonzero(~centre)
+    num_wanted = max(0, count - int(centre.sum()))
+    ranks = np.ones(centre.size)
+    if num_wanted:
+        offset = rng.integers(columns.size)
+        ranks[columns[(np.arange(num_wanted) * columns.size + offset) // num_wanted]] = 0
+    return ranks.reshape(centre.shape)
+
+
+def _fitting(file: str, shape: tuple[int, int]) -> np.ndarray:
+    mask = _read(file)
+    if mask.shape != shape:
+        (rows, columns), (height, width) = mask.shape, shape
+        raise InputError(
+            f"mask {file} is {rows}×{columns}, but the images are {height}×{width} (height×width): "
+            f"save a mask of {height}×{width}, or crop the images to {rows}×{columns}"
+        )
+    return mask.copy()
+
+
+@lru_cache(maxsize=4)
+def _read(file: str) -> np.ndarray:
+    """A file's mask (height, width) bool, read once: a file changed later needs a new process."""
+    remedy = "save the mask with numpy.save, as True/False or 1/0 in (height, width)"
+    try:
+        content = np.load(Path(file).expanduser(), allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"mask {file} does not exist: {remedy}, and give its path in mask.file") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"mask {file} cannot be read as .npy ({error}): {remedy}") from error
+    if not isinstance(content, np.ndarray):
+        raise InputError(f"mask {file} is an archive of several arrays: {remedy}")
+    if content.ndim != 2:
+        raise InputError(f"mask {file} has {content.ndim} axes {content.shape}, not 2: {remedy}")
+    if content.dtype.kind not in "buif" or not np.isin(content, (0, 1)).all():
+        raise InputError(f"mask {file} ({content.dtype}) holds other values than 0 and 1: {remedy}")
+    if not content.any():
+        raise InputError(f"mask {file} {content.shape} measures nothing: {remedy}, 1 where k-space is measured")
+    return content.astype(bool)
 
 
 def achieved_ratio(mask: np.ndarray) -> float:

@@ -22,13 +22,14 @@ from storage.errors import InputError
 
 @dataclass(frozen=True)
 class Model:
-    """A generator ready to use, (batch, 1, height, width) → the same; how its input was undersampled;
-    the recipe; and what `larmor pull` wrote of its origin and metrics."""
+    """A generator ready to use (called with a sample's `measurement`); how its input was undersampled; the recipe;
+    what `larmor pull` wrote of its origin and metrics; and the directory it came from."""
 
     generator: torch.nn.Module
     physics: Physics
     recipe: Recipe
     record: dict[str, Any]
+    folder: Path = Path("model")
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
@@ -57,9 +58,5 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         record = json.loads(record_path.read_text()) if record_path.is_file() else {}
     except ValueError as error:
         raise InputError(f"{record_path}: is not JSON ({error}); pull it again") from error
-    return Model(
-        generator.eval().to(choose_device(device)),
-        Physics(recipe.data.crop, recipe.mask, recipe.signal),
-        recipe,
-        record,
-    )
+    physics = Physics(recipe.data.crop, recipe.mask, recipe.signal)
+    return Model(generator.eval().to(choose_device(device)), physics, recipe, record, folder)

@@ -89,6 +89,11 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"critic.lipschitz={self.critic.lipschitz} works on whole weights; set training.zero_stage=2 or lower"
             )
+        if self.training.compile and self.critic.lipschitz == "gradient_penalty":
+            raise ValueError(
+                "training.compile cannot differentiate twice, which critic.lipschitz=gradient_penalty needs; "
+                "set training.compile=false"
+            )
         if self.generator.data_consistency != "none" and not self.signal.measured:
             raise ValueError(
                 f"generator.data_consistency={self.generator.data_consistency} compares with the measured "

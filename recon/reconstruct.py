@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recon.figures import contact_sheet
 from recon.fourier import fft2c, ifft2c
-from recon.inference import Reconstructed, reconstruct_sample
+from recon.inference import ZERO_FILLED, Reconstructed, network_method, reconstruct_sample
 from recon.model import Model
 from recon.samples import Sample, centre_crop, denormalize, magnitude, normalize, prepare
 from recon.sense import complex_to_channels
@@ -20,6 +20,8 @@ from storage.errors import InputError
 from storage.formats import nifti
 from storage.loader import Batch
 from storage.volumes import Volume, coronal_slices, image_to_kspace, slice_affine
+
+_MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def reconstruct_volume(
     matrix = _fitting_matrix(model.physics.crop)
     slices = coronal_slices(volume, matrix, min_foreground=0.0)
     device = next(model.generator.parameters()).device
+    methods = {_MODEL: network_method(model.generator)}
     results: list[Reconstructed] = []
     for first in range(0, len(slices), batch_size):
         part = slices[first : first + batch_size]
@@ -51,7 +54,7 @@ def reconstruct_volume(
         sample = prepare(
             Batch.of(kspace, samples), model.physics.crop, model.physics.mask, device, signal=model.physics.signal
         )
-        results.append(reconstruct_sample(model.generator, sample, tuple(item.index for item in part)))
+        results.append(reconstruct_sample(methods, sample, tuple(item.index for item in part)))
         progress(first + len(part), len(slices))
     return _collect(results, with_target=True), slice_affine(volume, model.physics.crop)
 
@@ -74,11 +77,12 @@ def reconstruct_kspace(
         raise InputError("the k-space holds values that are not finite (NaN or infinite)")
     kspace = kspace[:, None] if kspace.ndim == 3 else kspace
     device = next(model.generator.parameters()).device
+    methods = {_MODEL: network_method(model.generator)}
     results = []
     for first in range(0, len(kspace), batch_size):
         measured = torch.from_numpy(np.ascontiguousarray(kspace[first : first + batch_size], np.complex64)).to(device)
         sample = _measured_sample(measured, model, np.arange(first, first + len(measured)))
-        results.append(reconstruct_sample(model.generator, sample, tuple(range(first, first + len(measured)))))
+        results.append(reconstruct_sample(methods, sample, tuple(range(first, first + len(measured)))))
         progress(first + len(measured), len(kspace))
     return _collect(results, with_target=False)
 
@@ -113,17 +117,15 @@ def _measured_sample(measured: Tensor, model: Model, indices: np.ndarray) -> Sam
 
 
 def _collect(results: Sequence[Reconstructed], with_target: bool) -> Reconstruction:
-    def intensities(name: str) -> np.ndarray:
-        parts = [
-            denormalize(torch.from_numpy(getattr(r, name))[:, None], torch.from_numpy(r.scale))[:, 0] for r in results
-        ]
+    def intensities(images: Callable[[Reconstructed], np.ndarray]) -> np.ndarray:
+        parts = [denormalize(torch.from_numpy(images(r))[:, None], torch.from_numpy(r.scale))[:, 0] for r in results]
         return torch.cat(parts).numpy()
 
     return Reconstruction(
-        images=intensities("reconstruction"),
-        zero_filled=intensities("zero_filled"),
-        target=intensities("target") if with_target else None,
-        seconds_per_slice=sum(r.seconds for r in results) / sum(len(r.indices) for r in results),
+        images=intensities(lambda r: r.images[_MODEL]),
+        zero_filled=intensities(lambda r: r.images[ZERO_FILLED]),
+        target=intensities(lambda r: r.target) if with_target else None,
+        seconds_per_slice=sum(r.seconds[_MODEL] for r in results) / sum(len(r.indices) for r in results),
     )
 
 

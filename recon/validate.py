@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from recon.inference import Physics, reconstruct_split
+from recon.inference import Physics, network_method, reconstruct_split
 from recon.metrics import METRICS, slice_metrics
 from recon.recipe import Recipe
 from recon.worker import Worker
@@ -33,8 +33,9 @@ def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: 
     was_training = generator.training
     generator.eval()
     rows: list[tuple[int, dict[str, float]]] = []
-    for batch in reconstruct_split(generator, reader, padded.tolist(), physics, batch_size, worker.device):
-        for index, target, found in zip(batch.indices, batch.target, batch.reconstruction, strict=True):
+    methods = {"generator": network_method(generator)}
+    for batch in reconstruct_split(methods, reader, padded.tolist(), physics, batch_size, worker.device):
+        for index, target, found in zip(batch.indices, batch.target, batch.images["generator"], strict=True):
             rows.append((index, slice_metrics(target, found)))
     generator.train(was_training)
     by_slice = {index: row for part in worker.gather(rows[: len(mine)]) for index, row in part}

@@ -153,9 +153,13 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     summary = folder / "summary.json"
     if not summary.is_file():
         raise InputError(f"{summary}: no such file; make it with `larmor evaluate`")
-    panels = folder / "comparison.png"
-    encoded = base64.b64encode(panels.read_bytes()).decode() if panels.is_file() else None
-    return {"evaluation": json.loads(summary.read_text()), "panels": encoded}
+    evaluation = json.loads(summary.read_text())
+    if "cells" not in evaluation:
+        raise InputError(f"{summary}: was written by an older version; make it anew with `larmor evaluate`")
+    for cell in evaluation["cells"]:
+        panels = folder / cell["figure"]
+        cell["panels"] = base64.b64encode(panels.read_bytes()).decode() if panels.is_file() else None
+    return {"evaluation": evaluation}
 
 
 def _sweep(folder: SweepFolder, charts: list[dict[str, str]]) -> dict[str, Any]:

@@ -70,6 +70,20 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
     return MeasuredKspace(data, read, num_slabs * depth, slice_shape, release=slab.clear)
 
 
+def write_cfl(stem: Path, array: np.ndarray) -> None:
+    """Write `stem`.cfl and `stem`.hdr, the axes of `array` in BART's order of dimensions."""
+    sizes = (*array.shape, *[1] * (len(DIMENSIONS) - array.ndim))
+    header, data = (stem.with_name(stem.name + suffix) for suffix in (".hdr", ".cfl"))
+    header.write_text(f"# Dimensions\n{' '.join(map(str, sizes))}\n")
+    data.write_bytes(array.astype("<c8").tobytes(order="F"))
+
+
+def read_cfl(stem: Path) -> np.ndarray:
+    """`stem`.cfl, mapped, with all 16 dimensions; raises `InputError` as `open_source` does."""
+    data, header = (Path(name) for name in pair(f"{stem}.cfl"))
+    return _map(data, _read_dimensions(header))
+
+
 def _read_dimensions(header: Path) -> tuple[int, ...]:
     """The 16 sizes. Only the line after `# Dimensions` is read: the others hold the user's command and paths."""
     if not header.is_file():

@@ -169,6 +169,7 @@ def test_a_critic_that_runs_away_stops_the_training(kspace_url: str, tmp_path: P
         ),
         (["critic.lipschitz=gradient_penalty", "training.zero_stage=3"], ["gradient_penalty", "2 or lower"]),
         (["signal.mode=complex", "signal.coils=rss", "generator.data_consistency=hard"], ["signal.coils=sense"]),
+        (["critic.lipschitz=gradient_penalty", "training.compile=true"], ["training.compile=false"]),
         (["generator.name=unet", "generator.subbands=wavelet"], ["subbands=wavelet", "gan_resnet50"]),
         (["loss.adversarial=none", "loss.a=0", "loss.b=0"], ["nothing to minimise"]),
         (["system=vae"], ["system='vae'", "wdagan"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,12 @@ import torch
 from skimage.metrics import structural_similarity
 
 from recon import evaluate as evaluation
-from recon.evaluate import Evaluation, evaluate, evaluate_to_folder, table
+from recon.evaluate import Evaluation, evaluate
+from recon.inference import Physics, network_method
 from recon.masks import make_mask
 from recon.metrics import METRICS, PRESETS
 from recon.model import Model, load_model
+from recon.tables import PAPER, latex, markdown, table_text, text_table, write_evaluation
 from storage import dataset
 from storage.errors import InputError
 from storage.layout import SplitLayout
@@ -88,7 +91,8 @@ def rate(target: np.ndarray, found: np.ndarray, peak: float) -> dict[str, float]
 
 
 def run(model: Model, reader: SliceReader, preset: Any, batch_size: int = 3) -> Evaluation:
-    return evaluate(model, reader, preset, batch_size, lambda *_: None)
+    methods = {"model": network_method(model.generator)}
+    return evaluate(methods, model.physics, reader, preset, batch_size, lambda *_: None)
 
 
 def test_every_slice_is_rated_as_computed_directly(model: Model, reader: SliceReader) -> None:
@@ -141,15 +145,16 @@ def test_the_batch_size_does_not_matter(model: Model, reader: SliceReader) -> No
 
 
 @pytest.mark.parametrize("preset", ["paper", "fastmri"])
-def test_the_folder_holds_table_summary_and_figure(
+def test_the_folder_holds_tables_summary_and_figures(
     model: Model, reader: SliceReader, preset: Any, tmp_path: Path
 ) -> None:
-    calls: list[tuple[int, int]] = []
-    result = evaluate_to_folder(model, reader, preset, 3, tmp_path / "out", lambda *call: calls.append(call))
-    assert calls[-1] == (NUM_SLICES, NUM_SLICES)
+    result = run(model, reader, preset)
+    written = write_evaluation([result], reader.info, {"model": {"step": 7}}, tmp_path / "out")
+    assert {path.name for path in written} == {path.name for path in (tmp_path / "out").iterdir()}
     with (tmp_path / "out" / "metrics.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 2 * (NUM_SLICES + len(VOLUMES))
+    assert {(line["height"], line["mask"], line["sampling_ratio"]) for line in lines} == {("32", "gaussian2d", "0.3")}
     by_slice = [line for line in lines if line["slice"]]
     assert {(line["volume"], int(line["slice"]), line["method"]) for line in by_slice} == {
         (row.volume, row.slice_index, row.method) for row in result.slices
@@ -163,9 +168,10 @@ def test_the_folder_holds_table_summary_and_figure(
     assert (summary["preset"], summary["definition"]) == (preset, PRESETS[preset])
     assert summary["volumes"] == list(VOLUMES)
     assert summary["subjects"] == ["ann", "bob"]
-    assert summary["mean"]["model"] == pytest.approx(result.mean("model"))
-    figure = matplotlib.image.imread(tmp_path / "out" / "comparison.png")
-    assert figure.shape[1] > figure.shape[0] > 200
+    (cell,) = summary["cells"]
+    assert cell["mean"]["model"] == pytest.approx(result.mean("model"))
+    figure = matplotlib.image.imread(tmp_path / "out" / cell["figure"])
+    assert min(figure.shape[:2]) > 200
     assert figure[..., :3].std() > 0.1, "there is something in it"
     assert len(result.examples) == len(VOLUMES)
 
@@ -173,22 +179,63 @@ def test_the_folder_holds_table_summary_and_figure(
 @pytest.mark.parametrize("preset", ["paper", "fastmri"])
 def test_the_printed_table_names_the_preset_and_the_means(model: Model, reader: SliceReader, preset: Any) -> None:
     result = run(model, reader, preset)
-    lines = table(result)
-    assert lines[0] == f"mean over 3 volume(s), 12 slices; preset '{preset}': {PRESETS[preset]}"
-    assert "PSNR (dB)" in lines[1]
-    for method in METHODS:
-        (line,) = [line for line in lines if line.startswith(method)]
+    lines = text_table(result)
+    assert "32×32, gaussian2d 30 %: mean over 3 volume(s), 12 slices" in lines[0]
+    assert f"preset '{preset}': {PRESETS[preset]}" in lines[0]
+    heading, rows = table_text(result)
+    assert heading[1] == "PSNR (dB)"
+    for row, method in zip(rows, METHODS, strict=True):
         mean = result.mean(method)
-        printed = [float(text) for text in line.split()[1:6]]
-        assert printed == pytest.approx([mean[name] for name in METRICS], rel=2e-3, abs=6e-5)
-    gain = float(lines[-1].split()[1])
+        assert row[0] == method
+        assert [float(text.split()[0]) for text in row[1:6]] == pytest.approx(
+            [mean[name] for name in METRICS], rel=2e-3, abs=6e-5
+        )
+    gain = float(lines[-1].split()[3])
     assert gain == pytest.approx(result.mean("model")["psnr"] - result.mean("zero_filled")["psnr"], abs=6e-4)
+
+
+def test_the_interval_is_over_subjects(model: Model, reader: SliceReader) -> None:
+    """Two volumes of one subject count as one: with two subjects the mean of a resample has three values."""
+    result = run(model, reader, "paper")
+    rows = {row.volume: row.metrics["psnr"] for row in result.volumes if row.method == "model"}
+    ann, bob = (rows["ann1"] + rows["ann2"]) / 2, rows["bob"]
+    interval = result.interval("model")
+    assert interval is not None
+    assert interval["psnr"] == pytest.approx((min(ann, bob), max(ann, bob)))
+    assert result.interval("model") == interval, "the resamples are the same every time"
+    one = dataclasses.replace(result, volumes=[row for row in result.volumes if row.volume == "bob"])
+    assert one.interval("model") is None
+
+
+def test_tables_for_a_paper_mark_the_best_and_stand_beside_the_papers(model: Model, reader: SliceReader) -> None:
+    result = run(model, reader, "paper")
+    best = max(METHODS, key=lambda method: result.mean(method)["psnr"])
+    (line,) = [line for line in markdown([result]).splitlines() if line.startswith(f"| {best} |")]
+    assert f"| **{result.mean(best)['psnr']:.3f}" in line
+    text = latex([result])
+    assert text.count(r"\textbf{") == len(METRICS)
+    assert r"zero\_filled & " in text
+    assert text.count("{") == text.count("}")
+    assert "paper:" not in markdown([result])
+    mask = result.physics.mask.model_copy(update={"sampling_ratio": 0.1})
+    as_theirs = dataclasses.replace(
+        result,
+        physics=Physics((128, 256), mask),
+        methods=("zero_filled", "gan_resnet50"),
+        volumes=[
+            dataclasses.replace(row, method="gan_resnet50" if row.method == "model" else row.method)
+            for row in result.volumes
+        ],
+    )
+    (line,) = [line for line in markdown([as_theirs]).splitlines() if line.startswith("| gan_resnet50")]
+    assert line.endswith("| 37.4 / 0.953 |")
+    assert len(PAPER) == 6
 
 
 def test_a_model_for_larger_images_is_refused(reader: SliceReader, tmp_path: Path) -> None:
     recipe = small_recipe(data={"url": "unused", "crop": [48, 32]})
     model = load_model(write_model(tmp_path / "model", recipe))
-    with pytest.raises(InputError, match="the model works on 48×32, the data set has slices of 40×50; convert"):
+    with pytest.raises(InputError, match="images of 48×32 are wanted, the data set has slices of 40×50; convert"):
         run(model, reader, "paper")
 
 
@@ -203,5 +250,5 @@ def test_the_figure_does_not_grow_with_the_number_of_volumes(
     reader = SliceReader(store, dataset.read_split(store, "test"))
     result = run(model, reader, "paper")
     reader.close()
-    assert [name.split(",")[0] for name, *_ in result.examples] == ["v0", "v3", "v6"]
+    assert [example.title.split(",")[0] for example in result.examples] == ["v0", "v3", "v6"]
     assert len(result.volumes) == 2 * len(names), "every volume is rated"

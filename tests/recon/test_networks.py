@@ -1,4 +1,4 @@
-"""Trunk, generator and critic: sizes, shapes, and independence of the other images of a batch."""
+"""Trunk, generators and critics: sizes, shapes, and independence of the other images of a batch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from pydantic import ValidationError
+from torch import Tensor, nn
 
 from recon.critic import CriticConfig, ResNet50Critic
+from recon.data_consistency import ConsistentGenerator
+from recon.fourier import fft2c
 from recon.generator import GeneratorConfig, ResNet50Generator, haar_merge, haar_split
+from recon.networks import build_critic, build_generator
+from recon.sense import channels_to_complex
 from recon.trunk import ResNet50Trunk, pad_to_multiple
 from tests.helpers import random_images
 
 SIZES = [(64, 128), (128, 256), (256, 256), (320, 260), (97, 131)]
 NORMS = ["group", "instance"]
+GENERATORS = ["gan_resnet50", "dagan", "unet"]
+CRITICS = ["resnet50", "dagan"]
 
 
 def count(module: nn.Module) -> int:
@@ -113,7 +120,140 @@ def test_every_parameter_gets_a_gradient(subbands: Any) -> None:
         assert missing == []
 
 
+def build_trained(channels: int = 1, **settings: Any) -> nn.Module:
+    """A narrow generator by name, whose last layer is not zero."""
+    torch.manual_seed(0)
+    generator = build_generator(GeneratorConfig.model_validate({"width": 4, **settings}), channels)
+    for value in generator.parameters():
+        if value.ndim == 4 and not value.any():
+            nn.init.normal_(value, std=0.1)
+    return generator
+
+
+def measured(num_images: int, size: tuple[int, int], channels: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """What a generator is called with: (zero_filled, kspace, mask); every other column is measured."""
+    image = random_images(num_images, *size).repeat(1, channels, 1, 1)
+    mask = (torch.arange(size[1]) % 2 == 0).expand(num_images, 1, *size)
+    return image, fft2c(image if channels == 1 else channels_to_complex(image)) * mask, mask
+
+
+class TestByName:
+    @pytest.mark.parametrize("name", GENERATORS)
+    @pytest.mark.parametrize("consistency", ["none", "soft", "hard"])
+    @torch.no_grad()
+    def test_a_generator_takes_any_size_with_one_set_of_weights(self, name: str, consistency: str) -> None:
+        generator = build_trained(name=name, data_consistency=consistency)
+        sizes = [*SIZES, (32, 64), (63, 97)] if consistency == "none" else [(64, 128), (63, 97)]
+        for size in sizes:
+            inputs = measured(1, size)
+            result = generator(*inputs)
+            assert result.shape == inputs[0].shape
+            assert torch.isfinite(result).all()
+            assert not torch.equal(result, inputs[0])
+
+    @pytest.mark.parametrize("name", GENERATORS)
+    @torch.no_grad()
+    def test_a_generator_without_consistency_ignores_the_measurement(self, name: str) -> None:
+        generator, (image, kspace, mask) = build_trained(name=name), measured(1, (32, 64))
+        alone = generator(image)
+        assert torch.equal(generator(image, kspace, mask), alone)
+        assert torch.equal(generator(image, kspace, mask, kspace), alone)
+
+    @pytest.mark.parametrize("name", GENERATORS)
+    @pytest.mark.parametrize("channels", [1, 2])
+    @torch.no_grad()
+    def test_hard_consistency_keeps_what_was_measured(self, name: str, channels: int) -> None:
+        image, kspace, mask = measured(1, (32, 64), channels)
+        generator = build_trained(channels, name=name, data_consistency="hard")
+        assert isinstance(generator, ConsistentGenerator)
+        result = generator(image, kspace, mask)
+        found = fft2c(result if channels == 1 else channels_to_complex(result))
+        torch.testing.assert_close(found * mask, kspace, rtol=0, atol=1e-5)
+        assert ((found - fft2c(image if channels == 1 else channels_to_complex(image))) * ~mask).abs().max() > 1e-3
+
+    @pytest.mark.parametrize("name", GENERATORS)
+    @pytest.mark.parametrize("norm", NORMS)
+    @pytest.mark.parametrize("channels", [1, 2])
+    @torch.no_grad()
+    def test_a_reconstruction_does_not_depend_on_the_batch(self, name: str, norm: str, channels: int) -> None:
+        generator = build_trained(channels, name=name, norm=norm).double().train()
+        batch = random_images(3, 32, 64).double().repeat(1, channels, 1, 1)
+        batch *= torch.tensor([1.0, 0.5, 0.1]).view(-1, 1, 1, 1)
+        alone = torch.cat([generator(image[None]) for image in batch])
+        assert (alone - batch).abs().amax(dim=(1, 2, 3)).min() > 1e-3, "it does something"
+        torch.testing.assert_close(generator(batch), alone, rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("name", CRITICS)
+    @pytest.mark.parametrize("norm", NORMS)
+    @pytest.mark.parametrize("channels", [1, 2])
+    @torch.no_grad()
+    def test_a_score_does_not_depend_on_the_batch_whatever_the_size(self, name: str, norm: str, channels: int) -> None:
+        torch.manual_seed(0)
+        settings = {"name": name, "norm": norm, "width": 4}
+        critic = build_critic(CriticConfig.model_validate(settings), channels).double().train()
+        for size in [(64, 128), (320, 260), (63, 97)]:
+            batch = random_images(2, *size).double().repeat(1, channels, 1, 1)
+            together = critic(batch)
+            assert together.shape == (2, 1)
+            alone = torch.cat([critic(image[None]) for image in batch])
+            torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-8)
+
+    @pytest.mark.parametrize("generator", GENERATORS)
+    @pytest.mark.parametrize("norm", NORMS)
+    @pytest.mark.parametrize("channels", [1, 2])
+    def test_every_parameter_gets_a_gradient(self, generator: str, norm: str, channels: int) -> None:
+        inputs = measured(2, (64, 96), channels)
+        network = build_trained(channels, name=generator, norm=norm, data_consistency="soft")
+        critic_name = "dagan" if generator == "dagan" else "resnet50"
+        critic = build_critic(CriticConfig.model_validate({"name": critic_name, "norm": norm, "width": 4}), channels)
+        critic(network(*inputs)).square().mean().backward()
+        for module in (network, critic):
+            missing = [name for name, value in module.named_parameters() if value.grad is None or not value.grad.any()]
+            assert missing == []
+
+    @pytest.mark.parametrize("name", GENERATORS)
+    @torch.no_grad()
+    def test_two_channels_are_read_and_written(self, name: str) -> None:
+        generator = build_trained(2, name=name)
+        image = random_images(1, 32, 64).repeat(1, 2, 1, 1)
+        other = image.clone()
+        other[:, 1] = other[:, 1].flip(-1)
+        result = generator(image)
+        assert not torch.equal(result[:, 0], result[:, 1])
+        assert not torch.equal(generator(other)[:, 0], result[:, 0])
+
+    def test_parameters_at_full_width(self) -> None:
+        with torch.device("meta"):
+            generators = {name: build_generator(GeneratorConfig.model_validate({"name": name})) for name in GENERATORS}
+            critics = {name: build_critic(CriticConfig.model_validate({"name": name})) for name in CRITICS}
+        found = {name: round(count(module) / 1e6, 1) for name, module in generators.items()}
+        assert found == {"gan_resnet50": 40.8, "dagan": 98.6, "unet": 31.1}
+        assert {name: round(count(module) / 1e6, 1) for name, module in critics.items()} == {
+            "resnet50": 23.5,
+            "dagan": 48.1,
+        }
+
+    @pytest.mark.parametrize("name", ["dagan", "unet"])
+    def test_subbands_belong_to_one_generator(self, name: str) -> None:
+        with pytest.raises(ValidationError, match=f"subbands=wavelet belongs to name=gan_resnet50, not to {name}"):
+            GeneratorConfig.model_validate({"name": name, "subbands": "wavelet"})
+
+    @pytest.mark.parametrize("lipschitz", ["weight_clipping", "gradient_penalty", "spectral_norm", "none"])
+    def test_weights_are_clipped_for_weight_clipping_alone(self, lipschitz: str) -> None:
+        config = CriticConfig.model_validate({"lipschitz": lipschitz, "clip": 0.02, "width": 4})
+        assert config.applied_clip == (0.02 if lipschitz == "weight_clipping" else None)
+        divided = [name for name, _ in build_critic(config).named_parameters() if "parametrizations" in name]
+        assert bool(divided) == (lipschitz == "spectral_norm")
+
+
 class TestHaar:
+    def test_each_channel_is_split_by_itself(self) -> None:
+        image = torch.cat([random_images(2, 8, 12), random_images(2, 8, 12).flip(-1)], dim=1)
+        bands = haar_split(image)
+        assert bands.shape == (2, 8, 4, 6)
+        torch.testing.assert_close(bands, torch.cat([haar_split(image[:, :1]), haar_split(image[:, 1:])], dim=1))
+        torch.testing.assert_close(haar_merge(bands), image)
+
     def test_it_keeps_the_norm_and_merges_back(self) -> None:
         image, bands = random_images(2, 12, 20), torch.randn(2, 4, 6, 10, generator=torch.Generator().manual_seed(1))
         assert haar_split(image).shape == (2, 4, 6, 10)

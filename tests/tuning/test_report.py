@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from cluster.run_folder import RunFolder
 from storage import dataset
+from storage.errors import InputError
 from storage.object_store import ObjectStore
 from tests.helpers import random_kspace, write_split
 from tuning.report import sweep_charts, write_report
@@ -42,12 +44,18 @@ def test_axes_fit_their_values() -> None:
 def test_the_page_names_the_volumes_of_an_evaluation(tmp_path: Path) -> None:
     mean = {"psnr": 31.25, "ssim": 0.9, "mse": 1e-3, "rmse": 0.03, "nmse": 0.01, "seconds": 0.002}
     summary = {"preset": "fastmri", "definition": "by volume", "split": "test", "volumes": ["ann-1", "ann-2"]}
-    summary |= {"subjects": ["ann"], "num_slices": 9, "mask": None, "mean": {"zero_filled": mean, "model": mean}}
+    mask = {"kind": "radial", "achieved_ratio": 0.25, "sha256": "ab" * 32}
+    cell = {"label": "8×8, radial 25 %", "mask": mask, "mean": {"zero_filled": mean, "model": mean}, "figure": "a.png"}
+    summary |= {"subjects": ["ann"], "num_slices": 9, "cells": [cell]}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     write_report(tmp_path / "page.html", None, None, tmp_path)
     page = (tmp_path / "page.html").read_text()
     assert "Split <b>test</b>: ann-1, ann-2, 9 slices" in page
     assert "31.250" in page
+    assert "25.00 % of k-space" in page
+    (tmp_path / "summary.json").write_text(json.dumps({key: value for key, value in summary.items() if key != "cells"}))
+    with pytest.raises(InputError, match="older version"):
+        write_report(tmp_path / "page.html", None, None, tmp_path)
 
 
 def test_the_page_names_the_sources_of_the_data(tmp_path: Path) -> None:

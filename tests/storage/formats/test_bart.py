@@ -29,11 +29,6 @@ def write(stem: Path, array: np.ndarray) -> Path:
     return path
 
 
-def read_cfl(stem: Path) -> np.ndarray:
-    sizes = [int(word) for word in stem.with_suffix(".hdr").read_text().splitlines()[1].split()]
-    return np.fromfile(stem.with_suffix(".cfl"), np.complex64).reshape(sizes, order="F")
-
-
 def random_kspace(*shape: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     return (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(np.complex64)
@@ -57,11 +52,27 @@ def test_images_are_those_of_bart(tmp_path: Path, size: str, dimensions: int) ->
     run("phantom", "-k", "-s", "4", "-x", size, *(["-3"] if dimensions == 3 else []), "kspace")
     run("fft", "-u", "-i", "3" if dimensions == 2 else "7", "kspace", "images")
     source = opened(tmp_path / "kspace.cfl")
-    expected = read_cfl(tmp_path / "images").squeeze(axis=tuple(range(4, 16))).transpose(2, 3, 0, 1)
+    expected = bart.read_cfl(tmp_path / "images").squeeze(axis=tuple(range(4, 16))).transpose(2, 3, 0, 1)
     assert source.num_slices == (1 if dimensions == 2 else int(size))
     assert source.slice_shape == (4, int(size), int(size))
     assert source.kept_slices() == list(range(source.num_slices))
     assert np.linalg.norm(images(source) - expected) <= 1e-6 * np.linalg.norm(expected)
+
+
+@needs_bart
+def test_bart_reads_what_is_written(tmp_path: Path) -> None:
+    array = random_kspace(6, 5, 1, 3)
+    bart.write_cfl(tmp_path / "a.b", array)
+    subprocess.run(["bart", "scale", "2", "a.b", "twice"], cwd=tmp_path, check=True, capture_output=True)
+    np.testing.assert_array_equal(bart.read_cfl(tmp_path / "twice").reshape(array.shape), 2 * array)
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    array = random_kspace(6, 5, 1, 3)
+    bart.write_cfl(tmp_path / "a.b", array)
+    found = bart.read_cfl(tmp_path / "a.b")
+    assert found.shape == (6, 5, 1, 3, *[1] * 12)
+    np.testing.assert_array_equal(found.reshape(array.shape), array)
 
 
 @pytest.mark.parametrize("given", [(".cfl",), (".hdr",), (".cfl", ".hdr")])
