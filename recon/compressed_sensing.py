@@ -14,7 +14,7 @@ from storage.errors import InputError
 
 _SHIFTS = 16  # of cycle spinning; the coarsest of four levels repeats after 16 pixels
 _FIRST_WEIGHT = 30.0  # the first threshold of the wavelets, as a multiple of the weight
-_INNER_ITERATIONS = 5  # of total variation's denoising, in each iteration
+_INNER_ITERATIONS = 3  # of total variation's denoising, in each iteration
 
 Denoiser = Callable[
     [np.ndarray, float], np.ndarray

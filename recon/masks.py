@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -144,7 +146,8 @@ def _read(file: str) -> np.ndarray:
         content = np.load(Path(file).expanduser(), allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"mask {file} does not exist: {remedy}, and give its path in mask.file") from None
-    except (OSError, ValueError, EOFError) as error:
+    # a damaged header or archive shows as any of the last three
+    except (OSError, ValueError, EOFError, TokenError, BadZipFile, MemoryError) as error:
         raise InputError(f"mask {file} cannot be read as .npy ({error}): {remedy}") from error
     if not isinstance(content, np.ndarray):
         raise InputError(f"mask {file} is an archive of several arrays: {remedy}")

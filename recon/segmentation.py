@@ -34,6 +34,7 @@ _FEWEST_SLICES = 8  # of a volume that is segmented in three dimensions
 _FEWEST_PIXELS = 8  # along an axis, for a bias field and for diffusion
 _BIAS_STEPS = (40, 40, 40)  # N4: the most iterations at each resolution
 _LEAST_SCORE = 0.25  # of the best piece's: in a slice, the halves of the brain may come apart
+_WIDER, _MOST_LOST = (1.5, 2.0), 0.25  # a wider opening is preferred if it loses more than that
 _BACKGROUND, _BACKGROUND_SPREAD = 1e-3, 1e-4  # as DIPY would fill zeros, but from a fixed generator
 
 
@@ -203,12 +204,14 @@ def brain_mask(image: np.ndarray, config: SegmentationConfig) -> np.ndarray:
     box = _bounds(ndimage.binary_dilation(tissue, iterations=3))
     tissue, image = tissue[box], image[box]
     depth = ndimage.distance_transform_edt(np.pad(tissue, 1, mode="edge"), spacing)[(slice(1, -1),) * image.ndim]
-    core, count = ndimage.label(depth > config.opening_radius)
-    if count == 0:
+    grown = _open(tissue, depth, weights[box[-2:]], config.opening_radius, spacing)
+    if not grown.any():
         return mask
-    score = ndimage.sum_labels(depth * weights[box[-2:]], core, np.arange(1, count + 1))
-    core = np.isin(core, 1 + np.flatnonzero(score >= _LEAST_SCORE * score.max()))
-    grown = tissue & (ndimage.distance_transform_edt(~core, spacing) <= config.opening_radius + 1)
+    for widen in _WIDER:
+        narrower = _open(tissue, depth, weights[box[-2:]], widen * config.opening_radius, spacing)
+        # gyri alone are less than that: a bridge to the face was cut
+        if _MOST_LOST < 1 - narrower.sum() / grown.sum() < 1:
+            grown = narrower
     brain = _fill(_close(grown, config.closing_radius, spacing))
     if config.rim > 0:
         dark = image < np.percentile(image[brain], 30)
@@ -220,6 +223,18 @@ def brain_mask(image: np.ndarray, config: SegmentationConfig) -> np.ndarray:
 def _air(image: np.ndarray) -> float:
     """Otsu's threshold of the roots: of the brightness itself, it may part bright fat from the rest."""
     return float(threshold_otsu(np.sqrt(np.maximum(image, 0)))) ** 2
+
+
+def _open(
+    tissue: np.ndarray, depth: np.ndarray, weights: np.ndarray, radius: float, spacing: Sequence[float]
+) -> np.ndarray:
+    """The pieces of `tissue` deeper than `radius` whose weighted depth is large, grown back."""
+    core, count = ndimage.label(depth > radius)
+    if count == 0:
+        return np.zeros_like(tissue)
+    score = ndimage.sum_labels(depth * weights, core, np.arange(1, count + 1))
+    core = np.isin(core, 1 + np.flatnonzero(score >= _LEAST_SCORE * score.max()))
+    return np.asarray(tissue & (ndimage.distance_transform_edt(~core, spacing) <= radius + 1))
 
 
 def _tissue_range(image: np.ndarray) -> tuple[float, float]:

@@ -1,0 +1,136 @@
+"""A grid trains each system once, rates all alike, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from cluster.grid import experiments, fill, load_grid, shipped_grids
+from cluster.run_folder import RunFolder
+from recon.systems import SYSTEMS
+from storage.errors import InputError
+from storage.object_store import ObjectStore
+from tests.helpers import random_kspace, write_dataset
+from tests.workbench import larmor
+
+TINY = {
+    "experiment": "laptop",
+    "sizes": [[32, 40]],
+    "masks": ["gaussian2d"],
+    "ratios": [0.3, 0.5],
+    "num_images": 8,
+    "overrides": {
+        "generator.width": 4,
+        "critic.width": 4,
+        "critic.steps": 1,
+        "training.global_batch_size": 4,
+        "training.backend": "plain",
+        "training.zero_stage": 0,
+        "cluster.num_workers": 1,
+        "data.client": "s3fs",
+    },
+    "systems": {"gan_resnet50_dc": {}, "unet": {"generator.width": 6}},
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    store = ObjectStore(str(tmp_path / "set"))
+    sizes = {"train": 8, "validation": 3, "test": 4}
+    write_dataset(store, {split: random_kspace(n, (1, 32, 40), seed) for seed, (split, n) in enumerate(sizes.items())})
+    return store.url
+
+
+@pytest.fixture
+def grid_file(tmp_path: Path) -> str:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)
+
+
+def test_the_grid_is_filled_and_nothing_is_done_twice(data: str, grid_file: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    said: list[str] = []
+    arguments = (load_grid(grid_file, {}), "small", data, str(tmp_path / "out"), tmp_path / "tables", "cpu")
+    first = fill(*arguments, said.append)
+    assert [result.label for result in first] == ["32×40, gaussian2d 30 %", "32×40, gaussian2d 50 %"]
+    for result in first:
+        assert result.methods == ("zero_filled", "gan_resnet50_dc", "unet")
+        assert len(result.slices) == 3 * 4
+        assert np.isfinite([row.metrics["psnr"] for row in result.slices]).all()
+    assert sum("on the validation split" in line for line in said) == 4
+    text = (tmp_path / "tables" / "tables.md").read_text()
+    assert "Every system saw 8 images" in text
+    assert "| unet | unet | 6 |" in text
+    assert text.count("###") == 2
+    assert len(list((tmp_path / "tables").glob("comparison-*.png"))) == 2
+
+    said.clear()
+    assert [result.slices for result in fill(*arguments, said.append)] == [result.slices for result in first]
+    assert said == []
+    with_classical = load_grid(grid_file, {"classical": ["wavelet"]})
+    pytest.importorskip("sigpy")
+    again = fill(with_classical, *arguments[1:], said.append)
+    assert again[0].methods == ("zero_filled", "wavelet", "gan_resnet50_dc", "unet"), "rated anew, not trained anew"
+    assert not any("on the validation split" in line for line in said)
+
+
+def test_all_systems_of_a_cell_see_the_same(data: str, grid_file: str) -> None:
+    found = list(experiments(load_grid(grid_file, {}), "small", data, "out"))
+    assert [system for system, _ in found] == ["gan_resnet50_dc", "unet"] * 2
+    for _, experiment in found:
+        assert experiment.training.num_steps * experiment.training.global_batch_size == 8
+    first, second = (experiment for _, experiment in found[:2])
+    assert (first.data, first.mask, first.seed) == (second.data, second.mask, second.seed)
+    assert (first.generator.width, second.generator.width) == (4, 6)
+    assert len({experiment.name for _, experiment in found}) == 4
+
+
+@pytest.mark.parametrize("name", ["laptop", "paper"])
+def test_shipped_grids_hold_every_system(name: str) -> None:
+    assert set(shipped_grids()) == {"laptop", "paper"}
+    grid = load_grid(name, {})
+    assert set(grid.systems) == set(SYSTEMS)
+    names = [experiment.name for _, experiment in experiments(grid, name, "data", "out")]
+    assert len(names) == len(set(names)) == len(grid.sizes) * len(grid.masks) * len(grid.ratios) * len(SYSTEMS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"systems": {"vae": {}}}, ["systems", "vae"]),
+        ({"colour": "red"}, ["colour"]),
+        ({"ratios": []}, ["ratios"]),
+    ],
+)
+def test_wrong_grids_are_refused(tmp_path: Path, changes: dict[str, object], words: list[str]) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **changes}))
+    with pytest.raises(InputError) as caught:
+        load_grid(str(path), {})
+    for word in words:
+        assert word in str(caught.value)
+    with pytest.raises(InputError, match="shipped grids are laptop, paper"):
+        load_grid("nothere", {})
+
+
+def test_the_command_fills_a_grid(data: str, grid_file: str, tmp_path: Path) -> None:
+    out, tables = str(tmp_path / "out"), tmp_path / "tables"
+    done = larmor("benchmark", "tables", "--preset", grid_file, "--data", data, "--output", out, "--to", str(tables))
+    assert done.returncode == 0, done.stderr
+    assert "gain of unet" in done.stdout
+    run = RunFolder(f"{out}/runs/tables-small-8-32x40-gaussian2d-30-unet")
+    assert run.result() is not None
+    models = [str(tables / "models" / f"tables-small-8-32x40-gaussian2d-{ratio}-unet") for ratio in (30, 50)]
+    done = larmor("evaluate", *models, data, "--ratio", "0.4", "--size", "16x24", "--to", str(tmp_path / "evaluation"))
+    assert done.returncode == 0, done.stderr
+    assert "16×24, gaussian2d 40 %" in done.stdout
+    assert "unet (tables-small-8-32x40-gaussian2d-50-unet)" in done.stdout
+    done = larmor("evaluate", *models, data, "--size", "99x99", "--to", str(tmp_path / "no"))
+    assert done.returncode == 1
+    assert "slices of 32×40" in done.stderr
+    assert not (tmp_path / "no").exists()
