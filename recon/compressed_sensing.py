@@ -13,7 +13,7 @@ from torch import Tensor
 from storage.errors import InputError
 
 _SHIFTS = 16  # of cycle spinning; the coarsest of four levels repeats after 16 pixels
-_FIRST_WEIGHT = 30.0  # the first threshold of the wavelets, as a multiple of the weight
+_FIRST_THRESHOLD = 0.03  # of an image in [0, 1]
 _INNER_ITERATIONS = 3  # of total variation's denoising, in each iteration
 
 Denoiser = Callable[
@@ -47,9 +47,11 @@ def compressed_sensing(
     `complex` image what is compared and shown. Several coils without maps are solved one by one, and combined by
     the root sum of squares. A pure function of its arguments: the shifts below are the same in every call.
 
-    Source: Lustig et al., Sparse MRI, Magn. Reson. Med. 58:1182-1195 (2007). Wavelets by FISTA (Beck & Teboulle
-    2009) with a random shift of the grid in each step (Figueiredo & Nowak 2003, as BART does), whose threshold falls
-    from 30 λ to λ in the first half of the iterations; isotropic total variation by Chambolle & Pock (2011).
+    Source: Lustig et al., Sparse MRI, Magn. Reson. Med. 58:1182-1195 (2007), by FISTA (Beck & Teboulle, SIAM J.
+    Imaging Sci. 2:183-202, 2009). Thresholds fall to λ in the first half of the iterations, without which small
+    weights need several times as many. The wavelets' grid is shifted at random in each (Figueiredo & Nowak 2003, as
+    BART does); isotropic total variation is denoised by its dual (Beck & Teboulle, IEEE Trans. Image Process.
+    18:2419-2434, 2009).
 
     Raises `InputError` if SigPy is not installed, for an unknown wavelet, for shapes that do not fit, and for coils
     in a `magnitude`.
@@ -97,8 +99,6 @@ def _solver(config: CompressedSensingConfig) -> Callable[[np.ndarray, np.ndarray
         raise InputError(f"wavelet '{config.wavelet}' is unknown; choose one such as haar, db2, db4 or sym8")
     make_denoiser = _wavelet_denoiser if config.kind == "wavelet" else _total_variation_denoiser
     real = config.signal == "magnitude"
-    half = max(1, config.num_iterations // 2)
-    weights = config.weight * _FIRST_WEIGHT ** np.maximum(0, 1 - np.arange(config.num_iterations) / half)
 
     def solve(kspace: np.ndarray, mask: np.ndarray, maps: np.ndarray) -> np.ndarray:
         operator = (
@@ -107,13 +107,14 @@ def _solver(config: CompressedSensingConfig) -> Callable[[np.ndarray, np.ndarray
             * sigpy.linop.Multiply(kspace.shape[1:], maps)
         )
         denoise = make_denoiser(sigpy, operator.ishape, config)
-        remaining = iter(weights.tolist())
-
-        def proximal_step(step: float, image: np.ndarray) -> np.ndarray:
-            return denoise(image.real if real else image, step * next(remaining))
 
         # ‖operator‖² is at most this; SigPy's own estimate would draw from the global random generator
         largest = max(float(np.square(np.abs(maps)).sum(axis=0).max()), 1e-12)
+        thresholds = iter(_thresholds(config.weight / largest, config.num_iterations))
+
+        def proximal_step(_: float, image: np.ndarray) -> np.ndarray:
+            return denoise(image.real if real else image, next(thresholds))
+
         method = sigpy.app.LinearLeastSquares(
             operator,
             kspace,
@@ -128,6 +129,13 @@ def _solver(config: CompressedSensingConfig) -> Callable[[np.ndarray, np.ndarray
         return image.real if real else image
 
     return solve
+
+
+def _thresholds(last: float, num_iterations: int) -> list[float]:
+    """Falling by a constant factor from `_FIRST_THRESHOLD`, from the half of the iterations on at `last`."""
+    rest = np.maximum(0, 1 - 2 * np.arange(num_iterations) / num_iterations)
+    ratio = max(1.0, _FIRST_THRESHOLD / last) if last > 0 else 1.0
+    return (last * ratio**rest).tolist()
 
 
 def _wavelet_denoiser(sigpy: Any, shape: tuple[int, int], config: CompressedSensingConfig) -> Denoiser:

@@ -16,7 +16,7 @@ from recon.masks import Kind, MaskConfig, achieved_ratio, make_mask, mask_hash
 
 DECADES = 3  # of the point spread function that are shown, below its peak
 CELL_AREA = 4.4  # square inches
-MARGIN, TITLE, BAR = 0.12, 0.18, 0.72  # inches
+MARGIN, TITLE, BAR = 0.12, 0.32, 0.72  # inches
 
 
 def all_kinds(base: MaskConfig) -> list[MaskConfig]:
@@ -28,7 +28,7 @@ def all_kinds(base: MaskConfig) -> list[MaskConfig]:
 def write_mask_sheet(configs: Sequence[MaskConfig], shape: tuple[int, int], path: Path) -> list[str]:
     """Write a PNG with a column for each mask (height, width); returns a line of text about each.
 
-    Above the pattern, white where k-space is measured; below it the magnitude of the point spread function:
+    Above the pattern, white where k-space is measured, with its achieved and its wanted ratio; below it the magnitude of the point spread function:
     what becomes of a single bright point in the middle of the image, in decades below its peak. Whole
     columns blur along a row only: theirs is drawn as a curve.
 
@@ -44,7 +44,7 @@ def write_mask_sheet(configs: Sequence[MaskConfig], shape: tuple[int, int], path
         left, size = (MARGIN + column * (cell_width + MARGIN)) / width, (cell_width / width, cell_height / height)
         pattern = figure.add_axes((left, (2 * MARGIN + cell_height) / height, *size), xticks=[], yticks=[])
         pattern.imshow(mask, cmap="gray", vmin=0, vmax=1, aspect="auto")
-        pattern.set_title(f"{config.kind}  {100 * achieved_ratio(mask):.2f} %", fontsize=9, pad=4)
+        pattern.set_title(_title(config, mask), fontsize=8, pad=4)
         blur = figure.add_axes((left, MARGIN / height, *size), xticks=[], yticks=[], facecolor="black")
         spread = _point_spread(mask)
         if (mask == mask[0]).all():
@@ -65,6 +65,11 @@ def _point_spread(mask: np.ndarray) -> np.ndarray:
     """log₁₀ of the magnitude (height, width) of the mask's Fourier transform, relative to its peak."""
     spread = np.abs(np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(mask))))
     return np.log10(np.maximum(spread / spread.max(), 10.0**-DECADES))
+
+
+def _title(config: MaskConfig, mask: np.ndarray) -> str:
+    achieved = f"{100 * achieved_ratio(mask):.2f} %"
+    return f"{config.kind}\n{achieved}" + ("" if config.kind == "file" else f" for {100 * config.sampling_ratio:g} %")
 
 
 def _line(config: MaskConfig, mask: np.ndarray) -> str:

@@ -146,8 +146,7 @@ def _read(file: str) -> np.ndarray:
         content = np.load(Path(file).expanduser(), allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"mask {file} does not exist: {remedy}, and give its path in mask.file") from None
-    # a damaged header or archive shows as any of the last three
-    except (OSError, ValueError, EOFError, TokenError, BadZipFile, MemoryError) as error:
+    except (OSError, ValueError, EOFError, TokenError, BadZipFile, MemoryError) as error:  # as numpy meets damage
         raise InputError(f"mask {file} cannot be read as .npy ({error}): {remedy}") from error
     if not isinstance(content, np.ndarray):
         raise InputError(f"mask {file} is an archive of several arrays: {remedy}")

@@ -192,6 +192,24 @@ class TestFile:
         with pytest.raises(InputError, match=r"mask\.npy cannot be read"):
             make_mask(MaskConfig(kind="file", file=str(path)), (2, 2))
 
+    @pytest.mark.parametrize(
+        ("intact", "damaged"),
+        [
+            (b"(10, 12)", b"(10, 12("),
+            (b"(10, 12)", b"(10, 13)"),
+            (b"(10, 12), }" + 9 * b" ", b"(10, 12" + 11 * b"0" + b")}"),
+            (b"\x93NUM", b"PK\x03\x04"),
+        ],
+        ids=["header", "too short", "beyond any memory", "a zip in name only"],
+    )
+    def test_a_damaged_file_is_refused(self, tmp_path: Path, intact: bytes, damaged: bytes) -> None:
+        config = self._saved(tmp_path, self.PATTERN)
+        path = tmp_path / "mask.npy"
+        assert intact in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(intact, damaged))
+        with pytest.raises(InputError, match=r"mask\.npy cannot be read.*numpy\.save"):
+            make_mask(config, (10, 12))
+
     def test_a_missing_file_and_an_archive_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="does not exist"):
             make_mask(MaskConfig(kind="file", file=str(tmp_path / "none.npy")), (2, 2))
