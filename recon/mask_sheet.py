@@ -28,9 +28,9 @@ def all_kinds(base: MaskConfig) -> list[MaskConfig]:
 def write_mask_sheet(configs: Sequence[MaskConfig], shape: tuple[int, int], path: Path) -> list[str]:
     """Write a PNG with a column for each mask (height, width); returns a line of text about each.
 
-    Above the pattern, white where k-space is measured, with its achieved and its wanted ratio; below it the magnitude of the point spread function:
-    what becomes of a single bright point in the middle of the image, in decades below its peak. Whole
-    columns blur along a row only: theirs is drawn as a curve.
+    Above the pattern, white where k-space is measured, with the achieved and the wanted ratio; below it the
+    magnitude of the point spread function: what becomes of a single bright point in the middle of the image,
+    in decades below its peak. Whole columns blur along a row only: theirs is drawn as a curve.
 
     With `per_slice` the mask is that of the first slice, as in `describe_mask`.
     """
