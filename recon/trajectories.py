@@ -63,7 +63,7 @@ def _interleaves(spiral: np.ndarray, shape: tuple[int, ...], angles: np.ndarray)
 def _visits(trace: Trace, turn: float, rng: np.random.Generator, shape: tuple[int, ...], count: int) -> np.ndarray:
     """The sample (counted over all traces) that comes first to each point, for traces until `count` are visited.
 
-    Beyond about 95 % of all points that can take more traces than `SAMPLES_PER_POINT` allows: then fewer are.
+    On long, narrow grids the very last points can take more traces than `SAMPLES_PER_POINT` allows: they stay out.
     """
     height, width = shape
     start = rng.uniform(0, 2 * np.pi)

@@ -388,7 +388,7 @@ class TestTrain:
             ("xyz=3", ("unknown key 'xyz'.", "Valid keys of the top level", "training")),
             ("mask.sampling_ratio=0", ("mask.sampling_ratio=0", "greater than 0")),
             ("mask.sampling_ratio=1.5", ("mask.sampling_ratio=1.5", "less than or equal to 1")),
-            ("mask.kind=spiral", ("mask.kind='spiral'", "gaussian1d", "gaussian2d")),
+            ("mask.kind=cubes", ("mask.kind='cubes'", "gaussian1d", "gaussian2d")),
             ("cluster.num_workers=3", ("global_batch_size=8", "3 workers", "use a multiple of 3")),
             ("name=../elsewhere", ("name='../elsewhere'", "should match")),
             ("name=", ("name=None", "valid string")),
