@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
 from cluster.experiment import Experiment, build, read_content, set_dotted
@@ -23,7 +23,7 @@ from recon.inference import Physics, network_method
 from recon.methods import classical_method
 from recon.model import load_model
 from recon.networks import build_critic, build_generator
-from recon.systems import System
+from recon.systems import SYSTEMS
 from recon.tables import slug, text_table, write_tables
 from storage.config import DataConfig, open_reader
 from storage.errors import InputError
@@ -33,9 +33,10 @@ Say = Callable[[str], None]
 
 
 class GridConfig(BaseModel):
-    """What is compared. `overrides` hold for all systems, `systems` names those compared and what is theirs alone.
+    """What is compared. `overrides` hold for all systems, `systems` says what is each one's alone.
 
-    Every system sees `num_images` images: generator steps × batch.
+    Each is called as its system, or as one likes with `system: NAME` among its own keys. Every system sees
+    `num_images` images: generator steps × batch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,7 +48,18 @@ class GridConfig(BaseModel):
     classical: tuple[str, ...] = ()
     num_images: int = Field(ge=1)
     overrides: Mapping[str, Any] = Field(default_factory=dict)
-    systems: Mapping[System, Mapping[str, Any]] = Field(min_length=1)
+    systems: Mapping[str, Mapping[str, Any]] = Field(min_length=1)
+
+    @field_validator("systems")
+    @classmethod
+    def _known(cls, systems: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+        for label, own in systems.items():
+            if own.get("system", label) not in SYSTEMS:
+                raise ValueError(
+                    f"'{own.get('system', label)}' is no system; choose one of {', '.join(SYSTEMS)}, or give "
+                    f"{label} a key 'system'"
+                )
+        return systems
 
 
 def shipped_grids() -> dict[str, Path]:
@@ -71,7 +83,9 @@ def load_grid(source: str, overrides: Mapping[str, Any]) -> GridConfig:
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
-        raise InputError(f"{source}: {key}={problem['input']!r}: {problem['msg']}") from error
+        raise InputError(
+            f"{source}: {key}={problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
+        ) from error
 
 
 def experiments(grid: GridConfig, name: str, data_url: str, output_url: str) -> Iterator[tuple[str, Experiment]]:

@@ -34,7 +34,7 @@ _FEWEST_SLICES = 8  # of a volume that is segmented in three dimensions
 _FEWEST_PIXELS = 8  # along an axis, for a bias field and for diffusion
 _BIAS_STEPS = (40, 40, 40)  # N4: the most iterations at each resolution
 _LEAST_SCORE = 0.25  # of the best piece's: in a slice, the halves of the brain may come apart
-_WIDER, _MOST_LOST = (1.5, 2.0), 0.25  # a wider opening is preferred if it loses more than that
+_WIDER, _MOST_LOST = 1.5, 0.25  # an opening wider by that factor is preferred if it loses more than that share
 _BACKGROUND, _BACKGROUND_SPREAD = 1e-3, 1e-4  # as DIPY would fill zeros, but from a fixed generator
 
 
@@ -207,11 +207,10 @@ def brain_mask(image: np.ndarray, config: SegmentationConfig) -> np.ndarray:
     grown = _open(tissue, depth, weights[box[-2:]], config.opening_radius, spacing)
     if not grown.any():
         return mask
-    for widen in _WIDER:
-        narrower = _open(tissue, depth, weights[box[-2:]], widen * config.opening_radius, spacing)
-        # gyri alone are less than that: a bridge to the face was cut
-        if _MOST_LOST < 1 - narrower.sum() / grown.sum() < 1:
-            grown = narrower
+    narrower = _open(tissue, depth, weights[box[-2:]], _WIDER * config.opening_radius, spacing)
+    # gyri alone are less than that: a bridge to the face was cut
+    if _MOST_LOST < 1 - narrower.sum() / grown.sum() < 1:
+        grown = narrower
     brain = _fill(_close(grown, config.closing_radius, spacing))
     if config.rim > 0:
         dark = image < np.percentile(image[brain], 30)

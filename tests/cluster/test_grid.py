@@ -92,11 +92,22 @@ def test_all_systems_of_a_cell_see_the_same(data: str, grid_file: str) -> None:
 
 @pytest.mark.parametrize("name", ["laptop", "paper"])
 def test_shipped_grids_hold_every_system(name: str) -> None:
-    assert set(shipped_grids()) == {"laptop", "paper"}
+    assert set(shipped_grids()) == {"ablation", "laptop", "paper"}
     grid = load_grid(name, {})
     assert set(grid.systems) == set(SYSTEMS)
     names = [experiment.name for _, experiment in experiments(grid, name, "data", "out")]
     assert len(names) == len(set(names)) == len(grid.sizes) * len(grid.masks) * len(grid.ratios) * len(SYSTEMS)
+
+
+def test_variants_of_one_system_have_names_of_their_own() -> None:
+    grid = load_grid("ablation", {})
+    found = dict(experiments(grid, "ablation", "data", "out"))
+    assert set(found) == set(grid.systems) > {"gan_resnet50", "gradient_penalty", "hard_consistency"}
+    assert {experiment.system for experiment in found.values()} == {"gan_resnet50"}
+    base = found["gan_resnet50"]
+    for name, experiment in found.items():
+        assert (experiment.training.num_steps, experiment.seed) == (base.training.num_steps, base.seed)
+        assert (experiment.model_copy(update={"name": base.name}) == base) == (name == "gan_resnet50")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +125,7 @@ def test_wrong_grids_are_refused(tmp_path: Path, changes: dict[str, object], wor
         load_grid(str(path), {})
     for word in words:
         assert word in str(caught.value)
-    with pytest.raises(InputError, match="shipped grids are laptop, paper"):
+    with pytest.raises(InputError, match="shipped grids are ablation, laptop, paper"):
         load_grid("nothere", {})
 
 

@@ -65,7 +65,7 @@ def test_everything_measured_gives_the_image_back(kind: str, size: tuple[int, in
     pytest.importorskip("sigpy")
     image = random_image(2, 1, *size)
     everything = torch.ones(2, 1, *size, dtype=torch.bool)
-    found = compressed_sensing(fft2c(image), everything, config(kind=kind, weight=0, num_iterations=200))
+    found = compressed_sensing(fft2c(image), everything, config(kind=kind, weight=0, num_iterations=20))
     assert (found.shape, found.dtype, found.device.type) == ((2, 1, *size), torch.float32, "cpu")
     torch.testing.assert_close(found, image, atol=1e-3, rtol=0)
 
@@ -75,7 +75,7 @@ def test_a_complex_image_gives_its_magnitude_back(kind: str) -> None:
     pytest.importorskip("sigpy")
     image = torch.polar(random_image(1, 1, 32, 24), 6 * random_image(1, 1, 32, 24, seed=1))
     everything = torch.ones(1, 1, 32, 24, dtype=torch.bool)
-    settings = config(kind=kind, weight=0, num_iterations=200, signal="complex")
+    settings = config(kind=kind, weight=0, num_iterations=20, signal="complex")
     found = compressed_sensing(fft2c(image), everything, settings)
     torch.testing.assert_close(found, image.abs(), atol=1e-3, rtol=0)
 
@@ -101,9 +101,9 @@ def test_coils_are_combined_by_their_maps(phantom: Tensor, mask: Tensor, kind: s
     assert found.shape == phantom.shape
     assert psnr(phantom, found) > psnr(phantom, sense_reduce(ifft2c(kspace), maps).abs()) + 4
     assert psnr(phantom, found) > psnr(phantom, one_coil)  # four coils see more than one
-    # where the maps' squares do not sum to 1, the image is scaled, and the method converges as before
-    louder = compressed_sensing(3 * kspace, mask, config(kind=kind, signal="complex"), 3 * maps)
-    assert psnr(phantom, louder) > psnr(phantom, found) - 1
+    # maps and k-space three times as large make the same problem, if the weight is nine times as large
+    settings = config(kind=kind, signal="complex", weight=9 * config().weight)
+    torch.testing.assert_close(compressed_sensing(3 * kspace, mask, settings, 3 * maps), found, atol=1e-4, rtol=0)
 
 
 def test_coils_without_maps_are_combined_by_the_root_sum_of_squares(phantom: Tensor, mask: Tensor) -> None:
@@ -133,11 +133,10 @@ def test_the_result_depends_on_its_arguments_alone(phantom: Tensor, mask: Tensor
 def test_a_larger_weight_gives_a_smoother_image(phantom: Tensor, mask: Tensor, kind: str) -> None:
     pytest.importorskip("sigpy")
     kspace = undersample(fft2c(phantom), mask)
-    weights = (1e-4, 1e-3, 1e-2)  # larger ones are not solved in so few steps
-    settings = [config(kind=kind, weight=weight, num_iterations=300) for weight in weights]
+    settings = [config(kind=kind, weight=weight) for weight in (1e-4, 1e-3, 1e-2)]
     found = [roughness(compressed_sensing(kspace, mask, setting)) for setting in settings]
     assert found == sorted(found, reverse=True)
-    assert found[0] > 1.05 * found[2]
+    assert found[0] > 1.1 * found[2]
 
 
 def test_no_signal_gives_no_image() -> None:
