@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from recon.compressed_sensing import CompressedSensingConfig, check_measurement
+from recon.sense import undersample
 from storage.errors import InputError
 from storage.formats.bart import read_cfl, write_cfl
 
@@ -44,7 +45,7 @@ def bart_compressed_sensing(
     options = _options(config)
     patterns = mask.cpu().numpy()
     images = []
-    for number, measured in enumerate(kspace.to("cpu", torch.complex64).numpy() * patterns):
+    for number, measured in enumerate(undersample(kspace.cpu(), mask.cpu()).to(torch.complex64).numpy()):
         if maps is None:
             flat = np.ones((1, *measured.shape[1:]), np.complex64)
             parts = [_pics(coil[None], patterns[number], flat, options) for coil in measured]
@@ -62,7 +63,8 @@ def _options(config: CompressedSensingConfig) -> list[str]:
     if config.signal == "magnitude":
         options.append("-c")
     if config.kind == "total_variation":
-        return [*options, "-R", f"T:3:0:{config.weight:g}"]
+        # BART's own penalty of 0.5 takes thousands of iterations for images in [0, 1] with small weights
+        return [*options, "-u", "0.001", "-R", f"T:3:0:{config.weight:g}"]
     if config.wavelet not in WAVELETS:
         raise InputError(f"BART does not know the wavelet '{config.wavelet}'; choose one of {', '.join(WAVELETS)}")
     return [*options, "--wavelet", WAVELETS[config.wavelet], "-R", f"W:3:0:{config.weight:g}"]

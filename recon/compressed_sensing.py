@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from recon.sense import undersample
 from storage.errors import InputError
 
 _SHIFTS = 16  # of cycle spinning; the coarsest of four levels repeats after 16 pixels
@@ -18,13 +19,12 @@ _FIRST_THRESHOLD = 0.03  # of an image in [0, 1]
 _RESTART = 50  # iterations, after which the momentum, and the errors that it carries along, start again from 0
 _INNER_ITERATIONS = 10  # of total variation's denoising, in each iteration
 
-Denoiser = Callable[
-    [np.ndarray, float], np.ndarray
-]  # image (height, width), weight → argmin ½‖x − image‖² + weight ‖Ψx‖
+# image (height, width), weight → argmin ½‖x − image‖² + weight · ‖Ψx‖₁
+Denoiser = Callable[[np.ndarray, float], np.ndarray]
 
 
 class CompressedSensingConfig(BaseModel):
-    """Of the methods `wavelet` and `total_variation`; the defaults suit both, at 10 % as at 50 % of k-space.
+    """Settings of the methods `wavelet` and `total_variation`; the defaults suit both, at 10 % as at 50 % of k-space.
 
     `signal` says what the image is. A `magnitude` is real and not negative, which the solver enforces; that holds
     for k-space made from a magnitude image, and is wrong for k-space as measured: that is `complex`.
@@ -64,7 +64,7 @@ def compressed_sensing(
     solve = _solver(config)
     patterns = mask.cpu().numpy()
     images = []
-    for number, measured in enumerate(kspace.to("cpu", torch.complex64).numpy() * patterns):
+    for number, measured in enumerate(undersample(kspace.cpu(), mask.cpu()).to(torch.complex64).numpy()):
         if maps is None:
             flat = np.ones((1, *measured.shape[1:]), np.complex64)
             parts = [solve(coil[None], patterns[number], flat) for coil in measured]
@@ -130,6 +130,7 @@ def _solver(config: CompressedSensingConfig) -> Callable[[np.ndarray, np.ndarray
                     solver="GradientMethod",
                     alpha=1 / largest,
                     max_iter=min(_RESTART, config.num_iterations - done),
+                    tol=-1,  # a first threshold above all of a faint image would else be the end
                     show_pbar=False,
                 )
                 image = method.run()
