@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -126,16 +127,17 @@ def fill(
     Stopped at any time, the same call goes on: a training from its last checkpoint. Raises what training and
     evaluation raise, and `InputError` if something else lies where a run belongs.
     """
-    reader = open_reader(DataConfig(url=data_url, memory_cache_bytes=0, disk_cache_bytes=0), "test")
     cells: dict[Physics, dict[str, Path]] = {}
-    for system, experiment in experiments(grid, name, data_url, output_url):
-        model = folder / "models" / experiment.name
-        _train(experiment, model, device, say)
-        # rated with one mask for all, also where a system was trained with many
-        physics = Physics(experiment.data.crop, experiment.mask.model_copy(update={"per_slice": False}))
-        cells.setdefault(physics, {})[system] = model
-        if len(cells[physics]) == len(grid.systems):
-            _rate(grid.classical, physics, cells[physics], reader, folder, device, say)
+    data = DataConfig(url=data_url, memory_cache_bytes=0, disk_cache_bytes=0)
+    with contextlib.closing(open_reader(data, "test")) as reader:
+        for system, experiment in experiments(grid, name, data_url, output_url):
+            model = folder / "models" / experiment.name
+            _train(experiment, model, device, say)
+            # rated with one mask for all, also where a system was trained with many
+            physics = Physics(experiment.data.crop, experiment.mask.model_copy(update={"per_slice": False}))
+            cells.setdefault(physics, {})[system] = model
+            if len(cells[physics]) == len(grid.systems):
+                _rate(grid.classical, physics, cells[physics], reader, folder, device, say)
     results = [load_evaluation(_cell_file(folder, physics)) for physics in cells]
     write_tables(results, folder, _about(grid, next(iter(cells.values()))))
     return results

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from storage.embedded_store import EmbeddedStore
 from tests.faulty_proxy import FaultyProxy, proxied_environment
@@ -77,11 +76,3 @@ def faulty_proxy(
             monkeypatch.setenv(name, value)
         S3FileSystem.clear_instance_cache()
         yield proxy
-
-
-@pytest.fixture(scope="module")
-def process_group_ends_with_this_file() -> Iterator[None]:
-    """DeepSpeed's engines make one for the single rank; other files are about processes without."""
-    yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()

@@ -577,7 +577,7 @@ class TestSweepAndStore:
     @pytest.mark.parametrize(
         ("override", "parts"),
         [
-            ("space.loss.aa=uniform(0,1)", ("unknown key 'loss.aa'", "Valid keys of loss: adversarial, a, b")),
+            ("space.loss.aa=uniform(0,1)", ("unknown key 'loss.aa'", "Valid keys of loss: adversarial, critic_sees")),
             ("space.mask.sampling_ratio=uniform(0.1,2)", ("mask.sampling_ratio=2", "less than or equal to 1")),
             ("space.loss.a=uniform(5", ("uniform(5", "expected one of loguniform(low, high)")),
             ("space.loss.a=normal(0,1)", ("normal(0,1)", "expected one of loguniform(low, high)")),

@@ -20,9 +20,6 @@ LOSSES = ("loss", "critic_loss", "adversarial", "normalized_root_mse", "frequenc
 STEPS = 7
 
 
-pytestmark = pytest.mark.usefixtures("process_group_ends_with_this_file")
-
-
 class Interrupted(Exception):
     pass
 

@@ -21,7 +21,6 @@ from tests.workbench import TINY, unique_name
 from tuning.experiment import SweepExperiment
 
 STEPS = 4
-pytestmark = pytest.mark.usefixtures("process_group_ends_with_this_file")
 
 
 class Interrupted(Exception):

@@ -179,6 +179,8 @@ def test_unknown_backend_is_refused() -> None:
 
 
 def test_several_ranks_need_a_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.distributed.is_initialized():  # by the single-rank engines of other tests
+        torch.distributed.destroy_process_group()
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="WORLD_SIZE is 2 but there is no process group"):
         build_engine(nn.Linear(1, 1), OptimizerConfig(), EngineSettings(1), "cpu", backend="plain")

@@ -75,7 +75,7 @@ def test_a_space_that_the_experiment_accepts_is_parsed() -> None:
 @pytest.mark.parametrize(
     ("key", "text", "parts"),
     [
-        ("loss.aa", "uniform(1, 2)", ["unknown key 'loss.aa'", "Valid keys of loss: adversarial, a, b"]),
+        ("loss.aa", "uniform(1, 2)", ["unknown key 'loss.aa'", "Valid keys of loss: adversarial, critic_sees"]),
         ("sweep.seed", "randint(1, 2)", ["unknown key 'sweep'"]),
         ("loss.a", "uniform(-1, 2)", ["loss.a=-1", "greater than or equal to 0"]),
         ("mask.sampling_ratio", "uniform(0.5, 1.5)", ["mask.sampling_ratio=1.5", "less than or equal to 1"]),
