@@ -1,8 +1,4 @@
-"""The ResNet-50 trunk that generator and critic share (Figs. 2 and 3), from MONAI's bottleneck blocks.
-
-MONAI is imported where networks are built, not before: it takes seconds and 200 MB, which processes that only
-read a configuration need not pay.
-"""
+"""The ResNet-50 trunk that generator and critic share (Figs. 2 and 3)."""
 
 from __future__ import annotations
 
@@ -16,20 +12,46 @@ EXPANSION = 4  # of a bottleneck block: output channels / inner channels
 Norm = Literal["group", "instance"]
 
 
-def norm_of(kind: Norm, channels: int) -> tuple[str, dict[str, object]]:
-    """MONAI's name and arguments of a normalisation with as many parameters as batch norm.
+def num_groups(channels: int) -> int:
+    """Of group norm: 8, or fewer if they do not divide `channels`."""
+    return next(groups for groups in (8, 4, 2, 1) if channels % groups == 0)
+
+
+def norm_layer(kind: Norm, channels: int, groups: int | None = None) -> nn.Module:
+    """A normalisation with as many parameters as batch norm; `groups` are `num_groups(channels)` unless given.
 
     Neither depends on the other images of a batch, so that a result does not depend on batch or world size.
     """
     if kind == "group":
-        return "group", {"num_groups": next(groups for groups in (8, 4, 2, 1) if channels % groups == 0)}
-    return "instance", {"affine": True}
+        return nn.GroupNorm(groups or num_groups(channels), channels)
+    return nn.InstanceNorm2d(channels, affine=True)
 
 
-def norm_layer(kind: Norm, channels: int) -> nn.Module:
-    from monai.networks.layers.utils import get_norm_layer
+class Bottleneck(nn.Module):
+    """(batch, in_channels, height, width) → 4 × `planes` channels at 1/`stride` of the size.
 
-    return get_norm_layer(name=norm_of(kind, channels), spatial_dims=2, channels=channels)
+    Source: He et al., Deep residual learning for image recognition, Fig. 5; the stride is the 3×3 convolution's,
+    as in torchvision.
+    """
+
+    def __init__(self, in_channels: int, planes: int, stride: int, norm: Norm, downsample: nn.Module | None) -> None:
+        super().__init__()
+        groups = num_groups(planes)  # of all three norms, also of the one of 4 × `planes` channels
+        self.conv1 = nn.Conv2d(in_channels, planes, kernel_size=1, bias=False)
+        self.bn1 = norm_layer(norm, planes, groups)
+        self.conv2 = nn.Conv2d(planes, planes, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.bn2 = norm_layer(norm, planes, groups)
+        self.conv3 = nn.Conv2d(planes, planes * EXPANSION, kernel_size=1, bias=False)
+        self.bn3 = norm_layer(norm, planes * EXPANSION, groups)
+        self.act = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def forward(self, image: Tensor) -> Tensor:
+        hidden = self.act(self.bn1(self.conv1(image)))
+        hidden = self.act(self.bn2(self.conv2(hidden)))
+        hidden = self.bn3(self.conv3(hidden))
+        hidden += image if self.downsample is None else self.downsample(image)
+        return self.act(hidden)
 
 
 class ResNet50Trunk(nn.Module):
@@ -67,16 +89,13 @@ class ResNet50Trunk(nn.Module):
 
 
 def _stage(in_channels: int, planes: int, num_blocks: int, stride: int, norm: Norm) -> nn.Sequential:
-    from monai.networks.nets.resnet import ResNetBottleneck
-
     out_channels = planes * EXPANSION
     downsample = nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
         norm_layer(norm, out_channels),
     )
-    name = norm_of(norm, planes)
-    first = ResNetBottleneck(in_channels, planes, spatial_dims=2, stride=stride, downsample=downsample, norm=name)
-    rest = [ResNetBottleneck(out_channels, planes, spatial_dims=2, norm=name) for _ in range(num_blocks - 1)]
+    first = Bottleneck(in_channels, planes, stride, norm, downsample)
+    rest = [Bottleneck(out_channels, planes, 1, norm, None) for _ in range(num_blocks - 1)]
     return nn.Sequential(first, *rest)
 
 

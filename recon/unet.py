@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from recon.trunk import Norm, norm_of, pad_to_multiple
+from recon.trunk import Norm, num_groups, pad_to_multiple
 
 
 class UNetGenerator(nn.Module):
@@ -15,15 +15,16 @@ class UNetGenerator(nn.Module):
     """
 
     def __init__(self, width: int, channels: int, norm: Norm) -> None:
-        from monai.networks.nets.basic_unet import BasicUNet
+        from monai.networks.nets.basic_unet import BasicUNet  # here: it takes seconds and half a gigabyte
 
         super().__init__()
+        norms = {"group": {"num_groups": num_groups(width)}, "instance": {"affine": True}}
         self.network = BasicUNet(
             spatial_dims=2,
             in_channels=channels,
             out_channels=channels,
             features=(width, 2 * width, 4 * width, 8 * width, 16 * width, width),
-            norm=norm_of(norm, width),
+            norm=(norm, norms[norm]),
             bias=False,  # the normalisation that follows would cancel it
         )
         last = self.network.final_conv

@@ -1,0 +1,162 @@
+"""Where the time goes between `larmor train` and the first step, on a cluster that runs already.
+
+    python benchmarks/startup.py [--workers 1] [--runs 3] [--url s3://larmor/startup]
+
+Starts a Ray cluster of this machine's own and a tiny data set, then runs the real command against them several
+times: each stage's seconds side by side. The first run also pays for cold files; "warm" is the median of the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = (
+    ("checked", "interpreter, imports, data and folder checked"),
+    ("connected", "connected to the cluster"),
+    ("claimed", "resources there, folder claimed"),
+    ("loop", "controller and worker processes started"),
+    ("imported", "imports of the training loop"),
+    ("restored", "data opened, networks and engines built"),
+    ("first step", "first step"),
+    ("last step", "the other steps"),
+    ("returned", "workers and controller ended"),
+    ("ended", "command ended"),
+)
+FILE = "LARMOR_STARTUP_FILE"  # where the command under test writes its times
+
+
+def mark(path: str, name: str) -> None:
+    with open(path, "a") as file:
+        file.write(json.dumps([name, time.time()]) + "\n")
+
+
+def watched(arguments: list[str]) -> None:
+    """The command line with a clock at the borders of its parts; the parts themselves are the real ones."""
+    path = os.environ[FILE]
+    import larmor
+    from cluster import ray_cluster, ray_train, run
+
+    connected, fit = ray_cluster.connected, ray_train.train_on_ray
+    claim = run.claim
+
+    def loop(config: dict[str, Any]) -> None:
+        import json
+        import time
+
+        def note(name: str) -> None:
+            with open(path, "a") as file:
+                file.write(json.dumps([name, time.time()]) + "\n")
+
+        note("loop")
+        import recon.train
+
+        note("imported")
+        from cluster import ray_train
+
+        class Clock(ray_train.RayWorker):
+            def restore(self, read: Any) -> bool:
+                note("restored")
+                return super().restore(read)
+
+            def report(self, step: int, metrics: Any, history: Any) -> None:
+                note("first step" if step == 1 else "last step")
+                super().report(step, metrics, history)
+
+        ray_train.RayWorker = Clock  # type: ignore[misc]
+        ray_train.train_loop_per_worker(config)
+
+    def marked_fit(*args: Any) -> None:
+        mark(path, "claimed")
+        ray_train.train_loop_per_worker = loop
+        fit(*args)
+        mark(path, "returned")
+
+    def marked_connected(*args: Any) -> Any:
+        mark(path, "checked")
+        return connected(*args)
+
+    def marked_claim(*args: Any) -> None:
+        mark(path, "connected")
+        claim(*args)
+
+    ray_cluster.connected, ray_train.train_on_ray = marked_connected, marked_fit  # type: ignore[assignment]
+    run.claim = marked_claim  # type: ignore[assignment]
+    sys.argv = ["larmor", *arguments]
+    larmor.main()
+
+
+def one_run(address: str, url: str, workers: int, scratch: Path) -> dict[str, float]:
+    """Seconds of each stage of one command."""
+    name = f"startup-{uuid.uuid4().hex[:8]}"
+    path = scratch / name
+    small = ("data.crop=[64,64]", "data.shuffle_bytes=262144", "data.block_bytes=131072", "generator.width=4")
+    small += ("critic.width=4", "critic.steps=1", "training.global_batch_size=4", "training.validation_slices=4")
+    small += ("training.num_steps=2", "training.log_every=1", f"cluster.num_workers={workers}")
+    place = (f"name={name}", f"data.url={url}", f"output_url={scratch}/output")
+    command = [sys.executable, __file__, "--watched", "train", "laptop", *place, *small, "--address", address]
+    began = time.time()
+    done = subprocess.run(command, env={**os.environ, FILE: str(path)}, capture_output=True, text=True, check=False)
+    ended = time.time()
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    marks: dict[str, float] = {"ended": ended}
+    for line in path.read_text().splitlines():
+        stage, moment = json.loads(line)
+        marks[stage] = max(marks.get(stage, 0.0), moment)  # of the slowest rank
+    seconds, before = {}, began
+    for stage, _ in STAGES:
+        seconds[stage], before = marks[stage] - before, marks[stage]
+    return seconds
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--watched"]:
+        watched(sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    os.environ["PYTHONPATH"] = str(ROOT)
+    import ray
+
+    from cluster.ray_cluster import connected
+    from storage.convert import ConvertOptions, convert
+    from storage.formats.recognise import find_sources
+    from storage.phantom import write_phantom
+
+    with tempfile.TemporaryDirectory(prefix="larmor-startup-") as folder:
+        scratch = Path(folder)
+        heads = write_phantom(scratch / "heads", num_subjects=3, seed=0)
+        held_out = ConvertOptions(matrix=(64, 64), held_out={"validation": ["phantom02"], "test": ["phantom03"]})
+        convert(find_sources([str(path) for path in heads]), str(scratch / "data"), held_out)
+        with connected(None):
+            address = ray.get_runtime_context().gcs_address
+            rows = [one_run(address, str(scratch / "data"), options.workers, scratch) for _ in range(options.runs)]
+    show(rows, options.workers)
+
+
+def show(rows: list[dict[str, float]], workers: int) -> None:
+    print(f"{workers} worker(s), {os.cpu_count()} cores; seconds")
+    print(f"{'stage':50}{'first':>8}{'warm':>8}{'sum':>8}")
+    total = 0.0
+    for stage, text in STAGES:
+        warm = statistics.median(row[stage] for row in rows[1:] or rows)
+        total += warm
+        print(f"{text:50}{rows[0][stage]:8.1f}{warm:8.1f}{total:8.1f}")
+
+
+if __name__ == "__main__":
+    main()
