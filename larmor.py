@@ -453,6 +453,7 @@ def benchmark_tables(
     to: Annotated[Path, typer.Option(help="Folder for models, tables and figures.")] = Path("tables"),
     num_images: Annotated[int | None, typer.Option(min=1, help="Images that each system sees.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    overwrite: Overwrite = False,
 ) -> None:
     """Train every system alike and fill the tables. Stopped, the same command goes on where it was."""
     from cluster.console import console
@@ -460,7 +461,7 @@ def benchmark_tables(
 
     grid = load_grid(preset, {"num_images": num_images} if num_images else {})
     name = f"tables-{Path(preset).stem}-{grid.num_images}"
-    fill(grid, name, data, output, to, device, partial(console.print, markup=False))
+    fill(grid, name, data, output, to, device, partial(console.print, markup=False), overwrite)
     console.print(str(to / "tables.md"))
 
 

@@ -120,19 +120,26 @@ def _with_budget(content: dict[str, Any], num_images: int) -> dict[str, Any]:
 
 
 def fill(
-    grid: GridConfig, name: str, data_url: str, output_url: str, folder: Path, device: str, say: Say
+    grid: GridConfig,
+    name: str,
+    data_url: str,
+    output_url: str,
+    folder: Path,
+    device: str,
+    say: Say,
+    overwrite: bool = False,
 ) -> list[Evaluation]:
     """Train what is not yet trained, rate what is not yet rated, write the tables to `folder`; returns them.
 
     Stopped at any time, the same call goes on: a training from its last checkpoint. Raises what training and
-    evaluation raise, and `InputError` if something else lies where a run belongs.
+    evaluation raise, and `InputError` if something else lies where a run belongs; `overwrite` trains all anew.
     """
     cells: dict[Physics, dict[str, Path]] = {}
     data = DataConfig(url=data_url, memory_cache_bytes=0, disk_cache_bytes=0)
     with contextlib.closing(open_reader(data, "test")) as reader:
         for system, experiment in experiments(grid, name, data_url, output_url):
             model = folder / "models" / experiment.name
-            _train(experiment, model, device, say)
+            _train(experiment, model, device, say, overwrite)
             # rated with one mask for all, also where a system was trained with many
             physics = Physics(experiment.data.crop, experiment.mask.model_copy(update={"per_slice": False}))
             cells.setdefault(physics, {})[system] = model
@@ -143,17 +150,16 @@ def fill(
     return results
 
 
-def _train(experiment: Experiment, model: Path, device: str, say: Say) -> None:
+def _train(experiment: Experiment, model: Path, device: str, say: Say, overwrite: bool) -> None:
     run = RunFolder(experiment.run_url)
-    if not check(experiment, run, overwrite=False):
-        claim(experiment, run, overwrite=False)
+    if not check(experiment, run, overwrite):
+        claim(experiment, run, overwrite)
         began = time.perf_counter()
         train_locally(experiment, run, device)
         best = finish(experiment, run)
         seconds = time.perf_counter() - began
         say(f"{experiment.name}: {best['metrics']['val/psnr']:.2f} dB on the validation split, {seconds:.0f} s")
-    if not (model / "generator.safetensors").is_file():
-        pull_run(run, experiment.training.best_metric, model, overwrite=True)
+    pull_run(run, experiment.training.best_metric, model, overwrite=True)
 
 
 def _rate(

@@ -20,20 +20,11 @@ class AveragedWeights:
         self._decay = decay
 
     @torch.no_grad()
-    def restart(self, network: nn.Module) -> None:
-        """Begin again from the weights as they are now."""
-        for average, value in self._pairs(network):
-            average.copy_(value)
-
-    @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Take in the weights after a step. Whatever is not a floating-point number is copied."""
-        for average, value in self._pairs(network):
+        values = network.state_dict()
+        for name, average in self.module.state_dict().items():
             if average.is_floating_point():
-                average.lerp_(value.to(average.dtype), 1 - self._decay)
+                average.lerp_(values[name].to(average.dtype), 1 - self._decay)
             else:
-                average.copy_(value)
-
-    def _pairs(self, network: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        averages, values = self.module.state_dict(), network.state_dict()
-        return [(average, values[name]) for name, average in averages.items()]
+                average.copy_(values[name])

@@ -61,10 +61,17 @@ class Evaluation:
 
     @property
     def label(self) -> str:
-        """Size and mask in words."""
+        """Size, mask and kind of image in words."""
         mask = self.physics.mask
         kind = f"file {mask.file}" if mask.kind == "file" else f"{mask.kind} {100 * mask.sampling_ratio:g} %"
-        return f"{self.size}, {kind}"
+        words = [self.size, kind]
+        if mask.seed:
+            words.append(f"seed {mask.seed}")
+        if mask.per_slice:
+            words.append("a mask per slice")
+        if self.physics.signal.mode == "complex":
+            words.append(f"complex ({self.physics.signal.coils})")
+        return ", ".join(words)
 
     def mean(self, method: str) -> dict[str, float]:
         """Mean over volumes of each metric, and `seconds`."""

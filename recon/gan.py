@@ -65,8 +65,9 @@ class Gan:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights of `best_generator` as float32 on the CPU. Every rank calls."""
-        whole = self.generator.state_dict()
-        return {k: v.cpu().clone() for k, v in self.average.module.state_dict().items()} if self.average else whole
+        if self.average:
+            return {name: value.cpu() for name, value in self.average.module.state_dict().items()}
+        return self.generator.state_dict()
 
     def set_learning_rates(self, step: int) -> None:
         """The learning rates of generator step `step`, counted from 0."""

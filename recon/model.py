@@ -29,7 +29,7 @@ class Model:
     physics: Physics
     recipe: Recipe
     record: dict[str, Any]
-    folder: Path = Path("model")
+    folder: Path
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:

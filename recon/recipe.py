@@ -85,7 +85,11 @@ class Recipe(BaseModel):
             raise ValueError(
                 "training.ema_decay needs whole weights on every worker; set training.zero_stage=2 or lower"
             )
-        if self.critic.lipschitz != "weight_clipping" and self.loss.adversarial != "none" and stage == 3:
+        if (
+            self.critic.lipschitz in ("gradient_penalty", "spectral_norm")
+            and self.loss.adversarial != "none"
+            and stage == 3
+        ):
             raise ValueError(
                 f"critic.lipschitz={self.critic.lipschitz} works on whole weights; set training.zero_stage=2 or lower"
             )

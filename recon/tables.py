@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -188,10 +189,12 @@ def write_evaluation(
 
 
 def slug(physics: Physics) -> str:
-    """Size and mask as a part of a file's name."""
+    """Size and mask as a part of a file's name, with a checksum: masks differ in more than kind and ratio."""
     height, width = physics.crop
     mask = physics.mask
-    return f"{height}x{width}-{mask.kind}-{100 * mask.sampling_ratio:g}"
+    whole = repr((mask.model_dump(), physics.signal.model_dump())).encode()
+    checksum = hashlib.sha256(whole).hexdigest()[:8]
+    return f"{height}x{width}-{mask.kind}-{100 * mask.sampling_ratio:g}-{checksum}"
 
 
 def _is_papers(result: Evaluation) -> bool:
@@ -213,6 +216,11 @@ def _bars(cells: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    for plain, written in (("\\", r"\textbackslash "), ("_", r"\_"), ("%", r"\%"), ("×", r"$\times$"), ("–", "--")):
+    for plain, written in (
+        ("\\", r"\textbackslash "),
+        *((sign, f"\\{sign}") for sign in "_%&#$"),
+        ("×", r"$\times$"),
+        ("–", "--"),
+    ):
         text = text.replace(plain, written)
     return text

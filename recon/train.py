@@ -30,7 +30,10 @@ from storage.loader import Loader, Share
 
 
 class TrainingDiverged(InputError):
-    """A loss is not finite any more. Raised by all ranks at the same step; a restart would only repeat it."""
+    """A loss is not finite any more, or the critic ran away.
+
+    Raised by all ranks at the same step; a restart would only repeat it.
+    """
 
 
 def train(recipe: Recipe, worker: Worker) -> None:

@@ -22,7 +22,7 @@ from storage.store_errors import again_if_damaged
 
 CRC_BYTES = 4
 _RESIDUE = 0x48674BC7
-_MISSING = np.iinfo(np.uint64).max
+MISSING = np.iinfo(np.uint64).max  # what a shard's index says of a slice that is not in it
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ShardIndexes:
         shard, row = divmod(int(self._split.row[index]), bucket.shard_slices)
         path = shard_path(self._split.name, self._kind, bucket.number, shard)
         start, length = (int(value) for value in self._table(bucket, shard, path)[row])
-        if start == _MISSING or length != bucket.chunk_bytes:
+        if start == MISSING or length != bucket.chunk_bytes:
             raise InputError(f"{self._store.url}/{path}: slice {index} is not in its shard; convert the data again")
         return path, start, start + length
 

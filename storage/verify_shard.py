@@ -10,10 +10,9 @@ import numpy as np
 from storage.dataset import BucketInfo, SplitInfo, shard_checksum, shard_path
 from storage.examine import image_scale
 from storage.object_store import ObjectStore
-from storage.shards import CRC_BYTES, crc_matches, decode_slice
+from storage.shards import CRC_BYTES, MISSING, crc_matches, decode_slice
 
 _TOLERANCE = 1e-4  # of the largest value of an image
-_MISSING = np.iinfo(np.uint64).max
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def check_shard(store: ObjectStore, shard: Shard) -> tuple[int, list[str]]:
             wrong = _check_slice(shard, number, raw, int(table[row, 0]), int(table[row, 1]))
             if wrong:
                 problems.append(f"slice {number} (row {row}) {wrong}" if number >= 0 else f"row {row} {wrong}")
-        surplus = int((table[len(shard.slices) :, 0] != _MISSING).sum())
+        surplus = int((table[len(shard.slices) :, 0] != MISSING).sum())
         if surplus:
             problems.append(f"its index names {surplus} more slices than the array has")
     return len(raw), [f"{shard.path}: {problem}; convert the data again" for problem in problems]
@@ -73,7 +72,7 @@ def check_shard(store: ObjectStore, shard: Shard) -> tuple[int, list[str]]:
 
 def _check_slice(shard: Shard, number: int, raw: bytes, start: int, length: int) -> str:
     """What is wrong with one slice, empty if nothing is."""
-    if start == _MISSING:
+    if start == MISSING:
         return "is not in its shard"
     kspace = decode_slice(memoryview(raw)[start : start + length], shard.bucket)
     if kspace is None:

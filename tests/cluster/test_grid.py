@@ -79,6 +79,21 @@ def test_the_grid_is_filled_and_nothing_is_done_twice(data: str, grid_file: str,
     assert not any("on the validation split" in line for line in said)
 
 
+def test_another_grid_under_the_same_name_is_refused_or_takes_its_place(
+    data: str, grid_file: str, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    changes = {"systems": {"unet": {}}, "ratios": [0.3]}
+    arguments = ("small", data, str(tmp_path / "out"), tmp_path / "tables", "cpu", lambda _: None)
+    first = fill(load_grid(grid_file, changes), *arguments)
+    other = load_grid(grid_file, {**changes, "systems": {"unet": {"seed": 1}}})
+    with pytest.raises(InputError, match="differs in seed.*--overwrite"):
+        fill(other, *arguments)
+    second = fill(other, *arguments, overwrite=True)
+    assert first[0].mean("zero_filled")["psnr"] == second[0].mean("zero_filled")["psnr"]
+    assert first[0].mean("unet")["psnr"] != second[0].mean("unet")["psnr"], "the new model is rated, not the old one"
+
+
 def test_all_systems_of_a_cell_see_the_same(data: str, grid_file: str) -> None:
     found = list(experiments(load_grid(grid_file, {}), "small", data, "out"))
     assert [system for system, _ in found] == ["gan_resnet50_dc", "unet"] * 2

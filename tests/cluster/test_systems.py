@@ -181,6 +181,10 @@ def test_parts_that_do_not_fit_are_refused(kspace_url: str, overrides: list[str]
         assert word in str(caught.value)
 
 
+def test_a_critic_that_nothing_holds_may_be_partitioned(kspace_url: str) -> None:
+    assert tiny(kspace_url, "system=dagan", "training.zero_stage=3").critic.lipschitz == "none"
+
+
 def test_a_system_is_a_set_of_defaults(kspace_url: str) -> None:
     experiment = tiny(kspace_url, "system=dagan", "loss.a=3")
     assert experiment.loss.adversarial == "bce"

@@ -66,4 +66,5 @@ def test_a_flat_density_is_even() -> None:
 @pytest.mark.parametrize("part", [0.001, 0.1, 0.5, 0.999, 1])
 @pytest.mark.filterwarnings("error")
 def test_every_count_is_met_at_any_spread(spread: float, part: float) -> None:
-    points(0, round(part * DISTANCE.size), -0.5 * (DISTANCE / spread) ** 2)
+    count = round(part * DISTANCE.size)
+    assert points(0, count, -0.5 * (DISTANCE / spread) ** 2).sum() == count

@@ -27,7 +27,7 @@ CROP = (32, 32)
 
 def make_model(ratio: float = 1.0, trained: bool = False, crop: tuple[int, int] = CROP) -> Model:
     recipe = small_recipe(data={"url": "unused", "crop": crop}, mask={"kind": "gaussian2d", "sampling_ratio": ratio})
-    return Model(make_generator(recipe, trained=trained), Physics(crop, recipe.mask), recipe, {})
+    return Model(make_generator(recipe, trained=trained), Physics(crop, recipe.mask), recipe, {}, Path("model"))
 
 
 def run(model: Model, source: Path, folder: Path) -> tuple[list[Path], float]:
