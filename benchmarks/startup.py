@@ -59,7 +59,7 @@ def watched(arguments: list[str]) -> None:
                 file.write(json.dumps([name, time.time()]) + "\n")
 
         note("loop")
-        import recon.train
+        import recon.train  # noqa: F401 - the time of the import
 
         note("imported")
         from cluster import ray_train

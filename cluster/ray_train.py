@@ -30,7 +30,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     """What Ray Train runs in each worker process."""
     import ray.train.torch
 
-    from recon.train import TrainingDiverged, train
+    from recon.history import TrainingDiverged
+    from recon.train import train
 
     experiment = build(config["experiment"], Experiment, "experiment")
     torch.set_num_threads(experiment.cluster.cpus_per_worker)

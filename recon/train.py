@@ -4,36 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-import time
-from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from recon.augment import augment
 from recon.feed import feed, page_locked
 from recon.gan import Gan
+from recon.history import History
 from recon.metrics import HIGHER_IS_BETTER
 from recon.recipe import Recipe, TrainingConfig
-from recon.samples import Sample, prepare
+from recon.samples import prepare
 from recon.validate import validate
 from recon.worker import Worker
 from storage.config import open_loader, open_reader
-from storage.dataset import SplitInfo
 from storage.errors import InputError
-from storage.loader import Loader, Share
-
-
-class TrainingDiverged(InputError):
-    """A loss is not finite any more, or the critic ran away.
-
-    Raised by all ranks at the same step; a restart would only repeat it.
-    """
+from storage.loader import Share
 
 
 def train(recipe: Recipe, worker: Worker) -> None:
@@ -151,99 +139,3 @@ class TrainingState:
         torch.set_rng_state(torch.load(folder / f"random-rank-{self.worker.rank:04d}.pt", weights_only=True))
         self.step, self.global_batches = counters["step"], counters["global_batches"]
         self.early_stop.best, self.early_stop.in_vain = counters["best"], counters["validations_in_vain"]
-
-
-class History:
-    """Collects the loss terms of each step and reports their means over micro-batches and ranks."""
-
-    def __init__(self, worker: Worker, loader: Loader, recipe: Recipe, info: SplitInfo, slices_per_step: int) -> None:
-        self.metrics: dict[str, float] = {}
-        self.validated: dict[str, float] = {}
-        self._worker, self._loader, self._slices_per_step = worker, loader, slices_per_step
-        self._recipe, self._info = recipe, info
-        self._inputs: list[tuple[np.ndarray, Tensor]] = []
-        self._rows: list[tuple[int, dict[str, Tensor]]] = []
-        self._began, self._waited, self._bytes = time.perf_counter(), 0.0, 0
-
-    def add(
-        self,
-        step: int,
-        terms: list[dict[str, Tensor]],
-        critic_terms: list[dict[str, Tensor]],
-        samples: Sequence[Sample],
-    ) -> None:
-        """The loss terms of one step and what it was trained on; dictionaries and a sample for each micro-batch."""
-        rows = [{**ours, **critics} for ours, critics in zip(terms, critic_terms or [{}] * len(terms), strict=True)]
-        self._rows.append((step, {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}))
-        # sums stay on the device: only if a loss is not finite are they looked at
-        self._inputs += [(sample.samples, sample.target.sum(dim=(1, 2, 3))) for sample in samples]
-
-    def validation(self, metrics: dict[str, float]) -> None:
-        """Validation metrics that belong to the newest step."""
-        self.validated = metrics
-
-    @contextlib.contextmanager
-    def clock_stopped(self) -> Iterator[None]:
-        """Time in here does not count as training time."""
-        began = time.perf_counter()
-        yield
-        self._began += time.perf_counter() - began
-
-    def flush(self) -> None:
-        """Report the rows since the last flush. Raises `TrainingDiverged` at a loss that is not finite."""
-        names = sorted(self._rows[0][1])
-        local = torch.stack([torch.stack([row[name].float() for name in names]) for _, row in self._rows]).cpu()
-        mean = torch.stack(self._worker.gather(local)).mean(dim=0)
-        history: list[dict[str, float]] = [
-            {"step": step, **dict(zip(names, values.tolist(), strict=True))}
-            for (step, _), values in zip(self._rows, mean, strict=True)
-        ]
-        self._rows.clear()
-        for row in history:
-            self._check(row)
-        self._inputs.clear()
-        now, waited = time.perf_counter(), self._loader.seconds_waiting
-        elapsed = max(now - self._began, 1e-9)
-        num_bytes = self._loader.counts.bytes_read
-        history[-1] |= self.validated | {
-            "slices_per_second": len(history) * self._slices_per_step / elapsed,
-            "bytes_per_second": (num_bytes - self._bytes) / elapsed,
-            "waiting_share": (waited - self._waited) / elapsed,
-        }
-        self._began, self._waited, self._bytes, self.validated = now, waited, num_bytes, {}
-        self.metrics = {name: value for name, value in history[-1].items() if name != "step"}
-        self._worker.report(int(history[-1]["step"]), self.metrics, history)
-
-    def _check(self, row: dict[str, float]) -> None:
-        """Raises `TrainingDiverged`, or `InputError` if it was the data, on every rank alike."""
-        step = int(row["step"])
-        bad = [name for name, value in row.items() if not math.isfinite(value)]
-        if bad:
-            broken = sorted({name for part in self._worker.gather(self._broken_slices()) for name in part})
-            if broken:
-                raise InputError(
-                    f"training stopped at step {step}: values that are not finite in {', '.join(broken[:5])}"
-                    f"{f' and {len(broken) - 5} more' if len(broken) > 5 else ''} of {self._recipe.data.url} "
-                    f"({self._info.name}); `larmor verify` "
-                    "shows what else is broken; the checkpoints before this step are kept"
-                )
-            raise TrainingDiverged(
-                f"training diverged: {bad[0]} is {row[bad[0]]} at step {step}; lower the learning rates or "
-                "critic.clip; the checkpoints before this step are kept"
-            )
-        limit = self._recipe.training.largest_critic_loss
-        if abs(row.get("critic_loss", 0.0)) > limit:
-            raise TrainingDiverged(
-                f"the critic diverged: critic_loss is {row['critic_loss']:.4g} at step {step}, more than "
-                f"training.largest_critic_loss={limit:g}; lower critic_optimizer.learning_rate or critic.clip, or "
-                "choose another critic.lipschitz; the checkpoints before this step are kept"
-            )
-
-    def _broken_slices(self) -> list[str]:
-        """The slices since the last flush, of this rank, whose image is not finite."""
-        return [
-            f"slice {int(self._info.index[index])} of {self._info.volumes[int(self._info.volume[index])]}"
-            for samples, sums in self._inputs
-            for (_, index), finite in zip(samples.tolist(), torch.isfinite(sums).tolist(), strict=True)
-            if not finite
-        ]

@@ -87,7 +87,7 @@ def test_another_grid_under_the_same_name_is_refused_or_takes_its_place(
     arguments = ("small", data, str(tmp_path / "out"), tmp_path / "tables", "cpu", lambda _: None)
     first = fill(load_grid(grid_file, changes), *arguments)
     other = load_grid(grid_file, {**changes, "systems": {"unet": {"seed": 1}}})
-    with pytest.raises(InputError, match="differs in seed.*--overwrite"):
+    with pytest.raises(InputError, match=r"differs in seed.*--overwrite"):
         fill(other, *arguments)
     second = fill(other, *arguments, overwrite=True)
     assert first[0].mean("zero_filled")["psnr"] == second[0].mean("zero_filled")["psnr"]

@@ -12,8 +12,9 @@ import torch
 from cluster.experiment import Experiment, load_experiment
 from cluster.run_folder import RunFolder
 from cluster.worker import LocalWorker
+from recon.history import TrainingDiverged
 from recon.systems import SYSTEMS
-from recon.train import EarlyStop, TrainingDiverged, train
+from recon.train import EarlyStop, train
 from storage.errors import InputError
 from storage.object_store import ObjectStore
 from tests.helpers import random_kspace, write_dataset
