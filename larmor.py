@@ -44,6 +44,15 @@ Address = Annotated[
     str | None, typer.Option(help="A running Ray cluster (auto, HOST:PORT or ray://…); without it one starts here.")
 ]
 
+Dashboard = Annotated[
+    str,
+    typer.Option(
+        "--address", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, such as http://127.0.0.1:8265."
+    ),
+]
+Job = Annotated[str, typer.Argument(help="The job's name: that of the run, or sweep-NAME.")]
+IsSweep = Annotated[bool, typer.Option("--sweep", help="Submit the sweep, not the training.")]
+
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -324,17 +333,53 @@ def sweep(
 @app.command()
 def submit(
     experiment: Experiment,
-    address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")],
+    address: Dashboard,
     overrides: Overrides = None,
-    run_sweep: Annotated[bool, typer.Option("--sweep", help="Submit the sweep, not the training.")] = False,
+    run_sweep: IsSweep = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job's log.")] = False,
 ) -> None:
-    """Run the training or the sweep as a job on a Ray cluster, and follow its log. Exit code: the job's."""
-    from cluster.console import console
-    from cluster.submit import submit as submit_job
+    """Run the training or the sweep as a job on a Ray cluster, and follow its log. Exit code: the job's.
+
+    The same command again comes back to a job that still runs; Ctrl-C leaves it running.
+    """
+    from cluster.console import errors
+    from cluster.job_log import follow
+    from cluster.jobs import Jobs, exit_code
 
     config = _load(experiment, overrides or [])
-    if not submit_job(config, ["sweep" if run_sweep else "train"], address, console.print):
-        raise InputError("the job failed; its log stands above")
+    jobs = Jobs(address)
+    job = jobs.submit("sweep", config) if run_sweep else jobs.submit("train", config.training_part())
+    typer.echo(f"job '{job.name}' runs already; this is its log" if job.attached else f"submitted as job '{job.name}'")
+    if detach:
+        return
+    try:
+        code = exit_code(follow(jobs, job.name, lambda text: typer.echo(text, nl=False)))
+    except KeyboardInterrupt:
+        errors.print(
+            f"\njob '{job.name}' goes on; the same command comes back to it, `larmor status {job.name} --address "
+            f"{address}` asks about it, `larmor stop {job.name} --address {address}` ends it",
+            markup=False,
+        )
+        code = 130
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(job: Job, address: Dashboard) -> None:
+    """How a job on a cluster is: its state, since when, and where its results go."""
+    from cluster.jobs import Jobs, describe
+
+    for line in describe(Jobs(address).get(job)):
+        typer.echo(line)
+
+
+@app.command()
+def stop(job: Job, address: Dashboard) -> None:
+    """End a job on a cluster: it is asked to, and is killed after two minutes. Submitting it again goes on with it."""
+    from cluster.jobs import Jobs, describe
+
+    for line in describe(Jobs(address).stop(job)):
+        typer.echo(line)
 
 
 @app.command()

@@ -34,6 +34,7 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     port = _free_port()
     if address:
+        use_known_token()
         _check_reachable(address)
     else:  # all of it before the import: Ray reads these variables only once
         _use_token()
@@ -119,6 +120,13 @@ def worker_environment() -> dict[str, str]:
     embedded = os.environ.get("AWS_PROFILE") == PROFILE
     forwarded = {name: os.environ[name] for name in _FORWARDED if embedded and name in os.environ}
     return {**forwarded, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def use_known_token() -> None:
+    """Show the token that this machine has for clusters, if it has one; a cluster that asks for none ignores it."""
+    known = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if known or (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _use_token() -> None:
