@@ -1,4 +1,4 @@
-"""What travels with a job: Larmor's own source and the experiment. The cluster brings the dependencies."""
+"""What travels to a cluster: Larmor's own source, and a job's experiment. The cluster brings the dependencies."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ from pydantic import BaseModel
 
 from cluster.experiment import dump_yaml
 
-PACKED = ("storage", "recon", "cluster", "tuning", "larmor")
+PACKAGES = ("storage", "recon", "cluster", "tuning")
 
 
 def write_package(folder: Path, experiment: BaseModel) -> None:
     """Make `folder` a working directory in which `python -m larmor train experiment.yaml` runs this very Larmor."""
-    for name in PACKED:
-        found = importlib.util.find_spec(name)
-        assert found is not None
-        assert found.origin is not None
-        source = Path(found.origin)
-        if source.name == "__init__.py":
-            shutil.copytree(source.parent, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, folder / source.name)
+    for source in package_folders():
+        shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(_origin("larmor"), folder)
     (folder / "experiment.yaml").write_text(dump_yaml(experiment))
+
+
+def package_folders() -> list[Path]:
+    """Where the packages lie that workers import."""
+    return [_origin(name).parent for name in PACKAGES]
+
+
+def _origin(module: str) -> Path:
+    found = importlib.util.find_spec(module)
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin)

@@ -92,7 +92,11 @@ class Jobs:
                     submission_id=name,
                     runtime_env={
                         "working_dir": folder,
-                        "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
+                        "env_vars": {
+                            "LARMOR_JOB": name,
+                            "PYTHONUNBUFFERED": "1",
+                            "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+                        },
                     },
                     metadata={_KIND: kind, _EXPERIMENT: yaml.safe_dump(experiment.model_dump(mode="json"))},
                 )

@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 from platformdirs import user_data_path
 
+from cluster.job_package import package_folders
+from cluster.network import use_the_nodes_interface
 from storage.embedded_store import PROFILE
 from storage.errors import InputError
 
@@ -44,10 +46,14 @@ def connected(address: str | None) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     options["runtime_env"] = {"env_vars": worker_environment()}
     if address:
+        options["runtime_env"] |= {"worker_process_setup_hook": use_the_nodes_interface, **_own_source()}
         try:
             ray.init(address=address, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise InputError(f"the Ray cluster at {address} cannot be reached ({error}); is it running?") from error
+            raise InputError(
+                f"the Ray cluster at {address} cannot be reached ({error}); is it running, and does it ask for "
+                "another token than that in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH?"
+            ) from error
     else:
         ray.init(
             address="local",
@@ -127,6 +133,13 @@ def use_known_token() -> None:
     known = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     if known or (Path.home() / ".ray" / "auth_token").is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _own_source() -> dict[str, Any]:
+    """What brings this very Larmor to the workers; a job has brought it already."""
+    if "LARMOR_JOB" in os.environ:
+        return {}
+    return {"py_modules": [str(path) for path in package_folders()]}
 
 
 def _use_token() -> None:

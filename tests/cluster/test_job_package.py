@@ -1,0 +1,63 @@
+"""What travels to a cluster: Larmor's source and the experiment, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.experiment import Experiment, load_experiment, shipped_experiments
+from cluster.job_package import PACKAGES, package_folders, write_package
+from tests.helpers import contents_of
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENT = Experiment.model_validate({"name": "mine", "loss": {"a": 7}})
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    write_package(tmp_path, EXPERIMENT)
+    return tmp_path
+
+
+def test_the_source_is_packed_with_its_data_files(package: Path) -> None:
+    packed = contents_of(package)
+    assert {path.split("/")[0] for path in packed} == {*PACKAGES, "larmor.py", "experiment.yaml"}
+    for path in (
+        "larmor.py",
+        "storage/object_store.py",
+        "recon/train.py",
+        "cluster/ray_train.py",
+        "tuning/sweep.py",
+        "tuning/report.html",
+        *(f"cluster/experiments/{name}.yaml" for name in shipped_experiments()),
+    ):
+        assert packed[path] == (ROOT / path).read_bytes()
+    assert not any("__pycache__" in path for path in packed)
+    assert sum(map(len, packed.values())) < 2**20, "source, no data"
+    assert package_folders() == [ROOT / name for name in PACKAGES]
+
+
+def test_the_experiment_travels_whole(package: Path) -> None:
+    assert load_experiment(str(package / "experiment.yaml"), [], Experiment) == EXPERIMENT
+
+
+def test_the_packed_source_runs_from_its_folder(package: Path) -> None:
+    program = (
+        "import pathlib, larmor, storage.convert, recon.train, cluster.ray_train, tuning.sweep, tuning.report\n"
+        "from cluster.experiment import load_experiment, shipped_experiments, Experiment\n"
+        "print(larmor.__file__, tuning.report.__file__, *shipped_experiments())\n"
+        "load_experiment('experiment.yaml', [], Experiment)\n"
+    )
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=package, env=variables, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    larmor_file, report_file, *names = done.stdout.split()
+    assert Path(larmor_file).resolve() == package / "larmor.py"
+    assert Path(report_file).resolve() == package / "tuning" / "report.py"
+    assert names == list(shipped_experiments())
