@@ -84,6 +84,13 @@ def test_disks_are_encrypted_and_metadata_ask_for_a_session(cluster: dict[str, A
         assert config["IamInstanceProfile"]["Name"], "access to the bucket by a role, not by keys"
 
 
+def test_every_node_runs_the_image_of_the_pinned_ray_and_installs_the_pins(cluster: dict[str, Any]) -> None:
+    (ray,) = re.findall(r"^ray==(\S+)$", (FILE.parent / "constraints.txt").read_text(), re.MULTILINE)
+    assert cluster["docker"]["image"].startswith(f"rayproject/ray:{ray}-py3")
+    assert any("-c ~/larmor/constraints.txt ~/larmor" in command for command in cluster["setup_commands"])
+    assert cluster["file_mounts"]["/home/ray/larmor"] == "."
+
+
 def start_commands(cluster: dict[str, Any]) -> list[str]:
     commands = [*cluster["head_start_ray_commands"], *cluster["worker_start_ray_commands"]]
     return [command for command in commands if "ray start" in command]
