@@ -35,21 +35,22 @@ def follow(jobs: Jobs, name: str, show: Callable[[str], None], patience: Patienc
     answered = time.monotonic()
     while True:
         try:
-            job = jobs.get(name)
+            job = jobs.find(name)
         except InputError as error:
             if time.monotonic() - answered > patience.away:
                 raise InputError(f"{error}; the job may still run: the same command comes back to it") from error
             time.sleep(patience.pause)
             continue
-        if job.start_time != began:
-            raise InputError(f"the job '{name}' was submitted anew; the same command follows the new one")
+        if job is None or job.start_time != began:
+            raise InputError(f"the cluster knows this job '{name}' no more; submit it again: what was trained stays")
         ended = job.status.is_terminal()  # asked before the log is read: then nothing is added to it any more
-        before, (shown, whole) = shown, asyncio.run(_read(jobs, name, shown, show, patience.silence))
-        if whole or shown > before:
+        if not ended:
             answered = time.monotonic()
+        shown, whole = asyncio.run(_read(jobs, name, shown, show, patience.silence))
         if ended and (whole or time.monotonic() - answered > patience.away):
-            return job
-        time.sleep(0.0 if whole else patience.pause)
+            return job  # the log of a node that is gone cannot be read to its end
+        if not whole:
+            time.sleep(patience.pause)
 
 
 async def _read(jobs: Jobs, name: str, shown: int, show: Callable[[str], None], silence: float) -> tuple[int, bool]:
