@@ -1,4 +1,4 @@
-"""No key and no token is left in what a training on this machine writes; tests/cluster/test_jobs.py asks it of a job."""
+"""No key and no token is left in what a local training writes; tests/cluster/test_jobs.py asks it of a job."""
 
 from __future__ import annotations
 
