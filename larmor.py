@@ -336,6 +336,9 @@ def submit(
     address: Dashboard,
     overrides: Overrides = None,
     run_sweep: IsSweep = False,
+    install: Annotated[
+        bool, typer.Option("--install", help="Nodes install the dependencies first, in the versions of this machine.")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job's log.")] = False,
 ) -> None:
     """Run the training or the sweep as a job on a Ray cluster, and follow its log. Exit code: the job's.
@@ -348,7 +351,7 @@ def submit(
 
     config = _load(experiment, overrides or [])
     jobs = Jobs(address)
-    job = jobs.submit("sweep", config) if run_sweep else jobs.submit("train", config.training_part())
+    job = jobs.submit("sweep" if run_sweep else "train", config if run_sweep else config.training_part(), install)
     typer.echo(f"job '{job.name}' runs already; this is its log" if job.attached else f"submitted as job '{job.name}'")
     if detach:
         return

@@ -7,6 +7,7 @@ No key travels with a job. S3 credentials and dependencies are the cluster's; th
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from cluster.experiment import Experiment, differing_keys
-from cluster.job_package import write_package
+from cluster.job_package import pinned_requirements, write_package
 from cluster.ray_cluster import use_known_token
 from storage.errors import InputError
 
@@ -58,10 +59,13 @@ class Jobs:
         use_known_token()
         from ray.job_submission import JobSubmissionClient
 
+        logging.getLogger("ray").setLevel(logging.WARNING)  # it announces every connection that ends
         self.client = self._ask(lambda: JobSubmissionClient(address))
 
-    def submit(self, kind: Kind, experiment: Experiment) -> Submission:
+    def submit(self, kind: Kind, experiment: Experiment, install: bool = False) -> Submission:
         """Run `larmor KIND` with this experiment on the cluster, unless a job does so already.
+
+        With `install` each node first installs the dependencies in the versions that are installed here.
 
         Raises `InputError` if a job of that name works at something else.
         """
@@ -75,7 +79,7 @@ class Jobs:
             try:
                 if job is not None:
                     self._ask(lambda: self.client.delete_job(name))
-                self._start(name, kind, experiment)
+                self._start(name, kind, experiment, install)
             except InputError:
                 if (job := self.find(name)) is None or job.status.is_terminal():
                     raise
@@ -83,21 +87,18 @@ class Jobs:
                 return Submission(name, attached=False)
         raise InputError(f"{self.address}: others submit the job '{name}' at the same time; try again")
 
-    def _start(self, name: str, kind: Kind, experiment: Experiment) -> None:
+    def _start(self, name: str, kind: Kind, experiment: Experiment, install: bool) -> None:
+        variables = {"LARMOR_JOB": name, "PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
         with tempfile.TemporaryDirectory(prefix="larmor-job-") as folder:
             write_package(Path(folder), experiment)
+            environment: dict[str, Any] = {"working_dir": folder, "env_vars": variables}
+            if install:
+                environment["pip"] = pinned_requirements()
             self._ask(
                 lambda: self.client.submit_job(
                     entrypoint=f"exec python -m larmor {kind} experiment.yaml --address auto",
                     submission_id=name,
-                    runtime_env={
-                        "working_dir": folder,
-                        "env_vars": {
-                            "LARMOR_JOB": name,
-                            "PYTHONUNBUFFERED": "1",
-                            "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
-                        },
-                    },
+                    runtime_env=environment,
                     metadata={_KIND: kind, _EXPERIMENT: yaml.safe_dump(experiment.model_dump(mode="json"))},
                 )
             )

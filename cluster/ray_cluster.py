@@ -15,12 +15,13 @@ import psutil
 from platformdirs import user_data_path
 
 from cluster.job_package import package_folders
-from cluster.network import use_the_nodes_interface
 from storage.embedded_store import PROFILE
 from storage.errors import InputError
 
 # paths and names only: a key never travels through Ray
 _FORWARDED = ("AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
+
+_HOOK = "cluster.network.use_the_nodes_interface"  # by name: ray:// takes nothing else
 
 
 @contextlib.contextmanager
@@ -46,7 +47,7 @@ def connected(address: str | None) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     options["runtime_env"] = {"env_vars": worker_environment()}
     if address:
-        options["runtime_env"] |= {"worker_process_setup_hook": use_the_nodes_interface, **_own_source()}
+        options["runtime_env"] |= {"worker_process_setup_hook": _HOOK, **_own_source()}
         try:
             ray.init(address=address, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cluster.experiment import Experiment, load_experiment, shipped_experiments
-from cluster.job_package import PACKAGES, package_folders, write_package
+from cluster.job_package import PACKAGES, package_folders, pinned_requirements, write_package
+from storage.errors import InputError
 from tests.helpers import contents_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,3 +64,16 @@ def test_the_packed_source_runs_from_its_folder(package: Path) -> None:
     assert Path(larmor_file).resolve() == package / "larmor.py"
     assert Path(report_file).resolve() == package / "tuning" / "report.py"
     assert names == list(shipped_experiments())
+
+
+def test_requirements_are_what_is_installed_here_but_not_ray() -> None:
+    try:
+        names = {requirement.partition("==")[0] for requirement in pinned_requirements()}
+    except InputError:
+        pytest.skip("larmor is not installed here, only its source is used")
+    assert {"torch", "deepspeed", "zarr", "s3fs", "pydantic"} <= names
+    assert names.isdisjoint({"ray", "pytest", "dipy"})
+    for requirement in pinned_requirements():
+        name, _, version = requirement.partition("==")
+        assert re.fullmatch(r"[\w.]+", version)
+        assert importlib.metadata.version(name).startswith(version)

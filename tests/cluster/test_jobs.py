@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import signal
 import subprocess
 import threading
@@ -19,6 +21,7 @@ from tests.leaks import contents, leaks, store_keys
 from tests.ray_head import RayHead, free_port, make_token, ray_head
 from tests.tcp_relay import TcpRelay
 from tests.workbench import command, environment, larmor, succeed, tiny, unique_name
+from tuning.experiment import load_sweep_experiment
 
 OUTPUT = "s3://larmor"
 SCHEDULE = ("training.num_steps=4", "training.checkpoint_every=4", "training.validate_every=4", "cluster.num_workers=1")
@@ -41,53 +44,48 @@ def jobs(head: RayHead, monkeypatch: pytest.MonkeyPatch) -> Jobs:
 
 
 def start_script(jobs: Jobs, script: str) -> str:
+    """A job of one line of Python, which stands for a training where only what is around it is asked about."""
     name = unique_name("script")
-    jobs.client.submit_job(entrypoint=f"exec python -u -c {script!r}", submission_id=name)
+    jobs.client.submit_job(entrypoint=f"exec python -u -c {shlex.quote(script)}", submission_id=name)
     return name
 
 
-def submitting(arguments: Sequence[str], **changes: str) -> subprocess.Popen[str]:
-    """The command in a process of its own; its first line says that the job is there."""
-    return subprocess.Popen(
-        command(*arguments), env=environment(**changes), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def output_of(shown: Sequence[str]) -> str:
+    """What the job itself wrote; Ray's lines stand before it."""
+    before, announced, after = "".join(shown).partition("Running entrypoint for job ")
+    return after.partition("\n")[2]
 
 
-def test_a_job_trains_a_second_submission_comes_back_to_it_strangers_are_refused_and_no_secret_is_left(
-    head: RayHead, jobs: Jobs, tiny_heads: str, embedded_store: EmbeddedStore, tmp_path: Path, store_environment: object
+@contextlib.contextmanager
+def larmor_process(*arguments: str, **changes: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        command(*arguments),
+        env=environment(**changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def test_a_job_trains_and_no_secret_is_left(
+    head: RayHead, jobs: Jobs, tiny_heads: str, embedded_store: EmbeddedStore, store_environment: object
 ) -> None:
     name = unique_name("job")
     arguments = ("submit", *tiny(name, tiny_heads, OUTPUT, *SCHEDULE), "--address", head.dashboard)
     keys = store_keys(embedded_store)
-    with submitting(arguments, **head.known(), **keys) as first:
-        assert first.stdout is not None
-        assert first.stderr is not None
-        assert first.stdout.readline() == f"submitted as job '{name}'\n"
-        with submitting(arguments, **head.known()) as interrupted:
-            assert interrupted.stdout is not None
-            interrupted.stdout.readline()
-            interrupted.send_signal(signal.SIGINT)
-            _, told = interrupted.communicate(timeout=60)
-            assert interrupted.returncode == 130
-            assert f"job '{name}' goes on; the same command comes back to it" in told
-            assert "Traceback" not in told
-        another = larmor(*arguments, "loss.a=7", **head.known())
-        assert another.returncode == 1
-        assert "another experiment runs as job" in another.stderr
-        assert "it differs in loss.a;" in another.stderr
-        strangers = [
-            larmor(*arguments, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(make_token(tmp_path / "wrong"))),
-            larmor(*arguments, RAY_AUTH_MODE="disabled"),
-        ]
-        for stranger in strangers:
-            assert stranger.returncode == 1
-            assert "refuses the token: put the cluster's token into ~/.ray/auth_token" in stranger.stderr
-            assert "Traceback" not in stranger.stderr
-        second = succeed(*arguments, **head.known())
-        log, complaints = first.communicate(timeout=60)
-        assert first.returncode == 0
-    assert second == f"job '{name}' runs already; this is its log\n{log}"
-    assert "best checkpoint: step      4/4" in log
+    done = larmor(*arguments, **head.known(), **keys)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(f"submitted as job '{name}'\n")
+    assert "best checkpoint: step      4/4" in done.stdout
     run = RunFolder(f"{OUTPUT}/runs/{name}")
     assert (run.result() or {})["state"] == "finished"
     told = succeed("status", name, "--address", head.dashboard, **head.known())
@@ -95,9 +93,45 @@ def test_a_job_trains_a_second_submission_comes_back_to_it_strangers_are_refused
     assert f"results: {OUTPUT}/runs/{name}" in told
 
     secrets = [keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"], head.token.read_text()]
-    texts = {"output": log + complaints, "job": repr(jobs.get(name)), "status": told}
+    texts = {"output": done.stdout + done.stderr, "job": repr(jobs.get(name)), "status": told}
     assert leaks(secrets, [head.folder, run.store], texts) == []
     assert f"job-driver-{name}.log" in " ".join(path for path, _ in contents(head.folder)), "Ray's notes were searched"
+
+
+def test_a_running_job_is_come_back_to_left_alone_and_stopped(
+    head: RayHead, jobs: Jobs, tiny_heads: str, store_environment: object
+) -> None:
+    """It asks for more workers than there are, so that it waits until it is stopped."""
+    many = ("cluster.num_workers=64", "training.global_batch_size=64", "cluster.wait_seconds=600")
+    experiment = tiny(unique_name("job"), tiny_heads, OUTPUT, *many)
+    name = load_sweep_experiment(experiment[0], experiment[1:]).name
+    arguments = ("submit", *experiment, "--address", head.dashboard)
+    with larmor_process(*arguments, **head.known()) as first:
+        assert first_line(first) == f"submitted as job '{name}'\n"
+        with larmor_process(*arguments, **head.known()) as second:
+            assert first_line(second) == f"job '{name}' runs already; this is its log\n"
+            second.send_signal(signal.SIGINT)
+            _, told = second.communicate(timeout=60)
+        assert second.returncode == 130
+        assert f"job '{name}' goes on; the same command comes back to it" in told
+        assert "Traceback" not in told
+        other = load_sweep_experiment(experiment[0], [*experiment[1:], "loss.a=7"]).training_part()
+        with pytest.raises(InputError, match=r"another experiment runs as job .* it differs in loss\.a;"):
+            jobs.submit("train", other)
+        assert succeed("stop", name, "--address", head.dashboard, **head.known()).startswith(f"{name}: stopped, ")
+        output, _ = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert f"run: {OUTPUT}/runs/{name}" in output
+
+
+@pytest.mark.parametrize("token", ["wrong", "none"])
+def test_a_stranger_is_refused(head: RayHead, tmp_path: Path, token: str) -> None:
+    shown = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(make_token(tmp_path / "wrong"))}
+    variables = shown if token == "wrong" else {"RAY_AUTH_MODE": "disabled"}
+    done = larmor("submit", "laptop", "--address", head.dashboard, **variables)
+    assert done.returncode == 1
+    assert "refuses the token: put the cluster's token into ~/.ray/auth_token" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_job_that_fails_fails_the_command_and_can_be_submitted_again(
@@ -112,11 +146,10 @@ def test_a_job_that_fails_fails_the_command_and_can_be_submitted_again(
 
 
 def test_the_exit_code_is_the_jobs_and_its_log_is_shown_as_it_is(jobs: Jobs) -> None:
-    """A script stands for a training: what is asked here is what comes between it and the user."""
     failed = start_script(jobs, "import sys; print('[bold]out of luck', flush=True); sys.exit(7)")
     shown: list[str] = []
     assert exit_code(follow(jobs, failed, shown.append)) == 7
-    assert "".join(shown) == "[bold]out of luck\n"
+    assert output_of(shown) == "[bold]out of luck\n"
 
 
 def test_stop_asks_first(head: RayHead, jobs: Jobs) -> None:
@@ -128,17 +161,17 @@ def test_stop_asks_first(head: RayHead, jobs: Jobs) -> None:
     shown: list[str] = []
     follower = threading.Thread(target=follow, args=(jobs, name, shown.append))
     follower.start()
-    while "training\n" not in shown:
+    while output_of(shown) != "training\n":
         threading.Event().wait(0.1)
     told = succeed("stop", name, "--address", head.dashboard, **head.known())
     assert told.startswith(f"{name}: stopped, submitted ")
     follower.join(60)
-    assert "".join(shown) == "training\nsaved\n"
+    assert output_of(shown) == "training\nsaved\n"
 
 
 def test_a_log_is_followed_through_lost_connections_without_a_line_lost_or_repeated(jobs: Jobs) -> None:
     host, port = jobs.address.removeprefix("http://").split(":")
-    name = start_script(jobs, f"import time\nfor i in range({LINES}): print('line', i); time.sleep(0.2)")
+    name = start_script(jobs, f"import time; [(print('line', i), time.sleep(0.2)) for i in range({LINES})]")
     shown: list[str] = []
     with TcpRelay((host, int(port))) as relay:
         through = Jobs(f"http://{relay.address[0]}:{relay.address[1]}")
@@ -160,7 +193,7 @@ def test_a_log_is_followed_through_lost_connections_without_a_line_lost_or_repea
 
         follow(through, name, disturb, Patience(pause=0.1))
         assert relay.accepted > 4
-    assert "".join(shown) == "".join(f"line {i}\n" for i in range(LINES))
+    assert output_of(shown) == "".join(f"line {i}\n" for i in range(LINES))
 
 
 def test_a_dashboard_that_stays_away_ends_the_following_but_says_how_to_come_back(jobs: Jobs) -> None:
