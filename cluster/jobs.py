@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -27,7 +28,7 @@ from storage.errors import InputError
 Kind = Literal["train", "sweep"]
 STOP_SECONDS = 120  # a stopped training saves a checkpoint first; then it is killed
 _KIND, _EXPERIMENT = "larmor.command", "larmor.experiment"  # what a job's metadata say of it
-_ATTEMPTS = 5
+_STARTING_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Jobs:
         use_known_token()
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray").setLevel(logging.WARNING)  # it announces every connection that ends
         self.client = self._ask(lambda: JobSubmissionClient(address))
+        logging.getLogger("ray").setLevel(logging.WARNING)  # it announces every connection that ends
 
     def submit(self, kind: Kind, experiment: Experiment, install: bool = False) -> Submission:
         """Run `larmor KIND` with this experiment on the cluster, unless a job does so already.
@@ -71,21 +72,28 @@ class Jobs:
         """
         name = job_name(kind, experiment.name)
         content = experiment.model_dump(mode="json")
-        for _ in range(_ATTEMPTS):  # somebody else may submit, or remove, at the same moment
+        deadline = time.monotonic() + _STARTING_SECONDS
+        while True:
             job = self.find(name)
             if job is not None and not job.status.is_terminal():
                 _refuse_another(job, kind, content)
                 return Submission(name, attached=True)
             try:
                 if job is not None:
-                    self._ask(lambda: self.client.delete_job(name))
+                    self._ask(partial(self.client.delete_job, name))
                 self._start(name, kind, experiment, install)
-            except InputError:
-                if (job := self.find(name)) is None or job.status.is_terminal():
+            except InputError as error:
+                # a cluster that has just started says so; or somebody else submitted the same at the same moment
+                passing = "try again later" in str(error) or self._runs(name)
+                if not passing or time.monotonic() > deadline:
                     raise
+                time.sleep(1)
             else:
                 return Submission(name, attached=False)
-        raise InputError(f"{self.address}: others submit the job '{name}' at the same time; try again")
+
+    def _runs(self, name: str) -> bool:
+        job = self.find(name)
+        return job is not None and not job.status.is_terminal()
 
     def _start(self, name: str, kind: Kind, experiment: Experiment, install: bool) -> None:
         variables = {"LARMOR_JOB": name, "PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}

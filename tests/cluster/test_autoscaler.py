@@ -26,6 +26,10 @@ def pretended(cluster: dict, port: int) -> dict:
         "provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}", "launch_multiple": True},
         "available_node_types": {**types, "ray.head.default": head},
         "head_node_type": "ray.head.default",
+        # nothing is installed on a machine that is not there
+        **{key: {} for key in ("auth", "docker", "file_mounts")},
+        **{key: [] for key in ("cluster_synced_files", "initialization_commands", "setup_commands")},
+        **{f"{node}_{key}": [] for node in ("head", "worker") for key in ("setup_commands", "start_ray_commands")},
     }
 
 

@@ -52,8 +52,7 @@ def start_script(jobs: Jobs, script: str) -> str:
 
 def output_of(shown: Sequence[str]) -> str:
     """What the job itself wrote; Ray's lines stand before it."""
-    before, announced, after = "".join(shown).partition("Running entrypoint for job ")
-    return after.partition("\n")[2]
+    return "".join(shown).partition("Running entrypoint for job ")[2].partition("\n")[2]
 
 
 @contextlib.contextmanager
