@@ -61,7 +61,8 @@ class Jobs:
         from ray.job_submission import JobSubmissionClient
 
         self.client = self._ask(lambda: JobSubmissionClient(address))
-        logging.getLogger("ray").setLevel(logging.WARNING)  # it announces every connection that ends
+        # it announces every connection that ends
+        logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
 
     def submit(self, kind: Kind, experiment: Experiment, install: bool = False) -> Submission:
         """Run `larmor KIND` with this experiment on the cluster, unless a job does so already.
