@@ -65,6 +65,12 @@ def ray_head(options: Sequence[str] = ("--num-cpus=2",), port: int | None = None
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def another_node(head: RayHead, *options: str, **changes: str) -> contextlib.AbstractContextManager[object]:
+    """A second raylet of the cluster, which comes some seconds after this returns."""
+    start = [RAY, "start", "--block", f"--address={head.address}", "--node-ip-address=127.0.0.1", *options]
+    return running([*start, "--object-store-memory=100000000"], **head.known(), **changes)
+
+
 @contextlib.contextmanager
 def running(arguments: Sequence[str], **changes: str) -> Iterator[subprocess.Popen[bytes]]:
     """A `ray start --block` and all that it started; `ray stop` would end every cluster of this user."""

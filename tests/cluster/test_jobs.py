@@ -18,20 +18,21 @@ from cluster.run_folder import RunFolder
 from storage.embedded_store import EmbeddedStore
 from storage.errors import InputError
 from tests.leaks import contents, leaks, store_keys
-from tests.ray_head import RayHead, free_port, make_token, ray_head
+from tests.ray_head import RayHead, another_node, free_port, make_token, ray_head
 from tests.tcp_relay import TcpRelay
 from tests.workbench import command, environment, larmor, succeed, tiny, unique_name
 from tuning.experiment import load_sweep_experiment
 
 OUTPUT = "s3://larmor"
-SCHEDULE = ("training.num_steps=4", "training.checkpoint_every=4", "training.validate_every=4", "cluster.num_workers=1")
+SCHEDULE = ("training.num_steps=4", "training.checkpoint_every=4", "training.validate_every=4", "cluster.num_workers=2")
 LINES = 40
 
 
 @pytest.fixture(scope="module")
 def head(embedded_store: EmbeddedStore) -> Iterator[RayHead]:
-    """A cluster that has the store's keys in its environment, as a pod gets them from a secret."""
-    with ray_head(**store_keys(embedded_store)) as head:
+    """Two nodes that have the store's keys in their environment, as pods get them from a secret."""
+    keys = store_keys(embedded_store)
+    with ray_head(["--num-cpus=1"], **keys) as head, another_node(head, "--num-cpus=1", **keys):
         yield head
 
 
@@ -75,7 +76,7 @@ def first_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-def test_a_job_trains_and_no_secret_is_left(
+def test_a_job_trains_on_two_nodes_and_no_secret_is_left(
     head: RayHead, jobs: Jobs, tiny_heads: str, embedded_store: EmbeddedStore, store_environment: object
 ) -> None:
     name = unique_name("job")
