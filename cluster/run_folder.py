@@ -47,6 +47,14 @@ class Checkpoint:
     problem: str = ""
 
 
+class DamagedCheckpoint(InputError):
+    """A file of a checkpoint is not as it was written; `problem` says which, and why, without a remedy."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}; remove this checkpoint's folder to use another one")
+        self.problem = problem
+
+
 class RunFolder:
     """The folder of one run. Methods raise what `ObjectStore` raises.
 
@@ -200,7 +208,7 @@ class RunFolder:
         return ranked[0]
 
     def download(self, checkpoint: Checkpoint, target: Path, names: Iterable[str] | None = None) -> None:
-        """Get files of a checkpoint and verify each. Raises `InputError` at a checksum that does not match."""
+        """Get files of a checkpoint and verify each. Raises `DamagedCheckpoint`."""
         for name in names or checkpoint.files:
             path = target / name
             if path.is_file() and sha256(path) == checkpoint.files[name]["sha256"]:
@@ -208,14 +216,13 @@ class RunFolder:
             try:
                 self.store.download(f"{checkpoint.folder}/{name}", path)
             except FileNotFoundError as error:
-                raise InputError(f"{self.url}/{checkpoint.folder}/{name}: the file is missing") from error
+                raise DamagedCheckpoint(f"{self.url}/{checkpoint.folder}/{name}: the file is missing") from error
             found = sha256(path)
             if found != checkpoint.files[name]["sha256"]:
                 path.unlink()
-                raise InputError(
+                raise DamagedCheckpoint(
                     f"{self.url}/{checkpoint.folder}/{name}: checksum {found[:12]}… does not match the manifest's "
-                    f"{checkpoint.files[name]['sha256'][:12]}…; the file was changed or damaged: remove this "
-                    "checkpoint's folder to use another one"
+                    f"{checkpoint.files[name]['sha256'][:12]}…: the file was changed or damaged"
                 )
 
     def unpublish(self, checkpoint: Checkpoint) -> None:
@@ -249,17 +256,20 @@ class RunFolder:
             return None
         except ValueError as error:
             return _unreadable(folder, f"is not JSON ({error})")
+        written = document.get("format") if isinstance(document, dict) else None
+        if not isinstance(written, int):
+            return _unreadable(folder, "is not a manifest of Larmor")
+        if written > MANIFEST_FORMAT:
+            raise InputError(
+                f"{self.url}/{folder}: has manifest format {written}, this Larmor reads up to {MANIFEST_FORMAT}; "
+                "update Larmor"
+            )
         try:
-            if document["format"] > MANIFEST_FORMAT:
-                raise InputError(
-                    f"{self.url}/{folder}: has manifest format {document['format']}, this Larmor reads up to "
-                    f"{MANIFEST_FORMAT}; update Larmor"
-                )
             files = document["files"]
             missing = [name for name, entry in files.items() if sizes.get(f"{folder}/{name}") != entry["size"]]
             problem = f"{missing[0]} is missing or cut short" if missing else ""
             return Checkpoint(folder, int(document["step"]), dict(document["metrics"]), files, problem)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError):  # whatever else may be in JSON
             return _unreadable(folder, "is not a manifest of Larmor")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from cluster.lease import LeaseLost
 from cluster.run_folder import Checkpoint, RunFolder
 from storage.errors import InputError
+from storage.store_errors import StoreAway
 
 _LONGEST_PAUSE = 1.0  # seconds
 
@@ -74,7 +75,8 @@ class Upload:
         except LeaseLost as error:
             self.error = error
         except InputError as error:
-            self.error = type(error)(f"the checkpoint of step {self._checkpoint.step} could not be stored: {error}")
+            kind = StoreAway if isinstance(error, StoreAway) else InputError
+            self.error = kind(f"the checkpoint of step {self._checkpoint.step} could not be stored: {error}")
         except Exception as error:
             self.error = error
         finally:

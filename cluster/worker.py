@@ -15,13 +15,13 @@ import torch
 import torch.distributed
 
 from cluster.lease import LeaseLost
-from cluster.run_folder import Checkpoint, RunFolder, checkpoint_folder
+from cluster.run_folder import Checkpoint, DamagedCheckpoint, RunFolder, checkpoint_folder
 from cluster.scratch import Scratch
 from cluster.upload import Retention, Upload
 from recon.metrics import HIGHER_IS_BETTER
 from recon.recipe import TrainingConfig
 from storage.errors import InputError
-from storage.store_errors import StoreAway
+from storage.store_errors import StoreAway, again_if_damaged
 
 T = TypeVar("T")
 
@@ -143,11 +143,9 @@ class LocalWorker:
     def _download(self, checkpoint: Checkpoint, local: Path) -> str:
         """Get all files; what is wrong with them."""
         try:
-            self._run.download(checkpoint, local)
-        except StoreAway:
-            raise
-        except InputError as error:
-            return str(error)
+            again_if_damaged(lambda: self._run.download(checkpoint, local))
+        except DamagedCheckpoint as error:
+            return error.problem
         return ""
 
     def _record(self, skipped: Sequence[Checkpoint], problems: Sequence[str], used: Checkpoint) -> None:

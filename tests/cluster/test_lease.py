@@ -57,10 +57,6 @@ def put(store: ObjectStore, number: int, owner: Owner, age: float = 0.0, seconds
     return lease
 
 
-def renew(store: ObjectStore, lease: Lease) -> None:
-    store.write(lease.path, dataclasses.replace(lease, renewed=time.time()).to_bytes())
-
-
 def leases(store: ObjectStore) -> list[str]:
     return list(store.list("lease"))
 
@@ -82,7 +78,13 @@ class TestOne:
                 with pytest.raises(InputError) as caught:
                     attempt()
                 message = str(caught.value)
-                for part in (store.url, f"process {HERE.pid} on {HERE.host}, since 2", "UTC", "stop it", "another name"):
+                for part in (
+                    store.url,
+                    f"process {HERE.pid} on {HERE.host}, since 2",
+                    "UTC",
+                    "stop it",
+                    "another name",
+                ):
                     assert part in message
         refuse_if_held(store)
 
