@@ -262,7 +262,7 @@ def train(
     from cluster.console import console, describe_row, training_progress
     from cluster.follow import Follower, new_history
     from cluster.ray_train import train_on_ray
-    from cluster.run import check, check_local, claim, finish, train_locally
+    from cluster.run import check, check_local, claimed, finish, train_locally
     from cluster.run_folder import RunFolder
     from tuning.space import describe_value
     from tuning.sweep_folder import best_parameters
@@ -279,15 +279,20 @@ def train(
             console.print(f"  {key} = {describe_value(value)} (best of {best_of})")
         if local:
             check_local(config, device)
-        with contextlib.nullcontext() if local else _cluster(config, address):
-            claim(config, run, overwrite)  # only now: an old run is not deleted for one that cannot start
+        # claimed only now: an old run is not deleted for one that cannot start
+        with (
+            contextlib.nullcontext() if local else _cluster(config, address),
+            claimed(config, run, overwrite, console.print),
+        ):
             with training_progress(config.training.num_steps) as show, Follower(new_history(run), show):
                 if local:
                     train_locally(config, run, device)
                 else:
                     train_on_ray(config, run)
-        finish(config, run)
+            finish(config, run)
     result = run.result() or {}
+    for warning in result.get("warnings", ()):
+        console.print(f"warning: {warning}", markup=False)
     console.print(
         "best checkpoint: "
         + describe_row({"loss": 0, **result["metrics"], "step": result["step"]}, config.training.num_steps)
@@ -325,7 +330,7 @@ def sweep(
 
             bar("trials", 0, config.sweep.num_trials)
             with Follower(new_trials(folder), show):
-                result = run_sweep(config, folder, overwrite)
+                result = run_sweep(config, folder, overwrite, console.print)
     console.print(f"best: {describe_trial(result['best'], config.sweep.metric)}")
     console.print(f"next: larmor train {experiment} --best-of {folder.url}, or larmor pull {folder.url} --to MODEL_DIR")
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from cluster.experiment import Experiment, build, read_content, set_dotted
 from cluster.pull import pull_run
-from cluster.run import check, claim, finish, train_locally
+from cluster.run import check, claimed, finish, train_locally
 from cluster.run_folder import RunFolder, sha256
 from recon.evaluate import Evaluation, evaluate
 from recon.evaluation_file import load_evaluation, save_evaluation, saved_facts
@@ -153,11 +153,11 @@ def fill(
 def _train(experiment: Experiment, model: Path, device: str, say: Say, overwrite: bool) -> None:
     run = RunFolder(experiment.run_url)
     if not check(experiment, run, overwrite):
-        claim(experiment, run, overwrite)
-        began = time.perf_counter()
-        train_locally(experiment, run, device)
-        best = finish(experiment, run)
-        seconds = time.perf_counter() - began
+        with claimed(experiment, run, overwrite, say):
+            began = time.perf_counter()
+            train_locally(experiment, run, device)
+            best = finish(experiment, run)
+            seconds = time.perf_counter() - began
         say(f"{experiment.name}: {best['metrics']['val/psnr']:.2f} dB on the validation split, {seconds:.0f} s")
     pull_run(run, experiment.training.best_metric, model, overwrite=True)
 

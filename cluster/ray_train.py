@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cluster.experiment import Experiment, build
+from cluster.lease import LeaseLost
 from cluster.ray_cluster import worker_bundle
 from cluster.run_folder import RunFolder
 from cluster.worker import LocalWorker
@@ -35,12 +36,14 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 
     experiment = build(config["experiment"], Experiment, "experiment")
     torch.set_num_threads(experiment.cluster.cpus_per_worker)
-    run = RunFolder(config["run_url"])
-    worker = RayWorker(run, experiment.training, ray.train.torch.get_device())
+    run = RunFolder(config["run_url"], config["lease"])
+    # with these errors every rank ends, at the same step; an exception would make Ray start them all again
     try:
-        train(experiment, worker)
+        with RayWorker(run, experiment.training, ray.train.torch.get_device()) as worker:
+            train(experiment, worker)
+    except LeaseLost:
+        pass  # the driver sees it too
     except TrainingDiverged as error:
-        # every rank ends here, at the same step; an exception would make Ray start them all again
         if worker.rank == 0:
             run.write_failure(str(error))
 
@@ -59,7 +62,7 @@ def train_on_ray(experiment: Experiment, run: RunFolder, callbacks: Sequence[Any
     with tempfile.TemporaryDirectory(prefix="larmor-ray-") as scratch:
         trainer = TorchTrainer(
             train_loop_per_worker,
-            train_loop_config={"experiment": content, "run_url": run.url},
+            train_loop_config={"experiment": content, "run_url": run.url, "lease": run.lease},
             scaling_config=ScalingConfig(
                 num_workers=cluster.num_workers,
                 use_gpu=cluster.use_gpu,
@@ -80,6 +83,7 @@ def train_on_ray(experiment: Experiment, run: RunFolder, callbacks: Sequence[Any
             if cause := _user_error(error):
                 raise InputError(cause) from error
             raise
+    run.check_lease()
     if failure := run.failure():
         raise InputError(failure)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import yaml
 
 from cluster.experiment import Experiment, differing_keys, dump_yaml
+from cluster.lease import Say, hold, refuse_if_held
 from cluster.run_folder import RunFolder
 from cluster.worker import LocalWorker
 from recon.device import choose_device
@@ -35,23 +37,32 @@ def check(experiment: Experiment, run: RunFolder, overwrite: bool) -> bool:
     """Whether `run` has finished already. Writes nothing.
 
     The same experiment again resumes; only its `cluster` section may differ. Raises `InputError` if another
-    experiment has the folder and `overwrite` is False, or the data set lacks what the experiment needs.
+    experiment has the folder and `overwrite` is False, the data set lacks what the experiment needs, or another
+    process is known to write to the folder.
     """
     check_data(experiment)
     run.store.check_access()
-    if overwrite or not run.store.exists("config.yaml"):
-        return False
-    refuse_another(experiment, run.config_yaml(), run.url, may_differ=("cluster.",))
-    return run.result() is not None
-
-
-def claim(experiment: Experiment, run: RunFolder, overwrite: bool) -> None:
-    """Make `run` the folder of `experiment`. Raises what `check` raises."""
-    check(experiment, run, overwrite)
-    if overwrite:
-        run.delete()
-    if not run.create(dump_yaml(experiment)):
+    if not overwrite and run.store.exists("config.yaml"):
         refuse_another(experiment, run.config_yaml(), run.url, may_differ=("cluster.",))
+        if run.result() is not None:
+            return True
+    refuse_if_held(run.store)
+    return False
+
+
+@contextlib.contextmanager
+def claimed(experiment: Experiment, run: RunFolder, overwrite: bool, say: Say) -> Iterator[None]:
+    """Make `run` the folder of `experiment`, and of this process alone while the block runs.
+
+    `say` is told if it takes waiting to find out whether another process is still there. Raises `InputError` if it is,
+    or if another experiment has the folder and `overwrite` is False.
+    """
+    with hold(run.store, say) as run.lease:
+        if overwrite:
+            run.delete()
+        if not run.create(dump_yaml(experiment)):
+            refuse_another(experiment, run.config_yaml(), run.url, may_differ=("cluster.",))
+        yield
 
 
 def refuse_another(experiment: Experiment, known_yaml: str, url: str, may_differ: Sequence[str]) -> None:
@@ -69,10 +80,16 @@ def refuse_another(experiment: Experiment, known_yaml: str, url: str, may_differ
 
 
 def finish(experiment: Experiment, run: RunFolder) -> dict[str, Any]:
-    """Write and return the run's result: its best checkpoint by `training.best_metric`."""
+    """Write and return the run's result: its best checkpoint by `training.best_metric`, and what went wrong."""
     metric = experiment.training.best_metric
     best = run.best(f"val/{metric}", HIGHER_IS_BETTER[metric])
-    result = {"state": "finished", "step": best.step, "checkpoint": best.folder, "metrics": dict(best.metrics)}
+    result = {
+        "state": "finished",
+        "step": best.step,
+        "checkpoint": best.folder,
+        "metrics": dict(best.metrics),
+        "warnings": run.warnings(),
+    }
     run.write_result(result)
     return result
 
@@ -91,6 +108,7 @@ def train_locally(experiment: Experiment, run: RunFolder, device: str) -> None:
     """Train in this process, without Ray. Raises what `check_local` raises."""
     from recon.train import train
 
-    worker = LocalWorker(run, experiment.training, check_local(experiment, device))
+    chosen = check_local(experiment, device)
     torch.set_num_threads(experiment.cluster.cpus_per_worker)
-    train(experiment, worker)
+    with LocalWorker(run, experiment.training, chosen) as worker:
+        train(experiment, worker)

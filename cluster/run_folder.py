@@ -1,11 +1,14 @@
 """A run's folder in the store: configuration, history, checkpoints with their manifests, result.
 
-    config.yaml                                the experiment; created only once
-    history/STEP.json                          rows of losses up to that step; written again by a replay, same bytes
-    checkpoints/step-STEP-TOKEN/…              every rank's files
-    checkpoints/step-STEP-TOKEN/manifest.json  written last: size and SHA-256 of every file, metrics
-    result.json                                written when the run has finished
-    failure.txt                                why the training cannot go on: it diverged
+    config.yaml                                       the experiment; created only once
+    lease/NUMBER.json                                 who drives the run (cluster/lease.py)
+    history/STEP.json                                 rows of losses up to that step; a replay writes the same bytes
+    checkpoints/step-STEP-TOKEN/…                     every rank's files
+    checkpoints/step-STEP-TOKEN/parts/rank-RANK.json  size and SHA-256 of that rank's files, once they are there
+    checkpoints/step-STEP-TOKEN/manifest.json         written last: all parts in one, metrics
+    warnings/step-STEP-TOKEN.txt                      why that checkpoint was skipped, and which was used instead
+    result.json                                       written when the run has finished
+    failure.txt                                       why the training cannot go on: it diverged
 
 Needs neither Ray nor DeepSpeed, so that `larmor pull` runs anywhere.
 """
@@ -15,32 +18,53 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.lease import check_lease, delete_all_but_lease
 from storage.errors import InputError
 from storage.object_store import ObjectStore
 
 MANIFEST_FORMAT = 1
+_FOLDER = re.compile(r"checkpoints/step-\d+-[^/]+")
+Files = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: its folder below the run's, step, metrics, and path → {size, sha256}."""
+    """A published checkpoint: its folder below the run's, step, metrics, and path → {size, sha256}.
+
+    `problem` says what is wrong with one that is not whole.
+    """
 
     folder: str
     step: int
     metrics: Mapping[str, float]
-    files: Mapping[str, Mapping[str, Any]]
+    files: Files
+    problem: str = ""
+
+
+class DamagedCheckpoint(InputError):
+    """A file of a checkpoint is not as it was written; `problem` says which, and why, without a remedy."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}; remove this checkpoint's folder to use another one")
+        self.problem = problem
 
 
 class RunFolder:
-    """The folder of one run. Methods raise what `ObjectStore` raises."""
+    """The folder of one run. Methods raise what `ObjectStore` raises.
 
-    def __init__(self, url: str) -> None:
+    With the number of a `lease`, what tells others how far the run is (history, manifests, result) is written only
+    while that lease is the newest, else `LeaseLost` is raised; so is what removes checkpoints.
+    """
+
+    def __init__(self, url: str, lease: int | None = None) -> None:
         self.store = ObjectStore(url)
+        self.lease = lease
 
     @property
     def url(self) -> str:
@@ -59,11 +83,18 @@ class RunFolder:
             raise InputError(f"{self.url}: no run is there (no config.yaml); check the URL") from error
 
     def delete(self) -> None:
-        self.store.delete("")
+        """Remove everything but the lease."""
+        delete_all_but_lease(self.store)
+
+    def check_lease(self) -> None:
+        """Raises `LeaseLost` if another process drives the run now."""
+        if self.lease is not None:
+            check_lease(self.store, self.lease)
 
     # history
 
     def write_history(self, step: int, rows: Sequence[Mapping[str, float]]) -> None:
+        self.check_lease()
         self.store.write(f"history/{step:08d}.json", json.dumps(list(rows)).encode())
 
     def history(self, after: int = 0) -> list[dict[str, float]]:
@@ -78,6 +109,7 @@ class RunFolder:
     # result
 
     def write_result(self, result: Mapping[str, Any]) -> None:
+        self.check_lease()
         self.store.write("result.json", json.dumps(dict(result), indent=2).encode())
 
     def result(self) -> dict[str, Any] | None:
@@ -89,6 +121,7 @@ class RunFolder:
 
     def write_failure(self, reason: str) -> None:
         """Record why the training cannot go on as it is."""
+        self.check_lease()
         self.store.write("failure.txt", reason.encode())
 
     def failure(self) -> str | None:
@@ -101,6 +134,15 @@ class RunFolder:
     def clear_failure(self) -> None:
         self.store.delete("failure.txt")
 
+    # warnings
+
+    def write_warning(self, checkpoint: str, text: str) -> None:
+        """Record what was wrong with a checkpoint's folder."""
+        self.store.write(f"warnings/{checkpoint.split('/')[-1]}.txt", text.encode())
+
+    def warnings(self) -> list[str]:
+        return [self.store.read(path).decode() for path in self.store.list("warnings")]
+
     # checkpoints
 
     def upload_part(self, folder: Path, checkpoint: str) -> dict[str, dict[str, Any]]:
@@ -111,8 +153,20 @@ class RunFolder:
             path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files
         }
 
+    def write_part(self, checkpoint: str, rank: int, files: Files) -> None:
+        """Say that all files of this rank are there."""
+        self.store.write(f"{checkpoint}/parts/rank-{rank:04d}.json", json.dumps(files, indent=1).encode())
+
+    def read_parts(self, checkpoint: str, num_ranks: int) -> dict[str, Mapping[str, Any]] | None:
+        """The files of all ranks; None as long as one of them is not done."""
+        paths = list(self.store.list(f"{checkpoint}/parts"))
+        if len(paths) < num_ranks:
+            return None
+        return {name: entry for path in paths for name, entry in json.loads(self.store.read(path)).items()}
+
     def publish(self, checkpoint: Checkpoint) -> None:
         """Write the manifest: from now on the checkpoint is whole."""
+        self.check_lease()
         document = {
             "format": MANIFEST_FORMAT,
             "step": checkpoint.step,
@@ -121,18 +175,19 @@ class RunFolder:
         }
         self.store.write(f"{checkpoint.folder}/manifest.json", json.dumps(document, indent=1).encode())
 
+    def published(self) -> list[Checkpoint]:
+        """Every checkpoint that has a manifest, by step, with what is wrong with it.
+
+        Raises `InputError` for one of a newer format: what it holds cannot be known.
+        """
+        sizes = self.store.list("checkpoints")
+        folders = {path.removesuffix("/manifest.json") for path in sizes if path.endswith("/manifest.json")}
+        found = (self._read_manifest(folder, sizes) for folder in sorted(folders) if _FOLDER.fullmatch(folder))
+        return sorted((item for item in found if item), key=lambda item: item.step)
+
     def checkpoints(self) -> list[Checkpoint]:
         """Every whole checkpoint, by step. One with a missing or short file is not whole."""
-        sizes = self.store.list("checkpoints")
-        found = []
-        for path in sizes:
-            if not path.endswith("/manifest.json"):
-                continue
-            folder = path.removesuffix("/manifest.json")
-            checkpoint = self._read_manifest(folder)
-            if not _incomplete(checkpoint, sizes):
-                found.append(checkpoint)
-        return sorted(found, key=lambda item: item.step)
+        return [item for item in self.published() if not item.problem]
 
     def latest(self) -> Checkpoint | None:
         return max(self.checkpoints(), key=lambda item: item.step, default=None)
@@ -142,17 +197,18 @@ class RunFolder:
 
         Raises `InputError` if there is none, naming the metrics there are.
         """
-        found = self.checkpoints()
-        rated = [item for item in found if not math.isnan(item.metrics.get(metric, math.nan))]
-        if not rated:
+        published = self.published()
+        found = [item for item in published if not item.problem]
+        ranked = _ranked(found, metric, higher_is_better)
+        if not ranked:
             known = sorted({name for item in found for name in item.metrics})
-            have = f"its metrics are {', '.join(known)}" if found else f"it has no whole checkpoint yet{self._gap()}"
+            gap = "".join(f" ({item.folder}/{item.problem})" for item in published[:1])
+            have = f"its metrics are {', '.join(known)}" if found else f"it has no whole checkpoint yet{gap}"
             raise InputError(f"{self.url}: no checkpoint with the metric '{metric}'; {have}")
-        sign = 1 if higher_is_better else -1
-        return max(rated, key=lambda item: (sign * item.metrics[metric], -item.step))
+        return ranked[0]
 
     def download(self, checkpoint: Checkpoint, target: Path, names: Iterable[str] | None = None) -> None:
-        """Get files of a checkpoint and verify each. Raises `InputError` at a checksum that does not match."""
+        """Get files of a checkpoint and verify each. Raises `DamagedCheckpoint`."""
         for name in names or checkpoint.files:
             path = target / name
             if path.is_file() and sha256(path) == checkpoint.files[name]["sha256"]:
@@ -160,62 +216,72 @@ class RunFolder:
             try:
                 self.store.download(f"{checkpoint.folder}/{name}", path)
             except FileNotFoundError as error:
-                raise InputError(f"{self.url}/{checkpoint.folder}/{name}: the file is missing") from error
+                raise DamagedCheckpoint(f"{self.url}/{checkpoint.folder}/{name}: the file is missing") from error
             found = sha256(path)
             if found != checkpoint.files[name]["sha256"]:
                 path.unlink()
-                raise InputError(
+                raise DamagedCheckpoint(
                     f"{self.url}/{checkpoint.folder}/{name}: checksum {found[:12]}… does not match the manifest's "
-                    f"{checkpoint.files[name]['sha256'][:12]}…; the file was changed or damaged: remove this "
-                    "checkpoint's folder to use another one"
+                    f"{checkpoint.files[name]['sha256'][:12]}…: the file was changed or damaged"
                 )
 
-    def prune(self, keep: int, metric: str, higher_is_better: bool) -> None:
-        """Remove all but the newest `keep` checkpoints and the best one, and older half-uploaded ones."""
-        found = self.checkpoints()
+    def unpublish(self, checkpoint: Checkpoint) -> None:
+        """Take a checkpoint out of the choice; the next `prune` removes its files."""
+        self.check_lease()
+        self.store.delete(f"{checkpoint.folder}/manifest.json")
+
+    def prune(self, newest: int, best: int, metric: str, higher_is_better: bool) -> None:
+        """Remove all but the `newest` last checkpoints and the `best` ones, and whatever is not whole.
+
+        Call it while no upload is on its way: one that is not whole was cut off, also if it is of a later step.
+        """
+        self.check_lease()
+        published = self.published()
+        found = [item for item in published if not item.problem]
         if not found:
             return
-        kept = {item.folder for item in found[-keep:]}
-        if any(metric in item.metrics for item in found):
-            kept.add(self.best(metric, higher_is_better).folder)
-        whole = {item.folder for item in found}
-        folders = {"/".join(path.split("/")[:2]) for path in self.store.list("checkpoints")}
+        kept = {item.folder for item in [*found[-newest:], *_ranked(found, metric, higher_is_better)[:best]]}
+        for item in published:
+            if item.folder not in kept:
+                self.unpublish(item)  # first: no half-deleted one is ever chosen
+        folders = {match[0] for path in self.store.list("checkpoints") if (match := _FOLDER.match(path))}
         for folder in sorted(folders - kept):
-            if folder in whole:
-                self.store.delete(f"{folder}/manifest.json")  # first: no half-deleted one is ever chosen
-            elif checkpoint_step(folder) > found[-1].step:
-                continue
             self.store.delete(folder)
 
-    def _gap(self) -> str:
-        """What the first published checkpoint lacks, as the end of an error message."""
-        sizes = self.store.list("checkpoints")
-        for path in sizes:
-            if path.endswith("/manifest.json"):
-                folder = path.removesuffix("/manifest.json")
-                if missing := _incomplete(self._read_manifest(folder), sizes):
-                    return f" ({folder}/{missing[0]} is missing or cut short)"
-        return ""
-
-    def _read_manifest(self, folder: str) -> Checkpoint:
+    def _read_manifest(self, folder: str, sizes: Mapping[str, int]) -> Checkpoint | None:
+        """None if it has just been removed."""
         try:
             document = json.loads(self.store.read(f"{folder}/manifest.json"))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{self.url}/{folder}/manifest.json: is not JSON ({error}); remove this folder") from error
-        if not isinstance(document, dict) or not document.keys() >= {"format", "step", "metrics", "files"}:
-            raise InputError(f"{self.url}/{folder}/manifest.json: is not a manifest of Larmor; remove this folder")
-        if document["format"] > MANIFEST_FORMAT:
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            return _unreadable(folder, f"is not JSON ({error})")
+        written = document.get("format") if isinstance(document, dict) else None
+        if not isinstance(written, int):
+            return _unreadable(folder, "is not a manifest of Larmor")
+        if written > MANIFEST_FORMAT:
             raise InputError(
-                f"{self.url}/{folder}: has manifest format {document['format']}, this Larmor reads up to "
-                f"{MANIFEST_FORMAT}; update Larmor"
+                f"{self.url}/{folder}: has manifest format {written}, this Larmor reads up to {MANIFEST_FORMAT}; "
+                "update Larmor"
             )
-        return Checkpoint(folder, document["step"], document["metrics"], document["files"])
+        try:
+            files = document["files"]
+            missing = [name for name, entry in files.items() if sizes.get(f"{folder}/{name}") != entry["size"]]
+            problem = f"{missing[0]} is missing or cut short" if missing else ""
+            return Checkpoint(folder, int(document["step"]), dict(document["metrics"]), files, problem)
+        except (KeyError, TypeError, ValueError, AttributeError):  # whatever else may be in JSON
+            return _unreadable(folder, "is not a manifest of Larmor")
 
 
-def _incomplete(checkpoint: Checkpoint, sizes: Mapping[str, int]) -> list[str]:
-    """Files that the manifest names and that are not there in full size."""
-    folder = checkpoint.folder
-    return [name for name, entry in checkpoint.files.items() if sizes.get(f"{folder}/{name}") != entry["size"]]
+def _unreadable(folder: str, problem: str) -> Checkpoint:
+    return Checkpoint(folder, checkpoint_step(folder), {}, {}, f"manifest.json {problem}")
+
+
+def _ranked(found: Iterable[Checkpoint], metric: str, higher_is_better: bool) -> list[Checkpoint]:
+    """Those that have the metric, the best first; of equal ones the earlier first."""
+    sign = -1 if higher_is_better else 1
+    rated = [item for item in found if not math.isnan(item.metrics.get(metric, math.nan))]
+    return sorted(rated, key=lambda item: (sign * item.metrics[metric], item.step))
 
 
 def checkpoint_folder(step: int, token: str) -> str:

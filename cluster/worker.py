@@ -2,29 +2,70 @@
 
 from __future__ import annotations
 
-import tempfile
+import logging
+import shutil
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed
 
-from cluster.run_folder import Checkpoint, RunFolder, checkpoint_folder
+from cluster.lease import LeaseLost
+from cluster.run_folder import Checkpoint, DamagedCheckpoint, RunFolder, checkpoint_folder
+from cluster.scratch import Scratch
+from cluster.upload import Retention, Upload
 from recon.metrics import HIGHER_IS_BETTER
 from recon.recipe import TrainingConfig
+from storage.errors import InputError
+from storage.store_errors import StoreAway, again_if_damaged
+
+T = TypeVar("T")
+
+_PATIENCE_AT_ERROR = 30.0  # seconds for the other ranks' files, once a training has failed
+_LOG = logging.getLogger(__name__)
 
 
 class LocalWorker:
-    """One rank of a run (see `recon.worker.Worker`), alone or in an initialised `torch.distributed` group."""
+    """One rank of a run (see `recon.worker.Worker`), alone or in an initialised `torch.distributed` group.
+
+    To be used in a `with` block: at its end every saved checkpoint is published, or an error is raised.
+
+    `checkpoint_seconds` is for how long checkpoints have kept the training waiting, `upload_seconds` how long their
+    uploads took beside it.
+    """
 
     def __init__(self, run: RunFolder, config: TrainingConfig, device: torch.device) -> None:
         grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = torch.distributed.get_rank() if grouped else 0
         self.world_size = torch.distributed.get_world_size() if grouped else 1
         self.device = device
-        self._run, self._config = run, config
+        self.checkpoint_seconds = 0.0
+        self.upload_seconds = 0.0
+        self._run = run
+        metric = config.best_metric
+        self._retention = Retention(
+            config.keep_checkpoints, config.keep_best, f"val/{metric}", HIGHER_IS_BETTER[metric]
+        )
+        self._scratch = Scratch()
+        self._upload: Upload | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.flush()
+            else:
+                self._end_upload(error)
+        finally:
+            self._scratch.remove()
 
     def gather(self, value: Any) -> list[Any]:
         if self.world_size == 1:
@@ -34,26 +75,114 @@ class LocalWorker:
         return values
 
     def report(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> None:
-        if self.rank == 0:
-            self._run.write_history(step, history)
+        self._on_rank_0(lambda: self._run.write_history(step, history))
 
     def save(self, step: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:
+        """Blocks while the files are written to a local folder, and before that while the last ones are uploaded.
+
+        Raises what the last upload raised, on all ranks alike.
+        """
+        self.flush()
+        began = time.perf_counter()
         folder = checkpoint_folder(step, self.gather(uuid.uuid4().hex[:8])[0])
-        with tempfile.TemporaryDirectory(prefix="larmor-") as local:
-            write(Path(local))
-            part = self._run.upload_part(Path(local), folder)
-        files = {name: entry for part in self.gather(part) for name, entry in part.items()}
-        if self.rank == 0:
-            self._run.publish(Checkpoint(folder, step, metrics, files))
-            metric = self._config.best_metric
-            self._run.prune(self._config.keep_checkpoints, f"val/{metric}", HIGHER_IS_BETTER[metric])
-        self.gather(None)  # nobody goes on before the checkpoint counts
+        local = self._scratch.folder()
+        try:
+            write(local)
+        except BaseException:
+            shutil.rmtree(local, ignore_errors=True)
+            raise
+        checkpoint = Checkpoint(folder, step, metrics, {})
+        self._upload = Upload(self._run, local, checkpoint, self.rank, self.world_size, self._retention)
+        self.checkpoint_seconds += time.perf_counter() - began
+
+    def flush(self) -> None:
+        """Wait until the saved checkpoint is published. Every rank calls; raises its error on all of them."""
+        if (upload := self._upload) is None:
+            return
+        began, self._upload = time.perf_counter(), None
+        try:
+            self._agree(upload.wait_sent())
+            self._agree(upload.wait())
+        finally:
+            upload.abandon()
+            self.upload_seconds += upload.seconds
+            self.checkpoint_seconds += time.perf_counter() - began
 
     def restore(self, read: Callable[[Path], None]) -> bool:
-        checkpoint = self.gather(self._run.latest() if self.rank == 0 else None)[0]
-        if checkpoint is None:
-            return False
-        with tempfile.TemporaryDirectory(prefix="larmor-") as local:
-            self._run.download(checkpoint, Path(local))
-            read(Path(local))
-        return True
+        """The newest checkpoint whose files are all as they were written; damaged ones after it are taken back.
+
+        Raises `InputError`, on all ranks, if there are checkpoints but none of them is whole.
+        """
+        skipped: list[Checkpoint] = []
+        problems: list[str] = []
+        for checkpoint in reversed(self._on_rank_0(self._published)):
+            local = self._scratch.folder()
+            try:
+                problem = checkpoint.problem or self._download(checkpoint, local)
+                found = [item for item in self.gather(problem) if item]
+                if not found:
+                    read(local)
+                    self._on_rank_0(lambda: self._record(skipped, problems, checkpoint))  # noqa: B023
+                    return True
+            finally:
+                shutil.rmtree(local, ignore_errors=True)
+            skipped.append(checkpoint)
+            problems.append(found[0])
+        if skipped:
+            reasons = "; ".join(f"{item.folder}: {text}" for item, text in zip(skipped, problems, strict=True))
+            raise InputError(
+                f"{self._run.url}: none of its {len(skipped)} checkpoints can be used ({reasons}); bring the files "
+                "back from a copy, or pass --overwrite to begin anew"
+            )
+        return False
+
+    def _published(self) -> list[Checkpoint]:
+        self._run.check_lease()
+        return self._run.published()
+
+    def _download(self, checkpoint: Checkpoint, local: Path) -> str:
+        """Get all files; what is wrong with them."""
+        try:
+            again_if_damaged(lambda: self._run.download(checkpoint, local))
+        except DamagedCheckpoint as error:
+            return error.problem
+        return ""
+
+    def _record(self, skipped: Sequence[Checkpoint], problems: Sequence[str], used: Checkpoint) -> None:
+        """The training comes by the steps of `skipped` again, and saves them again."""
+        for checkpoint, problem in zip(skipped, problems, strict=True):
+            text = f"{checkpoint.folder} was skipped: {problem}; the training went on from step {used.step}"
+            _LOG.warning("%s: %s", self._run.url, text)
+            self._run.write_warning(checkpoint.folder, text)
+            self._run.unpublish(checkpoint)
+
+    def _on_rank_0(self, act: Callable[[], T]) -> T:
+        """What `act` returns on rank 0, on every rank; or its error."""
+        value, failure = None, None
+        if self.rank == 0:
+            try:
+                value = act()
+            except Exception as error:
+                failure = error
+        self._agree(failure)
+        return self.gather(value)[0]
+
+    def _agree(self, failure: Exception | None) -> None:
+        """Every rank calls; if one has an error, it is raised on all of them."""
+        portable = failure
+        if failure is not None and not isinstance(failure, InputError):
+            portable = RuntimeError(f"rank {self.rank}: {type(failure).__name__}: {failure}")
+        for error in self.gather(portable):
+            if error is not None:
+                raise error from failure
+
+    def _end_upload(self, error: BaseException) -> None:
+        """After an error the other ranks may be gone: save what can be saved without them, and hide nothing."""
+        if (upload := self._upload) is None:
+            return
+        if isinstance(error, StoreAway | LeaseLost):
+            upload.abandon()
+            return
+        upload.wait_sent()
+        if failure := upload.wait(seconds=_PATIENCE_AT_ERROR):
+            _LOG.warning("%s", failure)

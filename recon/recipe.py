@@ -45,9 +45,10 @@ class TrainingConfig(BaseModel):
     validate_every: int = Field(500, ge=1)
     checkpoint_every: int = Field(500, ge=1)
     validation_slices: int | None = Field(None, ge=1, description="evenly spaced slices; null: all")
-    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept beside the best one")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept beside the best ones")
+    keep_best: int = Field(1, ge=1, description="best checkpoints kept, by best_metric")
     best_metric: Literal["psnr", "ssim", "mse", "rmse", "nmse"] = Field(
-        "psnr", description="validation metric whose best checkpoint is kept"
+        "psnr", description="validation metric whose best checkpoints are kept"
     )
 
 

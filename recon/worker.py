@@ -25,7 +25,7 @@ class Worker(Protocol):
         ...
 
     def save(self, step: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:
-        """Let `write` fill an empty local folder with this rank's files, then publish them as one checkpoint."""
+        """Let `write` fill an empty local folder with this rank's files; they become one checkpoint meanwhile."""
         ...
 
     def restore(self, read: Callable[[Path], None]) -> bool:

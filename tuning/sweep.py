@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster.experiment import dump_yaml
+from cluster.lease import Say, hold, refuse_if_held
 from cluster.ray_cluster import require_resources, worker_bundle
 from cluster.ray_train import train_on_ray
-from cluster.run import check_data, claim, finish, refuse_another
+from cluster.run import check_data, claimed, finish, refuse_another
 from recon.metrics import HIGHER_IS_BETTER
 from tuning.experiment import SweepExperiment
 from tuning.space import Dimension, describe_value, parse_space, starting_point, with_values
@@ -27,17 +28,20 @@ DRIVER = {"node:__internal_head__": 0.001}
 def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool) -> dict[str, Any] | None:
     """The result, if the sweep has all its trials already. Writes nothing.
 
-    Raises `InputError` for a bad space, data that do not fit, or if another sweep of that name is there and
-    `overwrite` is False. The same sweep again goes on; it may have more trials.
+    Raises `InputError` for a bad space, data that do not fit, if another process is known to write to the folder, or
+    if another sweep of that name is there and `overwrite` is False. The same sweep again goes on; it may have more
+    trials.
     """
     trial = with_values(experiment, experiment.sweep.overrides)
     parse_space(experiment.sweep.space, trial)
     check_data(trial)
-    if overwrite or not folder.exists():
-        return None
-    refuse_another(experiment, folder.config_yaml(), folder.url, MAY_DIFFER)
-    result = folder.result()
-    return result if result and len(result["trials"]) >= experiment.sweep.num_trials else None
+    if folder.exists() and not overwrite:
+        refuse_another(experiment, folder.config_yaml(), folder.url, MAY_DIFFER)
+        result = folder.result()
+        if result and len(result["trials"]) >= experiment.sweep.num_trials:
+            return result
+    refuse_if_held(folder.store)
+    return None
 
 
 def _claim(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool) -> None:
@@ -47,21 +51,29 @@ def _claim(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool) ->
         refuse_another(experiment, folder.config_yaml(), folder.url, MAY_DIFFER)
 
 
-def run_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool) -> dict[str, Any]:
+def run_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool, say: Say = print) -> dict[str, Any]:
     """Run the trials that are missing on the connected cluster, as many at once as it holds.
 
     With `overwrite` an old sweep is deleted, but only once the new one can start. Trials that ended in an
-    earlier call count, and teach the sampler. Raises `InputError` if no trial finishes, or the cluster cannot
-    hold one.
+    earlier call count, and teach the sampler. Raises `InputError` if no trial finishes, the cluster cannot
+    hold one, or another process writes to the folder; `say` is told if it takes waiting to find that out.
     """
+    base = with_values(experiment, experiment.sweep.overrides)
+    bundle = worker_bundle(base.cluster.cpus_per_worker, base.cluster.use_gpu)
+    require_resources([bundle] * base.cluster.num_workers, base.cluster.wait_seconds)
+    with hold(folder.store, say):
+        _claim(experiment, folder, overwrite)
+        _run_missing_trials(experiment, base, bundle, folder)
+        return folder.write_result(experiment.sweep.metric)
+
+
+def _run_missing_trials(
+    experiment: SweepExperiment, base: Any, bundle: Mapping[str, float], folder: SweepFolder
+) -> None:
     import ray
     from ray import tune
 
-    base = with_values(experiment, experiment.sweep.overrides)
     dimensions = parse_space(experiment.sweep.space, base)
-    bundle = worker_bundle(base.cluster.cpus_per_worker, base.cluster.use_gpu)
-    require_resources([bundle] * base.cluster.num_workers, base.cluster.wait_seconds)
-    _claim(experiment, folder, overwrite)
     have = ray.cluster_resources()
     concurrent = min(int(have[name] // (amount * base.cluster.num_workers)) for name, amount in bundle.items())
     done = [trial for trial in folder.trials() if trial["state"] == "finished"]
@@ -83,7 +95,6 @@ def run_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool)
                 ),
                 run_config=tune.RunConfig(name=experiment.name, storage_path=scratch, verbose=0),
             ).fit()
-    return folder.write_result(metric)
 
 
 def describe_trial(trial: Mapping[str, Any], metric: str) -> str:
@@ -108,9 +119,9 @@ def _trial_function(base: Mapping[str, Any], sweep_url: str) -> Callable[[dict[s
         run = folder.trial_run(trial)
         record: dict[str, Any] = {"parameters": values, "began": time.time(), "metrics": {}}
         try:
-            claim(experiment, run, overwrite=False)
-            train_on_ray(experiment, run, callbacks=[TuneReportCallback()])
-            record |= {"state": "finished", "metrics": finish(experiment, run)["metrics"]}
+            with claimed(experiment, run, False, print):
+                train_on_ray(experiment, run, callbacks=[TuneReportCallback()])
+                record |= {"state": "finished", "metrics": finish(experiment, run)["metrics"]}
         except Exception as error:
             record |= {"state": "failed", "error": str(error)[:2000]}
             raise

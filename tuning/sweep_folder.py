@@ -1,5 +1,6 @@
 """A sweep's folder in the store: its configuration, one run folder for each trial, its result. No Ray here.
 
+lease/NUMBER.json     who runs it (cluster/lease.py)
 sweep.yaml            the experiment with its search; created only once
 trials/ID/…           a run folder (cluster/run_folder.py)
 trials/ID/trial.json  parameters, state, metric, seconds; written when the trial has ended
@@ -15,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from cluster.lease import delete_all_but_lease
 from cluster.run_folder import RunFolder
 from recon.metrics import HIGHER_IS_BETTER
 from storage.errors import InputError
@@ -40,7 +42,8 @@ class SweepFolder:
         return self.store.read("sweep.yaml").decode()
 
     def delete(self) -> None:
-        self.store.delete("")
+        """Remove everything but the lease."""
+        delete_all_but_lease(self.store)
 
     def trial_run(self, trial: str) -> RunFolder:
         return RunFolder(f"{self.url}/trials/{trial}")

@@ -13,6 +13,7 @@ from cluster.run_folder import RunFolder
 from cluster.worker import LocalWorker
 from recon.train import train
 from storage.errors import InputError
+from tests.helpers import flip_byte
 from tests.workbench import TINY, unique_name
 from tuning.experiment import SweepExperiment
 
@@ -61,6 +62,11 @@ def losses(run: RunFolder) -> list[tuple[float, ...]]:
     return [tuple(row[name] for name in LOSSES) for row in run.history()]
 
 
+def train_in(run: RunFolder, experiment: Experiment, kind: type[LocalWorker] = LocalWorker) -> None:
+    with kind(run, experiment.training, torch.device("cpu")) as worker:
+        train(experiment, worker)
+
+
 ENGINES = [("plain", 0), ("deepspeed", 0), ("deepspeed", 2), ("deepspeed", 3)]
 
 
@@ -69,12 +75,11 @@ def test_resumed_training_equals_uninterrupted_one(experiment: Experiment, backe
     torch.set_num_threads(1)
     experiment = with_training(experiment, backend=backend, zero_stage=zero_stage)
     whole, broken = run_of("whole"), run_of("broken")
-    device = torch.device("cpu")
-    train(experiment, LocalWorker(whole, experiment.training, device))
+    train_in(whole, experiment)
     with pytest.raises(Interrupted):
-        train(experiment, InterruptedWorker(broken, experiment.training, device))
+        train_in(broken, experiment, InterruptedWorker)
     assert [row["step"] for row in broken.history()] == [1, 2, 3]
-    train(experiment, LocalWorker(broken, experiment.training, device))
+    train_in(broken, experiment)
 
     assert len(losses(whole)) == STEPS
     assert losses(broken) == losses(whole)
@@ -93,23 +98,27 @@ def test_other_seed_gives_other_losses(experiment: Experiment) -> None:
     experiment = with_training(experiment, num_steps=3, backend="plain", zero_stage=0)
     runs = [run_of("seed"), run_of("seed")]
     for seed, run in enumerate(runs):
-        train(experiment.model_copy(update={"seed": seed}), LocalWorker(run, experiment.training, torch.device("cpu")))
+        train_in(run, experiment.model_copy(update={"seed": seed}))
     assert losses(runs[0]) != losses(runs[1])
 
 
-def test_checkpoint_that_was_changed_is_refused(experiment: Experiment) -> None:
+def test_a_damaged_checkpoint_is_skipped_and_made_again(experiment: Experiment) -> None:
     torch.set_num_threads(1)
-    experiment = with_training(experiment, num_steps=3, backend="plain", zero_stage=0)
-    run = run_of("damaged")
-    train(experiment, LocalWorker(run, experiment.training, torch.device("cpu")))
-    checkpoint = run.latest()
-    assert checkpoint is not None
-    path = f"{checkpoint.folder}/generator.safetensors"
-    content = bytearray(run.store.read(path))
-    content[-1] ^= 1
-    run.store.write(path, bytes(content))
-    with pytest.raises(InputError, match=r"generator\.safetensors: checksum"):
-        train(with_training(experiment, num_steps=4), LocalWorker(run, experiment.training, torch.device("cpu")))
+    experiment = with_training(experiment, backend="plain", zero_stage=0)
+    whole, damaged = run_of("whole"), run_of("damaged")
+    train_in(whole, experiment)
+    train_in(damaged, experiment)
+    before = damaged.checkpoints()
+    assert [item.step for item in before][-2:] == [6, STEPS]
+    flip_byte(damaged.store, f"{before[-1].folder}/generator.safetensors", -1)
+    train_in(damaged, experiment)
+    assert losses(damaged) == losses(whole)
+    (warning,) = damaged.warnings()
+    assert f"{before[-1].folder} was skipped" in warning
+    assert "generator.safetensors: checksum" in warning
+    assert "went on from step 6" in warning
+    assert damaged.latest().files["generator.safetensors"] == whole.latest().files["generator.safetensors"]  # type: ignore[union-attr]
+    assert before[-1].folder not in {item.folder for item in damaged.checkpoints()}
 
 
 def test_loss_that_is_not_finite_stops_the_training(experiment: Experiment) -> None:
@@ -118,7 +127,4 @@ def test_loss_that_is_not_finite_stops_the_training(experiment: Experiment) -> N
     rate = experiment.generator_optimizer.model_copy(update={"learning_rate": 1e30})
     run = run_of("diverged")
     with pytest.raises(InputError, match=r"training diverged: .* at step"):
-        train(
-            experiment.model_copy(update={"generator_optimizer": rate}),
-            LocalWorker(run, experiment.training, torch.device("cpu")),
-        )
+        train_in(run, experiment.model_copy(update={"generator_optimizer": rate}))

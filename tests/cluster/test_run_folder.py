@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -146,15 +147,76 @@ class TestWhole:
         run.download(checkpoint, tmp_path / "back", ["generator.safetensors", "optimizer/rank0.pt"])
         assert (tmp_path / "back" / "optimizer" / "rank0.pt").read_bytes() == b"moments"
 
-    def test_a_damaged_or_newer_manifest_is_refused(self, run: RunFolder, tmp_path: Path) -> None:
+    def test_a_newer_manifest_is_refused(self, run: RunFolder, tmp_path: Path) -> None:
         path = f"{add_checkpoint(run, tmp_path, 10, {}).folder}/manifest.json"
         document = json.loads(run.store.read(path))
         run.store.write(path, json.dumps({**document, "format": MANIFEST_FORMAT + 1}).encode())
         with pytest.raises(InputError, match=r"has manifest format 2, this Larmor reads up to 1; update"):
             run.checkpoints()
-        run.store.write(path, b'{"format": 1, "st')
-        with pytest.raises(InputError, match=f"{path}: is not JSON"):
-            run.checkpoints()
+        run.store.write(path, json.dumps({"format": MANIFEST_FORMAT + 1, "other": 1}).encode())
+        with pytest.raises(InputError, match="update Larmor"):
+            run.prune(1, 1, PSNR, True)
+        assert run.store.exists(path)
+
+    @pytest.mark.parametrize(
+        ("content", "problem"),
+        [
+            (b'{"format": 1, "st', "is not JSON"),
+            (b"\xff\xfe\x00", "is not JSON"),
+            (b"", "is not JSON"),
+            (b"[]", "is not a manifest"),
+            (b'{"format": 1, "step": 10}', "is not a manifest"),
+            (b'{"format": 1, "step": 10, "metrics": {}, "files": ["a"]}', "is not a manifest"),
+            (b'{"format": "one", "step": 10, "metrics": {}, "files": {}}', "is not a manifest"),
+        ],
+    )
+    def test_with_a_damaged_manifest_it_does_not_count(
+        self, run: RunFolder, tmp_path: Path, content: bytes, problem: str
+    ) -> None:
+        add_checkpoint(run, tmp_path, 10, {PSNR: 1.0})
+        damaged = add_checkpoint(run, tmp_path, 20, {PSNR: 2.0})
+        run.store.write(f"{damaged.folder}/manifest.json", content)
+        assert steps(run) == [10]
+        assert run.best(PSNR, True).step == 10
+        (found,) = [item for item in run.published() if item.problem]
+        assert (found.folder, found.step) == (damaged.folder, 20)
+        assert f"manifest.json {problem}" in found.problem
+
+    def test_one_that_is_removed_while_we_look_does_not_count(
+        self, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A reader lists while the training prunes."""
+        gone, kept = (add_checkpoint(run, tmp_path, step, {PSNR: 1.0}) for step in (10, 20))
+        read = run.store.read
+
+        def late(path: str) -> bytes:
+            run.store.delete(gone.folder)
+            return read(path)
+
+        monkeypatch.setattr(run.store, "read", late)
+        assert run.checkpoints() == [kept]
+
+    def test_what_is_no_checkpoint_is_left_alone(self, run: RunFolder, tmp_path: Path) -> None:
+        run.store.write("checkpoints/mine/manifest.json", b"precious")
+        add_checkpoint(run, tmp_path, 10, {PSNR: 1.0})
+        assert steps(run) == [10]
+        run.prune(1, 1, PSNR, True)
+        assert run.store.read("checkpoints/mine/manifest.json") == b"precious"
+
+    def test_parts_count_when_all_ranks_have_put_theirs(self, run: RunFolder) -> None:
+        folder, entry = checkpoint_folder(5, "aa"), {"size": 1, "sha256": "0"}
+        assert run.read_parts(folder, 2) is None
+        run.write_part(folder, 1, {"one": entry})
+        assert run.read_parts(folder, 2) is None
+        run.write_part(folder, 0, {"zero": entry})
+        assert run.read_parts(folder, 2) == {"zero": entry, "one": entry}
+
+    def test_one_that_was_taken_back_does_not_count(self, run: RunFolder, tmp_path: Path) -> None:
+        add_checkpoint(run, tmp_path, 10, {PSNR: 1.0})
+        run.unpublish(add_checkpoint(run, tmp_path, 20, {PSNR: 2.0}))
+        assert steps(run) == [10]
+        run.prune(2, 1, PSNR, True)
+        assert len(folders(run)) == 1
 
 
 class TestChoice:
@@ -199,33 +261,46 @@ class TestPrune:
     def test_the_newest_and_the_best_stay(self, run: RunFolder, tmp_path: Path) -> None:
         for step, value in ((10, 1.0), (20, 9.0), (30, 2.0), (40, 3.0), (50, 4.0)):
             add_checkpoint(run, tmp_path, step, {PSNR: value})
-        run.prune(2, PSNR, True)
+        run.prune(2, 1, PSNR, True)
         assert steps(run) == [20, 40, 50]
         assert len(folders(run)) == 3, "nothing is left of the others"
-        run.prune(1, PSNR, False)
+        run.prune(1, 1, PSNR, False)
         assert steps(run) == [40, 50], "the best may be the lowest"
 
     def test_what_stays_is_untouched(self, run: RunFolder, tmp_path: Path) -> None:
         kept = add_checkpoint(run, tmp_path, 20, {PSNR: 1.0}, FILES)
         before = contents_of(Path(run.url))
         add_checkpoint(run, tmp_path, 10, {PSNR: 0.5}, FILES)
-        run.prune(1, PSNR, True)
+        run.prune(1, 1, PSNR, True)
         assert contents_of(Path(run.url)) == before
         run.download(kept, tmp_path / "back")
 
-    def test_half_uploaded_ones_go_if_older_and_stay_if_newer(self, run: RunFolder, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("best", range(1, 6))
+    @pytest.mark.parametrize("newest", range(1, 6))
+    @pytest.mark.parametrize("higher", [True, False])
+    def test_the_numbers_of_both_are_kept(
+        self, run: RunFolder, tmp_path: Path, newest: int, best: int, higher: bool
+    ) -> None:
+        values = {10: 3.0, 20: 9.0, 30: math.nan, 40: 9.0, 50: 1.0, 60: -math.inf}
+        for step, value in values.items():
+            add_checkpoint(run, tmp_path, step, {PSNR: value})
+        run.prune(newest, best, PSNR, higher)
+        ranked = [20, 40, 10, 50, 60] if higher else [60, 50, 10, 20, 40]
+        assert set(steps(run)) == {*list(values)[-newest:], *ranked[:best]}
+        assert run.best(PSNR, higher).step == ranked[0]
+        assert len(folders(run)) == len(steps(run))
+
+    def test_half_uploaded_ones_go_older_or_newer(self, run: RunFolder, tmp_path: Path) -> None:
         add_checkpoint(run, tmp_path, 10, {}, publish=False)
         add_checkpoint(run, tmp_path, 20, {}, token="aa", publish=False)
         add_checkpoint(run, tmp_path, 20, {PSNR: 1.0}, token="bb")
-        newer = add_checkpoint(run, tmp_path, 30, {}, publish=False)
-        run.prune(1, PSNR, True)
-        assert folders(run) == {"step-00000020-bb", "step-00000030-aa"}
-        run.publish(newer)
-        assert steps(run) == [20, 30], "the one on its way arrives"
+        add_checkpoint(run, tmp_path, 30, {}, publish=False)
+        run.prune(1, 1, PSNR, True)
+        assert folders(run) == {"step-00000020-bb"}
 
     def test_without_a_whole_checkpoint_nothing_goes(self, run: RunFolder, tmp_path: Path) -> None:
         add_checkpoint(run, tmp_path, 10, {}, publish=False)
-        run.prune(1, PSNR, True)
+        run.prune(1, 1, PSNR, True)
         assert folders(run) == {"step-00000010-aa"}
 
     def test_a_prune_that_is_cut_off_leaves_no_half_checkpoint(
@@ -244,15 +319,24 @@ class TestPrune:
         with monkeypatch.context() as patch:
             patch.setattr(run.store, "delete", cut_off)
             with pytest.raises(ConnectionResetError):
-                run.prune(1, PSNR, True)
+                run.prune(1, 1, PSNR, True)
         assert steps(run) == [20]
-        run.prune(1, PSNR, True)
+        run.prune(1, 1, PSNR, True)
         assert folders(run) == {"step-00000020-aa"}
+
+    @pytest.mark.parametrize("damage", ["file", "manifest"])
+    def test_damaged_ones_go_and_do_not_count_as_kept(self, run: RunFolder, tmp_path: Path, damage: str) -> None:
+        for step in (10, 20, 30):
+            add_checkpoint(run, tmp_path, step, {PSNR: float(step)}, FILES)
+        newest = run.checkpoints()[-1]
+        run.store.write(f"{newest.folder}/{'manifest.json' if damage == 'manifest' else 'generator.safetensors'}", b"x")
+        run.prune(2, 1, PSNR, True)
+        assert folders(run) == {"step-00000010-aa", "step-00000020-aa"}
 
     def test_metrics_are_not_needed(self, run: RunFolder, tmp_path: Path) -> None:
         for step in (10, 20, 30):
             add_checkpoint(run, tmp_path, step, {})
-        run.prune(2, PSNR, True)
+        run.prune(2, 1, PSNR, True)
         assert steps(run) == [20, 30]
 
 

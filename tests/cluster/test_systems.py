@@ -68,7 +68,8 @@ def run_in(folder: Path) -> RunFolder:
 
 def trained(experiment: Experiment, run: RunFolder, worker: type[LocalWorker] = LocalWorker) -> RunFolder:
     torch.set_num_threads(1)
-    train(experiment, worker(run, experiment.training, torch.device("cpu")))
+    with worker(run, experiment.training, torch.device("cpu")) as rank:
+        train(experiment, rank)
     return run
 
 
