@@ -138,11 +138,12 @@ def test_a_job_that_fails_fails_the_command_and_can_be_submitted_again(
     head: RayHead, store_environment: dict[str, str]
 ) -> None:
     arguments = tiny(unique_name("job"), "s3://larmor/there-is-none", OUTPUT, *SCHEDULE)
-    for _ in range(2):
-        done = larmor("submit", *arguments, "--address", head.dashboard, **head.known())
-        assert done.returncode == 1
-        assert "no data set is there" in done.stdout
-        assert done.stdout.startswith("submitted as job")
+    done = larmor("submit", *arguments, "--address", head.dashboard, **head.known())
+    assert done.returncode == 1
+    assert "no data set is there" in done.stdout
+    again = succeed("submit", *arguments, "--address", head.dashboard, "--detach", **head.known())
+    assert again.startswith("submitted as job")
+    assert len(again.splitlines()) == 1
 
 
 def test_the_exit_code_is_the_jobs_and_its_log_is_shown_as_it_is(jobs: Jobs) -> None:
