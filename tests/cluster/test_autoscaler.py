@@ -23,7 +23,12 @@ def pretended(cluster: dict, port: int) -> dict:
         "cluster_name": cluster["cluster_name"],
         "max_workers": cluster["max_workers"],
         "idle_timeout_minutes": 0.05,
-        "provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}", "launch_multiple": True},
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": f"127.0.0.1:{port}",
+            "launch_multiple": True,
+            "use_node_id_as_ip": True,  # all of them share this machine's address
+        },
         "available_node_types": {**types, "ray.head.default": head},
         "head_node_type": "ray.head.default",
         # nothing is installed on a machine that is not there
