@@ -35,7 +35,11 @@ def write_sweep(url: str, num_trials: int = 24, data_url: str = "unused", crop: 
     )
     folder, rng = SweepFolder(url), np.random.default_rng(seed)
     content = {**recipe.model_dump(mode="json"), "name": Path(url).name, "cluster": {"num_workers": 1}}
-    folder.create(yaml.safe_dump({**content, "sweep": {"metric": "psnr", "num_trials": num_trials, "space": SPACE}}))
+    folder.create(
+        yaml.safe_dump(
+            {**content, "sweep": {"metric": "psnr", "num_trials": num_trials, "space": SPACE}}, sort_keys=False
+        )
+    )
     for number in range(num_trials):
         drawn = (10 ** rng.uniform(-1, 2), 10 ** rng.uniform(-3, 1), 10 ** rng.uniform(-3, -1))
         a, b, clip = (15.0, 0.1, 0.01) if number == 0 else (float(value) for value in drawn)
