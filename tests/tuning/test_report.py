@@ -115,7 +115,7 @@ def test_nothing_names_another_host_outside_of_plotlys_source(page: Path) -> Non
 
 def test_the_key_that_counts_is_the_most_important(sweep: Sweep) -> None:
     found = importance(sweep)
-    assert [item.key for item in found][0] == "loss.a"
+    assert found[0].key == "loss.a"
     assert sum(item.share for item in found) == pytest.approx(1)
     few = dataclasses.replace(sweep, trials=sweep.trials[:6])
     assert importance(few) == []
