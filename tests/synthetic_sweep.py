@@ -31,7 +31,11 @@ def peak_psnr(a: float, b: float, clip: float) -> float:
 def write_sweep(url: str, num_trials: int = 24, data_url: str = "unused", crop: int = 64, seed: int = 0) -> SweepFolder:
     """The first trial has the experiment's own values; then of every eight one diverges, one fails, two are stopped."""
     training = {"num_steps": _STEPS, "global_batch_size": 16, "validate_every": _EVERY, "checkpoint_every": _EVERY}
-    recipe = small_recipe(data={"url": data_url, "crop": [crop, crop]}, mask=mask, training=training)
+    recipe = small_recipe(
+        data={"url": data_url, "crop": [crop, crop]},
+        mask={"kind": "gaussian2d", "sampling_ratio": 0.3},
+        training=training,
+    )
     folder, rng = SweepFolder(url), np.random.default_rng(seed)
     content = {**recipe.model_dump(mode="json"), "name": Path(url).name, "cluster": {"num_workers": 1}}
     folder.create(

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from cluster.experiment import Experiment, dump_yaml
 from cluster.origin import record_origin, versions
 from cluster.pull import metric_direction, pull_run
-from cluster.run import claimed as claim
+from cluster.run import claimed
 from cluster.run_folder import RunFolder
 from recon.metrics import HIGHER_IS_BETTER
 from recon.model import load_model
@@ -317,22 +317,21 @@ class TestBrokenDownload:
 
 class TestOrigin:
     @pytest.fixture
-    def claimed(
-        self, tmp_path: Path, tiny_heads: str, store_environment: dict[str, str]
-    ) -> tuple[Experiment, RunFolder]:
+    def begun(self, tmp_path: Path, tiny_heads: str, store_environment: dict[str, str]) -> tuple[Experiment, RunFolder]:
         sections = {
             "data": {"url": tiny_heads, "crop": [64, 64]},
             "mask": {"kind": "gaussian2d", "sampling_ratio": 0.3},
         }
         experiment = Experiment.model_validate({**sections, "name": "mine", "output_url": str(tmp_path / "results")})
         run = RunFolder(experiment.run_url)
-        claim(experiment, run, overwrite=False)
+        with claimed(experiment, run, overwrite=False, say=print):
+            pass
         return experiment, run
 
     def test_data_mask_and_versions_come_from_the_runs_own_record(
-        self, claimed: tuple[Experiment, RunFolder], target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, begun: tuple[Experiment, RunFolder], target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        _, run = claimed
+        _, run = begun
         trained_with = versions()
         monkeypatch.setattr("cluster.origin.versions", lambda: {"larmor": "9.9", "torch": "of the puller"})
         add_checkpoint(run, tmp_path / "scratch", 10, {"val/psnr": 30.0})
@@ -349,9 +348,9 @@ class TestOrigin:
         assert "of the puller" not in card
 
     def test_another_environment_is_added_and_the_first_record_stays(
-        self, claimed: tuple[Experiment, RunFolder], monkeypatch: pytest.MonkeyPatch
+        self, begun: tuple[Experiment, RunFolder], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        experiment, run = claimed
+        experiment, run = begun
         before = run.store.read("origin.json")
         record_origin(experiment, run)
         assert len(run.store.list("environments")) == 1, "the same one"
