@@ -25,7 +25,7 @@ demo: install
 	$(LARMOR) pull s3://larmor/runs/laptop --to $(DEMO)/model --overwrite
 	$(LARMOR) reconstruct $(DEMO)/model $(DEMO)/heads/petdeface01.nii.gz --to $(DEMO)/reconstruction
 	$(LARMOR) evaluate $(DEMO)/model s3://larmor/heads --to $(DEMO)/evaluation
-	$(LARMOR) report --run s3://larmor/runs/laptop --sweep s3://larmor/sweeps/laptop \
+	$(LARMOR) report s3://larmor/runs/laptop s3://larmor/sweeps/laptop \
 		--evaluation $(DEMO)/evaluation --to $(DEMO)/report.html
 	@echo
 	@echo "Figures: $(DEMO)/contact-sheet.png (the data), $(DEMO)/reconstruction/petdeface01-reconstruction.png (the"

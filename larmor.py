@@ -7,6 +7,7 @@ import errno
 import importlib.metadata
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -395,18 +396,30 @@ def pull(
     url: Annotated[str, typer.Argument(help="A run's or a sweep's URL.")],
     to: Annotated[Path, typer.Option(help="The model directory to make.")],
     metric: Annotated[str, typer.Option(help="Validation metric: psnr, ssim, mse, rmse or nmse.")] = "psnr",
+    trial: Annotated[
+        str | None, typer.Option(help="Of a sweep: this trial (its id or how it begins), not the best one.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also the whole training state. It holds pickles: of your own runs only.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """The best checkpoint by a validation metric, verified by checksum: weights, configuration, metrics."""
+    """The best checkpoint by a validation metric, verified by checksum: weights, configuration, metrics, card.
+
+    Broken off, the same command goes on where it stopped.
+    """
     from cluster.console import console
     from cluster.pull import pull_run
-    from tuning.sweep_folder import best_run
+    from tuning.choice import choose_run
 
-    best = pull_run(best_run(url, metric), metric, to, overwrite)
+    choice = choose_run(url, metric, trial)
+    pulled = pull_run(choice.run, metric, to, overwrite, full, choice.about)
+    for note in pulled.notes:
+        console.print(f"note: {note}", markup=False)
     figures = ", ".join(
-        f"{name} {value:.5g}" for name, value in sorted(best.metrics.items()) if name.startswith("val/")
+        f"{name} {value:.5g}" for name, value in sorted(pulled.checkpoint.metrics.items()) if name.startswith("val/")
     )
-    console.print(f"{to}: step {best.step}, {figures} (preset paper)")
+    console.print(f"{to}: {choice.run.url}, step {pulled.checkpoint.step}, {figures} (preset paper)", markup=False)
 
 
 @app.command()
@@ -451,6 +464,7 @@ def evaluate(
 ) -> None:
     """The tables: zero-filled, models and classical methods side by side, preset named; CSV, Markdown, LaTeX, PNG."""
     from cluster.console import console, progress_bar
+    from cluster.model_card import write_card
     from recon.evaluate import evaluate as rate
     from recon.methods import named, parse_size, table_cells
     from recon.metrics import check_preset
@@ -470,6 +484,10 @@ def evaluate(
             results.append(rate(cell.methods, cell.physics, reader, rules, batch_size, show, device, tissues))
     records = {name: model.record for name, model in models.items()}
     written = write_evaluation(results, reader.info, records, to or model_dirs[0] / "evaluation")
+    summary = next(path for path in written if path.name == "summary.json")
+    for name, model in models.items():
+        if model.record:  # pulled: its card gets the figures
+            written.append(write_card(model.folder, model.folder.resolve().name, summary, name))
     for result in results:
         for line in text_table(result):
             console.print(line, markup=False)
@@ -520,17 +538,38 @@ def benchmark_tables(
 
 @app.command()
 def report(
-    to: Annotated[Path, typer.Option(help="The HTML file to write.")],
-    run: Annotated[str | None, typer.Option(help="A run's URL.")] = None,
-    sweep_url: Annotated[str | None, typer.Option("--sweep", help="A sweep's URL.")] = None,
+    urls: Annotated[list[str], typer.Argument(metavar="URL...", help="Runs and sweeps: their URLs.")],
+    to: Annotated[Path, typer.Option(help="The HTML file to write; tables as CSV go beside it.")] = Path("report.html"),
     evaluation: Annotated[Path | None, typer.Option(help="A folder made by `larmor evaluate`.")] = None,
 ) -> None:
-    """One self-contained HTML page: curves, sweep, panels, table, configuration, versions, data licences."""
+    """One self-contained HTML page about a sweep or a run: trials, curves, landscape, panels, cost; CSV beside it."""
     from cluster.console import console
     from tuning.report import write_report
 
-    write_report(to, run, sweep_url, evaluation)
-    console.print(str(to))
+    for path in write_report(to, urls, evaluation):
+        console.print(str(path), markup=False)
+
+
+def load_model(place: str | Path, metric: str = "psnr", trial: str | None = None, device: str = "cpu") -> Any:
+    """The generator of a model directory, or the best one of a run or a sweep by its URL: a `torch.nn.Module`.
+
+    It is ready to use (evaluation mode, on `device`), called with zero-filled images (batch, channels, height, width)
+    float32 in [0, 1]; one with data consistency also takes the measured k-space and the mask, as
+    `recon.samples.Sample` has them. From a URL it is pulled, verified and not kept; `metric` and `trial` choose as
+    `larmor pull` does. Raises `storage.errors.InputError`.
+    """
+    from recon import model
+
+    if (Path(place) / "config.yaml").is_file() and not (Path(place) / "checkpoints").exists():
+        return model.load_model(Path(place), device).generator
+    from cluster.pull import pull_run
+    from tuning.choice import choose_run
+
+    _use_embedded_store()
+    choice = choose_run(str(place), metric, trial)
+    with tempfile.TemporaryDirectory(prefix="larmor-") as scratch:
+        pull_run(choice.run, metric, Path(scratch) / "model", about=choice.about)
+        return model.load_model(Path(scratch) / "model", device).generator
 
 
 def _load(source: str, overrides: list[str]) -> Any:

@@ -11,6 +11,7 @@ import yaml
 
 from cluster.experiment import Experiment, differing_keys, dump_yaml
 from cluster.lease import Say, hold, refuse_if_held
+from cluster.origin import record_origin
 from cluster.run_folder import RunFolder
 from cluster.worker import LocalWorker
 from recon.device import choose_device
@@ -62,6 +63,7 @@ def claimed(experiment: Experiment, run: RunFolder, overwrite: bool, say: Say) -
             run.delete()
         if not run.create(dump_yaml(experiment)):
             refuse_another(experiment, run.config_yaml(), run.url, may_differ=("cluster.",))
+        record_origin(experiment, run)
         yield
 
 

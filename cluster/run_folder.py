@@ -1,6 +1,7 @@
 """A run's folder in the store: configuration, history, checkpoints with their manifests, result.
 
     config.yaml                                       the experiment; created only once
+    origin.json, environments/…                       data set, mask and versions (cluster/origin.py)
     lease/NUMBER.json                                 who drives the run (cluster/lease.py)
     history/STEP.json                                 rows of losses up to that step; a replay writes the same bytes
     checkpoints/step-STEP-TOKEN/…                     every rank's files
@@ -207,14 +208,16 @@ class RunFolder:
             raise InputError(f"{self.url}: no checkpoint with the metric '{metric}'; {have}")
         return ranked[0]
 
-    def download(self, checkpoint: Checkpoint, target: Path, names: Iterable[str] | None = None) -> None:
-        """Get files of a checkpoint and verify each. Raises `DamagedCheckpoint`."""
+    def download(
+        self, checkpoint: Checkpoint, target: Path, names: Iterable[str] | None = None, resume: bool = False
+    ) -> None:
+        """Get files of a checkpoint and verify each; `resume` as `ObjectStore` has it. Raises `DamagedCheckpoint`."""
         for name in names or checkpoint.files:
             path = target / name
             if path.is_file() and sha256(path) == checkpoint.files[name]["sha256"]:
                 continue
             try:
-                self.store.download(f"{checkpoint.folder}/{name}", path)
+                self.store.download(f"{checkpoint.folder}/{name}", path, resume)
             except FileNotFoundError as error:
                 raise DamagedCheckpoint(f"{self.url}/{checkpoint.folder}/{name}: the file is missing") from error
             found = sha256(path)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from skimage.metrics import structural_similarity
 
 from storage.errors import InputError
 
@@ -38,6 +37,8 @@ def slice_metrics(target: np.ndarray, reconstruction: np.ndarray, data_range: fl
 
     PSNR of identical images is infinite. SSIM: uniform window of 7, as scikit-image and fastMRI compute it.
     """
+    from skimage.metrics import structural_similarity  # here: the names above serve `larmor pull`, which has no skimage
+
     target = target.astype(np.float64)
     reconstruction = reconstruction.astype(np.float64)
     mse = float(np.mean((target - reconstruction) ** 2))

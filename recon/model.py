@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from recon.networks import build_generator
 from recon.recipe import Recipe
 from storage.errors import InputError
 
+MODEL_FORMAT = 1
+
 
 @dataclass(frozen=True)
 class Model:
@@ -35,12 +38,14 @@ class Model:
 def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     """Read a model directory made by `larmor pull`.
 
-    Raises `InputError` if a file is missing, is not what its name says, or does not fit the others.
+    Raises `InputError` if a file is missing, is not what its name says, does not fit the others, has changed since it
+    was pulled, or was written by a newer Larmor.
     """
     config_path, weights_path = folder / "config.yaml", folder / "generator.safetensors"
     for path in (config_path, weights_path):
         if not path.is_file():
             raise InputError(f"{path}: no such file; a model directory is made by `larmor pull`")
+    record = _record(folder / "metrics.json")
     try:
         content = yaml.safe_load(config_path.read_text())
         recipe = Recipe.model_validate({key: content[key] for key in Recipe.model_fields if key in content})
@@ -53,10 +58,23 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         # torch lists every tensor that does not fit: the first one says enough
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise InputError(f"{weights_path}: does not fit {config_path.name} ({reason}); pull it again") from error
-    record_path = folder / "metrics.json"
-    try:
-        record = json.loads(record_path.read_text()) if record_path.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"{record_path}: is not JSON ({error}); pull it again") from error
+    expected = record.get("sha256", {}).get(weights_path.name)
+    with weights_path.open("rb") as file:
+        if expected and hashlib.file_digest(file, "sha256").hexdigest() != expected:
+            raise InputError(f"{weights_path}: has changed since it was pulled (SHA-256, metrics.json); pull it again")
     physics = Physics(recipe.data.crop, recipe.mask, recipe.signal)
     return Model(generator.eval().to(choose_device(device)), physics, recipe, record, folder)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What `larmor pull` wrote; empty if the file is not there."""
+    try:
+        record = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error}); pull it again") from error
+    if record.get("format", 1) > MODEL_FORMAT:
+        raise InputError(
+            f"{path}: this model has format {record['format']}, this Larmor reads up to {MODEL_FORMAT}; update Larmor, "
+            "or pull it again with this one"
+        )
+    return record

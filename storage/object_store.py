@@ -39,6 +39,7 @@ def _s3_options(read_timeout: int) -> dict[str, Any]:
 
 
 _IDLE_BYTES = 128 * 2**20
+_DOWNLOAD_BLOCK = 8 * 2**20
 
 # a store that goes away is waited for; one that is away at the start is a mistake
 _S3_OPTIONS = _s3_options(read_timeout=30)
@@ -200,15 +201,38 @@ class ObjectStore:
         with ThreadPoolExecutor(num_threads) as pool:
             list(pool.map(put, files))
 
-    def download(self, path: str, target: Path) -> None:
-        """Get one object as a local file, in place only when it is whole."""
+    def download(self, path: str, target: Path, resume: bool = False) -> None:
+        """Get one object as a local file, in place only when it is whole.
+
+        With `resume` what has arrived is kept as `target`.partial when the download breaks, and the next one goes on
+        from there; the caller makes sure that it is the same object, and the only download of it.
+        """
         target.parent.mkdir(parents=True, exist_ok=True)
+        if resume:
+            partial = target.with_name(f"{target.name}.partial")
+            self._continue(path, partial)
+            partial.replace(target)
+            return
         partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
         try:
             self._persist(path, lambda: self.filesystem.get_file(self.full_path(path), str(partial)))
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
+
+    def _continue(self, path: str, partial: Path) -> None:
+        """Append to `partial` what it lacks of the object."""
+        size = self.size(path)
+        with partial.open("ab") as file:
+            if file.tell() > size:
+                file.truncate(0)
+                file.seek(0)
+            while (start := file.tell()) < size:
+                block = self.read(path, start, min(start + _DOWNLOAD_BLOCK, size))
+                if not block:
+                    raise FileNotFoundError(f"{path} became shorter while it was read")
+                file.write(block)
+                file.flush()
 
     def _persist(self, path: str, operate: Callable[[], T]) -> T:
         if self.url.startswith("s3://"):

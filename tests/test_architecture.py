@@ -22,7 +22,7 @@ HOMES = {
     "boto3": (),
     "pickle": (),
 }
-PULL = ["cluster.pull", "cluster.run_folder", "tuning.sweep_folder"]
+PULL = ["cluster.pull", "cluster.run_folder", "cluster.model_card", "cluster.origin", "tuning.choice"]
 
 
 def name_of(path: Path) -> str:
@@ -97,7 +97,7 @@ def test_pull_needs_neither_ray_nor_deepspeed_nor_pickled_tensors() -> None:
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(result.stdout.split())
     assert loaded >= {"cluster", "tuning", "storage"}
-    assert loaded.isdisjoint({"ray", "deepspeed", "torch"})
+    assert loaded.isdisjoint({"ray", "deepspeed", "torch", "scipy", "skimage", "zarr", "pydantic", "optuna"})
 
 
 @pytest.mark.parametrize("module", [*PULL, "recon.model"])

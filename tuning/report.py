@@ -1,152 +1,142 @@
-"""One self-contained HTML page about a run, a sweep and an evaluation. It loads nothing from anywhere."""
+"""One self-contained HTML page about sweeps, runs and an evaluation, with tables as CSV beside it.
+
+The page loads nothing from anywhere, and forbids itself to (Content-Security-Policy).
+"""
 
 from __future__ import annotations
 
 import base64
+import csv
 import datetime
-import importlib.metadata
 import importlib.resources
 import json
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import plotly.graph_objects as go
-import plotly.io
 import yaml
 from plotly.offline import get_plotlyjs
 
+from cluster.origin import read_origin
 from cluster.run_folder import RunFolder
-from storage.dataset import read_root
 from storage.errors import InputError
-from storage.object_store import ObjectStore
-from tuning.sweep_folder import SweepFolder, best_trial
+from storage.provenance import larmor_version
+from tuning.charts import run_charts
+from tuning.importance import FEWEST
+from tuning.panels import best_panels
+from tuning.space import describe_value
+from tuning.sweep_charts import STATES, state_counts, sweep_charts
+from tuning.sweep_folder import SweepFolder
+from tuning.trial_records import Sweep, read_sweep, write_trials_csv
 
-PACKAGES = ("larmor", "torch", "ray", "deepspeed", "zarr", "s3fs", "monai", "scikit-image", "optuna", "numpy")
+_EARLY = ("stopped", "diverged", "failed")
 
 
-def write_report(path: Path, run_url: str | None, sweep_url: str | None, evaluation: Path | None) -> None:
-    """Write the page about whatever is given. Raises `InputError` if nothing is, or something is not there."""
-    if not (run_url or sweep_url or evaluation):
-        raise InputError("nothing to report on: give --run, --sweep or --evaluation")
-    page: dict[str, Any] = {
-        "title": "MRI reconstruction with Larmor",
-        "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "charts": [],
-        "configurations": {},
-        "sources": [],
-        "versions": versions(),
-    }
+def write_report(path: Path, urls: Sequence[str], evaluation: Path | None = None) -> list[Path]:
+    """Write the page about these sweeps and runs, and the evaluation in a folder; returns the files written.
+
+    Raises `InputError` if there is nothing to report on, or something is not there.
+    """
+    if not (urls or evaluation):
+        raise InputError("nothing to report on: give the URL of a sweep or a run, or --evaluation")
+    page: dict[str, Any] = {"sweeps": [], "runs": [], "states": STATES, "number": describe_value}
+    page["made"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    page["larmor"] = larmor_version()
     if evaluation:
-        page |= _evaluation(evaluation)
-    if run_url:
-        run = RunFolder(run_url)
-        page["configurations"]["training"] = run.config_yaml()
-        page["charts"] += run_charts(run.history())
-        page["sources"] = read_root(ObjectStore(yaml.safe_load(run.config_yaml())["data"]["url"]))["sources"]
-    if sweep_url:
-        folder = SweepFolder(sweep_url)
-        if not folder.exists():
-            raise InputError(f"{sweep_url}: no sweep is there (no sweep.yaml); check the URL")
-        page["configurations"]["sweep"] = folder.config_yaml()
-        page |= _sweep(folder, page["charts"])
-    if page["charts"]:
-        page["plotly_js"] = get_plotlyjs()
-    template = importlib.resources.files("tuning").joinpath("report.html").read_text()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined)
+        page["evaluation"] = _evaluation(evaluation)
     path.parent.mkdir(parents=True, exist_ok=True)
+    written = [path]
+    for url in urls:
+        if SweepFolder(url).exists():
+            sweep = read_sweep(url)
+            page["sweeps"].append(_sweep(sweep))
+            written.append(_beside(path, url, "trials"))
+            write_trials_csv(sweep, written[-1])
+        else:
+            run = RunFolder(url)
+            page["runs"].append(_run(run))
+            written.append(_beside(path, url, "steps"))
+            _write_history_csv(run, written[-1])
+    names = [part["name"] for part in [*page["sweeps"], *page["runs"]]]
+    page["title"] = " · ".join(names) or "Evaluation"
+    page["csv"] = [item.name for item in written[1:]]
+    page["plotly_js"] = get_plotlyjs() if page["sweeps"] or page["runs"] else ""
+    template = importlib.resources.files("tuning").joinpath("report.html").read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True)
     path.write_text(environment.from_string(template).render(page))
+    return written
 
 
-def versions() -> dict[str, str]:
-    """Versions of Larmor, of what it stands on, and of Python."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return {**found, "Python": platform.python_version(), "system": platform.platform()}
+def _sweep(sweep: Sweep) -> dict[str, Any]:
+    best, start = sweep.best, sweep.start
+    seconds = [trial.seconds for trial in sweep.trials if trial.seconds is not None]
+    early = [trial for trial in sweep.trials if trial.state in _EARLY]
+    per_step = [trial.num_images / trial.step for trial in sweep.trials if trial.step]
+    spared = sum(trial.num_steps - trial.step for trial in early if trial.state == "stopped")
+    panels = best_panels(sweep.folder.trial_run(best.id), sweep.metric) if best else ("", "No trial has finished.")
+    return {
+        "name": sweep.folder.url.rsplit("/", 1)[-1],
+        "url": sweep.folder.url,
+        "finished": sweep.folder.result() is not None,
+        "planned": sweep.config["sweep"].get("num_trials"),
+        "metric": sweep.metric,
+        "searched": sweep.keys,
+        "space": sweep.space,
+        "counts": state_counts(sweep.trials),
+        "best": best,
+        "start": start,
+        "gain": best.value - start.value if best and start and best.value and start.value else None,
+        "ranked": [*sweep.rated, *(trial for trial in sweep.trials if trial.value is None)],
+        "early": early,
+        "seconds": sum(seconds),
+        "images": sum(trial.num_images for trial in sweep.trials),
+        "spared": round(spared * max(per_step, default=0)),
+        "charts": sweep_charts(sweep),
+        "importance_missing": f"Importance of the keys takes {FEWEST} trials." if len(sweep.rated) < FEWEST else "",
+        "panels": dict(zip(("image", "caption"), panels, strict=True)),
+        "config": sweep.folder.config_yaml(),
+        "origin": read_origin(sweep.folder.trial_run(best.id)) if best else {},
+    }
 
 
-def run_charts(history: Sequence[Mapping[str, float]]) -> list[dict[str, str]]:
-    """Loss terms of every step, and the validation metrics."""
-    steps = [row["step"] for row in history]
-
-    def lines(names: Mapping[str, str], scale: str) -> go.Figure:
-        figure = go.Figure()
-        for key, name in names.items():
-            figure.add_scatter(x=steps, y=[row.get(key) for row in history], name=name)
-        return figure.update_layout(yaxis_type=scale, xaxis_title="generator step", yaxis_title="loss")
-
-    content = {"loss": "L_G, eq. (9)", "normalized_root_mse": "L_N, eq. (7)", "frequency": "L_F, eq. (8)"}
-    adversarial = {"critic_loss": "critic, eq. (5)", "adversarial": "L_A, eq. (6)"}
-    rated = [row for row in history if "val/psnr" in row]
-    validation = go.Figure()
-    validation.add_scatter(x=[r["step"] for r in rated], y=[r["val/psnr"] for r in rated], name="PSNR (dB)")
-    validation.add_scatter(x=[r["step"] for r in rated], y=[r["val/ssim"] for r in rated], name="SSIM", yaxis="y2")
-    validation.update_layout(
-        xaxis_title="generator step",
-        yaxis_title="PSNR (dB)",
-        yaxis2={"title": "SSIM", "overlaying": "y", "side": "right", "showgrid": False},
-    )
-    return [
-        _chart("Training losses", "Global mean of every step.", lines(content, "log")),
-        _chart("Adversarial terms", "Global mean of every step.", lines(adversarial, "linear")),
-        _chart("Validation", "Preset paper, on the validation subject(s).", validation),
-    ]
+def _run(run: RunFolder) -> dict[str, Any]:
+    config = run.config_yaml()
+    training = yaml.safe_load(config).get("training", {})
+    history, result, failure = run.history(), run.result(), run.failure()
+    checkpoints = run.checkpoints()
+    metric = f"val/{training.get('best_metric', 'psnr')}"
+    has_metric = any(metric in item.metrics for item in checkpoints)
+    panels = best_panels(run, metric) if has_metric else ("", "No checkpoint with a validation metric yet.")
+    return {
+        "name": run.url.rsplit("/", 1)[-1],
+        "url": run.url,
+        "state": "finished" if result else "ended early" if failure else "not finished",
+        "failure": failure,
+        "result": result,
+        "step": int(history[-1]["step"]) if history else 0,
+        "num_steps": training.get("num_steps"),
+        "images": int(history[-1]["step"]) * training.get("global_batch_size", 0) if history else 0,
+        "checkpoints": checkpoints,
+        "charts": run_charts(history) if history else [],
+        "panels": dict(zip(("image", "caption"), panels, strict=True)),
+        "config": config,
+        "origin": read_origin(run),
+    }
 
 
-def sweep_charts(trials: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, str]]:
-    """Every finished trial: parallel coordinates, and the metric against each searched key."""
-    rated = [trial for trial in trials if metric in trial["metrics"]]
-    keys = list(rated[0]["parameters"]) if rated else []
-    values = [trial["metrics"][metric] for trial in rated]
-    charts = []
-    for key in keys:
-        figure = go.Figure()
-        figure.add_scatter(
-            x=[trial["parameters"][key] for trial in rated],
-            y=values,
-            mode="markers",
-            marker={"size": 12, "color": values, "colorscale": "Viridis", "showscale": False},
-            text=[trial["id"] for trial in rated],
-        )
-        figure.update_layout(xaxis_title=key, xaxis_type=_scale(rated, key), yaxis_title=metric, height=300)
-        charts.append(
-            _chart(f"Sweep: {metric} against {key}", "One point for each trial, at its last best checkpoint.", figure)
-        )
-    if len(keys) > 1:
-        figure = go.Figure()
-        figure.add_scatter(
-            x=[trial["parameters"][keys[0]] for trial in rated],
-            y=[trial["parameters"][keys[1]] for trial in rated],
-            mode="markers",
-            marker={"size": 16, "color": values, "colorscale": "Viridis", "colorbar": {"title": metric}},
-            text=[trial["id"] for trial in rated],
-        )
-        scales = {"xaxis_type": _scale(rated, keys[0]), "yaxis_type": _scale(rated, keys[1])}
-        figure.update_layout(xaxis_title=keys[0], yaxis_title=keys[1], **scales)
-        charts.insert(0, _chart(f"Sweep: {keys[0]} × {keys[1]}", f"Colour: {metric}.", figure))
-    return charts
+def _beside(path: Path, url: str, what: str) -> Path:
+    return path.with_name(f"{path.stem}-{url.rstrip('/').rsplit('/', 1)[-1]}-{what}.csv")
 
 
-def _scale(trials: Sequence[Mapping[str, Any]], key: str) -> str:
-    """The axis of a searched key: logarithmic for positive numbers, categories for words."""
-    values = [trial["parameters"][key] for trial in trials]
-    if not all(isinstance(value, int | float) for value in values):
-        return "category"
-    return "log" if min(values) > 0 else "linear"
-
-
-def _chart(title: str, note: str, figure: go.Figure) -> dict[str, str]:
-    figure.update_layout(template="plotly_white", margin={"l": 60, "r": 60, "t": 20, "b": 50})
-    html = plotly.io.to_html(
-        figure, full_html=False, include_plotlyjs=False, default_height=figure.layout.height or 380
-    )
-    return {"title": title, "note": note, "html": html}
+def _write_history_csv(run: RunFolder, path: Path) -> None:
+    """One line for each generator step; figures that a step does not have are empty."""
+    history = run.history()
+    names = list(dict.fromkeys(["step", *(name for row in history for name in row)]))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(history)
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:
@@ -159,17 +149,4 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     for cell in evaluation["cells"]:
         panels = folder / cell["figure"]
         cell["panels"] = base64.b64encode(panels.read_bytes()).decode() if panels.is_file() else None
-    return {"evaluation": evaluation}
-
-
-def _sweep(folder: SweepFolder, charts: list[dict[str, str]]) -> dict[str, Any]:
-    trials = folder.trials()
-    metric = yaml.safe_load(folder.config_yaml())["sweep"]["metric"]
-    name = f"val/{metric}"
-    charts += sweep_charts(trials, name)
-    return {
-        "trials": trials,
-        "trial_keys": list(trials[0]["parameters"]) if trials else [],
-        "trial_metric": name,
-        "best_id": best_trial(trials, metric)["id"],
-    }
+    return evaluation

@@ -56,6 +56,10 @@ class SweepFolder:
         paths = [path for path in self.store.list("trials") if path.endswith("/trial.json")]
         return sorted((json.loads(self.store.read(path)) for path in paths), key=lambda record: record["began"])
 
+    def trial_ids(self) -> list[str]:
+        """Every trial that has begun, also those that have not ended; sorted."""
+        return sorted({path.split("/")[1] for path in self.store.list("trials")})
+
     def write_result(self, metric: str) -> dict[str, Any]:
         """Write and return all trials and the best. Raises `InputError` if no trial has finished."""
         trials = self.trials()
@@ -109,11 +113,3 @@ def best_parameters(url: str) -> dict[str, Any]:
         raise InputError(f"{url}: no sweep is there (no sweep.yaml); check the URL")
     metric = yaml.safe_load(folder.config_yaml())["sweep"]["metric"]
     return dict(best_trial(folder.trials(), metric)["parameters"])
-
-
-def best_run(url: str, metric: str) -> RunFolder:
-    """The run at `url`, or the run of the best trial if a sweep is there."""
-    folder = SweepFolder(url)
-    if not folder.exists():
-        return RunFolder(url)
-    return folder.trial_run(best_trial(folder.trials(), metric.removeprefix("val/"))["id"])

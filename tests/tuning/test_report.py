@@ -1,44 +1,206 @@
-"""What is said of trials whose parameters are numbers, zero, or words; of evaluations, and of the data."""
+"""The page about sweeps and runs: everything that happened stands in it, it is drawn, and it loads nothing."""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from cluster.run_folder import RunFolder
-from storage import dataset
 from storage.errors import InputError
-from storage.object_store import ObjectStore
-from tests.helpers import random_kspace, write_split
-from tuning.report import sweep_charts, write_report
+from tests.browser import CHROMIUM, visit
+from tests.synthetic_sweep import SPACE, peak_psnr, write_sweep
+from tuning.importance import importance
+from tuning.landscape import interpolate
+from tuning.report import write_report
 from tuning.sweep import describe_trial
+from tuning.sweep_folder import SweepFolder
+from tuning.trial_records import Sweep, read_sweep
 
 
-def trial(name: str, psnr: float, **parameters: Any) -> dict[str, Any]:
-    return {"id": name, "parameters": parameters, "metrics": {"val/psnr": psnr}, "state": "finished", "seconds": 3.0}
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
+    """24 trials, 9 of which were stopped, diverged or failed; its data are not there. Not to be changed."""
+    folder = write_sweep(str(tmp_path_factory.mktemp("sweeps") / "laptop"))
+    folder.write_result("psnr")
+    return folder
 
 
-TRIALS = [
-    trial("one", 28.0, a=15.0, kind="wasserstein", b=0.0),
-    trial("two", 29.0, a=0.123456, kind="bce", b=1.0),
-]
+@pytest.fixture(scope="module")
+def sweep(folder: SweepFolder) -> Sweep:
+    return read_sweep(folder.url)
+
+
+@pytest.fixture(scope="module")
+def page(folder: SweepFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(path, [folder.url])
+    return path
+
+
+def text_of(path: Path) -> str:
+    """The page without plotly's own source and the charts' data."""
+    return re.sub(r"<script.*?</script>", "", path.read_text(), flags=re.DOTALL)
 
 
 def test_a_trial_is_described_whatever_its_values_are() -> None:
-    line = describe_trial(TRIALS[1], "psnr")
-    assert "a = 0.1235, kind = bce, b = 1 → val/psnr 29.0000" in line
+    parameters = {"a": 0.123456, "kind": "bce", "b": 1.0}
+    trial = {"id": "two", "parameters": parameters, "metrics": {"val/psnr": 29.0}, "state": "finished", "seconds": 3.0}
+    assert "a = 0.1235, kind = bce, b = 1 → val/psnr 29.0000" in describe_trial(trial, "psnr")
 
 
-def test_axes_fit_their_values() -> None:
-    charts = {chart["title"]: chart["html"] for chart in sweep_charts(TRIALS, "val/psnr")}
-    expected = {"a": "log", "kind": "category", "b": "linear"}
-    for key, scale in expected.items():
-        assert f'"type":"{scale}"' in charts[f"Sweep: val/psnr against {key}"]
-    assert '"type":"category"' in charts["Sweep: a × kind"]
+def test_every_trial_stands_in_the_page_with_what_became_of_it(page: Path, sweep: Sweep) -> None:
+    text = text_of(page)
+    for trial in sweep.trials:
+        assert f"<td>{trial.id}</td>" in text
+        if trial.state != "finished":
+            assert trial.reason in text.replace("&#39;", "'")
+    counts = {state: sum(trial.state == state for trial in sweep.trials) for state in ("stopped", "diverged", "failed")}
+    assert all(f"{count} {state}" in text for state, count in counts.items())
+    assert sweep.best is not None
+    assert f"<b>{sweep.best.value:.4f}</b><span>best val/psnr, trial {sweep.best.id}" in text
+    images = sum(trial.num_images for trial in sweep.trials)
+    assert f"<b>{images:,}</b><span>images seen".replace(",", " ") in text
+    assert "against the starting point" in text
+
+
+def test_the_table_beside_it_has_a_line_for_each_trial(page: Path, sweep: Sweep) -> None:
+    with (page.parent / "report-laptop-trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["trial"] for row in rows] == [trial.id for trial in sweep.trials]
+    for row, trial in zip(rows, sweep.trials, strict=True):
+        assert {key: float(row[key]) for key in SPACE} == trial.parameters
+        assert (float(row["val/psnr"]) if row["val/psnr"] else None) == trial.value
+        assert (row["state"], row["reason"], int(row["images"])) == (trial.state, trial.reason, trial.num_images)
+
+
+def test_pictures_that_cannot_be_made_are_explained(page: Path) -> None:
+    assert "No pictures: " in text_of(page)
+    assert "no data set is there" in text_of(page)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_browser_draws_every_chart_and_asks_for_nothing(page: Path) -> None:
+    shapes = "[...document.querySelectorAll('.plotly-graph-div')].map(d => d.querySelectorAll('.trace path').length)"
+    titles = "[...document.querySelectorAll('.charts h3')].map(h => h.textContent)"
+    seen = visit(page, [shapes, titles])
+    assert seen.errors == []
+    assert [url for url in seen.requests if not url.startswith("data:")] == [page.resolve().as_uri()]
+    counts, headings = seen.answers
+    expected = ["Curves of all trials", "Progress of the search", "Importance of each key", "Parallel coordinates"]
+    expected += ["Landscape: loss.a × loss.b", "Slice: loss.a", "Slice: loss.b", "Slice: critic.clip"]
+    assert headings == expected
+    landscape = headings.index("Landscape: loss.a × loss.b")
+    assert all(count >= 3 for count in counts), dict(zip(headings, counts, strict=True))
+    assert counts[headings.index("Curves of all trials")] >= 20
+    assert counts[landscape] >= 24
+    picture = np.asarray(Image.open(io.BytesIO(seen.picture)).convert("RGB"))
+    assert picture.shape[0] > 3000, "the whole page"
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 200
+
+
+def test_nothing_names_another_host_outside_of_plotlys_source(page: Path) -> None:
+    assert re.search(r"https?://", text_of(page)) is None
+    assert "default-src 'none'" in page.read_text()
+
+
+def test_the_key_that_counts_is_the_most_important(sweep: Sweep) -> None:
+    found = importance(sweep)
+    assert found[0].key == "loss.a"
+    assert sum(item.share for item in found) == pytest.approx(1)
+    few = dataclasses.replace(sweep, trials=sweep.trials[:6])
+    assert importance(few) == []
+
+
+def test_the_surface_follows_the_trials_and_stays_within_them() -> None:
+    rng = np.random.default_rng(0)
+    points = np.stack([10 ** rng.uniform(-1, 2, 60), 10 ** rng.uniform(-3, 1, 60)], axis=1)
+    values = np.array([peak_psnr(a, b, 0.02) for a, b in points])
+    surface = interpolate(points.tolist(), values, [True, True])
+    assert surface is not None
+    x, y, z = surface
+    inside = np.isfinite(z)
+    assert 0.5 < inside.mean() < 1, "nothing is drawn outside the trials"
+    assert z[inside].min() >= values.min()
+    assert z[inside].max() <= values.max()
+    truth = np.array([[peak_psnr(a, b, 0.02) for a in x] for b in y])
+    assert np.abs(z - truth)[inside].mean() < 0.1 * np.ptp(values)
+
+
+@pytest.mark.parametrize("points", [[[1.0, 1.0]] * 8, [[float(i), float(i)] for i in range(1, 9)], [[1.0, 2.0]]])
+def test_trials_that_span_no_area_have_no_surface(points: list[list[float]]) -> None:
+    assert interpolate(points, np.arange(len(points), dtype=float), [False, False]) is None
+
+
+@pytest.mark.parametrize(
+    ("space", "parameters"),
+    [
+        (
+            {"loss.adversarial": "choice('wasserstein', 'bce')"},
+            [{"loss.adversarial": w} for w in ("wasserstein", "bce")],
+        ),
+        ({"loss.b": "uniform(0, 1)"}, [{"loss.b": 0.0}, {"loss.b": 1.0}]),
+        ({"critic.clip": "choice(None, 0.01)"}, [{"critic.clip": None}, {"critic.clip": 0.01}]),
+    ],
+)
+def test_words_zeros_and_nothing_are_drawn_too(
+    tmp_path: Path, space: dict[str, str], parameters: list[dict[str, Any]]
+) -> None:
+    folder = SweepFolder(str(tmp_path / "odd"))
+    folder.create(yaml.safe_dump({"sweep": {"metric": "nmse", "space": space}, "name": "odd"}))
+    for number, values in enumerate(parameters):
+        record = {"parameters": values, "metrics": {"val/nmse": 0.1 / (number + 1)}, "began": number, "seconds": 1.0}
+        folder.write_trial(f"t{number}", {**record, "state": "finished"})
+    write_report(tmp_path / "page.html", [folder.url])
+    text = text_of(tmp_path / "page.html")
+    assert "best val/nmse, trial t1" in text, "less is better"
+    assert "Importance of the keys takes 10 trials" in text
+
+
+def test_a_sweep_that_goes_on_is_reported_with_what_still_runs(tmp_path: Path) -> None:
+    folder = write_sweep(str(tmp_path / "young"), num_trials=4)
+    folder.store.delete("trials/t02/trial.json")
+    trial = next(trial for trial in read_sweep(folder.url).trials if trial.id == "t02")
+    assert (trial.state, trial.step) == ("running", 40)
+    assert set(trial.parameters) == set(SPACE)
+    write_report(tmp_path / "page.html", [folder.url])
+    assert "not finished: this is what there is so far" in text_of(tmp_path / "page.html")
+
+
+def test_a_run_is_reported_with_its_curves_and_a_table_of_its_steps(folder: SweepFolder, tmp_path: Path) -> None:
+    run = folder.trial_run("t00")
+    written = write_report(tmp_path / "page.html", [run.url])
+    assert [path.name for path in written] == ["page.html", "page-t00-steps.csv"]
+    text = text_of(tmp_path / "page.html")
+    assert all(title in text for title in ("Training losses", "Adversarial terms", "Validation: PSNR"))
+    with written[1].open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 41))
+
+
+def test_pictures_of_the_best_on_real_slices(
+    tiny_heads: str, store_environment: dict[str, str], tmp_path: Path
+) -> None:
+    folder = write_sweep(str(tmp_path / "small"), num_trials=2, data_url=tiny_heads)
+    write_report(tmp_path / "page.html", [folder.url])
+    assert '<img src="data:image/png;base64,' in text_of(tmp_path / "page.html")
+    assert "Split validation, step 40" in text_of(tmp_path / "page.html")
+
+
+def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run is there"):
+        write_report(tmp_path / "page.html", [str(tmp_path / "nothing")])
+    with pytest.raises(InputError, match="nothing to report on"):
+        write_report(tmp_path / "page.html", [])
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_the_page_names_the_volumes_of_an_evaluation(tmp_path: Path) -> None:
@@ -48,30 +210,32 @@ def test_the_page_names_the_volumes_of_an_evaluation(tmp_path: Path) -> None:
     cell = {"label": "8×8, radial 25 %", "mask": mask, "mean": {"zero_filled": mean, "model": mean}, "figure": "a.png"}
     summary |= {"subjects": ["ann"], "num_slices": 9, "cells": [cell]}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    write_report(tmp_path / "page.html", None, None, tmp_path)
+    write_report(tmp_path / "page.html", [], tmp_path)
     page = (tmp_path / "page.html").read_text()
-    assert "Split <b>test</b>: ann-1, ann-2, 9 slices" in page
-    assert "31.250" in page
-    assert "25.00 % of k-space" in page
+    for expected in ("Split <b>test</b>: ann-1, ann-2, 9 slices", "31.250", "25.00 % of k-space"):
+        assert expected in page
     (tmp_path / "summary.json").write_text(json.dumps({key: value for key, value in summary.items() if key != "cells"}))
     with pytest.raises(InputError, match="older version"):
-        write_report(tmp_path / "page.html", None, None, tmp_path)
+        write_report(tmp_path / "page.html", [], tmp_path)
 
 
 def test_the_page_names_the_sources_of_the_data(tmp_path: Path) -> None:
-    """A volume of one file, and one of several, of the same subject."""
-    store, run = ObjectStore(tmp_path / "data"), RunFolder(str(tmp_path / "run"))
+    """A volume of one file, and one of several, as the run recorded them."""
     digests = ["ab" * 32, "cd" * 32, "ef" * 32]
     files = [{"file": f"scan{number}.dcm", "sha256": digest} for number, digest in enumerate(digests)]
     sources = [
         {"volume": "ann-1", "subject": "ann", "files": files[:1], "licence": "CC0", "package": "p", "version": "7.1"},
         {"volume": "ann-2", "subject": "ann", "files": files[1:], "licence": "not stated"},
     ]
-    dataset.publish(store, {"train": write_split(store, "train", random_kspace(2), 1)}, sources)
-    assert run.create(yaml.safe_dump({"data": {"url": store.url}}))
-    write_report(tmp_path / "page.html", run.url, None, None)
-    page = (tmp_path / "page.html").read_text()
-    for text in ("ann-1", "ann-2", "scan0.dcm<", "scan1.dcm, …", "p 7.1", "CC0", "not stated"):
+    splits = {"train": {"num_slices": 2, "subjects": ["ann"], "volumes": []}}
+    run = RunFolder(str(tmp_path / "run"))
+    run.create("name: mine\n")
+    data = {"url": "somewhere", "sha256": digests[0], "splits": splits, "sources": sources}
+    run.store.write("origin.json", json.dumps({"data": data}).encode())
+    run.store.write("environments/a.json", json.dumps({"began": 1.0, "versions": {"torch": "2.99"}}).encode())
+    write_report(tmp_path / "page.html", [run.url])
+    page = text_of(tmp_path / "page.html")
+    for text in ("ann-1", "ann-2", "scan0.dcm<", "scan1.dcm, …", "p 7.1", "CC0", "not stated", "torch 2.99"):
         assert text in page
     assert digests[0][:16] in page
     assert digests[1][:16] in page

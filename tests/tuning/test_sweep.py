@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -86,9 +85,10 @@ def test_best_is_pulled_used_and_reported(swept: SweepFolder, tiny_heads: str, t
     succeed("evaluate", str(tmp_path / "model"), tiny_heads, "--to", str(tmp_path / "evaluation"))
     page = tmp_path / "report.html"
     evaluation = str(tmp_path / "evaluation")
-    succeed("report", "--to", str(page), "--run", run.url, "--sweep", swept.url, "--evaluation", evaluation)
+    succeed("report", run.url, swept.url, "--to", str(page), "--evaluation", evaluation)
     text = page.read_text()
     for expected in (best["id"], "zero-filled", "Preset <b>paper</b>", "phantom03", "data:image/png;base64,"):
         assert expected in text
-    # self-contained: outside plotly's inlined source nothing names another host
-    assert re.search(r"https?://", re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)) is None
+    card = (tmp_path / "model" / "model-card.md").read_text()
+    for expected in (best["id"], "phantom03", "Split `test`", "Made with", "SHA-256 of its root document"):
+        assert expected in card

@@ -1,0 +1,112 @@
+"""A sweep's folder as `larmor sweep` leaves it: many trials with curves and checkpoints, without any training."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors.torch import save
+
+from recon.recipe import Recipe
+from tests.helpers import add_checkpoint, make_generator, small_recipe
+from tuning.sweep_folder import SweepFolder
+
+SPACE = {
+    "loss.a": "loguniform(0.1, 100)",
+    "loss.b": "loguniform(0.001, 10)",
+    "critic.clip": "loguniform(0.001, 0.1)",
+}
+_STEPS, _EVERY = 40, 10
+
+
+def peak_psnr(a: float, b: float, clip: float) -> float:
+    """PSNR (dB) after `_STEPS` steps: a counts most, b less, clip hardly."""
+    distance = 4 * np.log10(a / 20) ** 2 + 0.6 * np.log10(b / 0.05) ** 2 + 0.1 * np.log10(clip / 0.02) ** 2
+    return float(31.0 - distance)
+
+
+def write_sweep(url: str, num_trials: int = 24, data_url: str = "unused", crop: int = 64, seed: int = 0) -> SweepFolder:
+    """The first trial has the experiment's own values; then of every eight one diverges, one fails, two are stopped."""
+    training = {"num_steps": _STEPS, "global_batch_size": 16, "validate_every": _EVERY, "checkpoint_every": _EVERY}
+    recipe = small_recipe(
+        data={"url": data_url, "crop": [crop, crop]},
+        mask={"kind": "gaussian2d", "sampling_ratio": 0.3},
+        training=training,
+    )
+    folder, rng = SweepFolder(url), np.random.default_rng(seed)
+    content = {**recipe.model_dump(mode="json"), "name": Path(url).name, "cluster": {"num_workers": 1}}
+    folder.create(
+        yaml.safe_dump(
+            {**content, "sweep": {"metric": "psnr", "num_trials": num_trials, "space": SPACE}}, sort_keys=False
+        )
+    )
+    for number in range(num_trials):
+        drawn = (10 ** rng.uniform(-1, 2), 10 ** rng.uniform(-3, 1), 10 ** rng.uniform(-3, -1))
+        a, b, clip = (15.0, 0.1, 0.01) if number == 0 else (float(value) for value in drawn)
+        state = {3: "stopped", 5: "diverged", 6: "failed", 7: "stopped"}.get(number % 8, "finished")
+        values = {"loss.a": a, "loss.b": b, "critic.clip": clip}
+        _write_trial(folder, f"t{number:02d}", number, values, state, content, recipe, rng)
+    return folder
+
+
+def _write_trial(
+    folder: SweepFolder,
+    name: str,
+    number: int,
+    values: dict[str, float],
+    state: str,
+    content: dict[str, Any],
+    recipe: Recipe,
+    rng: np.random.Generator,
+) -> None:
+    run = folder.trial_run(name)
+    own = {**content, "loss": {**content["loss"], "a": values["loss.a"], "b": values["loss.b"]}, "name": name}
+    own["critic"] = {**content["critic"], "clip": values["critic.clip"]}
+    run.create(yaml.safe_dump(own))
+    last = {"finished": _STEPS, "stopped": 20, "diverged": 27, "failed": 0}[state]
+    peak = peak_psnr(*values.values())
+    best: dict[str, float] = {}
+    for first in range(1, last + 1, _EVERY):
+        steps = range(first, min(first + _EVERY, last + 1))
+        rows = [_row(step, peak, rng) for step in steps]
+        if steps[-1] % _EVERY == 0:
+            metrics = _validated(peak - 6 * np.exp(-steps[-1] / 12), rng)
+            rows[-1] |= metrics
+            if metrics["val/psnr"] > best.get("val/psnr", 0):
+                best = metrics
+                with tempfile.TemporaryDirectory() as scratch:
+                    weights = save(make_generator(recipe, seed=number).state_dict())
+                    files = {"generator.safetensors": weights, "critic/rank0.pt": b"state"}
+                    add_checkpoint(run, Path(scratch), steps[-1], metrics, files)
+                    run.prune(1, 1, "val/psnr", True)
+        run.write_history(steps[-1], rows)
+    record: dict[str, Any] = {"parameters": values, "began": 1.7e9 + 60 * number, "state": state, "metrics": best}
+    record |= {"seconds": 5 + 1.4 * last, "step": last, "num_images": 16 * last}
+    reasons = {
+        "stopped": f"asha: val/psnr {best.get('val/psnr', 0):.2f} at step {last} is not in the best third",
+        "diverged": "the critic diverged: critic_loss is 2.1e+04 at step 27",
+        "failed": "a worker died and could not be started again",
+    }
+    folder.write_trial(name, {**record, **({"reason": reasons[state]} if state in reasons else {})})
+    if state == "finished":
+        run.write_result({"state": "finished", "step": _STEPS, "metrics": best})
+
+
+def _row(step: int, peak: float, rng: np.random.Generator) -> dict[str, float]:
+    content = 10 ** (-peak / 20) * (1 + 3 * np.exp(-step / 12)) * rng.uniform(0.9, 1.1)
+    critic = -0.1 * np.exp(-step / 30) * rng.uniform(0.8, 1.2)
+    names = ("loss", "normalized_root_mse", "frequency", "adversarial", "critic_loss")
+    return {
+        "step": step,
+        **dict(zip(names, map(float, (15 * content, content, 2 * content, -critic, critic)), strict=True)),
+    }
+
+
+def _validated(psnr: float, rng: np.random.Generator) -> dict[str, float]:
+    value = float(psnr + rng.normal(0, 0.05))
+    mse = 10 ** (-value / 10)
+    metrics = {"psnr": value, "ssim": 1 - 3 * mse**0.5, "mse": mse, "rmse": mse**0.5, "nmse": 10 * mse}
+    return {f"val/{name}": figure for name, figure in metrics.items()}

@@ -1,0 +1,58 @@
+"""Slices of the validation split as the best checkpoint of a run reconstructs them, as a PNG."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from cluster.run_folder import RunFolder
+from storage.errors import InputError
+
+_NUM_SLICES = 3
+
+
+def best_panels(run: RunFolder, metric: str) -> tuple[str, str]:
+    """Target, zero-filled, reconstruction and errors: (PNG as base64, caption); ("", reason) if they cannot be made."""
+    with tempfile.TemporaryDirectory(prefix="larmor-") as scratch:
+        picture = Path(scratch) / "panels.png"
+        try:
+            caption = _write(run, metric, Path(scratch) / "model", picture)
+        except InputError as error:
+            return "", f"No pictures: {error}."
+        return base64.b64encode(picture.read_bytes()).decode(), caption
+
+
+def _write(run: RunFolder, metric: str, folder: Path, picture: Path) -> str:
+    import torch
+
+    from cluster.pull import pull_run
+    from recon.figures import Example, comparison
+    from recon.inference import network_method, reconstruct_split
+    from recon.model import load_model
+    from storage.config import open_reader
+
+    pulled = pull_run(run, metric, folder)
+    model = load_model(folder)
+    data = model.recipe.data.model_copy(update={"disk_cache_bytes": 0, "memory_cache_bytes": 0})
+    with contextlib.closing(open_reader(data, data.validation_split)) as reader:
+        info = reader.info
+        places = np.unique(np.linspace(0.25, 0.75, _NUM_SLICES) * (info.num_slices - 1)).astype(int)
+        methods = {"reconstruction": network_method(model.generator)}
+        (batch,) = reconstruct_split(methods, reader, places.tolist(), model.physics, len(places), torch.device("cpu"))
+    examples = [
+        Example(
+            f"{info.volumes[int(info.volume[index])]}, slice {int(info.index[index])}",
+            batch.target[place],
+            {name: images[place] for name, images in batch.images.items()},
+        )
+        for place, index in enumerate(batch.indices)
+    ]
+    comparison(examples, picture)
+    return (
+        f"Split {data.validation_split}, step {pulled.checkpoint.step} of {run.url}. Titles: PSNR and SSIM of the "
+        "slice, preset paper."
+    )

@@ -1,0 +1,163 @@
+"""What is known of every trial of a sweep: ended or still running, by early stop or by itself."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recon.metrics import HIGHER_IS_BETTER, METRICS
+from storage.errors import InputError
+from tuning.space import describe_value
+from tuning.sweep_folder import SweepFolder
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial. `metrics` are those of its best checkpoint, `value` the sweep's own; None if it has none."""
+
+    id: str
+    number: int
+    state: str
+    reason: str
+    parameters: Mapping[str, Any]
+    value: float | None
+    metrics: Mapping[str, float]
+    step: int
+    num_steps: int
+    num_images: int
+    seconds: float | None
+    history: Sequence[Mapping[str, float]]
+
+    @property
+    def tooltip(self) -> str:
+        """The trial in a few lines of HTML."""
+        values = "<br>".join(f"{key} = {describe_value(value)}" for key, value in self.parameters.items())
+        outcome = "" if self.value is None else f"<br>{self.value:.5g} at best, {self.step} steps"
+        return f"<b>{self.id}</b> ({self.state})<br>{values}{outcome}"
+
+    def curve(self, name: str) -> tuple[list[float], list[float]]:
+        """Steps and values of one figure of the history."""
+        rows = [row for row in self.history if name in row]
+        return [row["step"] for row in rows], [row[name] for row in rows]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's trials in the order in which they began; `metric` is `val/psnr` or another."""
+
+    folder: SweepFolder
+    config: Mapping[str, Any]
+    metric: str
+    trials: Sequence[Trial]
+
+    @property
+    def higher_is_better(self) -> bool:
+        return HIGHER_IS_BETTER[self.metric.removeprefix("val/")]
+
+    @property
+    def space(self) -> Mapping[str, str]:
+        """Searched key → its range, as the experiment has it."""
+        return self.config["sweep"].get("space", {})
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self.space)
+
+    @property
+    def rated(self) -> list[Trial]:
+        """Trials with a value, the best first; of equal ones the earliest."""
+        sign = -1 if self.higher_is_better else 1
+        return sorted((trial for trial in self.trials if trial.value is not None), key=lambda t: sign * (t.value or 0))
+
+    @property
+    def best(self) -> Trial | None:
+        """The best finished trial, which is what `larmor pull` brings."""
+        return next((trial for trial in self.rated if trial.state == "finished"), None)
+
+    @property
+    def start(self) -> Trial | None:
+        """The trial with the experiment's own values, if it was tried."""
+        own = {key: _dotted(self.config, key) for key in self.space}
+        return next((trial for trial in self.trials if dict(trial.parameters) == own), None)
+
+
+def read_sweep(url: str) -> Sweep:
+    """Everything about the sweep at `url`. Raises `InputError` if none is there."""
+    folder = SweepFolder(url)
+    if not folder.exists():
+        raise InputError(f"{url}: no sweep is there (no sweep.yaml); check the URL")
+    config = yaml.safe_load(folder.config_yaml())
+    metric = f"val/{config['sweep']['metric']}"
+    ended = {record["id"]: record for record in folder.trials()}
+    ids = [*ended, *(name for name in folder.trial_ids() if name not in ended)]
+    with ThreadPoolExecutor(8) as pool:
+        reading = [
+            pool.submit(_read, folder, config, metric, number, name, ended.get(name, {}))
+            for number, name in enumerate(ids)
+        ]
+        return Sweep(folder, config, metric, [trial.result() for trial in reading])
+
+
+def _read(
+    folder: SweepFolder, config: Mapping[str, Any], metric: str, number: int, name: str, record: Mapping[str, Any]
+) -> Trial:
+    run = folder.trial_run(name)
+    try:
+        own = yaml.safe_load(run.config_yaml())
+    except InputError:  # it ended before it had a folder
+        own = config
+    history = run.history()
+    step = int(record.get("step") or (history[-1]["step"] if history else 0))
+    metrics = dict(record.get("metrics") or {})
+    better = max if HIGHER_IS_BETTER[metric.removeprefix("val/")] else min
+    values = [row[metric] for row in history if row.get(metric, float("nan")) == row.get(metric)]
+    value = metrics.get(metric, better(values) if values else None)
+    searched = config["sweep"].get("space", {})
+    return Trial(
+        id=name,
+        number=number,
+        state=record.get("state", "running"),
+        reason=record.get("reason") or record.get("error") or run.failure() or "",
+        parameters=record.get("parameters") or {key: _dotted(own, key) for key in searched},
+        value=value,
+        metrics=metrics,
+        step=step,
+        num_steps=int(_dotted(own, "training.num_steps") or 0),
+        num_images=int(record.get("num_images") or step * (_dotted(own, "training.global_batch_size") or 0)),
+        seconds=record.get("seconds"),
+        history=history,
+    )
+
+
+def write_trials_csv(sweep: Sweep, path: Path) -> None:
+    """One line for each trial, in the order in which they began."""
+    names = [f"val/{name}" for name in METRICS]
+    heading = ["number", "trial", "state", *sweep.keys, *names, "step", "images", "seconds", "reason"]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(heading)
+        for trial in sweep.trials:
+            metrics = {sweep.metric: trial.value, **trial.metrics}
+            figures = ["" if metrics.get(name) is None else metrics[name] for name in names]
+            values = [trial.parameters.get(key, "") for key in sweep.keys]
+            seconds = "" if trial.seconds is None else f"{trial.seconds:.3f}"
+            row = [trial.number, trial.id, trial.state, *map(_cell, values), *figures]
+            writer.writerow([*row, trial.step, trial.num_images, seconds, trial.reason])
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, str | int | float) else json.dumps(value)
+
+
+def _dotted(content: Mapping[str, Any], key: str) -> Any:
+    value: Any = content
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
