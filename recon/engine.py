@@ -5,11 +5,10 @@ A GAN trains two networks, so it holds two engines. `build_engine` gives either 
 """
 
 import importlib.util
-import json
 import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from recon.engine_state import EngineFacts, counters_of, moments_of, new_moments, open_state, state_kind, write_part
 from recon.optimizers import OptimizerConfig, build_optimizer, clip_parameters_
 from recon.precision import lower_buffers
 from storage.errors import InputError
@@ -26,7 +26,6 @@ from storage.errors import InputError
 Backend = Literal["deepspeed", "plain", "auto"]
 Precision = Literal["float32", "bfloat16"]
 
-_TAG = "zero"  # DeepSpeed writes into <folder>/<tag>
 _BUCKET_LIMIT = 50_000_000  # elements; with DeepSpeed's own 5e8 a buffer takes 2 GB
 
 
@@ -58,17 +57,16 @@ class Engine(Protocol):
         """The learning rate of all parameter groups from the next update on."""
 
     def save(self, folder: Path) -> None:
-        """Every rank calls; each writes its own files into `folder`, which may be local to the rank.
+        """Every rank calls; each writes its own part into `folder`, which may be local to the rank.
 
         Give each engine a folder of its own, and call between updates: gradients are not saved.
         """
 
     def load(self, folder: Path) -> None:
-        """Every rank calls, on a freshly built engine; `folder` holds the files of all ranks.
+        """Every rank calls, on a freshly built engine; `folder` holds the parts of all ranks.
 
-        Restores weights, optimiser state, learning rate and counters exactly. Buffers come back as
-        rank 0 had them. Raises InputError if a file is missing or if the checkpoint was written by
-        another backend, ZeRO stage, precision or number of ranks.
+        Restores weights, optimiser state, learning rate and counters exactly, whatever number of ranks, ZeRO
+        stage and backend wrote them. Raises InputError if a part is missing or the network is another.
         """
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -152,6 +150,11 @@ class DeepSpeedEngine:
         )
         self.module: nn.Module = self._engine.module
         self._settings = settings
+        self._masters: dict[int, Tensor] = {}  # by the parameter's id
+        if settings.zero_stage == 0:  # the base optimiser holds them, whole and in order
+            held = [parameter for group in self._base_optimizer.param_groups for parameter in group["params"]]
+            pairs = zip(self.module.parameters(), held, strict=True)
+            self._masters = {id(parameter): master for parameter, master in pairs}
         self._dtype: torch.dtype = getattr(torch, settings.dtype)
         if self._dtype is not torch.float32:
             lower_buffers(self.module, self._dtype)
@@ -174,31 +177,104 @@ class DeepSpeedEngine:
 
     def save(self, folder: Path) -> None:
         assert self._engine.micro_steps % self._settings.gradient_accumulation == 0, "save between updates"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
-        write_manifest(folder, self._manifest() | {"micro_steps": self._engine.micro_steps})
+        state = self._optimizer_states()[0][1]
+        rate = self._base_optimizer.param_groups[0]["lr"]
+        facts = EngineFacts(self._engine.micro_steps, rate, counters_of(state))
+        write_part(folder, self._tensors(moments_of(state)), facts, dist.get_rank(), dist.get_world_size())
 
     def load(self, folder: Path) -> None:
-        manifest = check_manifests(folder, self._manifest(), ranks=range(dist.get_world_size()))
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
-        assert loaded is not None, f"DeepSpeed found nothing in {folder}"
-        self._engine.micro_steps = manifest["micro_steps"]  # the one counter DeepSpeed does not restore
+        whole = {state_kind(value) + name: value for name, value in self.module.state_dict(keep_vars=True).items()}
+        with open_state(folder) as state:
+            state.require({name: _shape(value) for name, value in whole.items()})
+            for name, value in whole.items():
+                self._set(value, state.tensor(name))
+            if state.moments:
+                self._create_moments(state.moments, state.facts.counters)
+            for moment in state.moments:
+                for name, parameter in _trained(self.module):
+                    if (tensor := state.get(f"{moment}/{name}")) is not None:
+                        self._set_moment(parameter, moment, tensor)
+            self.set_learning_rate(state.facts.learning_rate)
+            self._engine.micro_steps = state.facts.micro_steps
+            self._engine.global_steps = state.facts.micro_steps // self._settings.gradient_accumulation
 
     def state_dict(self) -> dict[str, Tensor]:
-        masters: dict[int, Tensor] = {}
-        if self._settings.zero_stage == 0:  # the base optimiser holds them, whole and in order
-            held = [parameter for group in self._base_optimizer.param_groups for parameter in group["params"]]
-            masters = {id(ours): master for ours, master in zip(self.module.parameters(), held, strict=True)}
         tensors = self.module.state_dict(keep_vars=True)
-        return {name: _full_tensor(masters.get(id(value), value)) for name, value in tensors.items()}
+        return {name: self._whole(value).detach().to("cpu", copy=True) for name, value in tensors.items()}
 
-    def _manifest(self) -> dict[str, Any]:
-        return {
-            "backend": "deepspeed",
-            "zero_stage": self._settings.zero_stage,
-            "dtype": self._settings.dtype,
-            "world_size": dist.get_world_size(),
-        }
+    # the state as whole tensors, through what DeepSpeed publishes for every stage
+
+    def _tensors(self, moments: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Everything that a checkpoint holds. A whole tensor exists only while it is looked at."""
+        for name, value in self.module.state_dict(keep_vars=True).items():
+            yield state_kind(value) + name, self._whole(value)
+        for moment in moments:
+            for name, parameter in _trained(self.module):
+                if (tensor := self._whole_moment(parameter, moment)) is not None:
+                    yield f"{moment}/{name}", tensor
+
+    def _optimizer_states(self) -> list[tuple[Tensor, dict[str, Any]]]:
+        """What the base optimiser updates on this rank (flat partitions under ZeRO), each with its state."""
+        if self._settings.zero_stage == 3:  # its groups are empty between updates
+            held = list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        else:
+            held = [parameter for group in self._base_optimizer.param_groups for parameter in group["params"]]
+        return [(parameter, self._base_optimizer.state[parameter]) for parameter in held]
+
+    def _whole(self, value: Tensor) -> Tensor:
+        """A buffer or parameter, floats as float32: gathered from all ranks, the master if there is one."""
+        import deepspeed
+
+        value = self._masters.get(id(value), value)
+        if isinstance(value, nn.Parameter) and value.requires_grad:  # frozen parameters have no master
+            master = deepspeed.utils.safe_get_full_fp32_param(value)
+            value = value if master is None else master
+        with deepspeed.zero.GatheredParameters([value], enabled=hasattr(value, "ds_id")):
+            return value.detach().to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+
+    def _whole_moment(self, parameter: nn.Parameter, moment: str) -> Tensor | None:
+        import deepspeed
+
+        if self._settings.zero_stage:
+            return deepspeed.utils.safe_get_full_optimizer_state(parameter, moment)
+        return self._base_optimizer.state[self._masters[id(parameter)]].get(moment)
+
+    def _set(self, value: Tensor, tensor: Tensor) -> None:
+        """Give a buffer, or a parameter and its master, the content of a whole tensor."""
+        import deepspeed
+
+        tensor = tensor.to(value.device)
+        with torch.no_grad():
+            if isinstance(value, nn.Parameter) and value.requires_grad:
+                if self._settings.zero_stage == 3:
+                    deepspeed.utils.safe_set_local_fp32_param(value, _own_part(value, tensor))
+                else:
+                    deepspeed.utils.safe_set_full_fp32_param(value, tensor)  # does nothing without ZeRO
+            if (master := self._masters.get(id(value))) is not None:
+                master.copy_(tensor)
+            with deepspeed.zero.GatheredParameters([value], modifier_rank=0, enabled=hasattr(value, "ds_id")):
+                value.copy_(tensor)
+
+    def _create_moments(self, moments: Sequence[str], counters: Mapping[str, float]) -> None:
+        """Make the state that torch would make at the first update, so that it can be filled."""
+        import deepspeed
+
+        for parameter, state in self._optimizer_states():
+            state.update(new_moments(parameter, moments, counters))
+            if self._settings.zero_stage in (1, 2):
+                trained = [parameter for _, parameter in _trained(self.module)]
+                deepspeed.utils.lazy_init_hp_params_optimizer_state(trained, parameter, self._base_optimizer.state)
+
+    def _set_moment(self, parameter: nn.Parameter, moment: str, tensor: Tensor) -> None:
+        import deepspeed
+
+        tensor = tensor.to(parameter.device)
+        if self._settings.zero_stage == 0:
+            self._base_optimizer.state[self._masters[id(parameter)]][moment].copy_(tensor)
+        elif self._settings.zero_stage == 3:
+            deepspeed.utils.safe_set_local_optimizer_state(parameter, _own_part(parameter, tensor), moment)
+        else:
+            deepspeed.utils.safe_set_full_optimizer_state(parameter, tensor, moment)
 
 
 def lowered(inputs: Iterable[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -272,52 +348,19 @@ def _current_device_index(device: torch.device) -> int:
     return torch.cuda.current_device() if device.type == "cuda" else 0
 
 
-def _full_tensor(value: Tensor) -> Tensor:
-    """A CPU copy of a buffer or parameter, floats as float32: gathered from all ranks, the master if there is one."""
-    import deepspeed
-
-    if isinstance(value, nn.Parameter) and value.requires_grad:  # frozen parameters have no master
-        master = deepspeed.utils.safe_get_full_fp32_param(value)
-        value = value if master is None else master
-    with deepspeed.zero.GatheredParameters([value], enabled=hasattr(value, "ds_id")):
-        dtype = torch.float32 if value.is_floating_point() else value.dtype
-        return value.detach().to("cpu", dtype, copy=True)
+def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
 
 
-def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    """Last file of a rank's part of a checkpoint: what wrote it, and which files are there."""
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.pt"))
-    text = json.dumps(facts | {"files": files}, indent=2)
-    (folder / _manifest_name(_rank())).write_text(text + "\n")
+def _own_part(parameter: Any, tensor: Tensor) -> Tensor:
+    """What this rank holds of a ZeRO 3 parameter's whole `tensor`, the last rank's with zeros at its end.
 
-
-def check_manifests(folder: Path, expected: dict[str, Any], ranks: Iterable[int]) -> dict[str, Any]:
-    """Check that `folder` holds the complete parts of `ranks`, written by an engine like this one.
-
-    Returns the manifest of rank 0. Raises InputError before anything is read or communicated.
+    DeepSpeed's own setter of whole tensors refuses sizes that do not divide by the ranks.
     """
-    manifests = []
-    for rank in ranks:
-        path = folder / _manifest_name(rank)
-        if not path.is_file():
-            raise InputError(f"checkpoint {folder} lacks {path.name}: it is incomplete or from fewer ranks")
-        manifest = json.loads(path.read_text())
-        for name, value in expected.items():
-            if manifest.get(name) != value:
-                raise InputError(
-                    f"checkpoint {folder} was written with {name}={manifest.get(name)} but this engine has "
-                    f"{name}={value}: continue with the checkpoint's setting"
-                )
-        for file in manifest["files"]:
-            if not (folder / file).is_file():
-                raise InputError(f"checkpoint {folder} lacks {file}: fetch it again or take an earlier checkpoint")
-        manifests.append(manifest)
-    return manifests[0]
+    size = parameter.ds_tensor.numel()
+    piece = tensor.flatten()[dist.get_rank() * size :][:size]
+    return nn.functional.pad(piece, (0, size - len(piece)))
 
 
-def _manifest_name(rank: int) -> str:
-    return f"engine-rank-{rank:05d}.json"
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+def _shape(value: Tensor) -> tuple[int, ...]:
+    return tuple(getattr(value, "ds_shape", value.shape))  # partitioned parameters are empty here

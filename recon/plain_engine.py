@@ -1,25 +1,24 @@
 """The engine interface on plain torch, for a machine without DeepSpeed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from recon.engine import EngineSettings, check_manifests, write_manifest
+from recon.engine import EngineSettings
+from recon.engine_state import EngineFacts, counters_of, moments_of, new_moments, open_state, state_kind, write_part
 from recon.optimizers import OptimizerConfig, build_optimizer
 from storage.errors import InputError
-
-_FILE = "plain.pt"
 
 
 class PlainEngine:
     """An `Engine` on torch alone: whole weights and optimiser on every rank, gradients averaged.
 
-    bfloat16 means autocast over float32 weights. A checkpoint is rank 0's file and loads on any
-    number of ranks, with `weights_only=True`. Raises InputError for a ZeRO stage above 0.
+    bfloat16 means autocast over float32 weights. Raises InputError for a ZeRO stage above 0.
     """
 
     def __init__(
@@ -71,18 +70,35 @@ class PlainEngine:
 
     def save(self, folder: Path) -> None:
         assert self._micro_steps % self._settings.gradient_accumulation == 0, "save between updates"
-        folder.mkdir(parents=True, exist_ok=True)
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            state = {"module": self.module.state_dict(), "optimizer": self._optimizer.state_dict()}
-            torch.save(state, folder / _FILE)
-        write_manifest(folder, {"backend": "plain", "micro_steps": self._micro_steps})
+        state: dict[str, Any] = next(iter(self._optimizer.state.values()), {})
+        facts = EngineFacts(self._micro_steps, self._optimizer.param_groups[0]["lr"], counters_of(state))
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        write_part(folder, self._tensors(moments_of(state)), facts, rank, self._world_size)
 
     def load(self, folder: Path) -> None:
-        manifest = check_manifests(folder, {"backend": "plain"}, ranks=[0])
-        state = torch.load(folder / _FILE, map_location=self._device, weights_only=True)
-        self.module.load_state_dict(state["module"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._micro_steps = manifest["micro_steps"]
+        whole = {state_kind(value) + name: value for name, value in self.module.state_dict(keep_vars=True).items()}
+        with open_state(folder) as state, torch.no_grad():
+            state.require({name: tuple(value.shape) for name, value in whole.items()})
+            for name, value in whole.items():
+                value.copy_(state.tensor(name))
+            for name, parameter in self.module.named_parameters():
+                found = {moment: state.get(f"{moment}/{name}") for moment in state.moments}
+                if found and None not in found.values():
+                    own = self._optimizer.state[parameter]
+                    own.update(new_moments(parameter, found, state.facts.counters))
+                    for moment, tensor in found.items():
+                        own[moment].copy_(tensor)
+            self.set_learning_rate(state.facts.learning_rate)
+            self._micro_steps = state.facts.micro_steps
+
+    def _tensors(self, moments: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Everything that a checkpoint holds."""
+        for name, value in self.module.state_dict(keep_vars=True).items():
+            yield state_kind(value) + name, value
+        for moment in moments:
+            for name, parameter in self.module.named_parameters():
+                if parameter in self._optimizer.state:
+                    yield f"{moment}/{name}", self._optimizer.state[parameter][moment]
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: value.detach().to("cpu", copy=True) for name, value in self.module.state_dict().items()}

@@ -125,17 +125,13 @@ class TrainingState:
             save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "generator.safetensors")
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote on all ranks. Raises `InputError` if it was written by another world size."""
+        """Read what `save` wrote on all ranks, as many as there are now or not. Raises what the engines raise."""
         counters = json.loads((folder / "counters.json").read_text())
-        if counters["world_size"] != self.worker.world_size:
-            raise InputError(
-                f"the checkpoint was written by {counters['world_size']} workers, this run has "
-                f"{self.worker.world_size}; run with cluster.num_workers={counters['world_size']}"
-            )
         for name, engine in self.gan.engines.items():
             engine.load(folder / name)
         if self.gan.average:  # what is pulled is the average itself
             self.gan.average.module.load_state_dict(load_file(folder / "generator.safetensors"))
-        torch.set_rng_state(torch.load(folder / f"random-rank-{self.worker.rank:04d}.pt", weights_only=True))
+        rank = self.worker.rank % counters["world_size"]
+        torch.set_rng_state(torch.load(folder / f"random-rank-{rank:04d}.pt", weights_only=True))
         self.step, self.global_batches = counters["step"], counters["global_batches"]
         self.early_stop.best, self.early_stop.in_vain = counters["best"], counters["validations_in_vain"]

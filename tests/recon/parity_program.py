@@ -211,18 +211,18 @@ def reference(global_batch: int, critic_steps: int, optimizer: str) -> dict[str,
 class Trainer:
     """The loop of one case on this rank."""
 
-    def __init__(self, case: Case, rank: int, world_size: int, seed: int = 0) -> None:
+    def __init__(self, case: Case, rank: int, world_size: int, seed: int = 0, micro_batch: int = MICRO_BATCH) -> None:
         from recon.engine import EngineSettings, build_engine
         from recon.optimizers import OptimizerConfig
 
-        self.case, self.rank, self.world_size = case, rank, world_size
+        self.case, self.rank, self.world_size, self.micro_batch = case, rank, world_size, micro_batch
         self.losses: list[Tensor] = []
         self.extremes: list[tuple[float, float]] = []
         # All ranks but the first start elsewhere: the engines have to copy the first one's weights.
         generator, critic = networks(seed + 10 * rank)
         # ZeRO 3 in float32 partitions every parameter; in bfloat16 all these small ones stay whole, as by default.
         threshold = 0 if case.dtype == "float32" else EngineSettings.persistence_threshold
-        settings = EngineSettings(MICRO_BATCH, case.accumulation, case.zero_stage, case.dtype, threshold)
+        settings = EngineSettings(micro_batch, case.accumulation, case.zero_stage, case.dtype, threshold)
         config = OptimizerConfig(**optimizer_settings(case.optimizer))
         clip = 2 * CLIP if case.variant == "double_clip" else CLIP
         self.generator = build_engine(generator, config, settings, "cpu", backend=case.backend)
@@ -271,10 +271,11 @@ class Trainer:
         return torch.stack([terms["loss"], terms["adversarial"]]).detach()
 
     def micro_batches(self, step: int, draw: int) -> Iterator[tuple[Tensor, Tensor]]:
-        zero_filled, target = images(step, draw, MICRO_BATCH * self.world_size * self.case.accumulation)
+        size = self.micro_batch
+        zero_filled, target = images(step, draw, size * self.world_size * self.case.accumulation)
         for micro in range(self.case.accumulation):
-            first = MICRO_BATCH * (micro * self.world_size + self.rank)
-            yield zero_filled[first : first + MICRO_BATCH], target[first : first + MICRO_BATCH]
+            first = size * (micro * self.world_size + self.rank)
+            yield zero_filled[first : first + size], target[first : first + size]
 
     def mean_over_ranks(self, values: Tensor) -> Tensor:
         if self.world_size > 1:
@@ -337,17 +338,15 @@ def refusals(case: Case, rank: int, world_size: int, folder: Path) -> dict[str, 
 
     complete = folder / f"{case.name}.checkpoint" / "critic"
     damaged: dict[str, Path] = {"empty": folder / "nothing here"}
-    for number, file in enumerate(sorted(complete.rglob("*.*"))):
-        if file.suffix in (".pt", ".json"):
-            damaged[file.name] = folder / f"damaged{number}.rank{rank}"
-            shutil.copytree(complete, damaged[file.name])
-            (damaged[file.name] / file.relative_to(complete)).unlink()
-    damaged["other stage"] = folder / f"{Case(1, 2, 3).name}.checkpoint" / "critic"
-    damaged["other backend"] = folder / f"{Case(0, 2, 3, backend='plain').name}.checkpoint" / "critic"
-    damaged["other world size"] = folder / f"other world size.rank{rank}"
-    shutil.copytree(complete, damaged["other world size"])
-    for manifest in damaged["other world size"].glob("*.json"):
-        manifest.write_text(manifest.read_text().replace(f'"world_size": {world_size}', '"world_size": 5'))
+    for number, file in enumerate(sorted(complete.iterdir())):
+        for what in ("without", "cut short"):
+            damaged[f"{file.name} {what}"] = copy = folder / f"damaged{number}-{what}.rank{rank}"
+            shutil.copytree(complete, copy)
+            if what == "without":
+                (copy / file.name).unlink()
+            else:
+                (copy / file.name).write_bytes(file.read_bytes()[:-1])
+    damaged["other network"] = complete.parent / "generator"
     messages = {}
     engine = Trainer(case, rank, world_size).critic
     for what, path in damaged.items():

@@ -145,17 +145,12 @@ def test_bfloat16_with_layers_that_keep_buffers(results: dict[int, Path], run: s
 def test_checkpoints_that_do_not_fit_are_refused(results: dict[int, Path], world_size: int) -> None:
     for rank in range(world_size):
         messages = torch.load(results[world_size] / f"refusals.rank{rank}.pt")
-        parts = {f"engine-rank-0000{other}.json" for other in range(world_size)}
-        assert parts | {"empty", "other stage", "other backend", "other world size"} < messages.keys()
-        assert (
-            sum(name.endswith(".pt") for name in messages) == 1 + world_size
-        )  # the weights, and each rank's optimiser
+        assert len(messages) == 2 + 2 * world_size, "each part is missing once and cut short once"
         for what, message in messages.items():
-            assert message.startswith("refused: checkpoint "), (what, message)
-            if what.startswith("other"):
-                assert "continue with the checkpoint's setting" in message
-            elif what != "empty":
-                assert f"lacks {what}" in message.replace("zero/", "")
+            assert message.startswith("refused: "), (what, message)
+            file, _, damage = what.partition(" ")
+            expected = {"without": f"lacks {file}", "cut short": f"{file}: is damaged", "network": "of another network"}
+            assert (expected.get(damage, "holds no state") if world_size > 1 or damage != "without" else "") in message
 
 
 def test_plain_engine_refuses_partitioning() -> None:
