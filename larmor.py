@@ -287,9 +287,9 @@ def train(
         ):
             with training_progress(config.training.num_steps) as show, Follower(new_history(run), show):
                 if local:
-                    train_locally(config, run, device)
+                    train_locally(config, run, device, console.print)
                 else:
-                    train_on_ray(config, run)
+                    train_on_ray(config, run, say=console.print)
             finish(config, run)
     result = run.result() or {}
     for warning in result.get("warnings", ()):
@@ -584,7 +584,7 @@ def _cluster(config: Any, address: str | None) -> Iterator[None]:
 
     with connected(address):
         bundle = worker_bundle(config.cluster.cpus_per_worker, config.cluster.use_gpu)
-        require_resources([bundle] * config.cluster.num_workers, config.cluster.wait_seconds)
+        require_resources([bundle] * config.cluster.fewest_workers, config.cluster.wait_seconds)
         yield
 
 
@@ -602,10 +602,17 @@ def _use_embedded_store() -> None:
 
 def main() -> None:
     """Run the command line: mistakes of the user end in a sentence and exit code 1, not in a traceback."""
+    from cluster.stopping import Stopped
+
     if "store" not in sys.argv[1:2]:
         _use_embedded_store()
     try:
         app()
+    except Stopped as stopped:
+        from cluster.console import errors
+
+        errors.print(f"larmor: {stopped.message}", markup=False)
+        raise
     except InputError as error:
         from cluster.console import errors
 

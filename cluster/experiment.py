@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from recon.recipe import Recipe
 from storage.errors import InputError
+
+
+class WorkerRange(BaseModel):
+    """As many workers as the cluster has room for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min: int = Field(ge=1)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> WorkerRange:
+        if self.max < self.min:
+            raise ValueError(f"max={self.max} is less than min={self.min}; swap them, or give one number")
+        return self
+
+
+_KINDS = {"a number", "a range"}  # what pydantic calls the two ways to give num_workers
+
+
+def _kind(value: Any) -> str:
+    return "a range" if isinstance(value, Mapping | WorkerRange) else "a number"
 
 
 class ClusterConfig(BaseModel):
@@ -20,11 +43,29 @@ class ClusterConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_workers: int = Field(1, ge=1, description="data-parallel workers; each is one process")
+    num_workers: Annotated[
+        Annotated[int, Field(ge=1), Tag("a number")] | Annotated[WorkerRange, Tag("a range")], Discriminator(_kind)
+    ] = Field(1, description="data-parallel workers, each one process: a number, or {min: 1, max: 4}: what there is")
     cpus_per_worker: int = Field(1, ge=1)
     use_gpu: bool = Field(False, description="one GPU for each worker")
     max_failures: int = Field(3, ge=0, description="restarts of the workers before the run fails")
     wait_seconds: int = Field(30, ge=0, description="how long to wait for the cluster to have enough resources")
+    grace_seconds: int = Field(
+        30, ge=1, description="from a notice to stop to the end of the process, saved or not; as the cluster gives"
+    )
+    hang_seconds: int = Field(
+        600, ge=10, description="without any progress on any worker: the training is started again; more than a step"
+    )
+
+    @property
+    def fewest_workers(self) -> int:
+        """With fewer the training waits."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers.min
+
+    @property
+    def most_workers(self) -> int:
+        """More are not asked for."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers.max
 
 
 class Experiment(Recipe):
@@ -36,7 +77,19 @@ class Experiment(Recipe):
 
     @model_validator(mode="after")
     def _workers_divide_batch(self) -> Experiment:
-        self.micro_batch_size(self.cluster.num_workers)
+        fewest, most = self.cluster.fewest_workers, self.cluster.most_workers
+        if fewest == most:
+            self.micro_batch_size(most)
+            return self
+        batch, parts = self.training.global_batch_size, self.training.gradient_accumulation
+        unfit = [str(number) for number in range(fewest, most + 1) if batch % (number * parts)]
+        if unfit:
+            multiple = math.lcm(*range(fewest, most + 1)) * parts
+            raise ValueError(
+                f"training.global_batch_size={batch} does not divide by {', '.join(unfit)} workers × {parts} "
+                f"micro-batches, and cluster.num_workers={{min: {fewest}, max: {most}}} allows that; use "
+                f"training.global_batch_size={-(-batch // multiple) * multiple}, or a narrower range"
+            )
         return self
 
     @property
@@ -156,7 +209,7 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str =
 
 
 def _explain(problem: Mapping[str, Any], model: type[BaseModel], source: str) -> str:
-    location = [str(part) for part in problem["loc"]]
+    location = [str(part) for part in problem["loc"] if part not in _KINDS]
     if problem["type"] == "extra_forbidden":
         return f"{source}: {_unknown_key(location, _valid_keys(model, location[:-1]))}"
     message = problem["msg"].removeprefix("Value error, ")
@@ -176,7 +229,9 @@ def _valid_keys(model: type[BaseModel], sections: Sequence[str]) -> list[str]:
     current: Any = model
     for section in sections:
         annotation = current.model_fields[section].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        choices = [getattr(choice, "__origin__", choice) for choice in (annotation, *get_args(annotation))]
+        models = [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
+        if not models:
             return []
-        current = annotation
+        current = models[0]
     return list(current.model_fields)

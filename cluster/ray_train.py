@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +15,18 @@ from cluster.experiment import Experiment, build
 from cluster.lease import LeaseLost
 from cluster.ray_cluster import worker_bundle
 from cluster.run_folder import RunFolder
+from cluster.stopping import Stopped, StopRequest, order_stop, withdraw_stop_order
 from cluster.worker import LocalWorker
 from storage.errors import InputError
 
+_ASK_RAY_SECONDS = 5.0
+
 
 class RayWorker(LocalWorker):
-    """A rank under Ray Train: tells Ray every validation, which Ray Tune's schedulers act on."""
+    """A rank under Ray Train: tells Ray every validation, which Ray Tune's schedulers act on, and hears of nodes that
+    are about to be taken away."""
+
+    _asked_ray = 0.0
 
     def report(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> None:
         import ray.train
@@ -26,76 +35,141 @@ class RayWorker(LocalWorker):
         if any(name.startswith("val/") for name in metrics):
             ray.train.report({"step": step, **metrics})
 
+    def should_stop(self) -> bool:
+        import ray.train
 
-def train_loop_per_worker(config: dict[str, Any]) -> None:
-    """What Ray Train runs in each worker process."""
+        due = time.monotonic() - self._asked_ray > _ASK_RAY_SECONDS
+        if due:
+            self._asked_ray = time.monotonic()
+        wanted, ask = self.vote(due)
+        # all ranks ask, and Ray gives all of them the same answer
+        if ask and not wanted and (notice := ray.train.get_preemption_info()) is not None:
+            self.request.ask(f"Ray takes the nodes of ranks {notice.preempted_ranks} away")
+            return True
+        return wanted
+
+
+def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What Ray Train runs in each worker process; what it returns of rank 0 is the outcome."""
     import ray.train.torch
 
+    from cluster.ray_backend import this_process_request
     from recon.history import TrainingDiverged
     from recon.train import train
 
     experiment = build(config["experiment"], Experiment, "experiment")
-    torch.set_num_threads(experiment.cluster.cpus_per_worker)
+    cluster = experiment.cluster
+    torch.set_num_threads(cluster.cpus_per_worker)
     run = RunFolder(config["run_url"], config["lease"])
+    request = this_process_request(cluster.grace_seconds)
     # with these errors every rank ends, at the same step; an exception would make Ray start them all again
     try:
-        with RayWorker(run, experiment.training, ray.train.torch.get_device()) as worker:
-            train(experiment, worker)
+        worker = RayWorker(run, experiment.training, ray.train.torch.get_device(), request)
+        with worker.watched(cluster.hang_seconds), worker:
+            finished = train(experiment, worker)
+            reasons = [reason for reason in worker.gather(request.reason) if reason]
     except LeaseLost:
-        pass  # the driver sees it too
+        return {"state": "failed"}  # the driver sees it too
     except TrainingDiverged as error:
         if worker.rank == 0:
             run.write_failure(str(error))
+        return {"state": "failed"}
+    finally:
+        request.close()
+    if finished:
+        return {"state": "finished"}
+    return {"state": "stopped", "step": worker.place.step, "reason": reasons[0] if reasons else "unknown"}
 
 
-def train_on_ray(experiment: Experiment, run: RunFolder, callbacks: Sequence[Any] = ()) -> None:
+def train_on_ray(
+    experiment: Experiment, run: RunFolder, callbacks: Sequence[Any] = (), say: Callable[[str], None] = print
+) -> None:
     """Train on the connected Ray cluster; workers that die are started again from the latest checkpoint.
 
-    Raises `InputError` with the worker's own message if the training failed for good.
+    Workers that were asked to stop, since their machine is taken away, are started again as well, as soon as the
+    cluster has room. Raises `InputError` with the worker's own message if the training failed for good, and `Stopped`
+    if this process was asked to stop.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
     run.clear_failure()
+    withdraw_stop_order(run.store)
+    with StopRequest(experiment.cluster.grace_seconds).listening(signal.SIGTERM, signal.SIGINT, say=say) as request:
+        while True:
+            outcome = _fit_until(request, experiment, run, callbacks)
+            run.check_lease()
+            if failure := run.failure():
+                raise InputError(failure)
+            if outcome["state"] == "finished":
+                return
+            message = f"stopped after step {outcome['step']} ({outcome['reason']})"
+            if request.reason:
+                raise Stopped(f"{message}; the same command goes on", request.number)
+            say(f"{message}; going on as soon as there is room")
+
+
+def _fit_until(
+    request: StopRequest, experiment: Experiment, run: RunFolder, callbacks: Sequence[Any]
+) -> dict[str, Any]:
+    """Train; pass a request to stop on to the workers. In the main thread Ray would take Ctrl-C for itself."""
+    if threading.current_thread() is not threading.main_thread():
+        return _fit(experiment, run, callbacks)
+    results: list[dict[str, Any]] = []
+    errors: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            results.append(_fit(experiment, run, callbacks))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=fit, name="larmor-fit", daemon=True)
+    thread.start()
+    ordered = False
+    while thread.is_alive():
+        thread.join(0.2)
+        if request.reason and not ordered:
+            order_stop(run.store, request.reason)
+            ordered = True
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _fit(experiment: Experiment, run: RunFolder, callbacks: Sequence[Any]) -> dict[str, Any]:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from cluster.ray_backend import GiveUpAtMistakes, StoppableTorchConfig, mistake_of
+
+    ray_train: Any = ray.train  # its types are those of its first version
+    trainer_class: Any = TorchTrainer
     cluster = experiment.cluster
     content = experiment.model_dump(mode="json", include=set(Experiment.model_fields))
     with tempfile.TemporaryDirectory(prefix="larmor-ray-") as scratch:
-        trainer = TorchTrainer(
+        trainer = trainer_class(
             train_loop_per_worker,
             train_loop_config={"experiment": content, "run_url": run.url, "lease": run.lease},
-            scaling_config=ScalingConfig(
-                num_workers=cluster.num_workers,
+            scaling_config=ray_train.ScalingConfig(
+                num_workers=cluster.num_workers
+                if isinstance(cluster.num_workers, int)
+                else (cluster.fewest_workers, cluster.most_workers),
                 use_gpu=cluster.use_gpu,
                 resources_per_worker=worker_bundle(cluster.cpus_per_worker, cluster.use_gpu),
             ),
-            torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),
-            run_config=RunConfig(
+            torch_config=StoppableTorchConfig(
+                "nccl" if cluster.use_gpu else "gloo", 2 * cluster.hang_seconds, cluster.grace_seconds
+            ),
+            run_config=ray_train.RunConfig(
                 name=experiment.name,
                 # Ray keeps only its own notes here; what must last goes to the run's folder
                 storage_path=scratch,
-                failure_config=FailureConfig(max_failures=cluster.max_failures),
-                callbacks=list(callbacks),
+                failure_config=ray_train.FailureConfig(max_failures=cluster.max_failures),
+                callbacks=[GiveUpAtMistakes(), *callbacks],
             ),
         )
         try:
-            trainer.fit()
+            outcome: dict[str, Any] = trainer.fit().return_value
         except Exception as error:
-            if cause := _user_error(error):
-                raise InputError(cause) from error
+            if (mistake := mistake_of(error)) is not None:
+                raise InputError(str(mistake)) from error
             raise
-    run.check_lease()
-    if failure := run.failure():
-        raise InputError(failure)
-
-
-def _user_error(error: BaseException) -> str | None:
-    """The message of the first `InputError` among the workers' failures."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for failure in [error, *failures.values()]:
-        current: BaseException | None = failure
-        while current is not None:
-            if isinstance(current, InputError):
-                return str(current)
-            cause = getattr(current, "cause", None)
-            current = cause if isinstance(cause, BaseException) else current.__cause__
-    return None
+    return outcome

@@ -14,10 +14,14 @@ from typing import Any, Self, TypeVar
 import torch
 import torch.distributed
 
+from cluster.agreement import Agreement
+from cluster.heartbeat import Progress
 from cluster.lease import LeaseLost
 from cluster.run_folder import Checkpoint, DamagedCheckpoint, RunFolder, checkpoint_folder
 from cluster.scratch import Scratch
+from cluster.stopping import StopRequest
 from cluster.upload import Retention, Upload
+from cluster.watchdog import Watchdog
 from recon.metrics import HIGHER_IS_BETTER
 from recon.recipe import TrainingConfig
 from storage.errors import InputError
@@ -38,14 +42,19 @@ class LocalWorker:
     uploads took beside it.
     """
 
-    def __init__(self, run: RunFolder, config: TrainingConfig, device: torch.device) -> None:
+    def __init__(
+        self, run: RunFolder, config: TrainingConfig, device: torch.device, request: StopRequest | None = None
+    ) -> None:
         grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = torch.distributed.get_rank() if grouped else 0
         self.world_size = torch.distributed.get_world_size() if grouped else 1
         self.device = device
+        self.request = request or StopRequest(grace_seconds=0)
+        self.place = Progress()
         self.checkpoint_seconds = 0.0
         self.upload_seconds = 0.0
         self._run = run
+        self._agreement = Agreement(self.world_size, num_questions=2)
         metric = config.best_metric
         self._retention = Retention(
             config.keep_checkpoints, config.keep_best, f"val/{metric}", HIGHER_IS_BETTER[metric]
@@ -66,6 +75,20 @@ class LocalWorker:
                 self._end_upload(error)
         finally:
             self._scratch.remove()
+
+    def progress(self, step: int, phase: str) -> None:
+        self.place.at(step, phase)
+
+    def should_stop(self) -> bool:
+        return self.vote()[0]
+
+    def vote(self, question: bool = False) -> list[bool]:
+        """Whether any rank was asked to stop, and whether rank 0 has a `question` for all of them."""
+        return self._agreement.vote(self.request.reason is not None, question and self.rank == 0)
+
+    def watched(self, hang_seconds: float) -> Watchdog:
+        """Watch this rank in a `with` block: orders to stop arrive, and a hang ends the process."""
+        return Watchdog(self._run.store, self.rank, self.world_size, self.place, self.request, hang_seconds)
 
     def gather(self, value: Any) -> list[Any]:
         if self.world_size == 1:

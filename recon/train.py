@@ -20,15 +20,15 @@ from recon.samples import prepare
 from recon.validate import validate
 from recon.worker import Worker
 from storage.config import open_loader, open_reader
-from storage.errors import InputError
 from storage.loader import Share
 
 
-def train(recipe: Recipe, worker: Worker) -> None:
+def train(recipe: Recipe, worker: Worker) -> bool:
     """Train until `training.num_steps` or an early stop, from the latest checkpoint if there is one.
 
-    On the CPU the sequence of losses is, at a constant world size, the same bit for bit whether the training
-    was interrupted or not.
+    Returns False if the worker asked to stop before: then the last step done is in a checkpoint. On the CPU the
+    sequence of losses is, at a constant world size, the same bit for bit whether the training was interrupted or
+    not; at another world size the samples and their order are.
 
     Raises `TrainingDiverged` if a loss is not finite any more or the critic runs away, and `InputError` if the data
     do not fit or hold values that are not finite.
@@ -50,31 +50,38 @@ def train(recipe: Recipe, worker: Worker) -> None:
         change = partial(augment, config=recipe.augment, seed=recipe.seed) if recipe.augment.enabled else None
         log = History(worker, loader, recipe, train_reader.info, config.global_batch_size * gan.critic_steps)
 
-        while state.step < config.num_steps and not state.early_stop.reached:
+        stopping = False
+        while not (ended := state.step >= config.num_steps or state.early_stop.reached) and not stopping:
             gan.set_learning_rates(state.step)
             for _ in range(gan.critic_steps):
+                worker.progress(state.step, "data")
                 samples = [
                     prepare(next(fed), recipe.data.crop, recipe.mask, worker.device, change, recipe.signal)
                     for _ in range(config.gradient_accumulation)
                 ]
+                worker.progress(state.step, "critic")
                 critic_terms = gan.train_critic(samples, state.global_batches) if gan.critic else []
                 state.global_batches += 1
+            worker.progress(state.step, "generator")
             terms = gan.train_generator(samples)
             state.step += 1
             log.add(state.step, terms, critic_terms, samples)
 
+            stopping = worker.should_stop()
             last = state.step == config.num_steps
             checkpoint = last or state.step % config.checkpoint_every == 0
             if checkpoint or state.step % config.validate_every == 0:
                 with log.clock_stopped():
-                    log.validation(validate(gan.best_generator, validation_reader, recipe, worker))
+                    log.validation(validate(gan.best_generator, validation_reader, recipe, worker, state.step))
                 state.early_stop.add(log.validated)
                 checkpoint = checkpoint or state.early_stop.reached
-            if log.validated or state.step % config.log_every == 0:
+            if log.validated or stopping or state.step % config.log_every == 0:
                 log.flush()
-            if checkpoint:
+            if checkpoint or stopping:  # the notice is short: no validation for its sake
+                worker.progress(state.step, "checkpoint")
                 with log.clock_stopped():
                     worker.save(state.step, log.metrics, state.save)
+        return ended
 
 
 class EarlyStop:

@@ -18,12 +18,13 @@ def validation_indices(num_slices: int, wanted: int | None) -> np.ndarray:
     return np.linspace(0, num_slices - 1, count).round().astype(int)
 
 
-def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: Worker) -> dict[str, float]:
+def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: Worker, step: int) -> dict[str, float]:
     """Mean of each metric (preset `paper`) over the validation slices, as `val/psnr`, …
 
     Each rank reconstructs its share. All run equally many forwards (with ZeRO 3 a forward is a collective
-    call): short shares are filled up with repeats that are not counted.
+    call): short shares are filled up with repeats that are not counted. `step` is what the worker is told.
     """
+    worker.progress(step, "validation")
     indices = validation_indices(reader.info.num_slices, recipe.training.validation_slices)
     mine = indices[worker.rank :: worker.world_size]
     longest = -(-len(indices) // worker.world_size)
@@ -35,6 +36,7 @@ def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: 
     rows: list[tuple[int, dict[str, float]]] = []
     methods = {"generator": network_method(generator)}
     for batch in reconstruct_split(methods, reader, padded.tolist(), physics, batch_size, worker.device):
+        worker.progress(step, "validation")
         for index, target, found in zip(batch.indices, batch.target, batch.images["generator"], strict=True):
             rows.append((index, slice_metrics(target, found)))
     generator.train(was_training)

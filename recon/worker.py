@@ -10,7 +10,7 @@ import torch
 
 
 class Worker(Protocol):
-    """One rank. Every method is called by all ranks, at the same step."""
+    """One rank. Every method but `progress` is called by all ranks, at the same step."""
 
     rank: int
     world_size: int
@@ -18,6 +18,17 @@ class Worker(Protocol):
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, in rank order, on every rank."""
+        ...
+
+    def progress(self, step: int, phase: str) -> None:
+        """The rank works on `phase` of the step after `step`. Cheap; whoever waits long without a call hangs.
+
+        Phases, in the order of a step: data, critic, generator, validation, checkpoint.
+        """
+        ...
+
+    def should_stop(self) -> bool:
+        """Whether to save a checkpoint and end now; the same answer on all ranks. Called once in every step."""
         ...
 
     def report(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> None:

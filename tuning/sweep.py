@@ -60,7 +60,7 @@ def run_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool,
     """
     base = with_values(experiment, experiment.sweep.overrides)
     bundle = worker_bundle(base.cluster.cpus_per_worker, base.cluster.use_gpu)
-    require_resources([bundle] * base.cluster.num_workers, base.cluster.wait_seconds)
+    require_resources([bundle] * base.cluster.fewest_workers, base.cluster.wait_seconds)
     with hold(folder.store, say):
         _claim(experiment, folder, overwrite)
         _run_missing_trials(experiment, base, bundle, folder)
@@ -75,7 +75,7 @@ def _run_missing_trials(
 
     dimensions = parse_space(experiment.sweep.space, base)
     have = ray.cluster_resources()
-    concurrent = min(int(have[name] // (amount * base.cluster.num_workers)) for name, amount in bundle.items())
+    concurrent = min(max(1, int(have[name] // (amount * base.cluster.most_workers))) for name, amount in bundle.items())
     done = [trial for trial in folder.trials() if trial["state"] == "finished"]
     missing = experiment.sweep.num_trials - len(done)
     metric = experiment.sweep.metric
