@@ -133,6 +133,18 @@ def test_an_unknown_key_names_the_valid_ones(tmp_path: Path, text: str, parts: l
         ("name=", ["name=None", "valid string"]),
         ("name=a b", ["name='a b'", "should match pattern"]),
         ("cluster.num_workers=0", ["cluster.num_workers=0", "greater than or equal to 1"]),
+        (
+            "cluster.num_workers={min: 1, max: 4}",
+            ["global_batch_size=16 does not divide by 3 workers", "{min: 1, max: 4}", "global_batch_size=24", "range"],
+        ),
+        ("cluster.num_workers={min: 4, max: 2}", ["cluster.num_workers", "max=2 is less than min=4"]),
+        ("cluster.num_workers={min: 0, max: 2}", ["cluster.num_workers.min=0", "greater than or equal to 1"]),
+        ("cluster.num_workers={min: 1}", ["cluster.num_workers.max", "field required"]),
+        (
+            "cluster.num_workers={min: 1, most: 4}",
+            ["'cluster.num_workers.most'", "keys of cluster.num_workers: min, max"],
+        ),
+        ("cluster.num_workers=two", ["cluster.num_workers='two'", "valid integer"]),
         ("cluster.num_workers=3", ["training.global_batch_size=16", "3 workers", "use a multiple of 3"]),
         (
             "training.gradient_accumulation=5",
@@ -219,3 +231,21 @@ def test_a_dimension_may_come_from_the_command_line(tmp_path: Path) -> None:
     assert experiment.sweep.space == {"loss.a": "uniform(1, 2)", "critic.clip": "loguniform(1e-3,0.1)"}
     with pytest.raises(InputError, match=r"expected space\.KEY=loguniform"):
         load(tmp_path, "", "space.loss.a")
+
+
+@pytest.mark.parametrize(
+    ("override", "fewest", "most"), [("3", 3, 3), ("{min: 1, max: 4}", 1, 4), ("{min: 2, max: 2}", 2, 2)]
+)
+def test_workers_are_a_number_or_a_range(tmp_path: Path, override: str, fewest: int, most: int) -> None:
+    experiment = load(tmp_path, "training: {global_batch_size: 12}", f"cluster.num_workers={override}")
+    assert (experiment.cluster.fewest_workers, experiment.cluster.most_workers) == (fewest, most)
+    assert load(tmp_path, dump_yaml(experiment)) == experiment
+
+
+def test_a_batch_that_the_message_names_fits_the_range(tmp_path: Path) -> None:
+    text = "training: {global_batch_size: 16, gradient_accumulation: 2}\ncluster: {num_workers: {min: 2, max: 5}}"
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, text)
+    assert "by 3, 5 workers × 2 micro-batches" in str(caught.value)
+    remedy = str(caught.value).split("use ")[1].split(",")[0]
+    assert load(tmp_path, text, remedy).training.global_batch_size == 120
