@@ -31,8 +31,8 @@ def main(rank: int, world_size: int, rendezvous: Path, experiment_path: str, run
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
     experiment = load_experiment(experiment_path, [], Experiment)
     AskedWorker.stop_during = stop_during
-    worker = AskedWorker(RunFolder(run_url), experiment.training, torch.device("cpu"))
-    finished = train(experiment, worker)
+    with AskedWorker(RunFolder(run_url), experiment.training, torch.device("cpu")) as worker:
+        finished = train(experiment, worker)
     print(f"rank {rank} finished={finished} after step {worker.place.step}", flush=True)
     dist.barrier()
     dist.destroy_process_group()

@@ -120,13 +120,15 @@ def test_stopped_training_goes_on_exactly(kspace_url: str, tmp_path: Path) -> No
     experiment = tiny(kspace_url, "training.num_steps=6", "training.log_every=4", "training.validate_every=4")
     whole = trained(experiment, RunFolder(str(tmp_path / "whole")))
     broken = RunFolder(str(tmp_path / "broken"))
-    assert train(experiment, AskedWorker(broken, experiment.training, torch.device("cpu"))) is False
+    with AskedWorker(broken, experiment.training, torch.device("cpu")) as asked:
+        assert train(experiment, asked) is False
     latest = broken.latest()
     assert latest is not None
     assert latest.step == 3
     assert [row["step"] for row in broken.history()] == [1, 2, 3]
     assert not any(name.startswith("val/") for name in latest.metrics), "there is no time to validate"
-    assert train(experiment, LocalWorker(broken, experiment.training, torch.device("cpu"))) is True
+    with LocalWorker(broken, experiment.training, torch.device("cpu")) as worker:
+        assert train(experiment, worker) is True
     assert rows(broken) == rows(whole)
     assert all(np.isfinite(row["loss"]) for row in rows(broken))
 
@@ -180,7 +182,8 @@ def test_all_ranks_stop_at_one_step_and_one_rank_goes_on(kspace_url: str, tmp_pa
     assert latest is not None
     assert latest.step == 6
     assert [row["step"] for row in broken.history()] == list(range(1, 7))
-    assert train(experiment, LocalWorker(broken, experiment.training, torch.device("cpu"))) is True
+    with LocalWorker(broken, experiment.training, torch.device("cpu")) as worker:
+        assert train(experiment, worker) is True
     ours, theirs = ([row["normalized_root_mse"] for row in run.history()] for run in (broken, whole))
     assert len(ours) == len(theirs) == 12
     assert ours != theirs, "sums over two ranks are rounded in another order"
