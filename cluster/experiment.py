@@ -56,6 +56,9 @@ class ClusterConfig(BaseModel):
     hang_seconds: int = Field(
         600, ge=10, description="without any progress on any worker: the training is started again; more than a step"
     )
+    resize_seconds: int = Field(
+        60, ge=1, description="how often a training with a range of workers looks whether there is room for more"
+    )
 
     @property
     def fewest_workers(self) -> int:

@@ -152,6 +152,7 @@ def _fit(experiment: Experiment, run: RunFolder, callbacks: Sequence[Any]) -> di
                 num_workers=cluster.num_workers
                 if isinstance(cluster.num_workers, int)
                 else (cluster.fewest_workers, cluster.most_workers),
+                elastic_resize_monitor_interval_s=cluster.resize_seconds,
                 use_gpu=cluster.use_gpu,
                 resources_per_worker=worker_bundle(cluster.cpus_per_worker, cluster.use_gpu),
             ),

@@ -83,23 +83,30 @@ def test_two_workers_train_as_one_does(undisturbed: RunFolder, single: RunFolder
     assert two == pytest.approx(one, rel=0.02)
 
 
-def test_killed_worker_changes_nothing(undisturbed: RunFolder, tiny_heads: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "told to stop"])
+def test_worker_that_ends_changes_nothing(undisturbed: RunFolder, tiny_heads: str, number: signal.Signals) -> None:
     name = unique_name("killed")
     arguments = tiny(name, tiny_heads, OUTPUT, *SCHEDULE, "cluster.num_workers=2")
     with started("train", *arguments) as process:
-        killed_at = kill_a_worker(process.pid, run_folder(name))
+        killed_at = signal_a_worker(process.pid, run_folder(name), number)
         output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output[-4000:]
     assert 0 < killed_at < STEPS
     assert losses(run_folder(name)) == losses(undisturbed)
+    assert ("going on as soon as there is room" in output) == (number == signal.SIGTERM)
 
 
-def test_same_command_goes_on_after_the_whole_command_was_killed(single: RunFolder, tiny_heads: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "told to stop"])
+def test_same_command_goes_on_after_the_whole_command_ended(
+    single: RunFolder, tiny_heads: str, number: signal.Signals
+) -> None:
     name = unique_name("driver")
     arguments = ("train", "--local", *tiny(name, tiny_heads, OUTPUT, *SCHEDULE, "cluster.num_workers=1"))
     with started(*arguments) as process:
         killed_at = wait_for_checkpoint(run_folder(name))
-        process.kill()
+        process.send_signal(number)
+        code = process.wait(timeout=60)
+    assert code == (-number if number == signal.SIGKILL else 128 + number)
     assert 0 < killed_at < STEPS
     assert run_folder(name).result() is None
     succeed(*arguments)
@@ -127,12 +134,12 @@ def wait_for_checkpoint(run: RunFolder) -> int:
     raise AssertionError("no checkpoint within three minutes")
 
 
-def kill_a_worker(driver: int, run: RunFolder) -> int:
-    """kill -9 one Ray Train worker of `driver` after the first checkpoint; the step of that checkpoint."""
+def signal_a_worker(driver: int, run: RunFolder, number: signal.Signals) -> int:
+    """Send it to one Ray Train worker of `driver` after the first checkpoint; the step of that checkpoint."""
     step = wait_for_checkpoint(run)
     for process in psutil.Process(driver).children(recursive=True):
         if "RayTrainWorker" in " ".join(process.cmdline()):
-            os.kill(process.pid, signal.SIGKILL)
+            os.kill(process.pid, number)
             return step
     raise AssertionError("there is no worker to kill")
 

@@ -1,0 +1,167 @@
+"""Faults for which one process without Ray is enough. Each: (scene, name of the run, random source) → what was done."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from tests.faults.scene import LOCAL, Broken, Scene, Training, moment
+from tests.faulty_proxy import FaultyProxy, proxied_environment
+
+Fault = Callable[[Training, random.Random], str]
+
+
+def command_killed(training: Training, source: random.Random) -> str:
+    with training.attempt() as process:
+        step = training.wait_for_step(moment(source), process)
+        time.sleep(source.uniform(0, 0.3))
+        process.kill()
+    training.finish()
+    return f"kill -9 after step {step}"
+
+
+def command_killed_twice(training: Training, source: random.Random) -> str:
+    steps = []
+    for _ in range(2):
+        with training.attempt() as process:
+            steps.append(training.wait_for_step(moment(source, steps[0] + 1 if steps else 2), process))
+            process.kill()
+    training.finish()
+    return f"kill -9 after steps {steps[0]} and {steps[1]}"
+
+
+def told_to_stop(training: Training, source: random.Random, number: int = signal.SIGTERM) -> str:
+    with training.attempt() as process:
+        step = training.wait_for_step(moment(source), process)
+        process.send_signal(number)
+        training.wait_for_end(process, [128 + number])
+    latest = training.run.latest()
+    if latest is None or latest.step < step or latest.step != len(training.run.history()):
+        raise Broken(f"stopped after step {step} or later, but the checkpoint is {latest}")
+    training.finish()
+    return f"{signal.Signals(number).name} after step {step}, saved step {latest.step}"
+
+
+def interrupted(training: Training, source: random.Random) -> str:
+    return told_to_stop(training, source, signal.SIGINT)
+
+
+def store_killed(training: Training, source: random.Random) -> str:
+    """The store is killed and comes back some seconds later; the training waits for it."""
+    with training.attempt() as process:
+        step = training.wait_for_step(moment(source), process)
+        seconds = _outage(training.scene, source.uniform(2, 8))
+        training.wait_for_end(process)
+    return f"store killed after step {step}, back after {seconds:.0f} s"
+
+
+def store_away_for_long(training: Training, source: random.Random) -> str:
+    """The store stays away for longer than anybody waits: the training ends, and goes on when it is called again."""
+    impatient = Training(training.scene, training.name, training.arguments, {"LARMOR_STORE_PATIENCE": "3"})
+    with impatient.attempt() as process:
+        step = impatient.wait_for_step(moment(source), process)
+        _kill_store(training.scene)
+        began = time.monotonic()
+        impatient.wait_for_end(process, [1])
+        seconds = time.monotonic() - began
+    training.scene.store.start()
+    training.seen |= impatient.seen
+    training.finish()
+    return f"store away from step {step} on; the command ended after {seconds:.0f} s and was called again"
+
+
+def half_uploaded(training: Training, source: random.Random) -> str:
+    """Killed while a checkpoint's files arrive in the store: some are there, the manifest is not."""
+    wanted = source.randint(1, 4)
+    with training.attempt() as process:
+        while True:
+            if process.poll() is not None:
+                raise Broken(f"ended before: {training.log()}")
+            paths = training.run.store.list("checkpoints")
+            folders = {path.split("/")[1] for path in paths}
+            open_ones = {name for name in folders if f"checkpoints/{name}/manifest.json" not in paths}
+            training.note_checkpoints()
+            if open_ones and len(folders) >= wanted:
+                process.kill()
+                break
+            time.sleep(0.002)
+    whole = {item.folder.split("/")[1] for item in training.run.checkpoints()}
+    training.finish()
+    left = {path.split("/")[1] for path in training.run.store.list("checkpoints")}
+    if left != {item.folder.split("/")[1] for item in training.run.checkpoints()}:
+        raise Broken(f"a half-uploaded checkpoint was left behind: {sorted(left)}")
+    return f"kill -9 during the upload of checkpoint {wanted} ({len(whole)} were whole)"
+
+
+def checkpoint_damaged(training: Training, source: random.Random) -> str:
+    """Killed, and a byte of the newest checkpoint is changed: the one before is used."""
+    with training.attempt() as process:
+        step = training.wait_for_step(moment(source, first=26), process)
+        process.kill()
+    run = training.run
+    latest = run.latest()
+    if latest is None:
+        raise Broken(f"no checkpoint by step {step}")
+    path = f"{latest.folder}/{source.choice(sorted(latest.files))}"
+    content = bytearray(run.store.read(path))
+    content[source.randrange(len(content))] ^= 0x10
+    run.store.write(path, bytes(content))
+    training.finish()
+    if not any("was skipped" in warning for warning in run.warnings()):
+        raise Broken("nothing is said of the damaged checkpoint")
+    return f"kill -9 after step {step}, a byte of {Path(path).name} of step {latest.step} changed"
+
+
+def network_faults(training: Training, source: random.Random) -> str:
+    """Every twelfth answer of the store is an error, cut short, damaged, or comes very slowly."""
+    endpoint = training.scene.store.status().endpoint
+    assert endpoint is not None
+    folder = training.scene.folder / f"proxied-{training.name}"
+    folder.mkdir()
+    with FaultyProxy(endpoint, seed=source.randrange(2**32)) as proxy:
+        for kind in ("status", "reset", "close", "truncate", "slow"):
+            proxy.plan(kind, share=1 / 60, methods=None, seconds=0.5)  # type: ignore[arg-type]
+        training.variables = proxied_environment(training.scene.store, proxy, folder)
+        with training.attempt() as process:
+            training.wait_for_end(process)
+        counts = proxy.counts
+    return f"{sum(counts.values())} faults in {len(proxy.log)} requests"
+
+
+def _outage(scene: Scene, seconds: float) -> float:
+    began = time.monotonic()
+    _kill_store(scene)
+    time.sleep(seconds)
+    scene.store.start()
+    return time.monotonic() - began
+
+
+def _kill_store(scene: Scene) -> None:
+    pid = scene.store.status().pid
+    assert pid is not None
+    process = psutil.Process(pid)
+    process.kill()
+    process.wait(timeout=30)
+
+
+# the fault's name → what does it, and the seeds with which it is run
+LOCAL_FAULTS: dict[str, tuple[Fault, tuple[int, ...]]] = {
+    "command killed": (command_killed, (1, 2, 3)),
+    "command killed twice": (command_killed_twice, (4,)),
+    "told to stop (SIGTERM)": (told_to_stop, (5, 6)),
+    "Ctrl-C": (interrupted, (7,)),
+    "store killed, back soon": (store_killed, (8, 9, 10)),
+    "store away for long": (store_away_for_long, (11,)),
+    "killed during an upload": (half_uploaded, (12, 13)),
+    "newest checkpoint damaged": (checkpoint_damaged, (14, 15)),
+    "faults of the network": (network_faults, (16, 17)),
+}
+
+
+def local_training(scene: Scene, name: str) -> Training:
+    return scene.training(name, *LOCAL)

@@ -1,0 +1,199 @@
+"""Faults of a Ray cluster: its workers, nodes, head and driver. Each: (training, random source) → what was done."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+
+from tests.faults.scene import Broken, Scene, Training, moment
+from tests.ray_head import RAY, RayHead, another_node, ray_head
+from tests.workbench import environment
+
+
+class RayCluster:
+    """A head without processors and two nodes with one each, all of which can be lost and come again."""
+
+    def __init__(self) -> None:
+        self._undo = contextlib.ExitStack()
+        self._nodes: list[contextlib.ExitStack] = []
+
+    def __enter__(self) -> RayCluster:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        self.head: RayHead = self._undo.enter_context(ray_head(("--num-cpus=0",)))
+        for _ in range(2):
+            self.add_node()
+
+    def stop(self) -> None:
+        while self._nodes:
+            self.lose_node()
+        self._undo.close()
+
+    def add_node(self) -> None:
+        node = contextlib.ExitStack()
+        node.enter_context(another_node(self.head, "--num-cpus=1"))
+        self._nodes.append(node)
+
+    def lose_node(self) -> None:
+        """All its processes at once, as if the power had gone."""
+        self._nodes.pop().close()
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return self.head.known()
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that train, of all nodes."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if "RayTrainWorker" in " ".join(process.cmdline()) and self._is_ours(process):
+                    found.append(process)
+        return sorted(found, key=lambda process: process.pid)
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        return process.environ().get("RAY_AUTH_TOKEN_PATH") == str(self.head.token)
+
+
+Fault = Callable[[RayCluster, Training, random.Random], str]
+
+
+def ray_training(scene: Scene, cluster: RayCluster, name: str, workers: str = "2") -> Training:
+    arguments = (f"cluster.num_workers={workers}", "--address", cluster.head.address, "cluster.wait_seconds=120")
+    return scene.training(name, *arguments, **cluster.variables)
+
+
+def worker_killed(cluster: RayCluster, training: Training, source: random.Random) -> str:
+    with training.attempt() as process:
+        step = training.wait_for_step(moment(source), process)
+        time.sleep(source.uniform(0, 0.3))
+        source.choice(cluster.workers()).kill()
+        training.wait_for_end(process)
+    return f"kill -9 of a worker after step {step}"
+
+
+def worker_frozen(cluster: RayCluster, training: Training, source: random.Random) -> str:
+    with training.attempt() as process:
+        step = training.wait_for_step(moment(source), process)
+        frozen = source.choice(cluster.workers())
+        frozen.send_signal(signal.SIGSTOP)
+        training.wait_for_end(process)
+    reasons = [text for text in training.run.warnings() if f"process {frozen.pid} on" in text]
+    if not any("no sign of life" in text for text in reasons):
+        raise Broken(f"the frozen process {frozen.pid} was not named: {training.run.warnings()}")
+    return f"SIGSTOP of a worker after step {step}: named"
+
+
+def worker_told_to_stop(cluster: RayCluster, training: Training, source: random.Random) -> str:
+    with training.attempt() as process:
+        step = training.wait_for_step(moment(source), process)
+        source.choice(cluster.workers()).terminate()
+        training.wait_for_end(process)
+    if "going on as soon as there is room" not in training.log():
+        raise Broken(f"it did not stop and go on: {training.log()}")
+    return f"SIGTERM to a worker after step {step}"
+
+
+def node_drained(cluster: RayCluster, training: Training, source: random.Random) -> str:
+    """Ray's own notice that a node is to be taken away; it goes, and another one comes."""
+    with training.attempt() as process:
+        step = training.wait_for_step(moment(source, last=20), process)
+        node = source.choice(cluster.workers()).environ()["RAY_NODE_ID"]
+        options = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=60"]
+        drain = [RAY, "drain-node", f"--address={cluster.head.address}", f"--node-id={node}", *options]
+        subprocess.run(drain, env=environment(**cluster.variables), check=True, capture_output=True, timeout=60)
+        cluster.add_node()
+        training.wait_for_end(process)
+    if "Ray takes the nodes of ranks" not in training.log():
+        raise Broken(f"the notice was not heard: {training.log()}")
+    return f"node drained after step {step}"
+
+
+def node_lost(cluster: RayCluster, training: Training, source: random.Random) -> str:
+    """The run waits for a node to come again."""
+    with training.attempt() as process:
+        step = training.wait_for_step(moment(source), process)
+        cluster.lose_node()
+        time.sleep(source.uniform(0, 5))
+        cluster.add_node()
+        training.wait_for_end(process)
+    return f"node lost after step {step}, and added again"
+
+
+def node_lost_and_found(cluster: RayCluster, training: Training, source: random.Random) -> str:
+    """With a range of workers: goes on with one, and again with two when there is room."""
+    with training.attempt() as process:
+        step = training.wait_for_step(moment(source, first=9, last=14), process)
+        cluster.lose_node()
+        alone = training.wait_for_step(step + 4, process)
+        cluster.add_node()
+        training.wait_for_end(process)
+    return f"node lost after step {step}, added again after step {alone}"
+
+
+def driver_killed(cluster: RayCluster, training: Training, source: random.Random) -> str:
+    with training.attempt() as process:
+        step = training.wait_for_step(moment(source), process)
+        process.kill()
+    training.finish()
+    return f"kill -9 of the driver after step {step}"
+
+
+def driver_told_to_stop(cluster: RayCluster, training: Training, source: random.Random) -> str:
+    with training.attempt() as process:
+        step = training.wait_for_step(moment(source, last=STEPS_BEFORE_NOTICE), process)
+        process.terminate()
+        training.wait_for_end(process, [128 + signal.SIGTERM])
+    latest = training.run.latest()
+    if latest is None or latest.step < step or latest.step != len(training.run.history()):
+        raise Broken(f"stopped after step {step} or later, but the checkpoint is {latest}")
+    training.finish()
+    return f"SIGTERM to the driver after step {step}, saved step {latest.step}"
+
+
+def head_lost(cluster: RayCluster, training: Training, source: random.Random) -> str:
+    """The whole cluster goes, another one comes, and the same command goes on there."""
+    with training.attempt() as process:
+        step = training.wait_for_step(moment(source), process)
+        cluster.stop()
+        process.kill()  # Ray would look for its head for minutes
+    cluster.start()
+    moved = ray_training(training.scene, cluster, training.name)
+    training.arguments, training.variables = moved.arguments, moved.variables
+    training.finish()
+    return f"head and nodes lost after step {step}, started anew"
+
+
+STEPS_BEFORE_NOTICE = 24
+TWO, RANGE = "2", "{min: 1, max: 2}"
+# the fault's name → what does it, how many workers, and the seeds with which it is run
+RAY_FAULTS: dict[str, tuple[Fault, str, tuple[int, ...]]] = {
+    "worker killed": (worker_killed, TWO, (21, 22, 23)),
+    "worker frozen": (worker_frozen, TWO, (24, 25)),
+    "worker told to stop (SIGTERM)": (worker_told_to_stop, TWO, (26, 27)),
+    "node drained (Ray's notice)": (node_drained, TWO, (28,)),
+    "node lost, comes again": (node_lost, TWO, (29,)),
+    "node lost, one worker, two again": (node_lost_and_found, RANGE, (30, 31)),
+    "driver killed": (driver_killed, TWO, (32, 33)),
+    "driver told to stop (SIGTERM)": (driver_told_to_stop, TWO, (34,)),
+    "head restarted": (head_lost, TWO, (35,)),
+}
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[RayCluster]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    with RayCluster() as cluster:
+        yield cluster
