@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.ray_head import free_port, ray_head
@@ -38,6 +39,7 @@ def pretended(cluster: dict, port: int) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_three_workers_come_when_they_are_asked_for_and_go_when_they_are_idle(tmp_path: Path) -> None:
     cluster = yaml.safe_load((REPOSITORY / "ray-cluster.yaml").read_text())
     port = free_port()

@@ -96,6 +96,7 @@ def test_two_workers_train_together(
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     run = RunFolder(f"{OUTPUT}/runs/{name}")
     assert (run.result() or {})["state"] == "finished"
+    assert [row["step"] for row in run.history()] == [1, 2, 3, 4]
     latest = run.latest()
     assert latest is not None
     assert {name for name in latest.files if "state-00001-of-00002" in name}, "the bare machine saved its part"
