@@ -620,6 +620,15 @@ def main() -> None:
         if os.environ.get("LARMOR_DEBUG"):
             raise
         raise SystemExit(1) from None
+    except ModuleNotFoundError as error:
+        from cluster.console import errors
+
+        errors.print(
+            f"larmor: this command needs {error.name}, which is not installed; `pip install larmor` does it all"
+        )
+        if os.environ.get("LARMOR_DEBUG"):
+            raise
+        raise SystemExit(1) from None
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise

@@ -158,7 +158,7 @@ def _mask(mask: Mapping[str, Any] | None, config: Mapping[str, Any]) -> list[str
     if not mask:
         wanted = config.get("mask", {})
         return [f"`{wanted.get('kind', '?')}`, ratio {wanted.get('sampling_ratio', '?')}; pattern {_UNKNOWN}."]
-    which = "a mask of its own for every slice; of the first one" if mask["per_slice"] else "one for all slices"
+    which = "a mask of its own for every slice; of the first one" if mask["per_slice"] else "one for all slices;"
     return [
         f"`{mask['kind']}`, {100 * mask['achieved_ratio']:.3f} % of k-space measured (wanted: "
         f"{100 * mask['sampling_ratio']:g} %), fully sampled centre {100 * mask['center_fraction']:g} % of an axis, "
