@@ -78,7 +78,8 @@ def test_the_grid_is_filled_and_nothing_is_done_twice(data: str, grid_file: str,
     assert again[0].methods == ("zero_filled", "wavelet", "gan_resnet50_dc", "unet"), "rated anew, not trained anew"
     assert not any("on the validation split" in line for line in said)
     assert [len(result.slices) for result in again] == [4 * 4] * 2, "zero-filled counts once"
-    assert [set(example.images) for example in again[0].examples] == [set(again[0].methods)] * 3
+    assert again[0].examples
+    assert all(set(example.images) == set(again[0].methods) for example in again[0].examples)
 
 
 def test_another_grid_under_the_same_name_is_refused_or_takes_its_place(
