@@ -131,7 +131,7 @@ def run(options: argparse.Namespace) -> None:
     began = time.perf_counter()
     work = Path(options.work or tempfile.mkdtemp(prefix="larmor-paper-", dir=_roomy()))
     _add_wheels(options.pack / "wheels", work / "site")
-    os.environ["LARMOR_HOME"] = str(work)
+    os.environ["LARMOR_HOME"] = tempfile.tempdir = str(work)
     import torch
 
     from cluster.grid import cells, experiments, write_grid
