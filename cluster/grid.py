@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
 from cluster.experiment import Experiment, build, read_content, set_dotted
-from cluster.pull import pull_run
-from cluster.run import check, claimed, finish, train_locally
-from cluster.run_folder import RunFolder, sha256
-from recon.evaluate import Evaluation, evaluate
-from recon.evaluation_file import load_evaluation, save_evaluation, saved_facts
-from recon.figures import comparison
-from recon.inference import Physics, network_method
-from recon.methods import classical_method
-from recon.model import load_model
+from cluster.grid_cell import FilledCell, Say, fill_cell
+from recon.evaluate import Evaluation
 from recon.networks import build_critic, build_generator
 from recon.systems import SYSTEMS
-from recon.tables import slug, text_table, write_tables
+from recon.tables import write_tables
 from storage.config import DataConfig, open_reader
 from storage.errors import InputError
-from storage.reader import SliceReader
-
-Say = Callable[[str], None]
 
 
 class GridConfig(BaseModel):
@@ -48,6 +40,8 @@ class GridConfig(BaseModel):
     ratios: tuple[float, ...] = Field(min_length=1)
     classical: tuple[str, ...] = ()
     num_images: int = Field(ge=1)
+    num_validations: int = Field(4, ge=1, description="in each training, the last at its end")
+    keep_runs: bool = Field(True, description="false: a run's checkpoints are deleted once its best one is pulled")
     overrides: Mapping[str, Any] = Field(default_factory=dict)
     systems: Mapping[str, Mapping[str, Any]] = Field(min_length=1)
 
@@ -89,32 +83,49 @@ def load_grid(source: str, overrides: Mapping[str, Any]) -> GridConfig:
         ) from error
 
 
-def experiments(grid: GridConfig, name: str, data_url: str, output_url: str) -> Iterator[tuple[str, Experiment]]:
-    """Each system's training for each cell, cell by cell, with the system's name."""
-    for size in grid.sizes:
-        for kind in grid.masks:
-            for ratio in grid.ratios:
-                for system, own in grid.systems.items():
-                    content = read_content(grid.experiment)
-                    content.pop("sweep", None)
-                    cell = {
-                        "system": system,
-                        "name": f"{name}-{size[0]}x{size[1]}-{kind}-{100 * ratio:g}-{system}",
-                        "output_url": output_url,
-                        "data.url": data_url,
-                        "data.crop": list(size),
-                        "mask.kind": kind,
-                        "mask.sampling_ratio": ratio,
-                    }
-                    for key, value in {**cell, **grid.overrides, **own}.items():
-                        set_dotted(content, key, value)
-                    yield system, build(_with_budget(content, grid.num_images), Experiment, grid.experiment)
+@dataclass(frozen=True)
+class Cell:
+    """One table of a grid: height and width, mask, sampling ratio."""
+
+    size: tuple[int, int]
+    kind: str
+    ratio: float
+
+    def __str__(self) -> str:
+        return f"{self.size[0]}x{self.size[1]}-{self.kind}-{100 * self.ratio:g}"
 
 
-def _with_budget(content: dict[str, Any], num_images: int) -> dict[str, Any]:
-    batch = content.get("training", {}).get("global_batch_size", 16)
-    steps = max(1, num_images // batch)
-    for key, value in (("num_steps", steps), ("validate_every", -(-steps // 4)), ("checkpoint_every", -(-steps // 4))):
+def cells(grid: GridConfig) -> list[Cell]:
+    """The cells of a grid, in its order."""
+    return [Cell(*each) for each in itertools.product(grid.sizes, grid.masks, grid.ratios)]
+
+
+def experiments(grid: GridConfig, cell: Cell, name: str, data_url: str, output_url: str) -> dict[str, Experiment]:
+    """Each system's training for one cell."""
+    found = {}
+    for system, own in grid.systems.items():
+        content = read_content(grid.experiment)
+        content.pop("sweep", None)
+        given = {
+            "system": system,
+            "name": f"{name}-{cell}-{system}",
+            "output_url": output_url,
+            "data.url": data_url,
+            "data.crop": list(cell.size),
+            "mask.kind": cell.kind,
+            "mask.sampling_ratio": cell.ratio,
+        }
+        for key, value in {**given, **grid.overrides, **own}.items():
+            set_dotted(content, key, value)
+        found[system] = build(_with_budget(content, grid), Experiment, grid.experiment)
+    return found
+
+
+def _with_budget(content: dict[str, Any], grid: GridConfig) -> dict[str, Any]:
+    steps = max(1, grid.num_images // content.get("training", {}).get("global_batch_size", 16))
+    validate = -(-steps // grid.num_validations)
+    checkpoint = validate if grid.keep_runs else steps
+    for key, value in (("num_steps", steps), ("validate_every", validate), ("checkpoint_every", checkpoint)):
         set_dotted(content, f"training.{key}", value)
     return content
 
@@ -134,80 +145,54 @@ def fill(
     Stopped at any time, the same call goes on: a training from its last checkpoint. Raises what training and
     evaluation raise, and `InputError` if something else lies where a run belongs; `overwrite` trains all anew.
     """
-    cells: dict[Physics, dict[str, Path]] = {}
     data = DataConfig(url=data_url, memory_cache_bytes=0, disk_cache_bytes=0)
     with contextlib.closing(open_reader(data, "test")) as reader:
-        for system, experiment in experiments(grid, name, data_url, output_url):
-            model = folder / "models" / experiment.name
-            _train(experiment, model, device, say, overwrite)
-            # rated with one mask for all, also where a system was trained with many
-            physics = Physics(experiment.data.crop, experiment.mask.model_copy(update={"per_slice": False}))
-            cells.setdefault(physics, {})[system] = model
-            if len(cells[physics]) == len(grid.systems):
-                _rate(grid.classical, physics, cells[physics], reader, folder, device, say)
-    results = [load_evaluation(_cell_file(folder, physics)) for physics in cells]
-    write_tables(results, folder, _about(grid, next(iter(cells.values()))))
-    return results
+        filled = [
+            fill_cell(
+                experiments(grid, cell, name, data_url, output_url),
+                grid.classical,
+                reader,
+                folder,
+                device,
+                say,
+                overwrite=overwrite,
+                keep_runs=grid.keep_runs,
+            )
+            for cell in cells(grid)
+        ]
+    write_grid(filled, folder)
+    return [cell.result for cell in filled]
 
 
-def _train(experiment: Experiment, model: Path, device: str, say: Say, overwrite: bool) -> None:
-    run = RunFolder(experiment.run_url)
-    if not check(experiment, run, overwrite):
-        with claimed(experiment, run, overwrite, say):
-            began = time.perf_counter()
-            train_locally(experiment, run, device)
-            best = finish(experiment, run)
-            seconds = time.perf_counter() - began
-        say(f"{experiment.name}: {best['metrics']['val/psnr']:.2f} dB on the validation split, {seconds:.0f} s")
-    pull_run(run, experiment.training.best_metric, model, overwrite=True)
+def write_grid(filled: Sequence[FilledCell], folder: Path) -> None:
+    """The tables of the cells that are filled, with what was compared above them."""
+    write_tables([cell.result for cell in filled], folder, _about(filled))
 
 
-def _rate(
-    classical: Sequence[str],
-    physics: Physics,
-    models: Mapping[str, Path],
-    reader: SliceReader,
-    folder: Path,
-    device: str,
-    say: Say,
-) -> None:
-    path = _cell_file(folder, physics)
-    facts = {
-        "classical": list(classical),
-        "models": {name: sha256(model / "generator.safetensors") for name, model in models.items()},
-    }
-    if saved_facts(path) == facts:
-        return
-    methods = {name: classical_method(name, physics) for name in classical}
-    methods |= {name: network_method(load_model(model, device).generator) for name, model in models.items()}
-    result = evaluate(methods, physics, reader, "paper", 8, lambda *_: None, device)
-    folder.mkdir(parents=True, exist_ok=True)
-    comparison(result.examples, folder / f"comparison-{slug(physics)}.png")
-    save_evaluation(result, path, facts)
-    for line in text_table(result):
-        say(line)
-
-
-def _cell_file(folder: Path, physics: Physics) -> Path:
-    return folder / "cells" / f"{slug(physics)}.json"
-
-
-def _about(grid: GridConfig, models: Mapping[str, Path]) -> str:
+def _about(filled: Sequence[FilledCell]) -> str:
     """What was compared, as Markdown: the budget, and the size of each system's networks."""
+    seen = {cell.result.label: _images(next(iter(cell.trained.values()))) for cell in filled}
+    budget = f"{next(iter(seen.values()))} images"
+    if len(set(seen.values())) > 1:
+        budget = "equally many images of a cell (" + "; ".join(f"{each}: {n}" for each, n in seen.items()) + ")"
     lines = [
-        f"Every system saw {grid.num_images} images (generator steps × batch) of the same split, from the same seed.",
+        f"Every system saw {budget} (generator steps × batch) of the same split, from the same seed.",
         "",
         "| system | generator | width | parameters | critic | width | parameters |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, folder in models.items():
-        recipe = load_model(folder).recipe
-        row = [name, recipe.generator.name, str(recipe.generator.width), _millions(build_generator(recipe.generator))]
-        critic = ["–", "–", "–"]
-        if recipe.loss.adversarial != "none":
-            critic = [recipe.critic.name, str(recipe.critic.width), _millions(build_critic(recipe.critic))]
-        lines.append("| " + " | ".join(row + critic) + " |")
+    for name, recipe in filled[0].trained.items():
+        with torch.device("meta"):  # only counted
+            generator = build_generator(recipe.generator)
+            critic = build_critic(recipe.critic) if recipe.loss.adversarial != "none" else None
+        row = [name, recipe.generator.name, str(recipe.generator.width), _millions(generator)]
+        row += [recipe.critic.name, str(recipe.critic.width), _millions(critic)] if critic else ["–"] * 3
+        lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
+
+
+def _images(experiment: Experiment) -> int:
+    return experiment.training.num_steps * experiment.training.global_batch_size
 
 
 def _millions(network: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""An evaluation as a file, so that a grid of them can be filled in several sittings."""
+"""An evaluation as files, so that a grid of them can be filled in several sittings."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recon.evaluate import Evaluation, Row
+from recon.figures import Example
 from recon.inference import Physics
 from recon.masks import MaskConfig
 from recon.signal import SignalConfig
 
+_TARGET = "target"
+
 
 def save_evaluation(result: Evaluation, path: Path, facts: dict[str, Any]) -> None:
-    """Write everything but the example images as JSON, whole or not at all; `facts` are kept beside it."""
+    """Write figures and `facts` as JSON, whole or not at all, and the example images beside it as .npz."""
     content = {
         "facts": facts,
         "size": list(result.physics.crop),
@@ -25,8 +30,15 @@ def save_evaluation(result: Evaluation, path: Path, facts: dict[str, Any]) -> No
         "subject_of": dict(result.subject_of),
         "slices": [dataclasses.asdict(row) for row in result.slices],
         "volumes": [dataclasses.asdict(row) for row in result.volumes],
+        "examples": [example.title for example in result.examples],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
+    images = {
+        f"{number}/{name}": image
+        for number, example in enumerate(result.examples)
+        for name, image in {_TARGET: example.target, **example.images}.items()
+    }
+    np.savez_compressed(path.with_suffix(".npz"), **images)  # type: ignore[arg-type]
     unfinished = path.with_suffix(".partial")
     unfinished.write_text(json.dumps(content))
     unfinished.rename(path)
@@ -38,11 +50,20 @@ def saved_facts(path: Path) -> dict[str, Any] | None:
 
 
 def load_evaluation(path: Path) -> Evaluation:
-    """The evaluation in a file of `save_evaluation`, without its examples."""
+    """The evaluation in the files of `save_evaluation`."""
     content = json.loads(path.read_text())
     height, width = content["size"]
     physics = Physics(
         (height, width), MaskConfig.model_validate(content["mask"]), SignalConfig.model_validate(content["signal"])
     )
     slices, volumes = ([Row(**row) for row in content[part]] for part in ("slices", "volumes"))
-    return Evaluation(physics, content["preset"], tuple(content["methods"]), slices, volumes, (), content["subject_of"])
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as images:
+        examples = [
+            Example(
+                title, images[f"{number}/{_TARGET}"], {name: images[f"{number}/{name}"] for name in content["methods"]}
+            )
+            for number, title in enumerate(content["examples"])
+        ]
+    return Evaluation(
+        physics, content["preset"], tuple(content["methods"]), slices, volumes, examples, content["subject_of"]
+    )

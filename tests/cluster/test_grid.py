@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from cluster.grid import experiments, fill, load_grid, shipped_grids
+from cluster.grid import cells, experiments, fill, load_grid, shipped_grids
 from cluster.run_folder import RunFolder
 from recon.systems import SYSTEMS
 from storage.errors import InputError
@@ -77,6 +77,9 @@ def test_the_grid_is_filled_and_nothing_is_done_twice(data: str, grid_file: str,
     again = fill(with_classical, *arguments[1:], said.append)
     assert again[0].methods == ("zero_filled", "wavelet", "gan_resnet50_dc", "unet"), "rated anew, not trained anew"
     assert not any("on the validation split" in line for line in said)
+    assert [len(result.slices) for result in again] == [4 * 4] * 2, "zero-filled counts once"
+    assert again[0].examples
+    assert all(set(example.images) == set(again[0].methods) for example in again[0].examples)
 
 
 def test_another_grid_under_the_same_name_is_refused_or_takes_its_place(
@@ -94,8 +97,22 @@ def test_another_grid_under_the_same_name_is_refused_or_takes_its_place(
     assert first[0].mean("unet")["psnr"] != second[0].mean("unet")["psnr"], "the new model is rated, not the old one"
 
 
+def test_runs_that_are_not_kept_leave_their_models(data: str, grid_file: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    said: list[str] = []
+    grid = load_grid(grid_file, {"keep_runs": False, "num_validations": 1, "ratios": [0.3]})
+    arguments = (grid, "small", data, str(tmp_path / "out"), tmp_path / "tables", "cpu", said.append)
+    (first,) = fill(*arguments)
+    assert list((tmp_path / "out").rglob("*.safetensors")) == []
+    assert len(list((tmp_path / "tables").rglob("*.safetensors"))) == 2
+    said.clear()
+    assert fill(*arguments)[0].slices == first.slices
+    assert said == [], "nothing is trained or rated again"
+
+
 def test_all_systems_of_a_cell_see_the_same(data: str, grid_file: str) -> None:
-    found = list(experiments(load_grid(grid_file, {}), "small", data, "out"))
+    grid = load_grid(grid_file, {})
+    found = [pair for cell in cells(grid) for pair in experiments(grid, cell, "small", data, "out").items()]
     assert [system for system, _ in found] == ["gan_resnet50_dc", "unet"] * 2
     for _, experiment in found:
         assert experiment.training.num_steps * experiment.training.global_batch_size == 8
@@ -110,13 +127,13 @@ def test_shipped_grids_hold_every_system(name: str) -> None:
     assert set(shipped_grids()) == {"ablation", "laptop", "paper"}
     grid = load_grid(name, {})
     assert set(grid.systems) == set(SYSTEMS)
-    names = [experiment.name for _, experiment in experiments(grid, name, "data", "out")]
+    names = [each.name for cell in cells(grid) for each in experiments(grid, cell, name, "data", "out").values()]
     assert len(names) == len(set(names)) == len(grid.sizes) * len(grid.masks) * len(grid.ratios) * len(SYSTEMS)
 
 
 def test_variants_of_one_system_have_names_of_their_own() -> None:
     grid = load_grid("ablation", {})
-    found = dict(experiments(grid, "ablation", "data", "out"))
+    found = experiments(grid, cells(grid)[0], "ablation", "data", "out")
     assert set(found) == set(grid.systems) > {"gan_resnet50", "gradient_penalty", "hard_consistency"}
     assert {experiment.system for experiment in found.values()} == {"gan_resnet50"}
     base = found["gan_resnet50"]

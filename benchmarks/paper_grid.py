@@ -1,0 +1,299 @@
+"""The paper's six cells at full width on one GPU, on a machine without network, Ray, DeepSpeed or an object store.
+
+    python benchmarks/paper_grid.py pack --heads heads                   # where there is a network
+    python benchmarks/paper_grid.py run --to results --device cuda       # on the GPU machine, beside the same source
+    python benchmarks/paper_grid.py unpack results --to tables           # at home
+
+`pack` writes `build/paper_grid`: the heads compressed, the wheels that such a machine lacks (PyTorch, NumPy, SciPy,
+scikit-image and matplotlib have to be there), and compressed sensing's figures, which no training changes: 55 MB.
+`run` makes the data set on the local disk, measures what each system costs, and trains and rates every system in as
+many images as fit into `--minutes`, the same number for all systems of a cell. After each cell the results are in
+`--to`, in files of at most 16 MB: tables, figures, per-slice CSV, validation curves, and one generator (float16).
+`--sizes` takes a part of the grid, `--tiny` tries everything out on a CPU within minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import json
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PACK = ROOT / "build" / "paper_grid"
+# what such a machine lacks; SigPy stays at home, since its numba alone is larger than all of this
+WHEELS = (
+    *("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions", "platformdirs"),
+    *("crc32c", "zarr", "numcodecs", "google-crc32c", "donfig", "monai", "nibabel"),
+)
+PART = 15 * 2**20  # bytes of one file that is brought back
+BROUGHT = "gan_resnet50_dc"  # the system whose generator is brought, of the first cell
+TINY = {
+    "generator.width": 4,
+    "critic.width": 4,
+    "training.global_batch_size": 4,
+    "training.validation_slices": 4,
+    "cluster.cpus_per_worker": 2,
+}
+TINY_SIZES = ((32, 64), (64, 64))
+
+
+def pack(options: argparse.Namespace) -> None:
+    """Heads, wheels and compressed sensing's figures to one folder."""
+    folder: Path = options.pack
+    (folder / "heads").mkdir(parents=True, exist_ok=True)
+    for path in sorted(options.heads.iterdir()):
+        target = folder / "heads" / path.name.removesuffix(".gz")
+        if ".nii" not in path.suffixes:
+            target.write_bytes(path.read_bytes())
+        elif not (target := target.with_name(f"{target.name}.xz")).exists():
+            content = path.read_bytes()
+            target.write_bytes(lzma.compress(gzip.decompress(content) if path.suffix == ".gz" else content))
+    if not options.no_wheels:
+        _download(folder / "wheels", options.python)
+    with tempfile.TemporaryDirectory() as work:
+        data = _make_data(folder, Path(work))
+        _rate_classical(data, folder, options.tiny)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {size / 1e6:.1f} MB")
+
+
+def _download(folder: Path, python: str) -> None:
+    pins = ["--constraint", str(ROOT / "constraints.txt"), "--python-version", python, "--only-binary", ":all:"]
+    platforms = [f"--platform={name}_x86_64" for name in ("manylinux_2_28", "manylinux_2_17", "manylinux2014")]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    subprocess.run([*command, *pins, *platforms, "--platform=any", *WHEELS], check=True)
+
+
+def _add_wheels(folder: Path, site: Path) -> None:
+    """Put the carried wheels before whatever is installed: they fit each other."""
+    for wheel in sorted(folder.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
+    sys.path.insert(0, str(site))
+
+
+def _make_data(folder: Path, work: Path) -> str:
+    """Convert the carried heads; the URL of the data set."""
+    from storage.convert import ConvertOptions, convert
+    from storage.formats.recognise import find_sources
+    from storage.splits import read_splits_file
+
+    heads, data = work / "heads", work / "data"
+    heads.mkdir()
+    for path in (folder / "heads").iterdir():
+        content = path.read_bytes()
+        packed = path.suffix == ".xz"
+        (heads / path.name.removesuffix(".xz")).write_bytes(lzma.decompress(content) if packed else content)
+    convert(find_sources([str(heads)]), str(data), ConvertOptions(held_out=read_splits_file(heads / "splits.yaml")))
+    return str(data)
+
+
+def _grid(tiny: bool) -> Any:
+    """The shipped grid `paper`, or the same with narrow networks on small images."""
+    from cluster.grid import load_grid
+
+    grid = load_grid("paper", {})
+    if tiny:
+        grid = grid.model_copy(update={"sizes": TINY_SIZES, "overrides": {**grid.overrides, **TINY}})
+    return grid
+
+
+def _rate_classical(data: str, folder: Path, tiny: bool) -> None:
+    from cluster.grid import cells, experiments
+    from cluster.grid_cell import physics_of, rate_classical
+    from storage.config import DataConfig, open_reader
+
+    grid = _grid(tiny)
+    reader = open_reader(DataConfig(url=data), "test")
+    for cell in cells(grid):
+        physics = physics_of(next(iter(experiments(grid, cell, "classical", data, "out").values())))
+        began = time.perf_counter()
+        rate_classical(grid.classical, physics, reader, folder)
+        print(f"compressed sensing, {cell}: {time.perf_counter() - began:.0f} s", flush=True)
+    reader.close()
+
+
+def run(options: argparse.Namespace) -> None:
+    """Fill the grid within the time; everything that is brought back lies in `options.to`."""
+    began = time.perf_counter()
+    work = Path(options.work or tempfile.mkdtemp(prefix="larmor-paper-", dir=_roomy()))
+    _add_wheels(options.pack / "wheels", work / "site")
+    os.environ["LARMOR_HOME"] = tempfile.tempdir = str(work)
+    import torch
+
+    from cluster.grid import cells, experiments, write_grid
+    from cluster.grid_cell import fill_cell
+    from storage.config import DataConfig, open_reader
+
+    torch.backends.cudnn.benchmark = True  # every shape occurs thousands of times
+    say = _log(work / "tables" / "log.txt", began)
+    say(f"{_name(options.device)}, torch {torch.__version__}, {options.minutes:g} minutes")
+    data = _make_data(options.pack, work)
+    if (options.pack / "cells").is_dir():
+        shutil.copytree(options.pack / "cells", work / "tables" / "cells")
+    say("the data set is made")
+    grid = _grid(options.tiny)
+    wanted = [cell for cell in cells(grid) if not options.sizes or f"{cell.size[0]}x{cell.size[1]}" in options.sizes]
+    pace = _measure(grid, wanted, data, options, say)
+    batch, filled = grid.overrides["training.global_batch_size"], []
+    with contextlib.closing(open_reader(DataConfig(url=data), "test")) as reader:
+        for number, cell in enumerate(wanted):
+            start = time.perf_counter()
+            left = 60 * options.minutes - (start - began) - options.reserve
+            count = pace.num_images(wanted[number:], left, batch)
+            if count == 0:
+                say(f"no time is left for {', '.join(map(str, wanted[number:]))}")
+                break
+            say(f"{cell}: {count} images for each system")
+            budgeted = grid.model_copy(update={"num_images": count})
+            trained = experiments(budgeted, cell, "paper", data, str(work))
+            tables, device = work / "tables", options.device
+            filled.append(fill_cell(trained, grid.classical, reader, tables, device, say, keep_runs=False))
+            pace.took(cell, count, time.perf_counter() - start)
+            write_grid(filled, tables)
+            _bring(work, f"paper-{wanted[0]}-{BROUGHT}", options.to)
+    if not filled:
+        raise SystemExit("not one cell fits into the time: raise --minutes, or lower --fixed")
+    say("done")
+    _bring(work, f"paper-{wanted[0]}-{BROUGHT}", options.to)
+
+
+def _measure(
+    grid: Any, wanted: Sequence[Any], data: str, options: argparse.Namespace, say: Callable[[str], None]
+) -> Any:
+    """The `Pace` of this machine, from the smallest and the largest size."""
+    from paper_pace import Pace, seconds_per_image
+
+    from cluster.grid import experiments
+    from recon.device import choose_device
+    from storage.config import DataConfig, open_reader
+
+    by_size = sorted(wanted, key=lambda cell: cell.size[0] * cell.size[1])
+    per_image = {}
+    with contextlib.closing(open_reader(DataConfig(url=data), "train")) as reader:
+        for cell in {cell.size: cell for cell in (by_size[0], by_size[-1])}.values():
+            trainings = experiments(grid, cell, "pace", data, "nowhere")
+            device = choose_device(options.device)
+            costs = {name: seconds_per_image(each, reader, device) for name, each in trainings.items()}
+            per_image[cell.size] = sum(costs.values())
+            say(f"{cell}: ms/image " + ", ".join(f"{name} {1000 * cost:.2f}" for name, cost in costs.items()))
+    return Pace(per_image, options.fixed or (5.0 if options.tiny else 40.0))
+
+
+def _roomy() -> str | None:
+    """Memory for checkpoints, where there is enough: nothing of them is kept."""
+    shared = Path("/dev/shm")
+    if shared.is_dir() and os.statvfs(shared).f_bavail * os.statvfs(shared).f_frsize > 32 * 2**30:
+        return str(shared)
+    return None
+
+
+def _name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def _log(path: Path, began: float) -> Callable[[str], None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def say(text: str) -> None:
+        line = f"{time.perf_counter() - began:7.1f} s  {text}"
+        print(line, flush=True)
+        with path.open("a") as file:
+            file.write(line + "\n")
+
+    return say
+
+
+def _bring(work: Path, name: str, to: Path) -> None:
+    """`results.tar.gz`, and the generator of the training `name` in parts."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    to.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(to / "results.tar.gz", "w:gz") as archive:
+        for path in sorted(work.glob("tables/**/*")) + sorted(work.glob("runs/*/history/*")):
+            if path.is_file() and path.suffix != ".safetensors":
+                archive.add(path, path.relative_to(work))
+    if (to / "generator-00.part").exists():
+        return
+    weights = load_file(work / "tables" / "models" / name / "generator.safetensors")
+    whole = work / "halved.safetensors"
+    save_file({key: tensor.to(torch.float16) for key, tensor in weights.items()}, whole, {"model": name})
+    content = whole.read_bytes()
+    for number, start in enumerate(range(0, len(content), PART)):
+        (to / f"generator-{number:02d}.part").write_bytes(content[start : start + PART])
+
+
+def unpack(options: argparse.Namespace) -> None:
+    """Tables, figures and curves; and the generator as a model folder for `larmor reconstruct` and `evaluate`."""
+    options.to.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(options.results / "results.tar.gz") as archive:
+        archive.extractall(options.to, filter="data")
+    parts = sorted(options.results.glob("generator-*.part"))
+    if not parts:
+        return
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    from cluster.run_folder import sha256
+
+    whole = options.to / "halved.safetensors"
+    whole.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with safe_open(whole, "pt") as file:
+        model = options.to / "tables" / "models" / file.metadata()["model"]
+    weights = {name: tensor.to(torch.float32) for name, tensor in load_file(whole).items()}
+    save_file(weights, model / "generator.safetensors")
+    record = json.loads((model / "metrics.json").read_text())
+    record["sha256"] = {"generator.safetensors": sha256(model / "generator.safetensors")}
+    (model / "metrics.json").write_text(json.dumps({**record, "rounded": "weights were brought as float16"}, indent=2))
+    whole.unlink()
+    print(model)
+
+
+def main() -> None:
+    sys.path.insert(0, str(ROOT))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    packing = commands.add_parser("pack", help="heads, wheels and compressed sensing to one folder")
+    packing.add_argument("--heads", type=Path, required=True, help="a folder made by `larmor fetch heads`")
+    packing.add_argument("--python", default="3.12", help="of the GPU machine")
+    packing.add_argument("--no-wheels", action="store_true")
+    packing.set_defaults(call=pack)
+    running = commands.add_parser("run", help="fill the grid on the GPU machine")
+    running.add_argument("--to", type=Path, required=True, help="folder for what is brought back")
+    running.add_argument("--device", default="cuda")
+    running.add_argument("--minutes", type=float, default=25.0, help="for all, the start included")
+    running.add_argument("--sizes", nargs="*", default=[], help="such as 256x256; all of them if not given")
+    running.add_argument("--work", help="an empty folder for data, checkpoints and models (about 20 GB at full width)")
+    running.add_argument("--fixed", type=float, help="first guess of a cell's seconds besides training")
+    running.add_argument("--reserve", type=float, default=20.0, help="seconds for the end")
+    running.set_defaults(call=run)
+    for each in (packing, running):
+        each.add_argument("--pack", type=Path, default=PACK)
+        each.add_argument("--tiny", action="store_true", help="narrow networks on small images, for a trial on a CPU")
+    unpacking = commands.add_parser("unpack", help="what was brought back, as a folder of tables and a model")
+    unpacking.add_argument("results", type=Path)
+    unpacking.add_argument("--to", type=Path, required=True)
+    unpacking.set_defaults(call=unpack)
+    options = parser.parse_args()
+    options.call(options)
+
+
+if __name__ == "__main__":
+    main()
