@@ -22,7 +22,7 @@ HOMES = {
     "boto3": (),
     "pickle": (),
 }
-PULL = ["cluster.pull", "cluster.run_folder", "cluster.model_card", "cluster.origin", "tuning.choice"]
+PULL = ["cluster.pull", "cluster.run_folder", "cluster.runs", "cluster.model_card", "cluster.origin", "tuning.choice"]
 
 
 def name_of(path: Path) -> str:
