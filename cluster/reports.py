@@ -19,7 +19,6 @@ from cluster.event_file import EventFile
 from storage.object_store import ObjectStore
 
 NEWEST = "metrics.jsonl"
-_LINES_OF_A_FILE = 2000
 
 
 class Reports:
@@ -29,8 +28,8 @@ class Reports:
     nothing of a checkpointed step is lost.
     """
 
-    def __init__(self, store: ObjectStore, attempt: Attempt) -> None:
-        self._store, self._attempt = store, attempt
+    def __init__(self, store: ObjectStore, attempt: Attempt, lines_of_a_file: int = 2000) -> None:
+        self._store, self._attempt, self._most_lines = store, attempt, lines_of_a_file
         found = first_and_last(store)
         self._first_began = found[0].began if found else attempt.began
         self._lines = read_lines(store)
@@ -58,7 +57,7 @@ class Reports:
         self._thread.shutdown()
 
     def _write(self, record: Mapping[str, float]) -> None:
-        if len(self._lines) >= _LINES_OF_A_FILE:
+        if len(self._lines) >= self._most_lines:
             number = len(self._store.list("metrics")) + 1
             self._store.write(f"metrics/{number:04d}.jsonl", _joined(self._lines))
             self._lines.clear()
