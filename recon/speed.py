@@ -8,7 +8,6 @@ from statistics import fmean
 
 import torch
 
-from recon.flops import flops_per_step
 from recon.peak_flops import peak_of
 from recon.recipe import Recipe
 from recon.step_clock import STEP_PHASES, StepClock
@@ -65,6 +64,8 @@ class Speed:
         figures["training_seconds"] = self.training_seconds
         if self._worker.rank == 0 and self.training_seconds - self._began_at > _COUNT_AFTER:
             if self._flops is None:
+                from recon.flops import flops_per_step  # not before: a start is waited for
+
                 self._flops = flops_per_step(self._recipe)
             figures["flops_per_second"] = self._flops / figures["step_seconds"]
             if self._peak:
