@@ -16,6 +16,7 @@ from typing import Literal
 import yaml
 
 from cluster.attempts import first_and_last
+from cluster.lease import Lease, Owner, newest
 from cluster.reports import last_report
 from cluster.run_folder import RunFolder
 from recon.metrics import HIGHER_IS_BETTER
@@ -24,7 +25,7 @@ from storage.object_store import ObjectStore
 from storage.parallel import run_in_threads
 
 State = Literal["new", "running", "stopped", "failed", "finished"]
-_SILENCE = 120.0  # seconds without a report after which nothing seems to run any more
+_RENEWALS_MISSED = 2  # times to live without a renewal: clocks of two machines may differ a little
 _THREADS = 8
 
 
@@ -32,9 +33,8 @@ _THREADS = 8
 class RunSummary:
     """One row; times in seconds since 1970. What is not known yet is None.
 
-    `state`: finished: the result is there; failed: the reason is there; running: the last sign of life (a report, or
-    the beginning of an attempt) is younger than two minutes or three times the last interval between reports; else
-    stopped.
+    `state`: finished: the result is there; failed: the reason is there; running: a process holds the run's lease and
+    renews it; else stopped.
     `new`: claimed, but no worker has begun. `best`: of all whole checkpoints, by `metric`.
     """
 
@@ -88,7 +88,7 @@ def summarise(run: RunFolder, now: float | None = None) -> RunSummary:
     elif attempts is None:
         state = "new"
     else:
-        state = "running" if _is_alive(attempts[1].began, report, time.time() if now is None else now) else "stopped"
+        state = "running" if _is_held(newest(run.store), time.time() if now is None else now) else "stopped"
     report = report or {}
     return RunSummary(
         name=run.url.rstrip("/").split("/")[-1],
@@ -143,11 +143,11 @@ def _if_run(url: str, now: float | None) -> RunSummary | None:
     return summarise(run, now) if run.store.exists("config.yaml") else None
 
 
-def _is_alive(began: float, report: dict[str, float] | None, now: float) -> bool:
-    """Clocks of several machines are compared: they are taken to agree within the silence that is allowed."""
-    if report is None or report["time"] < began:
-        return now - began < 5 * _SILENCE  # starting: the first report may take long
-    return now - report["time"] < max(_SILENCE, 3 * report["seconds"])
+def _is_held(lease: Lease | None, now: float) -> bool:
+    """Whether somebody drives the run: a process of this machine is looked up, of others the last renewal counts."""
+    if lease is None or lease.released or lease.owner.is_alive(Owner.this_process()) is False:
+        return False
+    return now - lease.renewed < _RENEWALS_MISSED * lease.time_to_live
 
 
 def _ago(seconds: float) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from cluster.attempts import Attempt
+from cluster.lease import Lease, Owner
 from cluster.reports import Reports
 from cluster.run_folder import RunFolder
 from cluster.runs import find_runs, table_lines, to_json
@@ -21,6 +25,9 @@ FIGURES = {
     "seconds": 30.0,
     "training_seconds": 40.0,
 }
+
+NOW = 1_800_000_000.0
+ELSEWHERE = Owner(host="another", system="another", pid=1, began=0.0)
 
 
 def make_run(url: str, num_steps: int = 100) -> RunFolder:
@@ -36,11 +43,18 @@ def begin(run: RunFolder, *steps: int, began: float = 0.0, at: int = 0) -> None:
     reports.close()
 
 
+def hold(run: RunFolder, **changes: Any) -> None:
+    lease = Lease(1, Owner.this_process(), began=NOW - 1000, renewed=NOW - 10, time_to_live=60.0)
+    lease = dataclasses.replace(lease, **changes)
+    run.store.write(lease.path, lease.to_bytes())
+
+
 @pytest.fixture
 def output(tmp_path: Path) -> str:
     url = str(tmp_path / "output")
     make_run(f"{url}/runs/a-new")
     begin(make_run(f"{url}/runs/b-going"), 10, 20)
+    hold(make_run(f"{url}/runs/b-going"), renewed=time.time())
     add_checkpoint(make_run(f"{url}/runs/b-going"), tmp_path, 20, {"val/psnr": 31.25})
     diverged = make_run(f"{url}/runs/c-failed")
     begin(diverged, 10)
@@ -67,14 +81,21 @@ def test_states(output: str) -> None:
     assert (done.step, done.restarts, done.slices_per_second) == (100, 1, 12.3)
 
 
-def test_silence_is_what_tells_a_stopped_run(output: str) -> None:
-    going = find_runs(f"{output}/runs/b-going")[0]
-    assert going.last_report is not None
-    later = going.last_report + 3 * FIGURES["seconds"] + 60
-    assert [run.state for run in find_runs(f"{output}/runs/b-going", now=later)] == ["stopped"]
-    begin(RunFolder(f"{output}/runs/b-going"), began=later, at=20)
-    assert [run.state for run in find_runs(f"{output}/runs/b-going", now=later + 200)] == ["running"], "it is starting"
-    assert [run.state for run in find_runs(f"{output}/runs/b-going", now=later + 700)] == ["stopped"]
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({}, "running"),
+        ({"owner": ELSEWHERE}, "running"),
+        ({"owner": ELSEWHERE, "renewed": NOW - 3 * 60}, "stopped"),
+        ({"owner": dataclasses.replace(ELSEWHERE, host=Owner.this_process().host)}, "running"),
+        ({"owner": dataclasses.replace(Owner.this_process(), pid=2**22 + 1)}, "stopped"),
+        ({"released": True}, "stopped"),
+    ],
+)
+def test_the_lease_tells_a_running_run_from_a_stopped_one(output: str, changes: dict[str, Any], state: str) -> None:
+    run = RunFolder(f"{output}/runs/b-going")
+    hold(run, **changes)
+    assert [run.state for run in find_runs(run.url, now=NOW)] == [state]
 
 
 def test_runs_are_found_from_above_and_from_within(output: str) -> None:
