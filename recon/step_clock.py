@@ -58,7 +58,7 @@ class StepClock:
         self._calls: list[tuple[Any, Any]] = []
 
     def enter(self, phase: Phase, step: int) -> None:
-        """From now on it is `phase`, on the way to generator step `step`."""
+        """From now on it is `phase`; `step` generator steps are done."""
         self._marks.append((phase, self.mark()))
         self._progress(step, phase)
 
