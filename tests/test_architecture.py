@@ -16,6 +16,7 @@ SOURCES = [ROOT / "larmor.py", *sorted(path for package in ORDER[:-1] for path i
 HOMES = {
     "ray": ("cluster/", "tuning/"),
     "deepspeed": ("recon/engine.py",),
+    "tensorboardX": ("cluster/event_file.py",),
     "zarr": ("storage/",),
     "s3fs": ("storage/",),
     "botocore": ("storage/",),
