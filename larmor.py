@@ -261,8 +261,9 @@ def train(
 ) -> None:
     """Train, or go on with a training: the same command again resumes it exactly where it stopped."""
     from cluster.console import console, describe_row, training_progress
-    from cluster.follow import Follower, new_history
+    from cluster.follow import Follower
     from cluster.ray_train import train_on_ray
+    from cluster.reports import new_reports
     from cluster.run import check, check_local, claimed, finish, train_locally
     from cluster.run_folder import RunFolder
     from tuning.space import describe_value
@@ -285,7 +286,7 @@ def train(
             contextlib.nullcontext() if local else _cluster(config, address),
             claimed(config, run, overwrite, console.print),
         ):
-            with training_progress(config.training.num_steps) as show, Follower(new_history(run), show):
+            with training_progress(config.training.num_steps) as show, Follower(new_reports(run.store), show):
                 if local:
                     train_locally(config, run, device, console.print)
                 else:
@@ -389,6 +390,20 @@ def stop(job: Job, address: Dashboard) -> None:
 
     for line in describe(Jobs(address).stop(job)):
         typer.echo(line)
+
+
+@app.command("runs")
+def list_runs(
+    url: Annotated[str, typer.Argument(help="Where runs are: an output_url, a sweep, or one run.")] = "s3://larmor",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """List runs: state, step, best validation, speed, goodput (steps that count / all the time), restarts."""
+    from cluster.console import console
+    from cluster.runs import find_runs, table_lines, to_json
+
+    found = find_runs(url)
+    for line in [to_json(found)] if as_json else table_lines(found):
+        console.print(line, markup=False)
 
 
 @app.command()

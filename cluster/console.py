@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(highlight=False, soft_wrap=True)
+TIME_SHARES = ("compute", "communication", "data", "validation", "checkpoint", "report")
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -29,7 +30,7 @@ def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
 
 @contextlib.contextmanager
 def training_progress(num_steps: int) -> Iterator[Callable[[Mapping[str, float]], None]]:
-    """A callback that takes history rows: a bar with the newest losses, and a line at each validation."""
+    """A callback that takes reports: a bar with the newest losses, a line at each validation (a log: each report)."""
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -42,23 +43,35 @@ def training_progress(num_steps: int) -> Iterator[Callable[[Mapping[str, float]]
         task = bars.add_task("training", total=num_steps, figures="starting the workers")
 
         def show(row: Mapping[str, float]) -> None:
-            step = int(row["step"])
-            bars.update(task, completed=step, figures=_losses(row, " · "))
-            if "val/psnr" in row or ("slices_per_second" in row and not console.is_terminal):
+            speed = f" · {row['slices_per_second']:.1f} slices/s" if "slices_per_second" in row else ""
+            bars.update(task, completed=int(row["step"]), figures=f"{_losses(row, ' · ')}{speed}")
+            if "val/psnr" in row or not console.is_terminal:
                 console.print(describe_row(row, num_steps))
 
         yield show
 
 
 def describe_row(row: Mapping[str, float], num_steps: int) -> str:
-    """One line about one step."""
-    text = f"step {int(row['step']):>6}/{num_steps}  {_losses(row, '  ')}"
-    if "slices_per_second" in row:
-        text += f"  {row['slices_per_second']:.1f} slices/s  {row['bytes_per_second'] / 1e6:.1f} MB/s"
-        text += f"  waiting for data {row['waiting_share']:.0%}"
+    """One line about a report: losses, speed, what held the training up, the validation."""
+    parts = [f"step {int(row['step']):>6}/{num_steps}", _losses(row, "  ")]
     if "val/psnr" in row:
-        text += f"  validation: PSNR {row['val/psnr']:.2f} dB, SSIM {row['val/ssim']:.4f} (preset paper)"
-    return text
+        parts.append(f"validation: PSNR {row['val/psnr']:.2f} dB, SSIM {row['val/ssim']:.4f} (preset paper)")
+    if "slices_per_second" in row:
+        parts.append(f"{row['slices_per_second']:.1f} slices/s")
+    if "compute_share" in row:
+        parts.append(f"time: {_shares(row)}")
+    if "mfu" in row:
+        parts.append(f"MFU {row['mfu']:.0%}")
+    if "goodput" in row:
+        parts.append(f"goodput {row['goodput']:.0%}")
+    return "  ".join(parts)
+
+
+def _shares(row: Mapping[str, float]) -> str:
+    """Where the time since the last report went, largest first; what is below one per cent is left out."""
+    shares = {name: row[f"{name}_share"] for name in TIME_SHARES if row[f"{name}_share"] >= 0.005}
+    largest_first = sorted(shares.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {share:.0%}" for name, share in largest_first)
 
 
 def _losses(row: Mapping[str, float], between: str) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from cluster.run_folder import RunFolder
 from storage.errors import InputError
 
 Records = Sequence[Mapping[str, Any]]
@@ -44,16 +43,3 @@ class Follower:
                 self._show(record)
             if ending:
                 return
-
-
-def new_history(run: RunFolder) -> Callable[[], Records]:
-    """A function that returns the history rows of `run` that it has not returned before."""
-    last_step = 0
-
-    def fetch() -> Records:
-        nonlocal last_step
-        rows = run.history(after=last_step)
-        last_step = int(rows[-1]["step"]) if rows else last_step
-        return rows
-
-    return fetch

@@ -15,8 +15,10 @@ import torch
 import torch.distributed
 
 from cluster.agreement import Agreement
+from cluster.attempts import Attempt
 from cluster.heartbeat import Progress
 from cluster.lease import LeaseLost
+from cluster.reports import Reports
 from cluster.run_folder import Checkpoint, DamagedCheckpoint, RunFolder, checkpoint_folder
 from cluster.scratch import Scratch
 from cluster.stopping import StopRequest
@@ -61,6 +63,8 @@ class LocalWorker:
         )
         self._scratch = Scratch()
         self._upload: Upload | None = None
+        self._began = time.time()
+        self._reports: Reports | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -75,6 +79,8 @@ class LocalWorker:
                 self._end_upload(error)
         finally:
             self._scratch.remove()
+            if self._reports:
+                self._reports.close()
 
     def progress(self, step: int, phase: str) -> None:
         self.place.at(step, phase)
@@ -97,8 +103,11 @@ class LocalWorker:
         torch.distributed.all_gather_object(values, value)
         return values
 
+    def begin(self, step: int) -> None:
+        self._on_rank_0(lambda: self._begin_attempt(step))
+
     def report(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> None:
-        self._on_rank_0(lambda: self._run.write_history(step, history))
+        self._on_rank_0(lambda: self._publish(step, metrics, history))
 
     def save(self, step: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:
         """Blocks while the files are written to a local folder, and before that while the last ones are uploaded.
@@ -158,6 +167,15 @@ class LocalWorker:
                 "back from a copy, or pass --overwrite to begin anew"
             )
         return False
+
+    def _begin_attempt(self, step: int) -> None:
+        attempt = Attempt.begin(self._run.store, self.world_size, step, self._began)
+        self._reports = Reports(self._run.store, attempt)
+
+    def _publish(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> None:
+        self._run.write_history(step, history)
+        assert self._reports is not None, "begin comes first"
+        self._reports.add(step, metrics)
 
     def _published(self) -> list[Checkpoint]:
         self._run.check_lease()

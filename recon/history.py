@@ -1,11 +1,9 @@
-"""What a training reports: the loss terms of its steps, its speed, and what stops it when they are not finite."""
+"""What a training reports: the loss terms of its steps, and what stops it when they are not finite."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,10 +11,10 @@ from torch import Tensor
 
 from recon.recipe import Recipe
 from recon.samples import Sample
+from recon.speed import Speed
 from recon.worker import Worker
 from storage.dataset import SplitInfo
 from storage.errors import InputError
-from storage.loader import Loader
 
 
 class TrainingDiverged(InputError):
@@ -29,14 +27,12 @@ class TrainingDiverged(InputError):
 class History:
     """Collects the loss terms of each step and reports their means over micro-batches and ranks."""
 
-    def __init__(self, worker: Worker, loader: Loader, recipe: Recipe, info: SplitInfo, slices_per_step: int) -> None:
+    def __init__(self, worker: Worker, recipe: Recipe, info: SplitInfo, speed: Speed) -> None:
         self.metrics: dict[str, float] = {}
         self.validated: dict[str, float] = {}
-        self._worker, self._loader, self._slices_per_step = worker, loader, slices_per_step
-        self._recipe, self._info = recipe, info
+        self._worker, self._recipe, self._info, self._speed = worker, recipe, info, speed
         self._inputs: list[tuple[np.ndarray, Tensor]] = []
         self._rows: list[tuple[int, dict[str, Tensor]]] = []
-        self._began, self._waited, self._bytes = time.perf_counter(), 0.0, 0
 
     def add(
         self,
@@ -55,18 +51,13 @@ class History:
         """Validation metrics that belong to the newest step."""
         self.validated = metrics
 
-    @contextlib.contextmanager
-    def clock_stopped(self) -> Iterator[None]:
-        """Time in here does not count as training time."""
-        began = time.perf_counter()
-        yield
-        self._began += time.perf_counter() - began
-
     def flush(self) -> None:
         """Report the rows since the last flush. Raises `TrainingDiverged` at a loss that is not finite."""
+        self._speed.enter_report(self._rows[-1][0])
         names = sorted(self._rows[0][1])
         local = torch.stack([torch.stack([row[name].float() for name in names]) for _, row in self._rows]).cpu()
-        mean = torch.stack(self._worker.gather(local)).mean(dim=0)
+        parts = self._worker.gather((local, self._speed.lap()))
+        mean = torch.stack([losses for losses, _ in parts]).mean(dim=0)
         history: list[dict[str, float]] = [
             {"step": step, **dict(zip(names, values.tolist(), strict=True))}
             for (step, _), values in zip(self._rows, mean, strict=True)
@@ -75,16 +66,10 @@ class History:
         for row in history:
             self._check(row)
         self._inputs.clear()
-        now, waited = time.perf_counter(), self._loader.seconds_waiting
-        elapsed = max(now - self._began, 1e-9)
-        num_bytes = self._loader.counts.bytes_read
-        history[-1] |= self.validated | {
-            "slices_per_second": len(history) * self._slices_per_step / elapsed,
-            "bytes_per_second": (num_bytes - self._bytes) / elapsed,
-            "waiting_share": (waited - self._waited) / elapsed,
-        }
-        self._began, self._waited, self._bytes, self.validated = now, waited, num_bytes, {}
-        self.metrics = {name: value for name, value in history[-1].items() if name != "step"}
+        history[-1] |= self.validated
+        figures = self._speed.figures([lap for _, lap in parts], len(history))
+        self.metrics = {name: value for name, value in history[-1].items() if name != "step"} | figures
+        self.validated = {}
         self._worker.report(int(history[-1]["step"]), self.metrics, history)
 
     def _check(self, row: dict[str, float]) -> None:

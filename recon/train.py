@@ -11,12 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recon.augment import augment
+from recon.communication import listening
 from recon.feed import feed, page_locked
 from recon.gan import Gan
 from recon.history import History
 from recon.metrics import HIGHER_IS_BETTER
 from recon.recipe import Recipe, TrainingConfig
 from recon.samples import prepare
+from recon.speed import Speed
+from recon.step_clock import StepClock, timeline
 from recon.validate import validate
 from recon.worker import Worker
 from storage.config import open_loader, open_reader
@@ -34,8 +37,10 @@ def train(recipe: Recipe, worker: Worker) -> bool:
     do not fit or hold values that are not finite.
     """
     config = recipe.training
-    gan = Gan(recipe, worker.device, worker.rank, worker.world_size)
+    clock = StepClock(timeline(worker.device), worker.progress)
     with contextlib.ExitStack() as resources:
+        resources.enter_context(listening(clock))
+        gan = Gan(recipe, worker.device, worker.rank, worker.world_size)
         train_reader, validation_reader = (
             resources.enter_context(contextlib.closing(open_reader(recipe.data, split, patient=True)))
             for split in (recipe.data.train_split, recipe.data.validation_split)
@@ -45,24 +50,27 @@ def train(recipe: Recipe, worker: Worker) -> bool:
 
         state = TrainingState(gan, worker, EarlyStop(config))
         worker.restore(state.load)
+        worker.begin(state.step)
         batches = loader.batches(state.step * gan.critic_steps, end=config.num_steps * gan.critic_steps)
         fed = feed(resources.enter_context(contextlib.closing(batches)), worker.device)
         change = partial(augment, config=recipe.augment, seed=recipe.seed) if recipe.augment.enabled else None
-        log = History(worker, loader, recipe, train_reader.info, config.global_batch_size * gan.critic_steps)
+        num_slices = config.global_batch_size * gan.critic_steps
+        speed = Speed(recipe, worker, loader, clock, num_slices, state.training_seconds)
+        log = History(worker, recipe, train_reader.info, speed)
 
         stopping = False
         while not (ended := state.step >= config.num_steps or state.early_stop.reached) and not stopping:
             gan.set_learning_rates(state.step)
             for _ in range(gan.critic_steps):
-                worker.progress(state.step, "data")
+                clock.enter("data", state.step)
                 samples = [
                     prepare(next(fed), recipe.data.crop, recipe.mask, worker.device, change, recipe.signal)
                     for _ in range(config.gradient_accumulation)
                 ]
-                worker.progress(state.step, "critic")
+                clock.enter("critic", state.step)
                 critic_terms = gan.train_critic(samples, state.global_batches) if gan.critic else []
                 state.global_batches += 1
-            worker.progress(state.step, "generator")
+            clock.enter("generator", state.step)
             terms = gan.train_generator(samples)
             state.step += 1
             log.add(state.step, terms, critic_terms, samples)
@@ -71,16 +79,16 @@ def train(recipe: Recipe, worker: Worker) -> bool:
             last = state.step == config.num_steps
             checkpoint = last or state.step % config.checkpoint_every == 0
             if checkpoint or state.step % config.validate_every == 0:
-                with log.clock_stopped():
-                    log.validation(validate(gan.best_generator, validation_reader, recipe, worker, state.step))
+                clock.enter("validation", state.step)
+                log.validation(validate(gan.best_generator, validation_reader, recipe, worker, state.step))
                 state.early_stop.add(log.validated)
                 checkpoint = checkpoint or state.early_stop.reached
             if log.validated or stopping or state.step % config.log_every == 0:
                 log.flush()
+                state.training_seconds = speed.training_seconds
             if checkpoint or stopping:  # the notice is short: no validation for its sake
-                worker.progress(state.step, "checkpoint")
-                with log.clock_stopped():
-                    worker.save(state.step, log.metrics, state.save)
+                clock.enter("checkpoint", state.step)
+                worker.save(state.step, log.metrics, state.save)
         return ended
 
 
@@ -111,6 +119,7 @@ class TrainingState:
     def __init__(self, gan: Gan, worker: Worker, early_stop: EarlyStop) -> None:
         self.gan, self.worker, self.early_stop = gan, worker, early_stop
         self.step = 0
+        self.training_seconds = 0.0
         self.global_batches = 0
 
     def save(self, folder: Path) -> None:
@@ -125,6 +134,7 @@ class TrainingState:
                 "critic_steps": self.global_batches if self.gan.critic else 0,
                 "global_batches": self.global_batches,
                 "world_size": self.worker.world_size,
+                "training_seconds": self.training_seconds,
                 "best": self.early_stop.best,
                 "validations_in_vain": self.early_stop.in_vain,
             }
@@ -141,4 +151,5 @@ class TrainingState:
         rank = self.worker.rank % counters["world_size"]
         torch.set_rng_state(torch.load(folder / f"random-rank-{rank:04d}.pt", weights_only=True))
         self.step, self.global_batches = counters["step"], counters["global_batches"]
+        self.training_seconds = counters.get("training_seconds", 0.0)
         self.early_stop.best, self.early_stop.in_vain = counters["best"], counters["validations_in_vain"]

@@ -20,10 +20,14 @@ class Worker(Protocol):
         """The values of all ranks, in rank order, on every rank."""
         ...
 
+    def begin(self, step: int) -> None:
+        """Training goes on from `step`; called once, after `restore`."""
+        ...
+
     def progress(self, step: int, phase: str) -> None:
         """The rank works on `phase` of the step after `step`. Cheap; whoever waits long without a call hangs.
 
-        Phases, in the order of a step: data, critic, generator, validation, checkpoint.
+        Phases, in the order of a step: data, critic, generator, validation, report, checkpoint.
         """
         ...
 

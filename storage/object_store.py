@@ -173,6 +173,15 @@ class ObjectStore:
 
         return self._persist(path, attempt) or (is_s3 and self._persist(path, is_ours))
 
+    def folders(self, prefix: str = "") -> list[str]:
+        """Paths of the folders right below `prefix`, sorted; none if nothing is there."""
+        try:
+            found = self._persist(prefix, lambda: self.filesystem.ls(self.full_path(prefix), detail=True))
+        except FileNotFoundError:
+            return []
+        skip = len(self._root) + 1
+        return sorted(item["name"].rstrip("/")[skip:] for item in found if item["type"] == "directory")
+
     def list(self, prefix: str = "") -> dict[str, int]:
         """Path and size in bytes of every object below `prefix`, sorted by path."""
         found = self._persist(prefix, lambda: self.filesystem.find(self.full_path(prefix), detail=True))

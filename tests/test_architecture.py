@@ -16,13 +16,14 @@ SOURCES = [ROOT / "larmor.py", *sorted(path for package in ORDER[:-1] for path i
 HOMES = {
     "ray": ("cluster/", "tuning/"),
     "deepspeed": ("recon/engine.py",),
+    "tensorboardX": ("cluster/event_file.py",),
     "zarr": ("storage/",),
     "s3fs": ("storage/",),
     "botocore": ("storage/",),
     "boto3": (),
     "pickle": (),
 }
-PULL = ["cluster.pull", "cluster.run_folder", "cluster.model_card", "cluster.origin", "tuning.choice"]
+PULL = ["cluster.pull", "cluster.run_folder", "cluster.runs", "cluster.model_card", "cluster.origin", "tuning.choice"]
 
 
 def name_of(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -90,6 +91,11 @@ def test_resumed_training_equals_uninterrupted_one(experiment: Experiment, backe
     assert {k: v for k, v in final[0].metrics.items() if k.startswith("val/")} == {
         k: v for k, v in final[1].metrics.items() if k.startswith("val/")
     }
+    reports = [json.loads(line) for line in broken.store.read("metrics.jsonl").splitlines()]
+    assert [(report["attempt"], report["step"]) for report in reports] == [(1, 2), (1, 3), (2, 4), (2, 6), (2, 7)]
+    counted = [report["training_seconds"] for report in reports]
+    assert counted == sorted(counted), "time goes on from the checkpoint's"
+    assert all(0 < report["goodput"] < 1 and report["communication_share"] < 1 for report in reports)
 
 
 def test_other_seed_gives_other_losses(experiment: Experiment) -> None:
