@@ -2,8 +2,8 @@
 
     python -m benchmarks.agreement [--ranks 2] [--step-seconds 0.1]
 
-Ranks on this machine, over gloo. Each step computes for `--step-seconds` with the exchange beside it, as in training, then
-the same is timed with an exchange that is waited for. Prints the median share of a step that voting takes.
+Ranks on this machine, over gloo. Each step computes for `--step-seconds` with the exchange beside it, as in training;
+then the same is timed with an exchange that is waited for. Prints the median share of a step that voting takes.
 """
 
 from __future__ import annotations
