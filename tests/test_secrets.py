@@ -37,7 +37,7 @@ def test_a_training_its_model_and_its_report_hold_no_secret(
     commands = (
         ("train", *tiny(name, tiny_heads, OUTPUT, *SCHEDULE, "cluster.num_workers=2", "training.zero_stage=1")),
         ("pull", url, "--to", str(tmp_path / "out" / "model")),
-        ("report", "--run", url, "--to", str(tmp_path / "out" / "report.html")),
+        ("report", url, "--to", str(tmp_path / "out" / "report.html")),
     )
     texts = {}
     for arguments in commands:
