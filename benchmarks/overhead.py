@@ -124,7 +124,7 @@ def bare_process(address: str, overrides: list[str], blocks: int, num_steps: int
 def larmor_worker(address: str) -> Any:
     """What Ray Train runs in the worker: Larmor's own, whose reports give the turn to the bare loop."""
 
-    def loop(config: dict[str, Any]) -> None:
+    def loop(config: dict[str, Any]) -> Any:
         import time
         from multiprocessing.connection import Client
 
@@ -150,7 +150,7 @@ def larmor_worker(address: str) -> Any:
                 self.began = time.perf_counter()
 
         ray_train.RayWorker = InTurns  # type: ignore[misc]
-        ray_train.train_loop_per_worker(config)
+        return ray_train.train_loop_per_worker(config)
 
     return loop
 
