@@ -490,7 +490,9 @@ def evaluate(
 
     models = named([load_model(folder, device) for folder in model_dirs])
     cells = table_cells(models, method or [], [parse_size(text) for text in size or []], mask or [], ratio or [])
-    reader = open_reader(DataConfig(url=url, memory_cache_bytes=0, disk_cache_bytes=0), split)
+    with_maps = any(cell.physics.signal.needs_maps for cell in cells)
+    data = DataConfig(url=url, memory_cache_bytes=0, disk_cache_bytes=0)
+    reader = open_reader(data, split, with_maps=with_maps)
     rules, tissues = check_preset(preset), SegmentationConfig() if segmentation else None
     results = []
     with progress_bar() as bar:
