@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -440,22 +441,39 @@ def pull(
 @app.command()
 def reconstruct(
     model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.")],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A NIfTI volume, or k-space as .npy.")],
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="Scans as for `larmor convert`, or a data set made by it.")
+    ],
     to: Annotated[Path, typer.Option(help="Folder for the images.")],
+    split: Annotated[str | None, typer.Option(help="Of a data set: train, validation or test (default).")] = None,
+    undersample: Annotated[
+        bool, typer.Option("--undersample", help="Measured k-space is whole: undersample it with the model's mask.")
+    ] = False,
+    skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Bad scans do not make it fail.")] = False,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Reconstruct a volume (undersampled on the fly) or undersampled k-space; NIfTI or npy, and a PNG."""
+    """Reconstruct images (undersampled on the fly) or measured k-space, of any size; NIfTI or npy, and a PNG."""
     from cluster.console import console, progress_bar
     from recon.model import load_model
-    from recon.reconstruct import reconstruct_file
+    from recon.reconstruct import check_places, describe_speed, reconstruct_scans
+    from recon.scans import open_scans
 
     model = load_model(model_dir, device)
-    with progress_bar() as show:
-        written, seconds = reconstruct_file(model, source, to, batch_size, lambda d, n: show("reconstructing", d, n))
-    for path in written:
+    check_places(source, to)
+    with progress_bar() as show, open_scans(source, model.physics, split, undersample) as scans:
+        began = time.perf_counter()
+        reports = reconstruct_scans(model, scans, to, batch_size, show)
+        seconds = time.perf_counter() - began
+    bad = [report for report in reports if report.problem]
+    for path in (path for report in reports for path in report.files):
         console.print(str(path))
-    console.print(f"{seconds * 1000:.1f} ms per slice for the generator on {device}")
+    if len(bad) < len(reports):
+        console.print(describe_speed(reports, seconds, device))
+    if bad and (not skip_invalid or len(bad) == len(reports)):
+        raise InputError("\n".join(report.problem for report in bad))
+    for report in bad:
+        console.print(f"left out: {report.problem}", markup=False)
 
 
 @app.command()

@@ -71,7 +71,7 @@ class SliceReader:
     ) -> None:
         options = options or ReadOptions()
         self.info, self.maps = info, maps
-        self.counts = maps.counts if maps else ReadCounts()
+        self.counts: ReadCounts = maps.counts if maps else ReadCounts()
         self.block_of = blocks_of(self.info, options.block_bytes)
         self._store, self._kind, self._indexes = store, kind, ShardIndexes(store, self.info, kind)
         self._max_bytes = max(options.block_bytes, 2**20)

@@ -103,7 +103,7 @@ def test_a_slices_sample_does_not_depend_on_its_batch() -> None:
 
 def test_coils_without_maps_are_refused() -> None:
     kspace, _ = coil_scan(2, 1, *SIZE)
-    with pytest.raises(InputError, match="2 coils needs their sensitivity maps; convert .* --sensitivity-maps"):
+    with pytest.raises(InputError, match=r"2 coils needs their sensitivity maps; convert .* --sensitivity-maps"):
         prepare(Batch.of(kspace, np.array([(0, 0)])), SIZE, MASK, CPU, signal=SENSE)
     one, _ = coil_scan(1, 1, *SIZE)
     assert prepare(Batch.of(one, np.array([(0, 0)])), SIZE, MASK, CPU, signal=SENSE).maps is None
