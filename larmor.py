@@ -477,6 +477,29 @@ def reconstruct(
 
 
 @app.command()
+def export(
+    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.")],
+    to: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for torch.export.")],
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the images; default: as it was trained.")] = None,
+    dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="Let height and width vary.")] = False,
+    coils: Annotated[int, typer.Option(min=1, help="Coils of the k-space, for models that see them.")] = 1,
+    overwrite: Overwrite = False,
+) -> None:
+    """A model for other programs: ONNX or torch.export, checked against the model to 1e-4 before it is there."""
+    from cluster.console import console
+    from recon.export import ExportConfig, describe_export, export_model
+    from recon.methods import parse_size
+    from recon.model import load_model
+
+    if to.exists() and not overwrite:
+        raise InputError(f"{to}: exists already; pass --overwrite or choose another --to")
+    model = load_model(model_dir)
+    wanted = parse_size(size) if size else model.physics.crop
+    for line in describe_export(export_model(model, to, ExportConfig(wanted, dynamic_size, coils))):
+        console.print(line, markup=False)
+
+
+@app.command()
 def evaluate(
     model_dirs: Annotated[list[Path], typer.Argument(metavar="MODEL_DIR...", help="Made by `larmor pull`.")],
     url: Annotated[str, typer.Argument(metavar="DATASET_URL", help="A data set made by `larmor convert`.")],

@@ -129,7 +129,9 @@ def test_training_with_maps_learns_and_every_method_stands_in_the_table(coils_ur
     generator = build_generator(experiment.generator, experiment.signal.channels).eval()
     generator.load_state_dict(load_file(Path(run.url, last.folder, "generator.safetensors")))
     physics = Physics(experiment.data.crop, experiment.mask, experiment.signal)
-    (cell,) = table_cells({"unet": Model(generator, physics, experiment, {}, Path("model"))}, ["wavelet", "total_variation"])
+    (cell,) = table_cells(
+        {"unet": Model(generator, physics, experiment, {}, Path("model"))}, ["wavelet", "total_variation"]
+    )
     with contextlib.closing(open_reader(DataConfig(url=coils_url), "validation", with_maps=True)) as reader:
         result = evaluate(cell.methods, cell.physics, reader, "paper", 4, lambda *_: None)
     means = {method: result.mean(method) for method in result.methods}
