@@ -122,7 +122,7 @@ def test_training_with_maps_learns_and_every_method_stands_in_the_table(coils_ur
     overrides = ["signal.mode=complex", "system=unet", "training.num_steps=100", "training.validate_every=100"]
     experiment = tiny(coils_url, "generator.data_consistency=soft", *overrides)
     run = trained(experiment, run_in(tmp_path))
-    losses = [row["loss"] for row in rows(run)]
+    losses = [row["loss"] for row in run.history()]
     assert np.mean(losses[-20:]) < 0.7 * np.mean(losses[:5])
     last = run.latest()
     assert last is not None
