@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -440,22 +441,62 @@ def pull(
 @app.command()
 def reconstruct(
     model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.")],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A NIfTI volume, or k-space as .npy.")],
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="Scans as for `larmor convert`, or a data set made by it.")
+    ],
     to: Annotated[Path, typer.Option(help="Folder for the images.")],
+    split: Annotated[str | None, typer.Option(help="Of a data set: train, validation or test (default).")] = None,
+    undersample: Annotated[
+        bool, typer.Option("--undersample", help="Measured k-space is whole: undersample it with the model's mask.")
+    ] = False,
+    skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Bad scans do not make it fail.")] = False,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Reconstruct a volume (undersampled on the fly) or undersampled k-space; NIfTI or npy, and a PNG."""
+    """Reconstruct images (undersampled on the fly) or measured k-space, of any size; NIfTI or npy, and a PNG."""
     from cluster.console import console, progress_bar
     from recon.model import load_model
-    from recon.reconstruct import reconstruct_file
+    from recon.reconstruct import check_places, describe_speed, reconstruct_scans
+    from recon.scans import open_scans
 
     model = load_model(model_dir, device)
-    with progress_bar() as show:
-        written, seconds = reconstruct_file(model, source, to, batch_size, lambda d, n: show("reconstructing", d, n))
-    for path in written:
+    check_places(source, to)
+    with progress_bar() as show, open_scans(source, model.physics, split, undersample) as scans:
+        began = time.perf_counter()
+        reports = reconstruct_scans(model, scans, to, batch_size, show)
+        seconds = time.perf_counter() - began
+    bad = [report for report in reports if report.problem]
+    for path in (path for report in reports for path in report.files):
         console.print(str(path))
-    console.print(f"{seconds * 1000:.1f} ms per slice for the generator on {device}")
+    if len(bad) < len(reports):
+        console.print(describe_speed(reports, seconds, device))
+    if bad and (not skip_invalid or len(bad) == len(reports)):
+        raise InputError("\n".join(report.problem for report in bad))
+    for report in bad:
+        console.print(f"left out: {report.problem}", markup=False)
+
+
+@app.command()
+def export(
+    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.")],
+    to: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for torch.export.")],
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the images; default: as it was trained.")] = None,
+    dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="Let height and width vary.")] = False,
+    coils: Annotated[int, typer.Option(min=1, help="Coils of the k-space, for models that see them.")] = 1,
+    overwrite: Overwrite = False,
+) -> None:
+    """A model for other programs: ONNX or torch.export, checked against the model to 1e-4 before it is there."""
+    from cluster.console import console
+    from recon.export import ExportConfig, describe_export, export_model
+    from recon.methods import parse_size
+    from recon.model import load_model
+
+    if to.exists() and not overwrite:
+        raise InputError(f"{to}: exists already; pass --overwrite or choose another --to")
+    model = load_model(model_dir)
+    wanted = parse_size(size) if size else model.physics.crop
+    for line in describe_export(export_model(model, to, ExportConfig(wanted, dynamic_size, coils))):
+        console.print(line, markup=False)
 
 
 @app.command()
@@ -490,7 +531,9 @@ def evaluate(
 
     models = named([load_model(folder, device) for folder in model_dirs])
     cells = table_cells(models, method or [], [parse_size(text) for text in size or []], mask or [], ratio or [])
-    reader = open_reader(DataConfig(url=url, memory_cache_bytes=0, disk_cache_bytes=0), split)
+    with_maps = any(cell.physics.signal.needs_maps for cell in cells)
+    data = DataConfig(url=url, memory_cache_bytes=0, disk_cache_bytes=0)
+    reader = open_reader(data, split, with_maps=with_maps)
     rules, tissues = check_preset(preset), SegmentationConfig() if segmentation else None
     results = []
     with progress_bar() as bar:

@@ -27,6 +27,7 @@ class DaganGenerator(nn.Module):
 
     def __init__(self, width: int, channels: int, norm: Norm) -> None:
         super().__init__()
+        self.multiple = _SMALLEST  # of which height and width are made
         self._clip = channels == 1
         encoder: list[nn.Module] = []
         before = channels
@@ -48,7 +49,7 @@ class DaganGenerator(nn.Module):
         _published_start(self)
 
     def forward(self, zero_filled: Tensor, *_measurement: Tensor | None) -> Tensor:
-        hidden, (height, width) = pad_to_multiple(zero_filled, _SMALLEST)
+        hidden, (height, width) = pad_to_multiple(zero_filled, self.multiple)
         features: list[Tensor] = []
         for down in self.encoder:
             hidden = down(hidden)

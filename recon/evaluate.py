@@ -14,11 +14,13 @@ from recon.figures import Example
 from recon.inference import ZERO_FILLED, Method, Physics, Reconstructed, reconstruct_split
 from recon.metrics import METRICS, Preset, slice_metrics, volume_metrics
 from recon.segmentation import Segmentation, SegmentationConfig, dice_per_class, segment
+from recon.segmentation_figure import SegmentationExample, SegmentedImage
 from storage.dataset import SplitInfo
 from storage.errors import InputError
 from storage.reader import SliceReader
 
 DICE = "dice"
+_TARGET = ""  # no method has that name
 _MOST_PICTURED = 8  # volumes in the figure, which matplotlib cannot draw at any height
 _RESAMPLES = 2000
 Progress = Callable[[int, int], None]
@@ -39,7 +41,8 @@ class Row:
 class Evaluation:
     """One cell of a table, that is one size, mask and ratio: all rows under one preset, and a few examples.
 
-    `subject_of` gives the subject of each volume. With segmentation the volumes have `dice` beside `METRICS`.
+    `subject_of` gives the subject of each volume. With segmentation the volumes have `dice` beside `METRICS`, and
+    `segmented` shows some slices with their classes.
     """
 
     physics: Physics
@@ -49,6 +52,7 @@ class Evaluation:
     volumes: Sequence[Row]
     examples: Sequence[Example]
     subject_of: Mapping[str, str]
+    segmented: Sequence[SegmentationExample] = ()
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
@@ -123,6 +127,7 @@ def evaluate(
     slices: list[Row] = []
     volumes: list[Row] = []
     examples = []
+    segmented = []
     subjects = {}
     done = 0
     for volume in info.volumes:
@@ -142,8 +147,14 @@ def evaluate(
                     images = {name: batch.images[name][place] for name in names}
                     title = f"{volume}, slice {int(info.index[index])}"
                     examples.append(Example(title, batch.target[place], images))
-        volumes += _volume_rows(volume, names, batches, preset, slices, segmentation)
-    return Evaluation(physics, preset, names, slices, volumes, examples, subjects)
+        segmentations = _segmentations(names, batches, segmentation) if segmentation else {}
+        volumes += _volume_rows(volume, names, batches, preset, slices, segmentations)
+        if segmentations:
+            segmented += [
+                _segmented(f"{volume}, slice {int(info.index[index])}", chosen.index(index), batches, segmentations)
+                for index in sorted(shown)
+            ]
+    return Evaluation(physics, preset, names, slices, volumes, examples, subjects, segmented)
 
 
 def _slice_rows(batch: Reconstructed, volume: str) -> Iterator[Row]:
@@ -159,24 +170,45 @@ def _volume_rows(
     batches: Sequence[Reconstructed],
     preset: Preset,
     slices: Sequence[Row],
-    segmentation: SegmentationConfig | None,
+    segmentations: Mapping[str, Segmentation],
 ) -> Iterator[Row]:
     target, scale = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("target", "scale"))
-    original = segment(target, segmentation, scale) if segmentation else None
     for method in methods:
         rows = [row for row in slices if row.volume == volume and row.method == method]
-        found = np.concatenate([batch.images[method] for batch in batches])
         if preset == "paper":
             metrics = {name: float(np.mean([row.metrics[name] for row in rows])) for name in METRICS}
         else:
+            found = np.concatenate([batch.images[method] for batch in batches])
             metrics = volume_metrics(_intensities(target, scale), _intensities(found, scale))
-        if segmentation and original:
-            metrics[DICE] = _dice(original, segment(found, segmentation, scale))
+        if segmentations:
+            metrics[DICE] = dice_per_class(segmentations[_TARGET], segmentations[method])["mean"]
         yield Row(volume, None, method, metrics, float(np.mean([row.seconds for row in rows])))
 
 
-def _dice(original: Segmentation, found: Segmentation) -> float:
-    return dice_per_class(original, found)["mean"]
+def _segmentations(
+    methods: Sequence[str], batches: Sequence[Reconstructed], config: SegmentationConfig
+) -> dict[str, Segmentation]:
+    """That of the target and of each method's images, of a whole volume."""
+    scale = np.concatenate([batch.scale for batch in batches])
+    found = {_TARGET: segment(np.concatenate([batch.target for batch in batches]), config, scale)}
+    for method in methods:
+        found[method] = segment(np.concatenate([batch.images[method] for batch in batches]), config, scale)
+    return found
+
+
+def _segmented(
+    title: str, place: int, batches: Sequence[Reconstructed], segmentations: Mapping[str, Segmentation]
+) -> SegmentationExample:
+    """Slice `place` of a volume, for the figure."""
+    sizes = np.cumsum([0, *(len(batch.indices) for batch in batches)])
+    number = int(np.searchsorted(sizes, place, side="right")) - 1
+    batch, row = batches[number], place - int(sizes[number])
+    images = {_TARGET: batch.target[row], **{name: images[row] for name, images in batch.images.items()}}
+    original, *others = (
+        SegmentedImage(name.replace("_", "-") or title, images[name], found.one_slice(place))
+        for name, found in segmentations.items()
+    )
+    return SegmentationExample(original, others)
 
 
 def _intensities(images: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -13,16 +13,32 @@ from storage.loader import Allocate, Batch
 
 
 @dataclass(frozen=True)
-class DeviceBatch:
-    """A `Batch` on the device: for each shape k-space (n, coil, height, width) complex64 and rows (n,)."""
+class DeviceGroup:
+    """A `SliceGroup` on the device: k-space (n, coil, height, width) complex64, rows (n,), maps as k-space or None."""
 
-    groups: tuple[tuple[Tensor, np.ndarray], ...]
+    kspace: Tensor
+    rows: np.ndarray
+    maps: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class DeviceBatch:
+    """A `Batch` on the device."""
+
+    groups: tuple[DeviceGroup, ...]
     samples: np.ndarray
 
 
 def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
     """Copy a batch; from page-locked memory without waiting for the copy."""
-    groups = ((torch.from_numpy(group.kspace).to(device, non_blocking=True), group.rows) for group in batch.groups)
+
+    def copied(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    groups = (
+        DeviceGroup(copied(group.kspace), group.rows, None if group.maps is None else copied(group.maps))
+        for group in batch.groups
+    )
     return DeviceBatch(tuple(groups), batch.samples)
 
 
@@ -51,8 +67,8 @@ def feed(batches: Iterator[Batch], device: torch.device) -> Iterator[DeviceBatch
         if ahead is not None:
             yield ahead
         torch.cuda.current_stream(device).wait_stream(stream)
-        for kspace, _ in moved.groups:
-            kspace.record_stream(torch.cuda.current_stream(device))
+        for tensor in (tensor for group in moved.groups for tensor in (group.kspace, group.maps) if tensor is not None):
+            tensor.record_stream(torch.cuda.current_stream(device))
         ahead = moved
     if ahead is not None:
         yield ahead

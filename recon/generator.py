@@ -40,6 +40,7 @@ class ResNet50Generator(nn.Module):
     def __init__(self, config: GeneratorConfig, channels: int = 1) -> None:
         super().__init__()
         self.subbands = config.subbands == "wavelet"
+        self.multiple = 64 if self.subbands else 32  # of which height and width are made
         image_channels = 4 * channels if self.subbands else channels
         width, norm = config.width, config.norm
         self.detail = _conv_block(image_channels, width, norm)
@@ -55,7 +56,7 @@ class ResNet50Generator(nn.Module):
         nn.init.zeros_(torch.as_tensor(self.last.bias))
 
     def forward(self, zero_filled: Tensor, *_measurement: Tensor | None) -> Tensor:
-        image, (height, width) = pad_to_multiple(zero_filled, 64 if self.subbands else 32)
+        image, (height, width) = pad_to_multiple(zero_filled, self.multiple)
         bands = haar_split(image) if self.subbands else image
         features = [self.detail(bands), *self.trunk(bands)]
         hidden = features.pop()

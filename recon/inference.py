@@ -68,7 +68,7 @@ def reconstruct_split(
     """Undersample and reconstruct the slices `indices` of a split, in order, `batch_size` at a time."""
     for first in range(0, len(indices), batch_size):
         chosen = tuple(int(index) for index in indices[first : first + batch_size])
-        batch = Batch.gather(reader.read(chosen), np.array([(0, index) for index in chosen]))
+        batch = Batch.read(reader, np.array([(0, index) for index in chosen]))
         sample = prepare(batch, physics.crop, physics.mask, device, signal=physics.signal)
         yield reconstruct_sample(methods, sample, chosen)
 

@@ -1,9 +1,12 @@
-"""Reconstruct a file: a volume (undersampled on the fly) or measured k-space."""
+"""Reconstruct scans into files: slice by slice, in bounded memory, each scan's files whole or not at all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,169 +14,179 @@ import torch
 from torch import Tensor
 
 from recon.figures import contact_sheet
-from recon.fourier import fft2c, ifft2c
 from recon.inference import ZERO_FILLED, Reconstructed, network_method, reconstruct_sample
+from recon.measured import measured_sample
 from recon.model import Model
-from recon.samples import Sample, centre_crop, denormalize, magnitude, normalize, prepare
-from recon.sense import complex_to_channels
+from recon.samples import denormalize, prepare
+from recon.scans import Scan, Slices
 from storage.errors import InputError
-from storage.formats import nifti
 from storage.loader import Batch
-from storage.volumes import Volume, coronal_slices, image_to_kspace, slice_affine
+from storage.store_errors import StoreAway
 
 _MODEL = "model"
+_PICTURED = 8  # slices on the contact sheet
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Reconstruction:
-    """`images` and `zero_filled` (slice, height, width) float32 in the intensities of the source; `target`
-    where it is known; `seconds_per_slice` of the generator alone."""
+class ScanReport:
+    """What became of a scan: its `files`, or the `problem` because of which there are none.
 
-    images: np.ndarray
-    zero_filled: np.ndarray
-    target: np.ndarray | None
-    seconds_per_slice: float
-
-
-def reconstruct_volume(
-    model: Model, volume: Volume, batch_size: int, progress: Callable[[int, int], None]
-) -> tuple[Reconstruction, np.ndarray]:
-    """Every coronal slice of a volume, undersampled with the model's mask and reconstructed.
-
-    Returns also the affine (4, 4) of the result as written by `write_nifti`.
+    `generator_seconds` is the time of the generator alone, for all `num_slices`.
     """
-    matrix = _fitting_matrix(model.physics.crop)
-    slices = coronal_slices(volume, matrix, min_foreground=0.0)
-    device = next(model.generator.parameters()).device
-    methods = {_MODEL: network_method(model.generator)}
-    results: list[Reconstructed] = []
-    for first in range(0, len(slices), batch_size):
-        part = slices[first : first + batch_size]
-        kspace = np.stack([image_to_kspace(item.image)[None] for item in part])
-        samples = np.array([(0, item.index) for item in part])
-        sample = prepare(
-            Batch.of(kspace, samples), model.physics.crop, model.physics.mask, device, signal=model.physics.signal
-        )
-        results.append(reconstruct_sample(methods, sample, tuple(item.index for item in part)))
-        progress(first + len(part), len(slices))
-    return _collect(results, with_target=True), slice_affine(volume, model.physics.crop)
+
+    name: str
+    files: tuple[Path, ...] = ()
+    num_slices: int = 0
+    generator_seconds: float = 0.0
+    problem: str = ""
 
 
-def reconstruct_kspace(
-    model: Model, kspace: np.ndarray, batch_size: int, progress: Callable[[int, int], None]
-) -> Reconstruction:
-    """Measured k-space (slice, [coil,] height, width) complex, zero where nothing was measured, centre at [n // 2].
+def reconstruct_scans(
+    model: Model, scans: Sequence[Scan], folder: Path, batch_size: int, progress: Progress = lambda *_: None
+) -> list[ScanReport]:
+    """Reconstruct every scan into `folder`: `NAME-reconstruction.nii.gz` for volumes of images, else `.npy` (slice,
+    height, width) float32, in the source's intensities, and a PNG. A bad scan does not stop the others.
 
-    The input is brought to [0, 1] by the minimum and maximum of its own zero-filled image, since those of
-    the target are not known. Raises `InputError` if shape, type or values do not fit.
+    Memory: two batches of slices beside what the scan's format holds. Raises `StoreAway` if a store is gone, and
+    `OSError` if the files cannot be written.
     """
-    if not np.iscomplexobj(kspace) or kspace.ndim not in (3, 4):
-        raise InputError(
-            f"k-space of shape {kspace.shape} and type {kspace.dtype}: expected complex (slice, [coil,] height, width)"
-        )
-    if kspace.size == 0:
-        raise InputError(f"k-space of shape {kspace.shape} holds nothing to reconstruct")
-    if not np.isfinite(kspace).all():
-        raise InputError("the k-space holds values that are not finite (NaN or infinite)")
-    kspace = kspace[:, None] if kspace.ndim == 3 else kspace
-    device = next(model.generator.parameters()).device
-    methods = {_MODEL: network_method(model.generator)}
-    results = []
-    for first in range(0, len(kspace), batch_size):
-        measured = torch.from_numpy(np.ascontiguousarray(kspace[first : first + batch_size], np.complex64)).to(device)
-        sample = _measured_sample(measured, model, np.arange(first, first + len(measured)))
-        results.append(reconstruct_sample(methods, sample, tuple(range(first, first + len(measured)))))
-        progress(first + len(measured), len(kspace))
-    return _collect(results, with_target=False)
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    reports = []
+    for number, scan in enumerate(scans, start=1):
+        try:
+            with scan.open() as slices:
+                reports.append(_reconstruct(model, scan.name, slices, folder, batch_size, partial(progress, "slices")))
+        except StoreAway:
+            raise  # the scan may be good
+        except InputError as error:
+            named = scan.name in str(error)
+            reports.append(ScanReport(scan.name, problem=str(error) if named else f"{scan.name}: {error}"))
+        progress("scans", number, len(scans))
+    if is_new and not any(report.files for report in reports):
+        folder.rmdir()
+    return reports
 
 
-def _measured_sample(measured: Tensor, model: Model, indices: np.ndarray) -> Sample:
-    """k-space (batch, coil, height, width) complex64 as a sample without a target.
-
-    A model with data consistency, or for complex images, works on the measured points themselves: there the matrix
-    stays as it is and there can be but one coil. Others see the magnitude, cropped to what they were trained on.
-    """
-    samples = np.stack([np.zeros_like(indices), indices], axis=1)
-    mask = (measured != 0).any(dim=1, keepdim=True)
-    signal, size = model.physics.signal, model.physics.crop
-    exact = model.recipe.generator.data_consistency != "none" or signal.channels == 2
-    if exact and measured.shape[1] > 1:
-        raise InputError(
-            f"k-space of {measured.shape[1]} coils: this model puts measured points back and takes one coil; combine "
-            "the coils first, or use a model with generator.data_consistency=none"
-        )
-    if signal.channels == 2:
-        high = ifft2c(measured).abs().amax(dim=(1, 2, 3))
-        scale = torch.stack([torch.zeros_like(high), high], dim=1)
-        kspace = measured / high.clamp_min(torch.finfo(high.dtype).tiny).view(-1, 1, 1, 1)
-        zero_filled = complex_to_channels(ifft2c(kspace))
-        return Sample(zero_filled, zero_filled, kspace, mask, scale, samples)
-    image = magnitude(measured)
-    zero_filled, scale = normalize(image if exact else centre_crop(image, size))
-    low, high = (scale[:, side].view(-1, 1, 1, 1) for side in (0, 1))
-    span = torch.where(high > low, high - low, 1)
-    kspace = (measured - low * fft2c(torch.ones_like(image))) / span * mask
-    return Sample(zero_filled, zero_filled, kspace, mask, scale, samples)
+def check_places(source: str, folder: Path) -> None:
+    """Raises `InputError` if the results would lie among the scans, where the next call would find them."""
+    place = Path(source).expanduser()
+    if place.is_dir() and folder.resolve().is_relative_to(place.resolve()):
+        raise InputError(f"--to {folder}: lies in {source}, whose scans are read; choose a folder outside it")
 
 
-def _collect(results: Sequence[Reconstructed], with_target: bool) -> Reconstruction:
-    def intensities(images: Callable[[Reconstructed], np.ndarray]) -> np.ndarray:
-        parts = [denormalize(torch.from_numpy(images(r))[:, None], torch.from_numpy(r.scale))[:, 0] for r in results]
-        return torch.cat(parts).numpy()
-
-    return Reconstruction(
-        images=intensities(lambda r: r.images[_MODEL]),
-        zero_filled=intensities(lambda r: r.images[ZERO_FILLED]),
-        target=intensities(lambda r: r.target) if with_target else None,
-        seconds_per_slice=sum(r.seconds[_MODEL] for r in results) / sum(len(r.indices) for r in results),
+def describe_speed(reports: Sequence[ScanReport], seconds: float, device: str) -> str:
+    """One line: the generator's time for a slice, and slices in a second with reading and writing."""
+    done = [report for report in reports if not report.problem]
+    slices = sum(report.num_slices for report in done)
+    each = sum(report.generator_seconds for report in done) / slices
+    return (
+        f"{slices} slices of {len(done)} scan(s): {each * 1000:.1f} ms per slice for the generator on {device}, "
+        f"{slices / seconds:.1f} slices/s with reading and writing"
     )
 
 
-def _fitting_matrix(crop: tuple[int, int]) -> tuple[int, int]:
-    """The matrix that training data had (256×256), or the crop where that is larger."""
-    return max(256, crop[0]), max(256, crop[1])
+def _reconstruct(
+    model: Model, name: str, slices: Slices, folder: Path, batch_size: int, progress: Callable[[int, int], None]
+) -> ScanReport:
+    if not slices.num_slices:
+        raise InputError(f"{name}: holds no slices to reconstruct")
+    results = _results(model, slices, batch_size)
+    with tempfile.TemporaryDirectory(prefix=".larmor-", dir=folder) as scratch:
+        images, pictures = Path(scratch, f"{name}-reconstruction.npy"), _Pictures(slices.num_slices)
+        seconds = _stream(results, images, slices.num_slices, pictures, progress)
+        files = [images]
+        if slices.affine is not None:
+            files = [images.with_suffix(".nii.gz")]
+            write_nifti(np.load(images, mmap_mode="r"), slices.affine, files[0])
+        files.append(images.with_suffix(".png"))
+        pictures.write(files[1])
+        written = tuple(file.replace(folder / file.name) for file in files)
+    return ScanReport(name, written, slices.num_slices, seconds)
+
+
+def _results(model: Model, slices: Slices, batch_size: int) -> Iterator[Reconstructed]:
+    device, physics = next(model.generator.parameters()).device, model.physics
+    methods = {_MODEL: network_method(model.generator)}
+    for batch in _read_ahead(slices, batch_size):
+        if slices.measured:
+            sample = measured_sample(batch, model, device)
+        else:
+            sample = prepare(batch, physics.crop, physics.mask, device, signal=physics.signal)
+        yield reconstruct_sample(methods, sample, tuple(range(len(batch.samples))))
+
+
+def _read_ahead(slices: Slices, batch_size: int) -> Iterator[Batch]:
+    """All slices in order; the next batch is read while one is reconstructed."""
+    ahead: Future[Batch] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="larmor-scan") as pool:
+        for first in range(0, slices.num_slices, batch_size):
+            places = range(first, min(first + batch_size, slices.num_slices))
+            reading = pool.submit(slices.read, places)
+            if ahead:
+                yield ahead.result()
+            ahead = reading
+        if ahead:
+            yield ahead.result()
+
+
+def _stream(
+    results: Iterator[Reconstructed],
+    path: Path,
+    num_slices: int,
+    pictures: _Pictures,
+    progress: Callable[[int, int], None],
+) -> float:
+    """Write the images as they come to the .npy file `path`; the generator's seconds."""
+    done, seconds = 0, 0.0
+    with path.open("wb") as file:
+        for result in results:
+            images, zero_filled = (_intensities(result, key) for key in (_MODEL, ZERO_FILLED))
+            if not done:
+                shape = (num_slices, *images.shape[1:])
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            # written, not mapped: a full disk is then an error and not a crash
+            file.write(np.ascontiguousarray(images, "<f4").data)
+            pictures.add(done, images, zero_filled)
+            done, seconds = done + len(images), seconds + result.seconds[_MODEL]
+            progress(done, num_slices)
+    assert done == num_slices
+    return seconds
+
+
+def _intensities(result: Reconstructed, key: str) -> np.ndarray:
+    images: Tensor = torch.from_numpy(result.images[key])[:, None]
+    return denormalize(images, torch.from_numpy(result.scale))[:, 0].numpy()
+
+
+@dataclass
+class _Pictures:
+    """A few evenly spaced slices for a contact sheet: zero-filled above, reconstructions below."""
+
+    num_slices: int
+    shown: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    def add(self, first: int, images: np.ndarray, zero_filled: np.ndarray) -> None:
+        places = np.linspace(0.15, 0.85, _PICTURED) * (self.num_slices - 1)
+        for place in set(places.round().astype(int).tolist()) & set(range(first, first + len(images))):
+            self.shown[place] = (zero_filled[place - first].copy(), images[place - first].copy())
+
+    def write(self, path: Path) -> None:
+        kinds = enumerate(("zero-filled", "reconstruction"))
+        shown = [
+            (self.shown[place][side], f"{kind}, slice {place}") for side, kind in kinds for place in sorted(self.shown)
+        ]
+        contact_sheet([image for image, _ in shown], [title for _, title in shown], len(self.shown), path)
 
 
 def write_nifti(images: np.ndarray, affine: np.ndarray, path: Path) -> None:
-    """Coronal images (slice, height, width) as a NIfTI volume (left→right, posterior→anterior, inferior→superior)."""
+    """Coronal images (slice, height, width) as a NIfTI volume (left→right, posterior→anterior, inferior→superior).
+
+    Images that are mapped from a file are written plane by plane.
+    """
     import nibabel
 
-    volume = np.ascontiguousarray(images[:, ::-1, ::-1].transpose(2, 0, 1))
-    nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32), affine), path)
-
-
-def reconstruct_file(
-    model: Model, source: Path, folder: Path, batch_size: int, progress: Callable[[int, int], None]
-) -> tuple[list[Path], float]:
-    """Reconstruct a NIfTI volume or `.npy` k-space into `folder`; return the files and seconds per slice.
-
-    Raises `InputError` for a source that is missing or of another kind; nothing is written then.
-    """
-    if not source.is_file():
-        raise InputError(f"{source}: no such file")
-    if source.name.endswith(nifti.SUFFIXES):
-        result, affine = reconstruct_volume(model, nifti.read_volume(source), batch_size, progress)
-        stem = nifti.subject_of(source)
-    elif source.suffix == ".npy":
-        try:
-            kspace = np.load(source, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise InputError(f"{source}: is not a .npy array ({error})") from error
-        if not isinstance(kspace, np.ndarray):
-            raise InputError(f"{source}: is an .npz archive; save the k-space alone with numpy.save")
-        result, affine, stem = reconstruct_kspace(model, kspace, batch_size, progress), None, source.stem
-    else:
-        raise InputError(f"{source}: expected a NIfTI volume ({', '.join(nifti.SUFFIXES)}) or k-space as .npy")
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / f"{stem}-reconstruction.npy" if affine is None else folder / f"{stem}-reconstruction.nii.gz"]
-    if affine is None:
-        np.save(written[0], result.images)
-    else:
-        write_nifti(result.images, affine, written[0])
-    places = np.linspace(0.15, 0.85, 8) * (len(result.images) - 1)
-    shown = sorted(set(places.round().astype(int).tolist()))
-    images = [images[place] for images in (result.zero_filled, result.images) for place in shown]
-    titles = [f"{kind}, slice {place}" for kind in ("zero-filled", "reconstruction") for place in shown]
-    written.append(folder / f"{stem}-reconstruction.png")
-    contact_sheet(images, titles, columns=len(shown), path=written[1])
-    return written, result.seconds_per_slice
+    volume = images[:, ::-1, ::-1].transpose(2, 0, 1)
+    nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32, copy=False), affine), path)

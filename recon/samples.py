@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recon.feed import DeviceBatch, to_device
+from recon.feed import DeviceBatch, DeviceGroup, to_device
 from recon.fourier import fft2c, ifft2c
 from recon.masks import MaskConfig, make_mask
-from recon.sense import complex_to_channels
+from recon.sense import complex_to_channels, sense_reduce
 from recon.signal import SignalConfig
 from storage.errors import InputError
 from storage.loader import Batch
@@ -117,49 +117,73 @@ def prepare(
 ) -> Sample:
     """Fit the images to `crop`, normalise them, undersample their k-space; all of it on `device`.
 
-    `augment` changes the images (n, coil, height, width) of the samples (n, 2) before they are cut. Reproducible
-    from (seeds, epoch, slice index) alone. Raises `InputError` for several coils where `signal` wants maps.
+    `augment` changes the images (n, coil, height, width) of the samples (n, 2), and their maps alike, before they are
+    cut. With maps the target is Σ conj(map) · coil image. Reproducible from (seeds, epoch, slice index) alone. Raises
+    `InputError` for several coils without maps where `signal` wants them.
     """
     moved = batch if isinstance(batch, DeviceBatch) else to_device(batch, device)
-    magnitudes = signal.mode == "magnitude"
-    parts = []
-    for kspace, rows in moved.groups:
-        image = magnitude(kspace) if magnitudes else ifft2c(kspace)
-        image = augment(image, moved.samples[rows]) if augment else image
+    magnitudes, sense = signal.mode == "magnitude", signal.needs_maps
+    parts, map_parts = [], []
+    for group in moved.groups:
+        image = magnitude(group.kspace) if magnitudes else ifft2c(group.kspace)
+        maps = _wanted_maps(group) if sense else None
+        if augment:
+            image, maps = _augmented(augment, image, maps, moved.samples[group.rows])
         parts.append(centre_fit(image, crop))
-    images = _in_order(parts, [rows for _, rows in moved.groups])
+        map_parts.append(None if maps is None else centre_fit(maps, crop))
+    rows = [group.rows for group in moved.groups]
+    images, maps = _in_order(parts, rows), _maps_in_order(map_parts, rows)
     measured = _masks(mask, crop, moved.samples).to(device)
     if magnitudes:
         target, scale = normalize(images)
         kspace = fft2c(target) * measured
         return Sample(target, ifft2c(kspace).abs(), kspace, measured, scale, moved.samples)
-    if signal.coils == "sense" and images.shape[1] > 1:
+    combined = sense_reduce(images, maps) if sense else root_sum_of_squares(images)
+    scale = _largest(combined.abs())
+    span = scale[:, 1].clamp_min(_TINY).view(-1, 1, 1, 1)
+    kspace = fft2c(images / span) * measured
+    if not sense:
+        return Sample(combined / span, root_sum_of_squares(ifft2c(kspace)), kspace, measured, scale, moved.samples)
+    target, zero_filled = combined / span, sense_reduce(ifft2c(kspace), maps)
+    return Sample(
+        complex_to_channels(target), complex_to_channels(zero_filled), kspace, measured, scale, moved.samples, maps
+    )
+
+
+def _wanted_maps(group: DeviceGroup) -> Tensor | None:
+    """The maps of a group; one coil needs none."""
+    coils = group.kspace.shape[1]
+    if group.maps is None and coils > 1:
         raise InputError(
-            f"signal.coils=sense with {images.shape[1]} coils needs sensitivity maps, which training does not read "
-            "yet; set signal.coils=rss"
+            f"signal.coils=sense with {coils} coils needs their sensitivity maps; convert the data with "
+            "--sensitivity-maps, or set signal.coils=rss"
         )
-    target, scale = (_complex_scale if signal.coils == "sense" else _magnitude_scale)(images)
-    kspace = fft2c(images / scale[:, 1].clamp_min(_TINY).view(-1, 1, 1, 1)) * measured
-    zero_filled = ifft2c(kspace)
-    zero_filled = complex_to_channels(zero_filled) if signal.coils == "sense" else root_sum_of_squares(zero_filled)
-    return Sample(target, zero_filled, kspace, measured, scale, moved.samples)
+    return group.maps
 
 
-def _complex_scale(images: Tensor) -> tuple[Tensor, Tensor]:
-    """(batch, 2, height, width) with largest magnitude 1, and its scale with 0 as minimum."""
-    scale = _largest(images.abs())
-    return complex_to_channels(images / scale[:, 1].clamp_min(_TINY).view(-1, 1, 1, 1)), scale
-
-
-def _magnitude_scale(images: Tensor) -> tuple[Tensor, Tensor]:
-    combined = root_sum_of_squares(images)
-    scale = _largest(combined)
-    return combined / scale[:, 1].clamp_min(_TINY).view(-1, 1, 1, 1), scale
+def _augmented(
+    augment: Augment, image: Tensor, maps: Tensor | None, samples: np.ndarray
+) -> tuple[Tensor, Tensor | None]:
+    """Coil images and maps moved alike, as if the coils moved with the head; interpolated maps are normalised anew."""
+    if maps is None:
+        return augment(image, samples), None
+    image, maps = augment(torch.cat([image, maps], dim=1), samples).chunk(2, dim=1)
+    norm = torch.linalg.vector_norm(maps, dim=1, keepdim=True)
+    # at the edge of the maps' support interpolation leaves faint ones: they say nothing of the coils any more
+    return image, torch.where(norm > 0.5, maps / norm.clamp_min(0.5), 0)
 
 
 def _largest(magnitudes: Tensor) -> Tensor:
+    """(batch, 2): 0 and the largest value of (batch, 1, height, width)."""
     high = magnitudes.amax(dim=(1, 2, 3))
     return torch.stack([torch.zeros_like(high), high], dim=1)
+
+
+def _maps_in_order(parts: list[Tensor | None], rows: list[np.ndarray]) -> Tensor | None:
+    """Coils that a slice does not have see nothing: their maps are 0, as their images are."""
+    found = [part for part in parts if part is not None]
+    assert len(found) in (0, len(parts)), "all slices come with maps or none"
+    return _in_order(found, rows) if found else None
 
 
 def _in_order(parts: list[Tensor], rows: list[np.ndarray]) -> Tensor:

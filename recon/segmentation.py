@@ -16,7 +16,7 @@ diagnosis.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -80,6 +80,12 @@ class Segmentation:
     classes: np.ndarray
     instances: np.ndarray
     regions: Sequence[Region]
+
+    def one_slice(self, index: int) -> Segmentation:
+        """That of one slice alone, which is then number 0."""
+        part = slice(index, index + 1)
+        regions = [replace(region, slice_index=0) for region in self.regions if region.slice_index == index]
+        return Segmentation(self.classes[part].copy(), self.instances[part].copy(), regions)
 
     def regions_of_interest(self, slice_index: int, instances: int = 3) -> list[Region]:
         """The brain of a slice and its largest instances; empty without brain."""

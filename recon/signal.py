@@ -23,7 +23,12 @@ class SignalConfig(BaseModel):
     @property
     def channels(self) -> int:
         """Channels of an image: real and imaginary part, or one."""
-        return 2 if self.mode == "complex" and self.coils == "sense" else 1
+        return 2 if self.needs_maps else 1
+
+    @property
+    def needs_maps(self) -> bool:
+        """Whether images of several coils are combined with their sensitivity maps."""
+        return self.mode == "complex" and self.coils == "sense"
 
     @property
     def measured(self) -> bool:

@@ -14,6 +14,7 @@ from recon.figures import comparison
 from recon.inference import ZERO_FILLED, Physics
 from recon.masks import describe_mask
 from recon.metrics import HIGHER_IS_BETTER, METRICS, PRESETS
+from recon.segmentation_figure import write_segmentation_figure
 from storage.dataset import SplitInfo
 
 # Tables I to VI: (size, ratio) → system → PSNR in dB and SSIM, on the paper's own heads and with its unnamed mask
@@ -160,8 +161,12 @@ def write_evaluation(
     write_tables(results, folder)
     cells, figures = [], []
     for result in results:
-        figures.append(f"comparison-{slug(result.physics)}.png")
-        comparison(result.examples, folder / figures[-1])
+        figure = f"comparison-{slug(result.physics)}.png"
+        comparison(result.examples, folder / figure)
+        figures.append(figure)
+        if result.segmented:
+            figures.append(f"segmentation-{slug(result.physics)}.png")
+            write_segmentation_figure(result.segmented, folder / figures[-1])
         cells.append(
             {
                 "label": result.label,
@@ -170,7 +175,7 @@ def write_evaluation(
                 "signal": result.physics.signal.model_dump(),
                 "mean": {method: result.mean(method) for method in result.methods},
                 "interval": {method: result.interval(method) for method in result.methods},
-                "figure": figures[-1],
+                "figure": figure,
             }
         )
     summary = {

@@ -42,7 +42,9 @@ def train(recipe: Recipe, worker: Worker) -> bool:
         resources.enter_context(listening(clock))
         gan = Gan(recipe, worker.device, worker.rank, worker.world_size)
         train_reader, validation_reader = (
-            resources.enter_context(contextlib.closing(open_reader(recipe.data, split, patient=True)))
+            resources.enter_context(
+                contextlib.closing(open_reader(recipe.data, split, patient=True, with_maps=recipe.signal.needs_maps))
+            )
             for split in (recipe.data.train_split, recipe.data.validation_split)
         )
         share = Share(worker.rank, worker.world_size, config.global_batch_size, config.gradient_accumulation)

@@ -18,6 +18,7 @@ class UNetGenerator(nn.Module):
         from monai.networks.nets.basic_unet import BasicUNet  # here: it takes seconds and half a gigabyte
 
         super().__init__()
+        self.multiple = 16  # of which height and width are made
         norms = {"group": {"num_groups": num_groups(width)}, "instance": {"affine": True}}
         self.network = BasicUNet(
             spatial_dims=2,
@@ -32,5 +33,5 @@ class UNetGenerator(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, zero_filled: Tensor, *_measurement: Tensor | None) -> Tensor:
-        image, (height, width) = pad_to_multiple(zero_filled, 16)
+        image, (height, width) = pad_to_multiple(zero_filled, self.multiple)
         return zero_filled + self.network(image)[..., :height, :width]

@@ -10,12 +10,12 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, Field
 
 from storage.cache import DiskCache
-from storage.dataset import read_split
+from storage.dataset import SplitInfo, read_split
 from storage.errors import InputError
 from storage.loader import Allocate, Loader, Share
 from storage.object_store import Client, ObjectStore
 from storage.order import SampleOrder, num_lanes
-from storage.reader import ReadOptions, SliceReader
+from storage.reader import ReadOptions, SliceReader, check_maps
 
 # the smallest image that every metric can rate: SSIM looks through a window of 7 pixels
 CropSize = Annotated[int, Field(ge=8)]
@@ -43,24 +43,37 @@ class DataConfig(BaseModel):
     disk_cache: str | None = Field(None, description="folder of the disk cache; null: the user's cache folder")
 
 
-def open_reader(config: DataConfig, split: str, patient: bool = False) -> SliceReader:
-    """A reader of one split of `config.url`. With `patient` a store that is away now is waited for as it is later."""
+def open_reader(config: DataConfig, split: str, patient: bool = False, with_maps: bool = False) -> SliceReader:
+    """A reader of one split of `config.url`. With `patient` a store that is away now is waited for as it is later.
+
+    `with_maps` opens the sensitivity maps too (`SliceReader.maps`; None if every slice has one coil), with half of
+    the memory for each. Raises `InputError` if the data set lacks them.
+    """
     store = ObjectStore(config.url, config.client)
     if not patient:
         store.check_access()
-    options = ReadOptions(config.read_threads, config.block_bytes, config.memory_cache_bytes)
     info = read_split(store, split)
-    cache = None
-    if config.disk_cache_bytes and config.url.startswith("s3://"):
-        folder = _cache_folder(config)
-        try:
-            cache = DiskCache(folder, config.disk_cache_bytes, info.identity, split)
-        except OSError as error:
-            raise InputError(
-                f"{folder}: cannot be used as disk cache ({error}); choose another folder with data.disk_cache, or set "
-                "data.disk_cache_bytes=0"
-            ) from error
-    return SliceReader(store, info, options, cache)
+    memory, maps = config.memory_cache_bytes, None
+    if with_maps and any(bucket.shape[0] > 1 for bucket in info.buckets):
+        check_maps(store, info)
+        memory //= 2
+        options = ReadOptions(config.read_threads, config.block_bytes, memory)
+        maps = SliceReader(store, info, options, _open_cache(config, info, f"{split}-maps"), "sensitivity_maps")
+    options = ReadOptions(config.read_threads, config.block_bytes, memory)
+    return SliceReader(store, info, options, _open_cache(config, info, split), maps=maps)
+
+
+def _open_cache(config: DataConfig, info: SplitInfo, part: str) -> DiskCache | None:
+    if not config.disk_cache_bytes or not config.url.startswith("s3://"):
+        return None
+    folder = _cache_folder(config)
+    try:
+        return DiskCache(folder, config.disk_cache_bytes, info.identity, part)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be used as disk cache ({error}); choose another folder with data.disk_cache, or set "
+            "data.disk_cache_bytes=0"
+        ) from error
 
 
 def open_loader(
@@ -68,7 +81,8 @@ def open_loader(
 ) -> Loader:
     """The batches of one rank in the order that `config` and `seed` give, the same for every world size."""
     largest = max(bucket.chunk_bytes for bucket in reader.info.buckets)
-    pool = max(1, config.shuffle_bytes // max(config.block_bytes, largest))
+    kinds = 2 if reader.maps else 1
+    pool = max(1, config.shuffle_bytes // (kinds * max(config.block_bytes, largest)))
     order = SampleOrder(reader.block_of, seed, pool, num_lanes(share.global_batch_size))
     return Loader(reader, order, share, config.read_ahead_bytes, allocate)
 

@@ -23,10 +23,14 @@ _ASSEMBLED = 2  # micro-batches copied together before they are asked for
 
 @dataclass(frozen=True)
 class SliceGroup:
-    """Slices of one shape: `kspace` (n, coil, height, width) complex64; `rows` (n,) are their places in the batch."""
+    """Slices of one shape: `kspace` (n, coil, height, width) complex64; `rows` (n,) are their places in the batch.
+
+    `maps` are the sensitivity maps, as `kspace`, if they were asked for.
+    """
 
     kspace: np.ndarray
     rows: np.ndarray
+    maps: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -37,26 +41,41 @@ class Batch:
     samples: np.ndarray
 
     @staticmethod
-    def of(kspace: np.ndarray, samples: np.ndarray) -> Batch:
+    def of(kspace: np.ndarray, samples: np.ndarray, maps: np.ndarray | None = None) -> Batch:
         """A batch of equally shaped slices (batch, coil, height, width)."""
-        return Batch((SliceGroup(kspace, np.arange(len(kspace))),), samples)
+        return Batch((SliceGroup(kspace, np.arange(len(kspace)), maps),), samples)
 
     @staticmethod
-    def gather(slices: Sequence[np.ndarray], samples: np.ndarray, allocate: Allocate | None = None) -> Batch:
-        """Copy slices (coil, height, width) of any shapes together, equal shapes into one array.
+    def gather(
+        slices: Sequence[np.ndarray],
+        samples: np.ndarray,
+        allocate: Allocate | None = None,
+        maps: Sequence[np.ndarray] | None = None,
+    ) -> Batch:
+        """Copy slices (coil, height, width) of any shapes together, equal shapes into one array; their maps likewise.
 
         `allocate` makes the complex64 arrays, in page-locked memory for a GPU, say.
         """
+
+        def together(items: Sequence[np.ndarray], rows: Sequence[int]) -> np.ndarray:
+            size = (len(rows), *items[rows[0]].shape)
+            array = allocate(size) if allocate else np.empty(size, np.complex64)
+            return np.stack([items[row] for row in rows], out=array)
+
         members: dict[tuple[int, ...], list[int]] = {}
         for row, item in enumerate(slices):
             members.setdefault(item.shape, []).append(row)
-        groups = []
-        for shape, rows in members.items():
-            size = (len(rows), *shape)
-            kspace = allocate(size) if allocate else np.empty(size, np.complex64)
-            np.stack([slices[row] for row in rows], out=kspace)
-            groups.append(SliceGroup(kspace, np.array(rows)))
+        groups = (
+            SliceGroup(together(slices, rows), np.array(rows), together(maps, rows) if maps else None)
+            for rows in members.values()
+        )
         return Batch(tuple(groups), samples)
+
+    @staticmethod
+    def read(reader: SliceReader, samples: np.ndarray) -> Batch:
+        """The slices of `samples` (batch, 2), read now, with their maps if the reader has a reader of them."""
+        indices = samples[:, 1].tolist()
+        return Batch.gather(reader.read(indices), samples, maps=reader.maps.read(indices) if reader.maps else None)
 
 
 @dataclass(frozen=True)
@@ -95,7 +114,7 @@ class Loader:
         self._reader, self._order, self._share = reader, order, share
         self._memory = Recycler(_IDLE_BYTES)
         self._allocate = allocate or self._recycled
-        largest = max(bucket.chunk_bytes for bucket in reader.info.buckets)
+        largest = (2 if reader.maps else 1) * max(bucket.chunk_bytes for bucket in reader.info.buckets)
         ahead = -(-read_ahead_bytes // (largest * share.micro_batch_size))
         epoch = -(-order.num_samples // (share.world_size * share.micro_batch_size))  # of few slices many fit
         self._num_ahead = max(_ASSEMBLED, min(ahead, epoch))
@@ -125,27 +144,30 @@ class Loader:
             finally:
                 for batch_under_way in assembled:
                     batch_under_way.cancel()
-                for source in (source for item in requested for source in item.sources):
+                for source in (source for item in requested for sources in item.sources for source in sources):
                     source.cancel()
 
     def _assemble(self, micro_batch: _MicroBatch) -> Batch:
         # popped, so that a slice is held only until the batch that uses it
-        slices = [
-            source.result().pop(int(index))
-            for source, index in zip(micro_batch.sources, micro_batch.samples[:, 1], strict=True)
+        slices, *maps = [
+            [source.result().pop(int(index)) for source, index in zip(sources, micro_batch.samples[:, 1], strict=True)]
+            for sources in zip(*micro_batch.sources, strict=True)
         ]
-        return Batch.gather(slices, micro_batch.samples, self._allocate)
+        return Batch.gather(slices, micro_batch.samples, self._allocate, maps[0] if maps else None)
 
     def _recycled(self, shape: tuple[int, ...]) -> np.ndarray:
         return self._memory.empty(8 * math.prod(shape)).view(np.complex64).reshape(shape)
 
 
+_Requests = tuple[Future[dict[int, np.ndarray]], ...]
+
+
 @dataclass(frozen=True)
 class _MicroBatch:
-    """`samples` (n, 2), and for each the request that brings it."""
+    """`samples` (n, 2), and for each the requests that bring its k-space and, if there are any, its maps."""
 
     samples: np.ndarray
-    sources: Sequence[Future[dict[int, np.ndarray]]]
+    sources: Sequence[_Requests]
 
 
 def _requests(reader: SliceReader, order: SampleOrder, share: Share, first_batch: int) -> Iterator[_MicroBatch]:
@@ -157,7 +179,8 @@ def _requests(reader: SliceReader, order: SampleOrder, share: Share, first_batch
     steps = share.world_size * np.arange(share.micro_batch_size, dtype=np.int64)
     epoch = -1
     wanted: dict[int, list[int]] = {}  # the slices of each piece that this epoch of the rank still needs
-    reading: dict[int, Future[dict[int, np.ndarray]]] = {}
+    reading: dict[int, _Requests] = {}
+    readers = (reader, reader.maps) if reader.maps else (reader,)
     while True:
         places = place + steps
         samples = order.samples(places)
@@ -168,7 +191,8 @@ def _requests(reader: SliceReader, order: SampleOrder, share: Share, first_batch
                 wanted = _by_piece(order, epoch, slice(here % order.num_samples, None, share.world_size))
             piece = int(order.pieces(epoch)[here % order.num_samples])
             if piece not in reading:
-                reading[piece] = reader.fetch(wanted.pop(piece))
+                slices = wanted.pop(piece)
+                reading[piece] = tuple(each.fetch(slices) for each in readers)
             sources.append(reading[piece])
         yield _MicroBatch(samples, sources)
         place += share.world_size * share.micro_batch_size

@@ -6,17 +6,19 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from storage.cache import DiskCache
-from storage.dataset import SplitInfo
+from storage.dataset import BucketInfo, SplitInfo
 from storage.errors import InputError
 from storage.object_store import ObjectStore
 from storage.order import blocks_of
 from storage.shards import ByteRange, ShardIndexes, decode_slice, plan_ranges
 from storage.store_errors import again_if_damaged
 
+Kind = Literal["kspace", "sensitivity_maps"]
 _MAX_GAP = 2**18  # bytes between two wanted slices that cost less than another request
 
 
@@ -49,6 +51,9 @@ class ReadCounts:
 class SliceReader:
     """k-space slices of one split, as (coil, height, width) complex64 arrays that must not be written to.
 
+    With `kind="sensitivity_maps"` the maps that are stored beside the k-space; 1 for slices of one coil. `maps`, the
+    reader of the maps that belong to this k-space, is for those who want both: a reader never looks at it.
+
     Slices that were read together are views of one answer, which stays in memory for the last of them.
 
     Slices are looked for in memory, then in `cache`, then read from the store by `num_threads` threads. Both
@@ -56,13 +61,19 @@ class SliceReader:
     """
 
     def __init__(
-        self, store: ObjectStore, info: SplitInfo, options: ReadOptions | None = None, cache: DiskCache | None = None
+        self,
+        store: ObjectStore,
+        info: SplitInfo,
+        options: ReadOptions | None = None,
+        cache: DiskCache | None = None,
+        kind: Kind = "kspace",
+        maps: SliceReader | None = None,
     ) -> None:
         options = options or ReadOptions()
-        self.info = info
-        self.counts = ReadCounts()
+        self.info, self.maps = info, maps
+        self.counts: ReadCounts = maps.counts if maps else ReadCounts()
         self.block_of = blocks_of(self.info, options.block_bytes)
-        self._store, self._indexes = store, ShardIndexes(store, self.info)
+        self._store, self._kind, self._indexes = store, kind, ShardIndexes(store, self.info, kind)
         self._max_bytes = max(options.block_bytes, 2**20)
         self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="larmor-read")
         self._memory: dict[int, np.ndarray] = {}
@@ -87,13 +98,17 @@ class SliceReader:
         return self._pool.submit(self._fetch, slices)
 
     def close(self) -> None:
-        """End the threads; requests under way are waited for."""
+        """End the threads, those of the maps too; requests under way are waited for."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self.maps:
+            self.maps.close()
 
     def _fetch(self, slices: Sequence[int]) -> dict[int, np.ndarray]:
         found: dict[int, np.ndarray] = {}
         for index in slices:
             kept = self._memory.get(index)
+            if kept is None and self._kind not in self.info.bucket_of(index).checksums:
+                kept = _one_coils_map(self.info.bucket_of(index))
             if kept is None and self._cache:
                 kept = self._cached(index)
             if kept is not None:
@@ -150,3 +165,19 @@ class SliceReader:
             if num_bytes <= self._room and self._memory.keys().isdisjoint(arrays):
                 self._memory.update(arrays)
                 self._room -= num_bytes
+
+
+def check_maps(store: ObjectStore, info: SplitInfo) -> None:
+    """Raises `InputError` if slices of several coils have no sensitivity maps beside them."""
+    for bucket in info.buckets:
+        if bucket.shape[0] > 1 and "sensitivity_maps" not in bucket.checksums:
+            raise InputError(
+                f"{store.url}: its split '{info.name}' has slices of {bucket.shape[0]} coils without sensitivity maps, "
+                "which signal.coils=sense needs; convert again with --sensitivity-maps, or set signal.coils=rss"
+            )
+
+
+def _one_coils_map(bucket: BucketInfo) -> np.ndarray:
+    """A view of a single number: what is not stored takes no memory either."""
+    assert bucket.shape[0] == 1, "maps of several coils are stored"
+    return np.broadcast_to(np.complex64(1), bucket.shape)

@@ -137,6 +137,10 @@ class VolumeSource:
         """The image of one slice."""
         return coronal_slice(self._open_volume, index, self._options.matrix, self._floor)
 
+    def affine(self, matrix: tuple[int, int]) -> np.ndarray:
+        """That of all slices cut to `matrix`, see `slice_affine`."""
+        return slice_affine(self._open_volume, matrix)
+
     def close(self) -> None:
         """Release the volume."""
         self._volume = None

@@ -19,6 +19,7 @@ from recon.recipe import Recipe
 from storage import dataset
 from storage.layout import SplitLayout, StoredVolume
 from storage.object_store import ObjectStore
+from storage.volumes import image_to_kspace
 
 torch.set_num_threads(1)  # small tensors gain nothing from more, and lose much where cores are few
 SHAPE = (1, 16, 12)
@@ -47,13 +48,20 @@ def stored_volume(
     )
 
 
-def write_layout(store: ObjectStore, layout: SplitLayout, volumes: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Store the k-space (slice, coil, height, width) of each volume of a layout; returns the split's entry."""
+def write_layout(
+    store: ObjectStore, layout: SplitLayout, volumes: Sequence[np.ndarray], maps: Sequence[np.ndarray] | None = None
+) -> dict[str, Any]:
+    """Store the k-space (slice, coil, height, width) of each volume of a layout; returns the split's entry.
+
+    `maps` are stored beside it, as `larmor convert` does for several coils only.
+    """
     checksums: dict[tuple[str, int], list[str]] = {}
     for plan in layout.shards():
-        rows = [volumes[number][layout.volumes[number].indices.index(index)] for number, index in plan.rows]
-        checksum = dataset.write_shard(store, layout.split, "kspace", plan, np.stack(rows))
-        checksums.setdefault(("kspace", plan.bucket.number), []).append(checksum)
+        arrays = {"kspace": volumes, **({"sensitivity_maps": maps} if maps and plan.bucket.shape[0] > 1 else {})}
+        for kind, values in arrays.items():
+            rows = [values[number][layout.volumes[number].indices.index(index)] for number, index in plan.rows]
+            checksum = dataset.write_shard(store, layout.split, kind, plan, np.stack(rows))
+            checksums.setdefault((kind, plan.bucket.number), []).append(checksum)
     return dataset.write_documents(store, layout, {key: tuple(value) for key, value in checksums.items()})
 
 
@@ -71,6 +79,39 @@ def write_split(store: ObjectStore, split: str, kspace: np.ndarray, subjects: in
 def write_dataset(store: ObjectStore, contents: Mapping[str, np.ndarray], subjects: int = 2) -> None:
     """A published data set with these splits."""
     splits = {split: write_split(store, split, kspace, subjects) for split, kspace in contents.items()}
+    dataset.publish(store, splits, [])
+
+
+def smooth_maps(coils: int, height: int, width: int) -> np.ndarray:
+    """(coil, height, width) complex64: coils around the image, Σ|maps|² = 1, the first real: of one coil 1."""
+    if coils == 1:
+        return np.ones((1, height, width), np.complex64)
+    rows, columns = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    angles = 2 * np.pi * np.arange(coils)[:, None, None] / coils
+    distance = (rows - np.cos(angles)) ** 2 + (columns - np.sin(angles)) ** 2
+    maps = np.exp(-0.6 * distance + 1j * (rows * np.sin(angles) + columns * np.cos(angles)))
+    maps = maps * np.exp(-1j * np.angle(maps[0])) / np.linalg.norm(maps, axis=0)
+    return maps.astype(np.complex64)
+
+
+def coil_scan(coils: int, num_slices: int, *size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(slice, coil, height, width) k-space and maps of a textured ellipsoid, as these coils would measure it."""
+    images = ellipsoid((size[0], num_slices + 4, size[1]), seed).transpose(1, 0, 2)[2:-2]
+    maps = np.broadcast_to(smooth_maps(coils, *size), (num_slices, coils, *size))
+    return image_to_kspace(maps * images[:, None]), np.ascontiguousarray(maps)
+
+
+def write_coil_splits(store: ObjectStore, scans: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]) -> None:
+    """A published data set of multi-coil scans (k-space, maps) in these splits, with the maps stored."""
+    splits = {}
+    for split, found in scans.items():
+        names = [f"{split}{number}" for number in range(len(found))]
+        records = [
+            stored_volume(name, name, kspace.shape[1:], len(kspace))
+            for name, (kspace, _) in zip(names, found, strict=True)
+        ]
+        layout = SplitLayout(split, tuple(records))
+        splits[split] = write_layout(store, layout, [kspace for kspace, _ in found], [maps for _, maps in found])
     dataset.publish(store, splits, [])
 
 

@@ -554,18 +554,34 @@ class TestModel:
     def test_input_of_the_wrong_kind(self, model: Path, heads: list[Path], refused: Refused, tmp_path: Path) -> None:
         (tmp_path / "words.npy").write_text("not an array")
         (tmp_path / "scan.dcm").write_text("something else")
-        np.save(tmp_path / "real.npy", np.zeros((3, 32, 32)))
+        (tmp_path / "empty").mkdir()
+        np.save(tmp_path / "line.npy", np.zeros(32))
         np.save(tmp_path / "small.npy", np.zeros((3, 16, 16), np.complex64))
         for source, parts in {
             "nothere.nii.gz": ("no such file",),
-            "heads": ("no such file",),
-            "scan.dcm": ("expected a NIfTI volume", ".npy"),
-            "words.npy": ("is not a .npy array",),
-            "real.npy": ("(3, 32, 32)", "float64", "expected complex"),
+            "empty": ("no volume in this folder", ".nii.gz"),
+            "scan.dcm": ("is no DICOM image", ".npy"),
+            "words.npy": ("is not a complete array of numbers",),
+            "line.npy": ("(32,)", "float64", "is expected"),
             "small.npy": ("32×32", "16×16"),
         }.items():
-            named = () if source in ("real.npy", "small.npy") else (source,)
+            named = (source.removesuffix(".npy"),)
             refused(("reconstruct", "model", source, "--to", "images"), *named, *parts)
+        refused(("reconstruct", "model", "heads", "--to", "heads/images"), "heads/images", "outside")
+        refused(
+            ("reconstruct", "model", "heads", "--to", "images", "--split", "test"), "--split test", "not a data set"
+        )
+
+    def test_a_bad_scan_among_others(self, model: Path, heads: list[Path], cli: Command, tmp_path: Path) -> None:
+        (tmp_path / "heads" / "bad.nii.gz").write_text("hello")
+        outcome = cli("reconstruct", "model", "heads", "--to", "images")
+        assert outcome.code == 1
+        check_message(outcome.err, "heads/bad.nii.gz", "is not what its name says")
+        assert len(list((tmp_path / "images").iterdir())) == 2 * len(heads), "the others are done"
+        outcome = cli("reconstruct", "model", "heads", "--to", "images", "--skip-invalid")
+        assert outcome.code == 0
+        assert "left out: heads/bad.nii.gz" in outcome.out
+        assert "ms per slice for the generator" in outcome.out
 
     def test_data_to_evaluate(self, model: Path, data: str, refused: Refused) -> None:
         refused(("evaluate", "model", "nodata"), "nodata", "no data set is there", "larmor convert")

@@ -21,7 +21,9 @@ SUFFIXES = (".npy", ".npz")
 
 
 @dataclass
-class _MagnitudeImages(MeasuredKspace):
+class MagnitudeImages(MeasuredKspace):
+    """k-space that was made from images, which is whole."""
+
     images: np.ndarray = field(kw_only=True)
 
     def kept_slices(self) -> Sequence[int]:
@@ -83,18 +85,22 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
     if is_kspace:
         return MeasuredKspace(path, read, len(stack), slice_shape, about={"content": "k-space"})
     about = {"content": "magnitude images"}
-    return _MagnitudeImages(path, read, len(stack), slice_shape, about=about, images=stack)
+    return MagnitudeImages(path, read, len(stack), slice_shape, about=about, images=stack)
 
 
 def _map(path: Path, named: Path) -> np.ndarray:
     """The array of the .npy file `path`, read when touched; errors name the file `named`."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise InputError(
             f"{named}: is not a complete array of numbers ({error}); truncated, or an array of objects? "
             "save it again with numpy.save"
         ) from error
+    if not isinstance(array, np.ndarray):  # np.load goes by the content
+        array.close()
+        raise InputError(f"{named}: is an .npz archive by another name; rename it, or save with numpy.save")
+    return array
 
 
 def _members(path: Path) -> dict[str, str]:

@@ -24,14 +24,14 @@ SUFFIXES = (".h5", ".hdf5")
 
 
 def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -> Source:
-    """The slices of one fastMRI file; `options` do not apply.
+    """The slices of one fastMRI file; of `options` only `undersampled` applies.
 
-    Raises `InputError` for a file that is not fastMRI, is truncated or holds undersampled k-space.
+    Raises `InputError` for a file that is not fastMRI, is truncated or, unless it may, holds undersampled k-space.
     """
     path = only_file(files)
     file = open_file(path)
     try:
-        return _source(path, file)
+        return _source(path, file, options.undersampled)
     except InputError:
         file.close()
         raise
@@ -51,11 +51,11 @@ def subject_key(path: Path) -> str | None:
         return _text(file.attrs.get("patient_id"))
 
 
-def _source(path: Path, file: h5py.File) -> Source:
+def _source(path: Path, file: h5py.File, undersampled: bool) -> Source:
     stored = file.get("kspace")
     if not isinstance(stored, h5py.Dataset):
         raise InputError(f"{path}: has no dataset 'kspace', only {', '.join(file) or 'nothing'}; is it fastMRI?")
-    if "mask" in file:
+    if "mask" in file and not undersampled:
         raise InputError(
             f"{path}: has a dataset 'mask', so its k-space is undersampled (a challenge or test file); no fully "
             "sampled target can be made from it, use the training or validation files"

@@ -39,7 +39,7 @@ class MeasuredKspace:
         for index in range(self.num_slices):
             kspace = self.kspace(index)
             if kspace.any():
-                self._check_lines(index, kspace)
+                self.check_lines(index, kspace)
                 kept.append(index)
         return kept
 
@@ -73,7 +73,7 @@ class MeasuredKspace:
     def close(self) -> None:
         self.release()
 
-    def _check_lines(self, index: int, kspace: np.ndarray) -> None:
+    def check_lines(self, index: int, kspace: np.ndarray) -> None:
         """Refuse k-space with empty lines between measured ones; empty margins are mere zero-filling."""
         for axis, lines in ((1, "rows"), (2, "columns")):
             filled = np.asarray(kspace.any(axis=(0, 3 - axis)))

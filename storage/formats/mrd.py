@@ -35,18 +35,18 @@ def list_parts(path: Path) -> list[str]:
 
 
 def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -> Source:
-    """The slices of one scan; `ref.part` chooses among those of `list_parts`. `options` do not apply.
+    """The slices of one scan; `ref.part` chooses among those of `list_parts`. Of `options` only `undersampled` applies.
 
     (height, width) is (readout, first phase encoding), with the readout's oversampling. Averages are
     averaged. With a second phase encoding (3-D) each stack is transformed to slices, as a whole.
 
-    Raises `InputError` for a file or a part that cannot be read, or k-space that is not Cartesian, complete
-    and free of reversed readouts.
+    Raises `InputError` for a file or a part that cannot be read, or k-space that is not Cartesian, complete (unless
+    it may be undersampled, in two dimensions) and free of reversed readouts.
     """
     path = only_file(files)
     file = open_file(path)
     try:
-        return _source(path, file, ref.part)
+        return _source(path, file, ref.part, options.undersampled)
     except InputError:
         file.close()
         raise
@@ -55,7 +55,7 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
         raise InputError(f"{path}: cannot be read ({error}); truncated? fetch it again") from error
 
 
-def _source(path: Path, file: h5py.File, part: str) -> Source:
+def _source(path: Path, file: h5py.File, part: str, undersampled: bool) -> Source:
     group = _group(path, file)
     parts = split_parts(read_lines(path, group["data"]))
     if part not in parts:
@@ -67,7 +67,7 @@ def _source(path: Path, file: h5py.File, part: str) -> Source:
     if number >= len(header.encoding):
         raise InputError(f"{path}: its acquisitions refer to encoding {number}; the header has {len(header.encoding)}")
     encoding = header.encoding[number]
-    grid = grid_of(path, lines, encoding)
+    grid = grid_of(path, lines, encoding, undersampled)
     scan = _Scan(path, group["data"], lines, grid)
     depth, height, width = grid.shape
     about = ismrmrd_header.facts(header, number)

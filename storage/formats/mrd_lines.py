@@ -106,14 +106,15 @@ def split_parts(lines: np.ndarray) -> dict[str, np.ndarray]:
     return {label: lines[which == number] for number, label in enumerate(labels)}
 
 
-def grid_of(path: Path, lines: np.ndarray, encoding: Any) -> Grid:
+def grid_of(path: Path, lines: np.ndarray, encoding: Any, undersampled: bool = False) -> Grid:
     """Where the lines of one part belong, so that zero frequency is at [n // 2] of each axis.
 
     Axes are as long as the encoded matrix, longer where the centre of a complete readout or of the limits
     lies elsewhere: nothing measured is cut off, the rest stays zero.
 
     Raises `InputError` for reversed or uneven readouts, a trajectory that is not Cartesian, and lines that
-    are missing, repeated or outside the encoding limits.
+    are repeated, outside the encoding limits, or missing (in two dimensions unless they may be `undersampled`; a
+    volume with missing lines has no k-space of its slices).
     """
     if ismrmrd_header.trajectory(encoding) != "cartesian":
         raise InputError(
@@ -128,7 +129,7 @@ def grid_of(path: Path, lines: np.ndarray, encoding: Any) -> Grid:
     first_sample, height, kept = _readout(path, lines, matrix.x)
     low1, center1, high1 = _limits(path, limits, "kspace_encoding_step_1", matrix.y, lines["step1"])
     low2, center2, high2 = _limits(path, limits, "kspace_encoding_step_2", matrix.z, lines["step2"])
-    _check_complete(path, lines, (low1, high1), (low2, high2))
+    _check_lines(path, lines, (low1, high1), (low2, high2), undersampled and high2 == low2)
     width = padded(center1 - low1, high1 + 1 - center1, matrix.y)
     depth = padded(center2 - low2, high2 + 1 - center2, matrix.z) if high2 > low2 else 1
     return Grid(
@@ -183,14 +184,16 @@ def _limits(path: Path, limits: Any, name: str, matrix: int, counters: np.ndarra
     return int(stated.minimum), int(stated.center), int(stated.maximum)
 
 
-def _check_complete(path: Path, lines: np.ndarray, limits1: tuple[int, int], limits2: tuple[int, int]) -> None:
+def _check_lines(
+    path: Path, lines: np.ndarray, limits1: tuple[int, int], limits2: tuple[int, int], undersampled: bool
+) -> None:
     num_lines = (limits1[1] - limits1[0] + 1) * (limits2[1] - limits2[0] + 1)
     for number in np.unique(lines["slice"]):
         one = lines[lines["slice"] == number]
         place = one["step2"].astype(np.int64) * (limits1[1] + 1) + one["step1"]
         _check_unique(path, number, zip(place.tolist(), one["average"].tolist(), strict=True))
         present = len(np.unique(place))
-        if present < num_lines:
+        if present < num_lines and not undersampled:
             raise InputError(
                 f"{path}: slice {number} is undersampled: {present} of {num_lines} lines within the encoding limits "
                 "are there; no fully sampled target can be made from it, use a fully sampled scan"

@@ -29,11 +29,13 @@ class SourceRef:
 class SourceOptions:
     """How images are cut into slices: `matrix` (height, width), and the least share of foreground pixels.
 
-    Measured k-space is kept as it is; neither applies to it.
+    Measured k-space is kept as it is; neither applies to it. It is refused if lines are missing, unless
+    `undersampled` says that no target is to be made of it.
     """
 
     matrix: tuple[int, int] = (256, 256)
     min_foreground: float = 0.15
+    undersampled: bool = False
 
 
 class Source(Protocol):

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cluster.experiment import Experiment, load_experiment
 from cluster.run_folder import RunFolder
 from cluster.worker import LocalWorker
+from recon.evaluate import evaluate
 from recon.history import TrainingDiverged
+from recon.inference import Physics
+from recon.methods import table_cells
+from recon.model import Model
+from recon.networks import build_generator
 from recon.systems import SYSTEMS
 from recon.train import EarlyStop, train
+from storage.config import DataConfig, open_reader
 from storage.errors import InputError
 from storage.object_store import ObjectStore
-from tests.helpers import random_kspace, write_dataset
+from tests.helpers import coil_scan, random_kspace, write_coil_splits, write_dataset
 from tests.workbench import TINY, unique_name
 from tuning.experiment import SweepExperiment
 
@@ -42,6 +50,14 @@ def kspace_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("data") / "set"
     splits = {"train": random_kspace(12, (1, 32, 40)), "validation": random_kspace(3, (1, 32, 40), 1)}
     write_dataset(ObjectStore(str(folder)), splits)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def coils_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("data") / "coils"
+    scans = [coil_scan(coils, 8, 32, 40, seed=seed) for seed, coils in enumerate((4, 3, 4))]
+    write_coil_splits(ObjectStore(str(folder)), {"train": scans[:2], "validation": scans[2:]})
     return str(folder)
 
 
@@ -86,7 +102,48 @@ CASES = [
 
 @pytest.mark.parametrize("overrides", CASES, ids=" ".join)
 def test_resumed_training_equals_uninterrupted_one(kspace_url: str, tmp_path: Path, overrides: list[str]) -> None:
-    experiment = tiny(kspace_url, "training.ema_decay=0.5", *overrides)
+    assert_resumes(kspace_url, tmp_path, overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["generator.data_consistency=hard", "augment.flip=0.5", "augment.rotation=10"],
+        ["generator.data_consistency=soft", "critic.lipschitz=gradient_penalty"],
+        ["system=unet"],
+    ],
+    ids=" ".join,
+)
+def test_resumed_training_of_coils_with_maps_too(coils_url: str, tmp_path: Path, overrides: list[str]) -> None:
+    assert_resumes(coils_url, tmp_path, ["signal.mode=complex", *overrides])
+
+
+def test_training_with_maps_learns_and_every_method_stands_in_the_table(coils_url: str, tmp_path: Path) -> None:
+    overrides = ["signal.mode=complex", "system=unet", "training.num_steps=100", "training.validate_every=100"]
+    experiment = tiny(coils_url, "generator.data_consistency=soft", *overrides)
+    run = trained(experiment, run_in(tmp_path))
+    losses = [row["loss"] for row in run.history()]
+    assert np.mean(losses[-20:]) < 0.7 * np.mean(losses[:5])
+    last = run.latest()
+    assert last is not None
+    generator = build_generator(experiment.generator, experiment.signal.channels).eval()
+    generator.load_state_dict(load_file(Path(run.url, last.folder, "generator.safetensors")))
+    physics = Physics(experiment.data.crop, experiment.mask, experiment.signal)
+    (cell,) = table_cells(
+        {"unet": Model(generator, physics, experiment, {}, Path("model"))}, ["wavelet", "total_variation"]
+    )
+    with contextlib.closing(open_reader(DataConfig(url=coils_url), "validation", with_maps=True)) as reader:
+        result = evaluate(cell.methods, cell.physics, reader, "paper", 4, lambda *_: None)
+    means = {method: result.mean(method) for method in result.methods}
+    assert set(means) == {"zero_filled", "wavelet", "total_variation", "unet"}
+    for method, mean in means.items():
+        assert np.isfinite(list(mean.values())).all()
+        if method != "zero_filled":
+            assert mean["psnr"] > means["zero_filled"]["psnr"] + 1
+
+
+def assert_resumes(url: str, tmp_path: Path, overrides: list[str]) -> None:
+    experiment = tiny(url, "training.ema_decay=0.5", *overrides)
     whole, broken = trained(experiment, run_in(tmp_path)), run_in(tmp_path)
     with pytest.raises(Interrupted):
         trained(experiment, broken, InterruptedWorker)

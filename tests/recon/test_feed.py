@@ -21,16 +21,20 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 def make_batch(number: int) -> Batch:
     """Slices of two shapes, different ones for each number."""
     slices = [random_kspace(1, shape, 10 * number + place)[0] for place, shape in enumerate(SHAPES)]
-    return Batch.gather(slices, np.array([(number, place) for place in range(len(SHAPES))]))
+    maps = [random_kspace(1, shape, 10 * number + place + 5)[0] for place, shape in enumerate(SHAPES)]
+    return Batch.gather(slices, np.array([(number, place) for place in range(len(SHAPES))]), maps=maps)
 
 
 def assert_same(moved: DeviceBatch, batch: Batch, device: torch.device) -> None:
     assert np.array_equal(moved.samples, batch.samples)
-    for (kspace, rows), group in zip(moved.groups, batch.groups, strict=True):
-        assert kspace.device.type == device.type
-        assert kspace.dtype == torch.complex64
-        assert np.array_equal(kspace.cpu().numpy(), group.kspace)
-        assert np.array_equal(rows, group.rows)
+    for found, group in zip(moved.groups, batch.groups, strict=True):
+        assert np.array_equal(found.rows, group.rows)
+        for tensor, array in ((found.kspace, group.kspace), (found.maps, group.maps)):
+            assert tensor is not None
+            assert array is not None
+            assert tensor.device.type == device.type
+            assert tensor.dtype == torch.complex64
+            assert np.array_equal(tensor.cpu().numpy(), array)
 
 
 def test_on_the_cpu_batches_pass_as_they_are() -> None:
@@ -39,8 +43,8 @@ def test_on_the_cpu_batches_pass_as_they_are() -> None:
     assert len(fed) == 5
     for moved, batch in zip(fed, batches, strict=True):
         assert_same(moved, batch, CPU)
-        for (kspace, _), group in zip(moved.groups, batch.groups, strict=True):
-            assert np.shares_memory(kspace.numpy(), group.kspace), "nothing is copied"
+        for found, group in zip(moved.groups, batch.groups, strict=True):
+            assert np.shares_memory(found.kspace.numpy(), group.kspace), "nothing is copied"
 
 
 def test_on_the_cpu_nothing_is_taken_in_advance() -> None:
@@ -110,7 +114,7 @@ class TestCuda:
                 number += 1
 
         for number, moved in enumerate(islice(feed(endless(), self.DEVICE), 40)):
-            ((kspace, _),) = moved.groups
+            kspace = moved.groups[0].kspace
             work = kspace.abs().square().sum()  # keeps the device busy while the next one is copied
             assert bool((kspace == number).all())
             assert work.isfinite()

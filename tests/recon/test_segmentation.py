@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -14,9 +15,17 @@ from hypothesis.extra.numpy import arrays
 from matplotlib.image import imread
 from scipy.ndimage import gaussian_filter
 
+from recon.evaluate import evaluate
+from recon.inference import Physics
+from recon.masks import MaskConfig
 from recon.segmentation import TISSUES, Segmentation, SegmentationConfig, dice, dice_per_class, segment
 from recon.segmentation_figure import SegmentationExample, SegmentedImage, write_segmentation_figure
+from recon.tables import slug, write_evaluation
+from storage.config import DataConfig, open_reader
 from storage.errors import InputError
+from storage.object_store import ObjectStore
+from storage.volumes import image_to_kspace
+from tests.helpers import write_dataset
 
 CONFIG = SegmentationConfig()
 SIZE = (128, 112)
@@ -192,16 +201,47 @@ def test_without_a_library_the_extra_is_named(module: str, name: str, monkeypatc
         segment(np.zeros((1, 40, 40), np.float32), CONFIG)
 
 
-def test_figure(tmp_path: Path) -> None:
+@needs_libraries
+def test_evaluation_rates_segmentations_and_draws_them(tmp_path: Path) -> None:
+    images = np.stack([head((64, 64), depth)[0] for depth in np.linspace(-0.3, 0.3, 9)])
+    store = ObjectStore(str(tmp_path / "data"))
+    write_dataset(store, {"test": image_to_kspace(images)[:, None]}, subjects=1)
+    physics = Physics((64, 64), MaskConfig(kind="gaussian2d", sampling_ratio=0.1))
+    methods = {"perfect": lambda sample: sample.target}
+    with contextlib.closing(open_reader(DataConfig(url=store.url), "test")) as reader:
+        result = evaluate(methods, physics, reader, "paper", 4, lambda *_: None, segmentation=CONFIG)
+        written = write_evaluation([result], reader.info, {}, tmp_path / "table")
+    assert result.mean("perfect")["dice"] == 1
+    assert result.mean("zero_filled")["dice"] < 0.95
+    assert len(result.segmented) == 3, "of the only volume three slices"
+    expected = segment(images, CONFIG, np.tile([0.0, 1.0], (9, 1)))
+    for example, place in zip(result.segmented, (2, 4, 5), strict=True):
+        zero_filled, perfect = example.reconstructions
+        np.testing.assert_array_equal(example.original.segmentation.classes[0], expected.classes[place])
+        np.testing.assert_array_equal(perfect.segmentation.instances, example.original.segmentation.instances)
+        assert len(perfect.segmentation.regions) == len(example.original.segmentation.regions) > 3
+        assert (zero_filled.segmentation.classes != example.original.segmentation.classes).any()
+    (figure,) = [path for path in written if path.name == f"segmentation-{slug(physics)}.png"]
+    assert imread(figure).std() > 0.1
+
+
+def test_the_figure_marks_what_differs(tmp_path: Path) -> None:
     image, truth = head()
-    found = only(np.stack([truth, truth]))
-    rows = [
-        SegmentationExample(
-            SegmentedImage("original", image, found, index), [SegmentedImage("reconstruction", image, found, index)]
-        )
-        for index in (0, 1)
-    ]
-    write_segmentation_figure(rows, tmp_path / "figure.png")
-    assert imread(tmp_path / "figure.png").std() > 0.1
+    other = np.where((np.arange(SIZE[0]) < SIZE[0] // 2)[:, None], truth, (truth > 0) * np.uint8(1 + truth % 3))
+    shares = []
+    for name, classes in (("same", truth), ("other", other.astype(np.uint8))):
+        original, found = only(truth[None]), only(classes[None])
+        example = SegmentationExample(SegmentedImage("head", image, original), [SegmentedImage(name, image, found)])
+        write_segmentation_figure([example], tmp_path / f"{name}.png")
+        red, green, blue = np.moveaxis(imread(tmp_path / f"{name}.png")[..., :3], -1, 0)
+        marked = (red > 0.85) & (green < 0.3) & (blue < 0.3)
+        half = marked.shape[1] // 2
+        assert marked[:-80, :half].sum() == 0, "nothing differs from itself"
+        shares.append(marked[:-80, half:].mean())
+    assert shares[0] == 0
+    assert shares[1] > 0.02
+
+
+def test_a_figure_needs_slices(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least one slice"):
         write_segmentation_figure([], tmp_path / "none.png")

@@ -1,0 +1,85 @@
+"""A generator as other programs can run it: of real numbers only, with a last axis for real and imaginary part.
+
+ONNX has no complex numbers, and its exporter knows no Fourier transform of them. Data consistency is written here once
+more for real arithmetic, with the transform as two matrix products: exact for any size, and cheap beside a network.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from recon.data_consistency import ConsistentGenerator
+
+
+class PortableGenerator(nn.Module):
+    """A generator without data consistency: `zero_filled` (batch, channels, height, width) → the same shape."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, zero_filled: Tensor) -> Tensor:
+        return self.network(zero_filled)
+
+
+class PortableConsistentGenerator(nn.Module):
+    """One with data consistency: it takes what was measured too, and of several coils their sensitivity maps.
+
+    `kspace` and `maps` are (batch, coil, height, width, 2) float32, `mask` (batch, 1, height, width) bool.
+    """
+
+    def __init__(self, generator: ConsistentGenerator) -> None:
+        super().__init__()
+        self.network = generator.network
+        self.log_weight = generator.consistency.log_weight
+
+    def forward(self, zero_filled: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
+        image = self.network(zero_filled)
+        whole = torch.stack([image[:, :1], image[:, 1:] if image.shape[1] == 2 else torch.zeros_like(image)], dim=-1)
+        predicted = centred_dft(whole if maps is None else _times(maps, whole))
+        measured = kspace
+        if self.log_weight is not None:
+            weight = self.log_weight.exp()
+            measured = (predicted + weight * kspace) / (1 + weight)
+        corrected = centred_dft(torch.where(mask.unsqueeze(-1), measured, predicted), inverse=True)
+        if maps is not None:
+            corrected = _times(maps * maps.new_tensor([1.0, -1.0]), corrected).sum(dim=1, keepdim=True)
+        return torch.cat([corrected[..., 0], corrected[..., 1]], dim=1) if image.shape[1] == 2 else corrected[..., 0]
+
+
+def portable(generator: nn.Module) -> nn.Module:
+    """`generator` with real inputs and outputs and the same weights."""
+    if isinstance(generator, ConsistentGenerator):
+        return PortableConsistentGenerator(generator)
+    return PortableGenerator(generator)
+
+
+def centred_dft(image: Tensor, inverse: bool = False) -> Tensor:
+    """As `fft2c` and `ifft2c`, of (…, height, width, 2) real numbers."""
+    rows, columns = (_dft_matrix(image.shape[axis], image, inverse) for axis in (-3, -2))
+    real, imaginary = image[..., 0], image[..., 1]
+    real, imaginary = (
+        rows[0] @ real - rows[1] @ imaginary,
+        rows[0] @ imaginary + rows[1] @ real,
+    )
+    return torch.stack([real @ columns[0] - imaginary @ columns[1], real @ columns[1] + imaginary @ columns[0]], dim=-1)
+
+
+def _dft_matrix(size: int, like: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    """Real and imaginary part (size, size) of the symmetric matrix of the orthonormal transform, centre [n // 2]."""
+    place = torch.arange(size, device=like.device) - size // 2
+    length = torch.ones_like(place).sum()  # as a tensor: a number would be fixed in the exported program
+    # whole turns are taken off in whole numbers: sines of large angles would be rough
+    turns = torch.remainder(place[:, None] * place[None, :], length)
+    angle = turns.to(like.dtype) * ((2 if inverse else -2) * math.pi / length.to(like.dtype))
+    scale = length.to(like.dtype).rsqrt()
+    return torch.cos(angle) * scale, torch.sin(angle) * scale
+
+
+def _times(left: Tensor, right: Tensor) -> Tensor:
+    real = left[..., 0] * right[..., 0] - left[..., 1] * right[..., 1]
+    imaginary = left[..., 0] * right[..., 1] + left[..., 1] * right[..., 0]
+    return torch.stack([real, imaginary], dim=-1)

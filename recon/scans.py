@@ -1,0 +1,117 @@
+"""What there is to reconstruct: scans in files of every format, or the volumes of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from recon.inference import Physics
+from recon.measured import calibrated_maps
+from storage.config import DataConfig, open_reader
+from storage.errors import InputError
+from storage.formats.arrays import MagnitudeImages
+from storage.formats.measured import MeasuredKspace
+from storage.formats.recognise import find_sources, open_source
+from storage.formats.source import SourceOptions, SourceRef
+from storage.loader import Batch
+from storage.object_store import ObjectStore
+from storage.reader import SliceReader
+from storage.sensitivity import estimate_sensitivity_maps
+from storage.volumes import VolumeSource
+
+_MATRIX = 256  # into which volumes are cut for training; images of a larger model get larger slices
+
+
+@dataclass(frozen=True)
+class Slices:
+    """An open scan. `read` gives some of its slices, numbered from 0, as a batch whose samples are (0, number in the
+    scan), which masks depend on.
+
+    `measured`: the k-space is as it was measured, zero where nothing was; else it is whole and is undersampled.
+    `affine` (4, 4) is that of all slices as a volume (see `slice_affine`), if they are of one.
+    """
+
+    num_slices: int
+    read: Callable[[Sequence[int]], Batch]
+    measured: bool
+    affine: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan by its name; nothing of it is read before `open`, which raises `InputError` that names its file."""
+
+    name: str
+    open: Callable[[], AbstractContextManager[Slices]]
+
+
+@contextmanager
+def open_scans(
+    source: str, physics: Physics, split: str | None = None, undersample: bool = False
+) -> Iterator[Sequence[Scan]]:
+    """The scans that `source` names: a file, folder, pattern or URL (see `find_sources`), or a data set's split.
+
+    Images, and the slices of a data set (`split`: test, if it is not given), are whole. The k-space of other files is
+    taken as measured; with `undersample` it is to be whole too.
+
+    Raises `InputError` if there is nothing of the kind.
+    """
+    if not _is_dataset(source):
+        if split is not None:
+            raise InputError(f"--split {split}: {source} is not a data set, which alone has splits; leave it out")
+        yield [Scan(ref.name, partial(_open_file, ref, physics, undersample)) for ref in find_sources([source])]
+        return
+    config = DataConfig(url=source, memory_cache_bytes=0, disk_cache_bytes=0)
+    with closing(open_reader(config, split or "test", with_maps=physics.signal.needs_maps)) as reader:
+        for name in reader.info.volumes:
+            if Path(name).name != name:
+                raise InputError(
+                    f"{source}: has a volume '{name}', which cannot be the name of a file; convert it again"
+                )
+        yield [Scan(name, partial(_open_volume, reader, name)) for name in reader.info.volumes]
+
+
+def _is_dataset(source: str) -> bool:
+    if source.startswith("s3://"):
+        return not any(character in source for character in "*?[") and ObjectStore(source).exists("zarr.json")
+    return (Path(source) / "zarr.json").is_file()
+
+
+@contextmanager
+def _open_volume(reader: SliceReader, name: str) -> Iterator[Slices]:
+    indices = reader.info.slices_of(name)
+
+    def read(places: Sequence[int]) -> Batch:
+        chosen = indices[list(places)]
+        batch = Batch.read(reader, np.stack([np.zeros_like(chosen), chosen], axis=1))
+        # by the number in the scan, so that the images are those of the scan's own file
+        return Batch(batch.groups, np.array([(0, reader.info.index[index]) for index in chosen]))
+
+    yield Slices(len(indices), read, measured=False)
+
+
+@contextmanager
+def _open_file(ref: SourceRef, physics: Physics, undersample: bool) -> Iterator[Slices]:
+    matrix = (max(_MATRIX, physics.crop[0]), max(_MATRIX, physics.crop[1]))
+    with open_source(ref, SourceOptions(matrix, min_foreground=0.0, undersampled=not undersample)) as source:
+        file = source if isinstance(source, MeasuredKspace) and not isinstance(source, MagnitudeImages) else None
+        whole = undersample or file is None
+
+        def read(places: Sequence[int]) -> Batch:
+            kspace = np.stack([source.kspace(place) for place in places])
+            for place, item in zip(places, kspace, strict=True):
+                if file and whole and item.any():
+                    file.check_lines(place, item)
+            maps = None
+            if physics.signal.needs_maps and kspace.shape[1] > 1:
+                estimate = estimate_sensitivity_maps if whole else calibrated_maps
+                maps = np.stack([estimate(item) if item.any() else np.zeros_like(item) for item in kspace])
+            return Batch.of(kspace, np.array([(0, place) for place in places]), maps)
+
+        affine = source.affine(physics.crop) if isinstance(source, VolumeSource) else None
+        yield Slices(source.num_slices, read, not whole, affine)
