@@ -9,6 +9,7 @@ Both run `larmor sweep` on three synthetic heads, on a cluster of this machine's
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -54,14 +55,16 @@ def overhead(scratch: Path, num_trials: int) -> None:
         schedule = (f"training.num_steps={count}", f"training.checkpoint_every={count}", "training.validate_every=1000")
         trials, whole = sweep(scratch, name, *schedule, f"sweep.num_trials={num_trials}", "sweep.concurrent_trials=1")
         begins = sorted(trial["began"] for trial in trials)
-        gaps = [later - earlier for earlier, later in zip(begins, begins[1:], strict=False)]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(begins)]
         rows[name] = (gaps, whole)
         print(f"{name}: {count} steps, {num_trials} trials one after another, whole command {whole:.1f} s")
         print("  from one trial's begin to the next (s): " + ", ".join(f"{gap:.1f}" for gap in gaps))
     short, long = (sorted(rows[name][0])[len(rows[name][0]) // 2] for name in steps)
     step = (long - short) / (steps["long"] - steps["short"])
     own = short - 2 * step
-    print(f"a step {step * 1000:.0f} ms; a warm trial beyond its steps {own:.2f} s (with one validation and checkpoint)")
+    print(
+        f"a step {step * 1000:.0f} ms; a warm trial beyond its steps {own:.2f} s (with one validation and checkpoint)"
+    )
     print(f"the sweep's start and end: {rows['short'][1] - num_trials * short:.1f} s, once")
 
 
@@ -79,7 +82,9 @@ def asha(scratch: Path, num_trials: int, num_seeds: int) -> None:
         for name, trials, seen in (("random", random, images[0]), ("asha + tpe", wise, images[1])):
             total = sum(trial["num_images"] for trial in trials)
             best = max(value(trial) for trial in trials)
-            print(f"seed {seed} {name:11} best {best:.4f} dB, {seen or 'never'} images until {goal:.4f}, {total} in all")
+            print(
+                f"seed {seed} {name:11} best {best:.4f} dB, {seen or 'never'} images until {goal:.4f}, {total} in all"
+            )
         if images[0] and images[1]:
             ratios.append(images[1] / images[0])
     print("images of asha + tpe / of random: " + (", ".join(f"{ratio:.2f}" for ratio in ratios) or "never reached"))
@@ -115,7 +120,11 @@ def main() -> None:
         scratch = Path(folder)
         heads = write_phantom(scratch / "heads", num_subjects=3, seed=0)
         held_out = {"validation": ["phantom02"], "test": ["phantom03"]}
-        convert(find_sources([str(path) for path in heads]), str(scratch / "data"), ConvertOptions(matrix=(64, 64), held_out=held_out))
+        convert(
+            find_sources([str(path) for path in heads]),
+            str(scratch / "data"),
+            ConvertOptions(matrix=(64, 64), held_out=held_out),
+        )
         if options.what == "overhead":
             overhead(scratch, options.trials or 6)
         else:

@@ -28,7 +28,8 @@ def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: boo
     """The result, if the sweep has all its trials already. Writes nothing.
 
     Raises `InputError` for a bad space, data that do not fit, if another process is known to write to the folder, or
-    if another sweep of that name is there and `overwrite` is False. The same sweep again goes on; it may have more trials.
+    if another sweep of that name is there and `overwrite` is False. The same sweep again goes on; it may have more
+    trials.
     """
     base, config = with_values(experiment, experiment.sweep.overrides), experiment.sweep
     dimensions = parse_space(config.space, base)
