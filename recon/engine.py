@@ -76,6 +76,9 @@ class Engine(Protocol):
         Every rank calls and every rank gets them, ZeRO 3 included.
         """
 
+    def close(self) -> None:
+        """Give the memory back; the module is of no use after it. Each rank for itself."""
+
 
 @dataclass(frozen=True)
 class EngineSettings:
@@ -203,6 +206,13 @@ class DeepSpeedEngine:
     def state_dict(self) -> dict[str, Tensor]:
         tensors = self.module.state_dict(keep_vars=True)
         return {name: self._whole(value).detach().to("cpu", copy=True) for name, value in tensors.items()}
+
+    def close(self) -> None:
+        self._engine.destroy()  # its hooks hold it, which the garbage collector cannot see
+        # with ZeRO 3 some stay: what they hold must be empty
+        for parameter, _ in self._optimizer_states():
+            parameter.data, parameter.grad = torch.empty(0, dtype=parameter.dtype, device=parameter.device), None
+        self._base_optimizer.state.clear()
 
     # the state as whole tensors, through what DeepSpeed publishes for every stage
 

@@ -46,6 +46,12 @@ def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: boo
     return None
 
 
+def count_trials(experiment: SweepExperiment) -> int:
+    """How many trials the whole sweep has."""
+    base = with_values(experiment, experiment.sweep.overrides)
+    return planned_trials(experiment.sweep, parse_space(experiment.sweep.space, base))
+
+
 def run_sweep(
     experiment: SweepExperiment, folder: SweepFolder, overwrite: bool, say: Say = lambda _: None
 ) -> dict[str, Any]:
