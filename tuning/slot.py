@@ -12,6 +12,7 @@ import torch
 
 from cluster.experiment import Experiment, build, dump_yaml
 from cluster.lease import LeaseLost
+from cluster.origin import record_origin
 from cluster.run import finish, refuse_another
 from cluster.run_folder import RunFolder
 from cluster.worker import LocalWorker
@@ -64,6 +65,7 @@ class SlotWorker(LocalWorker):
     def _claim(self) -> bool:
         if not self._run.create(dump_yaml(self._experiment)):
             refuse_another(self._experiment, self._run.config_yaml(), self._run.url, may_differ=("cluster.",))
+        record_origin(self._experiment, self._run)
         return self._run.result() is not None
 
     def _figures(self, finished: bool) -> dict[str, Any]:
