@@ -105,6 +105,13 @@ class Desk:
         """The slot's trial has ended and its record is written; the slot is free."""
         _finish(self._held.pop(slot), outcome)
 
+    async def give_back(self, slot: str) -> None:
+        """The slot's machine is taken away and its trial is saved: that is no failed attempt."""
+        trial = self._held.pop(slot)
+        trial.attempts -= 1
+        self._waiting.appendleft(trial)
+        self._work.set()
+
     async def fail(self, slot: str, reason: str) -> None:
         """The slot's trial cannot be trained, and its workers must be started again."""
         _finish(self._held[slot], {"state": "failed", "reason": reason})

@@ -13,8 +13,10 @@ import torch
 from cluster.experiment import Experiment, build, dump_yaml
 from cluster.lease import LeaseLost
 from cluster.origin import record_origin
+from cluster.ray_train import RayWorker
 from cluster.run import finish, refuse_another
 from cluster.run_folder import RunFolder
+from cluster.stopping import StopRequest
 from cluster.worker import LocalWorker
 from recon.metrics import HIGHER_IS_BETTER
 from storage.errors import InputError
@@ -29,15 +31,26 @@ class TrialStopped(Exception):
     """The scheduler ends the trial. Raised by all ranks at the same step."""
 
 
-class SlotWorker(LocalWorker):
+class Interrupted(Exception):
+    """The workers' machine is taken away. Raised by all ranks; Ray starts the slot again where there is room."""
+
+
+class SlotWorker(RayWorker):
     """A rank of a slot: shows every validation to the sweep, and ends the trial if the scheduler says so."""
 
-    def __init__(self, run: RunFolder, experiment: Experiment, device: torch.device, call: Call | None) -> None:
-        super().__init__(run, experiment.training, device)
+    def __init__(
+        self,
+        run: RunFolder,
+        experiment: Experiment,
+        device: torch.device,
+        request: StopRequest | None = None,
+        call: Call | None = None,
+    ) -> None:
+        super().__init__(run, experiment.training, device, request)
         self._experiment, self._call, self._stop_reason = experiment, call, None
         self._last: dict[str, Any] = {"step": 0}
 
-    def begin(self) -> bool:
+    def claim(self) -> bool:
         """Make the run folder the trial's; True if the training has finished already."""
         return self._on_rank_0(self._claim)
 
@@ -87,10 +100,13 @@ def serve(config: dict[str, Any]) -> None:
     import ray
     import ray.train.torch
 
+    from cluster.ray_backend import this_process_request
+
     base = build(config["experiment"], Experiment, "sweep")
     torch.set_num_threads(base.cluster.cpus_per_worker)
     folder, device = SweepFolder(config["sweep_url"], config["lease"]), ray.train.torch.get_device()
-    ranks = LocalWorker(RunFolder(folder.url), base.training, device)
+    request = this_process_request(base.cluster.grace_seconds)
+    ranks = LocalWorker(RunFolder(folder.url), base.training, device, request)
     desk = ray.get_actor(config["desk"])
 
     def call(method: str, *arguments: Any) -> Any:
@@ -125,7 +141,9 @@ def _train_trial(
         except InputError as error:
             ends.append({"state": "failed", "reason": str(error)})
             break
-        worker = SlotWorker(folder.trial_run(trial, number), experiment, ranks.device, call if number == 0 else None)
+        worker = SlotWorker(
+            folder.trial_run(trial, number), experiment, ranks.device, ranks.request, call if number == 0 else None
+        )
         ends.append(_train_seed(experiment, worker, call))
         if ends[-1]["state"] != "finished":
             break
@@ -143,10 +161,10 @@ def _train_seed(experiment: Experiment, worker: SlotWorker, call: Call) -> dict[
 
     end = {"state": "finished"}
     try:
-        with worker:
+        with worker.watched(experiment.cluster.hang_seconds), worker:
             try:
-                if not worker.begin():
-                    train(experiment, worker)
+                if not worker.claim() and not train(experiment, worker):
+                    end = {"state": "interrupted", "reason": worker.request.reason or "another rank was asked to stop"}
             except TrialStopped as stop:
                 end = {"state": "stopped", "reason": str(stop)}
             except TrainingDiverged as error:
@@ -158,6 +176,10 @@ def _train_seed(experiment: Experiment, worker: SlotWorker, call: Call) -> dict[
         if worker.world_size > 1:  # the other ranks may not have met it, and wait for this one: a new start frees them
             call("fail", end["reason"])
             raise
+    if end["state"] == "interrupted":  # its checkpoint is saved; whoever is free goes on from there
+        if worker.rank == 0:
+            call("give_back")
+        raise Interrupted(end["reason"])
     return worker.conclude(end)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 from typing import Any
 
 from cluster.experiment import Experiment
-from cluster.ray_cluster import worker_bundle
+from cluster.ray_train import fit_workers
 from tuning.sweep_folder import SweepFolder
 
 
@@ -37,37 +36,17 @@ class Slots:
 
     def _run(self, slot: str) -> None:
         import ray
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
 
         from tuning.loss_of_workers import TellDesk
         from tuning.slot import serve
 
-        told: Any = TellDesk(self._desk_name, slot)
-        cluster, desk = self._base.cluster, ray.get_actor(self._desk_name)
-        reason = "its workers ended"
-        with tempfile.TemporaryDirectory(prefix="larmor-ray-") as scratch:
-            trainer = TorchTrainer(
-                serve,
-                train_loop_config={**self._config, "slot": slot},
-                scaling_config=ScalingConfig(
-                    num_workers=cluster.num_workers,
-                    use_gpu=cluster.use_gpu,
-                    resources_per_worker=worker_bundle(cluster.cpus_per_worker, cluster.use_gpu),
-                ),
-                torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),
-                run_config=RunConfig(
-                    name=slot,
-                    storage_path=scratch,
-                    # what bounds the attempts is the desk, for each trial by itself
-                    failure_config=FailureConfig(max_failures=-1),
-                    callbacks=[told],
-                ),
-            )
-            try:
-                trainer.fit()
-            except Exception as error:
-                reason = str(error)[-2000:]
+        desk: Any = ray.get_actor(self._desk_name)
+        told, reason = TellDesk(self._desk_name, slot), "its workers ended"
+        try:
+            # what bounds the attempts is the desk, for each trial by itself
+            fit_workers(serve, {**self._config, "slot": slot}, self._base.cluster, slot, told, max_failures=-1)
+        except Exception as error:
+            reason = str(error)[-2000:]
         ray.get(desk.lost.remote(slot, reason))
         with self._lock:
             self._left -= 1

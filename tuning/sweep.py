@@ -64,7 +64,7 @@ def run_sweep(
     base, config = with_values(experiment, experiment.sweep.overrides), experiment.sweep
     dimensions = parse_space(config.space, base)
     bundle = worker_bundle(base.cluster.cpus_per_worker, base.cluster.use_gpu)
-    bundles = [bundle] * base.cluster.num_workers
+    bundles = [bundle] * base.cluster.fewest_workers
     require_resources(bundles * (config.concurrent_trials or 1), base.cluster.wait_seconds)
     with hold(folder.store, say) as folder.lease:
         if overwrite:
@@ -74,7 +74,7 @@ def run_sweep(
         ended = [trial for trial in folder.trials() if trial["state"] in ENDED]
         missing = planned_trials(config, dimensions) - len(ended)
         if missing > 0:
-            room = wait_for_room(bundle, len(bundles), say)
+            room = wait_for_room(bundle, base.cluster.fewest_workers, base.cluster.most_workers, say)
             count = min(missing, config.concurrent_trials or room)
             unfinished = folder.unfinished()
             earlier = earlier_trials(config.warm_start, config.metric, dimensions) if config.warm_start else []
@@ -100,16 +100,16 @@ def first_points(
     return [*unfinished, *([own] if own is not None and not known and not unfinished else [])]
 
 
-def wait_for_room(bundle: Mapping[str, float], num_workers: int, say: Say) -> int:
-    """How many trials of `num_workers` the cluster has room for now; waits for one while others use all of it."""
+def wait_for_room(bundle: Mapping[str, float], fewest: int, most: int, say: Say) -> int:
+    """How many trials of `most` workers the cluster has room for now; at least one, which waits for `fewest`."""
     import ray
 
     told = False
     while True:
         free = ray.available_resources()
-        room = min(int(free.get(name, 0) // (amount * num_workers)) for name, amount in bundle.items())
-        if room:
-            return room
+        workers = min(int(free.get(name, 0) // amount) for name, amount in bundle.items())
+        if workers >= fewest:
+            return max(1, workers // most)
         if not told:
             say("the cluster is busy: waiting until others leave room for a trial; whoever asked first is served first")
             told = True

@@ -184,3 +184,18 @@ def test_unfinished_trials_keep_their_ids_and_new_ones_get_others() -> None:
         assert [job and job["trial"] for job in taken] == ["0007", "0008", "0003", "0009", {}]
 
     run(scene())
+
+
+def test_a_trial_that_is_given_back_has_not_failed() -> None:
+    async def scene() -> None:
+        desk = make_desk(max_attempts=1)
+        await desk.begin("t0", {"a": 0.0})
+        for _ in range(3):
+            job = await desk.take("slot-0")
+            assert job is not None
+            assert job["trial"] == "0001"
+            await desk.give_back("slot-0")
+            await desk.lost("slot-0", "its machine was taken away")
+        assert (await desk.take("slot-1")) == {"trial": "0001", "parameters": {"a": 0.0}}
+
+    run(scene())
