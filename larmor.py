@@ -317,21 +317,22 @@ def sweep(
     from cluster.console import console, progress_bar
     from cluster.follow import Follower
     from cluster.ray_cluster import connected
-    from tuning.sweep import check_sweep, describe_trial, run_sweep
+    from tuning.sweep import check_sweep, count_trials, describe_trial, run_sweep
     from tuning.sweep_folder import SweepFolder, new_trials
 
     config = _load(experiment, [*(overrides or []), *([f"sweep.num_trials={trials}"] if trials else [])])
     folder = SweepFolder(config.sweep_url)
     result = check_sweep(config, folder, overwrite)
     if result is None:
-        console.print(f"sweep: {folder.url}, {config.sweep.num_trials} trials, by val/{config.sweep.metric}")
+        planned = count_trials(config)
+        console.print(f"sweep: {folder.url}, {planned} trials, by val/{config.sweep.metric}")
         with progress_bar() as bar, connected(address):
 
             def show(trial: Mapping[str, Any]) -> None:
                 console.print(describe_trial(trial, config.sweep.metric))
-                bar("trials", len(folder.trials()), config.sweep.num_trials)
+                bar("trials", len(folder.trials()), planned)
 
-            bar("trials", 0, config.sweep.num_trials)
+            bar("trials", 0, planned)
             with Follower(new_trials(folder), show):
                 result = run_sweep(config, folder, overwrite, console.print)
     console.print(f"best: {describe_trial(result['best'], config.sweep.metric)}")

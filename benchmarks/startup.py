@@ -130,8 +130,6 @@ def main() -> None:
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     os.environ["PYTHONPATH"] = str(ROOT)
-    import ray
-
     from cluster.ray_cluster import connected
     from storage.convert import ConvertOptions, convert
     from storage.formats.recognise import find_sources
@@ -143,6 +141,8 @@ def main() -> None:
         held_out = ConvertOptions(matrix=(64, 64), held_out={"validation": ["phantom02"], "test": ["phantom03"]})
         convert(find_sources([str(path) for path in heads]), str(scratch / "data"), held_out)
         with connected(None):
+            import ray  # not before: it reads its token's place once
+
             address = ray.get_runtime_context().gcs_address
             rows = [one_run(address, str(scratch / "data"), options.workers, scratch) for _ in range(options.runs)]
     show(rows, options.workers)

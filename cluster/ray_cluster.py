@@ -41,13 +41,14 @@ def connected(address: str | None) -> Iterator[None]:
         _check_reachable(address)
     else:  # all of it before the import: Ray reads these variables only once
         _use_token()
+        os.environ.update(worker_environment())  # a runtime environment would keep processes in stock from being used
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    options["runtime_env"] = {"env_vars": worker_environment()}
     if address:
-        options["runtime_env"] |= {"worker_process_setup_hook": _HOOK, **_own_source()}
+        own = {"worker_process_setup_hook": _HOOK, **_own_source()}
+        options["runtime_env"] = {"env_vars": worker_environment(), **own}
         try:
             ray.init(address=address, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:

@@ -6,12 +6,12 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from cluster.experiment import Experiment, build
+from cluster.experiment import ClusterConfig, Experiment, build
 from cluster.lease import LeaseLost
 from cluster.ray_cluster import worker_bundle
 from cluster.run_folder import RunFolder
@@ -23,17 +23,9 @@ _ASK_RAY_SECONDS = 5.0
 
 
 class RayWorker(LocalWorker):
-    """A rank under Ray Train: tells Ray every validation, which Ray Tune's schedulers act on, and hears of nodes that
-    are about to be taken away."""
+    """A rank under Ray Train: hears of nodes that are about to be taken away."""
 
     _asked_ray = 0.0
-
-    def report(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> None:
-        import ray.train
-
-        super().report(step, metrics, history)
-        if any(name.startswith("val/") for name in metrics):
-            ray.train.report({"step": step, **metrics})
 
     def should_stop(self) -> bool:
         import ray.train
@@ -81,9 +73,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:
     return {"state": "stopped", "step": worker.place.step, "reason": reasons[0] if reasons else "unknown"}
 
 
-def train_on_ray(
-    experiment: Experiment, run: RunFolder, callbacks: Sequence[Any] = (), say: Callable[[str], None] = print
-) -> None:
+def train_on_ray(experiment: Experiment, run: RunFolder, say: Callable[[str], None] = print) -> None:
     """Train on the connected Ray cluster; workers that die are started again from the latest checkpoint.
 
     Workers that were asked to stop, since their machine is taken away, are started again as well, as soon as the
@@ -94,7 +84,7 @@ def train_on_ray(
     withdraw_stop_order(run.store)
     with StopRequest(experiment.cluster.grace_seconds).listening(signal.SIGTERM, signal.SIGINT, say=say) as request:
         while True:
-            outcome = _fit_until(request, experiment, run, callbacks)
+            outcome = _fit_until(request, experiment, run)
             run.check_lease()
             if failure := run.failure():
                 raise InputError(failure)
@@ -106,18 +96,16 @@ def train_on_ray(
             say(f"{message}; going on as soon as there is room")
 
 
-def _fit_until(
-    request: StopRequest, experiment: Experiment, run: RunFolder, callbacks: Sequence[Any]
-) -> dict[str, Any]:
+def _fit_until(request: StopRequest, experiment: Experiment, run: RunFolder) -> dict[str, Any]:
     """Train; pass a request to stop on to the workers. In the main thread Ray would take Ctrl-C for itself."""
     if threading.current_thread() is not threading.main_thread():
-        return _fit(experiment, run, callbacks)
+        return _fit(experiment, run)
     results: list[dict[str, Any]] = []
     errors: list[BaseException] = []
 
     def fit() -> None:
         try:
-            results.append(_fit(experiment, run, callbacks))
+            results.append(_fit(experiment, run))
         except BaseException as error:
             errors.append(error)
 
@@ -134,20 +122,46 @@ def _fit_until(
     return results[0]
 
 
-def _fit(experiment: Experiment, run: RunFolder, callbacks: Sequence[Any]) -> dict[str, Any]:
+def _fit(experiment: Experiment, run: RunFolder) -> dict[str, Any]:
+    from cluster.ray_backend import GiveUpAtMistakes, mistake_of
+
+    content = experiment.model_dump(mode="json", include=set(Experiment.model_fields))
+    config = {"experiment": content, "run_url": run.url, "lease": run.lease}
+    cluster = experiment.cluster
+    try:
+        outcome: dict[str, Any] = fit_workers(
+            train_loop_per_worker, config, cluster, experiment.name, GiveUpAtMistakes(), cluster.max_failures
+        )
+    except Exception as error:
+        if (mistake := mistake_of(error)) is not None:
+            raise InputError(str(mistake)) from error
+        raise
+    return outcome
+
+
+def fit_workers(
+    loop: Callable[[dict[str, Any]], Any],
+    config: Mapping[str, Any],
+    cluster: ClusterConfig,
+    name: str,
+    callback: Any,
+    max_failures: int,
+) -> Any:
+    """Run `loop(config)` in a group of Ray Train's workers, as `cluster` wants them; what rank 0 returns.
+
+    Workers that die are started again `max_failures` times (-1: always); `callback` hears of it.
+    """
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from cluster.ray_backend import GiveUpAtMistakes, StoppableTorchConfig, mistake_of
+    from cluster.ray_backend import StoppableTorchConfig
 
     ray_train: Any = ray.train  # its types are those of its first version
     trainer_class: Any = TorchTrainer
-    cluster = experiment.cluster
-    content = experiment.model_dump(mode="json", include=set(Experiment.model_fields))
     with tempfile.TemporaryDirectory(prefix="larmor-ray-") as scratch:
         trainer = trainer_class(
-            train_loop_per_worker,
-            train_loop_config={"experiment": content, "run_url": run.url, "lease": run.lease},
+            loop,
+            train_loop_config=dict(config),
             scaling_config=ray_train.ScalingConfig(
                 num_workers=cluster.num_workers
                 if isinstance(cluster.num_workers, int)
@@ -160,17 +174,11 @@ def _fit(experiment: Experiment, run: RunFolder, callbacks: Sequence[Any]) -> di
                 "nccl" if cluster.use_gpu else "gloo", 2 * cluster.hang_seconds, cluster.grace_seconds
             ),
             run_config=ray_train.RunConfig(
-                name=experiment.name,
+                name=name,
                 # Ray keeps only its own notes here; what must last goes to the run's folder
                 storage_path=scratch,
-                failure_config=ray_train.FailureConfig(max_failures=cluster.max_failures),
-                callbacks=[GiveUpAtMistakes(), *callbacks],
+                failure_config=ray_train.FailureConfig(max_failures=max_failures),
+                callbacks=[callback],
             ),
         )
-        try:
-            outcome: dict[str, Any] = trainer.fit().return_value
-        except Exception as error:
-            if (mistake := mistake_of(error)) is not None:
-                raise InputError(str(mistake)) from error
-            raise
-    return outcome
+        return trainer.fit().return_value

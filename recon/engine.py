@@ -4,6 +4,7 @@ A GAN trains two networks, so it holds two engines. `build_engine` gives either 
 0–3, bfloat16 with float32 masters) or the plain torch one of `recon.plain_engine`.
 """
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -75,6 +76,9 @@ class Engine(Protocol):
         Every rank calls and every rank gets them, ZeRO 3 included.
         """
 
+    def close(self) -> None:
+        """Give the memory back; the module is of no use after it. Each rank for itself."""
+
 
 @dataclass(frozen=True)
 class EngineSettings:
@@ -138,16 +142,17 @@ class DeepSpeedEngine:
         device: torch.device,
         clip: float | None = None,
     ) -> None:
-        deepspeed = _import_deepspeed(device)
+        deepspeed = import_deepspeed(device)
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; `device_rank` is what it uses
         index = device.index if device.index is not None else _current_device_index(device)
         self._base_optimizer = build_optimizer(module.parameters(), optimizer_config, clip)
-        self._engine, *_ = deepspeed.initialize(
-            args=SimpleNamespace(device_rank=index),
-            model=module,
-            optimizer=self._base_optimizer,
-            config=deepspeed_config(settings, sum(p.numel() for p in module.parameters())),
-        )
+        with _nothing_compiled():
+            self._engine, *_ = deepspeed.initialize(
+                args=SimpleNamespace(device_rank=index),
+                model=module,
+                optimizer=self._base_optimizer,
+                config=deepspeed_config(settings, sum(p.numel() for p in module.parameters())),
+            )
         self.module: nn.Module = self._engine.module
         self._settings = settings
         self._masters: dict[int, Tensor] = {}  # by the parameter's id
@@ -201,6 +206,13 @@ class DeepSpeedEngine:
     def state_dict(self) -> dict[str, Tensor]:
         tensors = self.module.state_dict(keep_vars=True)
         return {name: self._whole(value).detach().to("cpu", copy=True) for name, value in tensors.items()}
+
+    def close(self) -> None:
+        self._engine.destroy()  # its hooks hold it, which the garbage collector cannot see
+        # with ZeRO 3 some stay: what they hold must be empty
+        for parameter, _ in self._optimizer_states():
+            parameter.data, parameter.grad = torch.empty(0, dtype=parameter.dtype, device=parameter.device), None
+        self._base_optimizer.state.clear()
 
     # the state as whole tensors, through what DeepSpeed publishes for every stage
 
@@ -306,7 +318,7 @@ def deepspeed_config(settings: EngineSettings, num_parameters: int) -> dict[str,
     }
 
 
-def _import_deepspeed(device: torch.device) -> Any:
+def import_deepspeed(device: torch.device) -> Any:
     """DeepSpeed, quiet and set up for `device`: it picks its accelerator once, when first imported."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # otherwise it warns, or takes a GPU that should stay idle
@@ -327,6 +339,21 @@ def _import_deepspeed(device: torch.device) -> Any:
         # and with a C++ compiler; training never calls it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextlib.contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """`torch.compile` leaves functions as they are.
+
+    The first engine of a process imports DeepSpeed's Muon, an optimiser nobody uses here; its decorator loads
+    Inductor: a second.
+    """
+    compile_ = torch.compile
+    torch.compile = lambda *_, **__: lambda function: function  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compile_
 
 
 def _require_process_group(device: torch.device, create: bool) -> None:

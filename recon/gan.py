@@ -53,6 +53,11 @@ class Gan:
         """The engines by name."""
         return {"generator": self.generator, **({"critic": self.critic} if self.critic else {})}
 
+    def close(self) -> None:
+        """Give the engines' memory back: a process may train again."""
+        for engine in self.engines.values():
+            engine.close()
+
     @property
     def critic_steps(self) -> int:
         """Global batches of one generator step."""

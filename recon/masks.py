@@ -12,7 +12,6 @@ from zipfile import BadZipFile
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from recon.poisson_disc import poisson_disc_ranks
 from recon.trajectories import radial_ranks, spiral_ranks
 from storage.errors import InputError
 
@@ -106,6 +105,8 @@ def _ranks(
         case "gaussian1d" | "gaussian2d":  # weighted draw without replacement: the largest of weight + Gumbel noise
             return -(weights + rng.gumbel(size=distance.shape))
         case "poisson2d":
+            from recon.poisson_disc import poisson_disc_ranks  # SciPy's optimisers take a third of a second
+
             return poisson_disc_ranks(rng, weights, centre, count)
         case "uniform1d":
             return _equispaced_ranks(rng, centre, count)

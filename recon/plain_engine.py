@@ -100,6 +100,9 @@ class PlainEngine:
                 if parameter in self._optimizer.state:
                     yield f"{moment}/{name}", self._optimizer.state[parameter][moment]
 
+    def close(self) -> None:
+        """Nothing holds it but its owner."""
+
     def state_dict(self) -> dict[str, Tensor]:
         return {name: value.detach().to("cpu", copy=True) for name, value in self.module.state_dict().items()}
 

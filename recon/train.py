@@ -41,6 +41,7 @@ def train(recipe: Recipe, worker: Worker) -> bool:
     with contextlib.ExitStack() as resources:
         resources.enter_context(listening(clock))
         gan = Gan(recipe, worker.device, worker.rank, worker.world_size)
+        resources.callback(gan.close)
         train_reader, validation_reader = (
             resources.enter_context(
                 contextlib.closing(open_reader(recipe.data, split, patient=True, with_maps=recipe.signal.needs_maps))

@@ -12,7 +12,7 @@ import yaml
 from cluster.pull import metric_direction
 from cluster.run_folder import RunFolder
 from storage.errors import InputError
-from tuning.sweep_folder import SweepFolder, best_trial
+from tuning.sweep_folder import RATED, SweepFolder, best_trial
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def choose_run(url: str, metric: str, trial: str | None = None) -> Choice:
     if name == by:
         best = _best_finished(folder, trials, metric.removeprefix("val/"))
     else:
-        best = _best_by_checkpoint(folder, [item for item in trials if item["state"] == "finished"], name, higher)
+        best = _best_by_checkpoint(folder, [item for item in trials if item["state"] in RATED], name, higher)
     notes = [] if folder.result() else [f"the sweep has not finished: the best of {len(trials)} trials that have ended"]
     return Choice(folder.trial_run(best["id"]), _about(folder, best, notes))
 

@@ -16,12 +16,17 @@ class SweepConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_trials: int = Field(8, ge=1)
+    num_trials: int = Field(8, ge=1, description="points of the space; a grid has as many as it has")
     metric: Literal["psnr", "ssim", "mse", "rmse", "nmse"] = Field(
         "psnr", description="validation metric, without a, b"
     )
-    sampler: Literal["tpe", "random"] = "tpe"
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
     scheduler: Literal["none", "asha"] = "none"
+    grace_steps: int | None = Field(None, ge=1, description="asha: nobody is stopped before; default: 1st validation")
+    reduction_factor: float = Field(3.0, gt=1, description="asha: of so many trials one goes on, at every rung")
+    seeds: int = Field(1, ge=1, description="trainings for each point; what counts is their mean")
+    warm_start: str | None = Field(None, description="URL of an earlier sweep whose trials teach the sampler")
+    concurrent_trials: int | None = Field(None, ge=1, description="at once; default: what the cluster has room for")
     seed: int = Field(0, ge=0)
     space: Mapping[str, str] = Field(default_factory=dict, description="experiment key → loguniform(low, high), …")
     overrides: Mapping[str, Any] = Field(default_factory=dict)

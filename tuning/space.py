@@ -22,6 +22,13 @@ class Dimension:
     kind: str
     arguments: tuple[Any, ...]
 
+    def contains(self, value: Any) -> bool:
+        """Whether a trial could have this value. The end of a `randint` is outside, as in Python's range."""
+        if self.kind == "choice":
+            return value in self.arguments
+        low, high = self.arguments
+        return isinstance(value, int | float) and low <= value <= high - (self.kind == "randint")
+
     def __str__(self) -> str:
         return f"{self.kind}({', '.join(str(value) for value in self.arguments)})"
 
@@ -68,6 +75,8 @@ def parse_space(space: Mapping[str, str], experiment: Experiment) -> list[Dimens
         get_dotted(experiment, dimension.key)
         if dimension.key in ("name", "output_url"):
             raise InputError(f"sweep.space.{dimension.key}: the place of the results cannot be searched")
+        if dimension.key.startswith("cluster."):
+            raise InputError(f"sweep.space.{dimension.key}: all trials run in the same workers; set it for the sweep")
         ends = dimension.arguments
         if dimension.kind == "randint":
             ends = (ends[0], ends[1] - 1)
@@ -89,18 +98,8 @@ def with_values(experiment: Experiment, values: Mapping[str, Any], name: str | N
 def starting_point(dimensions: Sequence[Dimension], experiment: Experiment) -> dict[str, Any] | None:
     """The experiment's own values, tried first; None if one lies outside its range."""
     values = {dimension.key: get_dotted(experiment, dimension.key) for dimension in dimensions}
-    for dimension in dimensions:
-        value, arguments = values[dimension.key], dimension.arguments
-        if dimension.kind == "choice":
-            inside = value in arguments
-        elif isinstance(value, int | float):
-            # the end of a `randint` is outside, as in Python's range
-            inside = arguments[0] <= value <= arguments[1] - (dimension.kind == "randint")
-        else:
-            inside = False
-        if not inside:
-            return None
-    return values
+    inside = all(dimension.contains(values[dimension.key]) for dimension in dimensions)
+    return values if inside else None
 
 
 def describe_value(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Ray Tune over Ray Train: every trial is a training of its own with its own run folder."""
+"""Ray Tune over Ray Train: Tune says what is tried and what is stopped, slots of warm workers train it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.experiment import dump_yaml
+from cluster.experiment import Experiment, dump_yaml
 from cluster.lease import Say, hold, refuse_if_held
 from cluster.ray_cluster import require_resources, worker_bundle
-from cluster.ray_train import train_on_ray
-from cluster.run import check_data, claimed, finish, refuse_another
+from cluster.run import check_data, refuse_another
 from recon.metrics import HIGHER_IS_BETTER
-from tuning.experiment import SweepExperiment
+from tuning.experiment import SweepConfig, SweepExperiment
+from tuning.sampler import earlier_trials, grid_points, make_searcher, planned_trials
 from tuning.space import Dimension, describe_value, parse_space, starting_point, with_values
-from tuning.sweep_folder import SweepFolder
+from tuning.sweep_folder import ENDED, SweepFolder
 
 # keys in which the same sweep may differ when it is started again
-MAY_DIFFER = ("cluster.", "sweep.num_trials")
-# a trial's driver only waits for its workers: it takes no CPU from them, and stays on the head node
-DRIVER = {"node:__internal_head__": 0.001}
+MAY_DIFFER = ("cluster.", "sweep.num_trials", "sweep.concurrent_trials")
+GOODBYE_SECONDS = 10.0
 
 
 def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool) -> dict[str, Any] | None:
@@ -32,146 +31,161 @@ def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: boo
     if another sweep of that name is there and `overwrite` is False. The same sweep again goes on; it may have more
     trials.
     """
-    trial = with_values(experiment, experiment.sweep.overrides)
-    parse_space(experiment.sweep.space, trial)
-    check_data(trial)
+    base, config = with_values(experiment, experiment.sweep.overrides), experiment.sweep
+    dimensions = parse_space(config.space, base)
+    planned = planned_trials(config, dimensions)
+    if config.warm_start:
+        earlier_trials(config.warm_start, config.metric, dimensions)
+    check_data(base)
     if folder.exists() and not overwrite:
         refuse_another(experiment, folder.config_yaml(), folder.url, MAY_DIFFER)
         result = folder.result()
-        if result and len(result["trials"]) >= experiment.sweep.num_trials:
+        if result and sum(trial["state"] in ENDED for trial in result["trials"]) >= planned:
             return result
     refuse_if_held(folder.store)
     return None
 
 
-def _claim(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool) -> None:
-    if overwrite:
-        folder.delete()
-    if not folder.create(dump_yaml(experiment)):
-        refuse_another(experiment, folder.config_yaml(), folder.url, MAY_DIFFER)
-
-
-def run_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool, say: Say = print) -> dict[str, Any]:
-    """Run the trials that are missing on the connected cluster, as many at once as it holds.
-
-    With `overwrite` an old sweep is deleted, but only once the new one can start. Trials that ended in an
-    earlier call count, and teach the sampler. Raises `InputError` if no trial finishes, the cluster cannot
-    hold one, or another process writes to the folder; `say` is told if it takes waiting to find that out.
-    """
+def count_trials(experiment: SweepExperiment) -> int:
+    """How many trials the whole sweep has."""
     base = with_values(experiment, experiment.sweep.overrides)
+    return planned_trials(experiment.sweep, parse_space(experiment.sweep.space, base))
+
+
+def run_sweep(
+    experiment: SweepExperiment, folder: SweepFolder, overwrite: bool, say: Say = lambda _: None
+) -> dict[str, Any]:
+    """Run the trials that are missing on the connected cluster, as many at once as it has room for.
+
+    With `overwrite` an old sweep is deleted, but only once the new one can start. Trials that ended in an earlier call
+    count, and teach the sampler; those that had begun go on from their checkpoints, first of all. `say` is told what
+    is waited for. Raises `InputError` if no trial finishes, or the cluster cannot hold one.
+    """
+    base, config = with_values(experiment, experiment.sweep.overrides), experiment.sweep
+    dimensions = parse_space(config.space, base)
     bundle = worker_bundle(base.cluster.cpus_per_worker, base.cluster.use_gpu)
-    require_resources([bundle] * base.cluster.fewest_workers, base.cluster.wait_seconds)
-    with hold(folder.store, say):
-        _claim(experiment, folder, overwrite)
-        _run_missing_trials(experiment, base, bundle, folder)
-        return folder.write_result(experiment.sweep.metric)
+    bundles = [bundle] * base.cluster.fewest_workers
+    require_resources(bundles * (config.concurrent_trials or 1), base.cluster.wait_seconds)
+    with hold(folder.store, say) as folder.lease:
+        if overwrite:
+            folder.delete()
+        if not folder.create(dump_yaml(experiment)):
+            refuse_another(experiment, folder.config_yaml(), folder.url, MAY_DIFFER)
+        ended = [trial for trial in folder.trials() if trial["state"] in ENDED]
+        missing = planned_trials(config, dimensions) - len(ended)
+        if missing > 0:
+            room = wait_for_room(bundle, base.cluster.fewest_workers, base.cluster.most_workers, say)
+            count = min(missing, config.concurrent_trials or room)
+            unfinished = folder.unfinished()
+            earlier = earlier_trials(config.warm_start, config.metric, dimensions) if config.warm_start else []
+            first = first_points(config, dimensions, base, list(unfinished.values()), [*ended, *earlier], ended)
+            searcher = make_searcher(config, dimensions, first[:missing], [*ended, *earlier])
+            _run_trials(experiment, base, folder, searcher, unfinished, missing, count)
+        return folder.write_result(config.metric)
 
 
-def _run_missing_trials(
-    experiment: SweepExperiment, base: Any, bundle: Mapping[str, float], folder: SweepFolder
-) -> None:
+def first_points(
+    config: SweepConfig,
+    dimensions: Sequence[Dimension],
+    base: Experiment,
+    unfinished: Sequence[Mapping[str, Any]],
+    known: Sequence[Mapping[str, Any]],
+    ended: Sequence[Mapping[str, Any]],
+) -> list[Mapping[str, Any]]:
+    """What is tried before the sampler is asked: unfinished trials; of a grid all that is left; else its own values."""
+    if config.sampler == "grid":
+        past = [*unfinished, *(trial["parameters"] for trial in ended)]
+        return [*unfinished, *(point for point in grid_points(dimensions) if point not in past)]
+    own = starting_point(dimensions, base)
+    return [*unfinished, *([own] if own is not None and not known and not unfinished else [])]
+
+
+def wait_for_room(bundle: Mapping[str, float], fewest: int, most: int, say: Say) -> int:
+    """How many trials of `most` workers the cluster has room for now; at least one, which waits for `fewest`."""
     import ray
-    from ray import tune
 
-    dimensions = parse_space(experiment.sweep.space, base)
-    have = ray.cluster_resources()
-    concurrent = min(max(1, int(have[name] // (amount * base.cluster.most_workers))) for name, amount in bundle.items())
-    done = [trial for trial in folder.trials() if trial["state"] == "finished"]
-    missing = experiment.sweep.num_trials - len(done)
-    metric = experiment.sweep.metric
-    if missing > 0:
-        os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Larmor shows the trials itself
-        with tempfile.TemporaryDirectory(prefix="larmor-tune-") as scratch:
-            tune.Tuner(
-                tune.with_resources(_trial_function(base.model_dump(mode="json"), folder.url), DRIVER),
-                tune_config=tune.TuneConfig(
-                    metric=f"val/{metric}",
-                    mode="max" if HIGHER_IS_BETTER[metric] else "min",
-                    num_samples=missing,
-                    max_concurrent_trials=concurrent,
-                    search_alg=_sampler(experiment, dimensions, base, done),
-                    scheduler=_scheduler(experiment, base),
-                ),
-                run_config=tune.RunConfig(name=experiment.name, storage_path=scratch, verbose=0),
-            ).fit()
+    told = False
+    while True:
+        free = ray.available_resources()
+        workers = min(int(free.get(name, 0) // amount) for name, amount in bundle.items())
+        if workers >= fewest:
+            return max(1, workers // most)
+        if not told:
+            say("the cluster is busy: waiting until others leave room for a trial; whoever asked first is served first")
+            told = True
+        time.sleep(1)
 
 
 def describe_trial(trial: Mapping[str, Any], metric: str) -> str:
     """One line about a trial that has ended."""
     values = ", ".join(f"{key} = {describe_value(value)}" for key, value in trial["parameters"].items())
-    outcome = (
-        f"val/{metric} {trial['metrics'][f'val/{metric}']:.4f}" if trial["state"] == "finished" else trial["state"]
-    )
+    found = trial["metrics"].get(f"val/{metric}")
+    figure = f"val/{metric} {found:.4f}" if found is not None and trial["state"] in ("finished", "stopped") else ""
+    state = trial["state"] if trial["state"] != "finished" or not figure else ""
+    if state and "steps" in trial:
+        state = f"{state} at step {trial['steps']}"
+    outcome = ", ".join(part for part in (figure, state) if part)
     return f"trial {trial['id']}: {values} → {outcome} ({trial['seconds']:.0f} s)"
 
 
-def _trial_function(base: Mapping[str, Any], sweep_url: str) -> Callable[[dict[str, Any]], None]:
-    def run_trial(values: dict[str, Any]) -> None:
-        from ray import tune
-        from ray.tune.integration.ray_train import TuneReportCallback
+def _run_trials(
+    experiment: SweepExperiment,
+    base: Experiment,
+    folder: SweepFolder,
+    searcher: Any,
+    unfinished: Mapping[str, Mapping[str, Any]],
+    missing: int,
+    count: int,
+) -> None:
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that diverged has no metric
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Larmor shows the trials itself
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # who interrupts a sweep means to go on with it, not to end it
+    import ray
+    from ray import tune
 
-        from cluster.experiment import Experiment, build
+    from tuning.desk import Desk
+    from tuning.slots import Slots
+    from tuning.trial import RESOURCES, SlotTrial
 
-        folder = SweepFolder(sweep_url)
-        trial = f"{tune.get_context().get_trial_id()}-{uuid.uuid4().hex[:6]}"
-        experiment = with_values(build(base, Experiment, "sweep"), values, name=trial)
-        run = folder.trial_run(trial)
-        record: dict[str, Any] = {"parameters": values, "began": time.time(), "metrics": {}}
-        try:
-            with claimed(experiment, run, False, print):
-                train_on_ray(experiment, run, callbacks=[TuneReportCallback()])
-                record |= {"state": "finished", "metrics": finish(experiment, run)["metrics"]}
-        except Exception as error:
-            record |= {"state": "failed", "error": str(error)[:2000]}
-            raise
-        finally:
-            record.setdefault("state", "stopped")
-            folder.write_trial(trial, {**record, "seconds": time.time() - record["began"]})
-
-    return run_trial
-
-
-def _sampler(experiment: SweepExperiment, dimensions: list[Dimension], base: Any, done: list[dict[str, Any]]) -> Any:
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = {item.key: _distribution(item) for item in dimensions}
-    metric, seed = experiment.sweep.metric, experiment.sweep.seed + len(done)
-    samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
-    first = starting_point(dimensions, base)
-    known: dict[str, Any] = {}
-    if done:
-        known = {
-            "points_to_evaluate": [trial["parameters"] for trial in done],
-            "evaluated_rewards": [trial["metrics"][f"val/{metric}"] for trial in done],
-        }
-    elif first is not None:
-        known = {"points_to_evaluate": [first]}
-    return OptunaSearch(
-        space,
-        metric=f"val/{metric}",
-        mode="max" if HIGHER_IS_BETTER[metric] else "min",
-        sampler=samplers[experiment.sweep.sampler](seed=seed),
-        **known,
-    )
-
-
-def _distribution(item: Dimension) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if item.kind == "choice":
-        return CategoricalDistribution(item.arguments)
-    if item.kind == "randint":
-        return IntDistribution(item.arguments[0], item.arguments[1] - 1)
-    low, high = item.arguments
-    return FloatDistribution(low, high, log=item.kind == "loguniform")
+    config, name = experiment.sweep, f"larmor-desk-{uuid.uuid4().hex}"
+    metric, mode = f"val/{config.metric}", "max" if HIGHER_IS_BETTER[config.metric] else "min"
+    place = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
+    actor: Any = ray.remote(Desk).options(name=name, max_concurrency=1000, **place)
+    desk: Any = actor.remote(unfinished, folder.next_number(), base.cluster.max_failures + 1)
+    slots = Slots(base, folder, config.seeds, name, count)
+    slots.start()
+    with tempfile.TemporaryDirectory(prefix="larmor-tune-") as scratch:
+        tune.Tuner(
+            tune.with_resources(tune.with_parameters(SlotTrial, desk=desk), RESOURCES),
+            tune_config=tune.TuneConfig(
+                metric=metric,
+                mode=mode,
+                num_samples=missing,
+                max_concurrent_trials=count,
+                search_alg=searcher,
+                scheduler=_scheduler(config, base, desk),
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=experiment.name,
+                storage_path=scratch,
+                verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=3),  # of a trial's process here; slots have their own
+            ),
+        ).fit()
+    for trial, failure in ray.get(desk.close.remote()).items():
+        folder.write_failure(trial, failure)
+    slots.join(GOODBYE_SECONDS)
 
 
-def _scheduler(experiment: SweepExperiment, base: Any) -> Any:
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+def _scheduler(config: SweepConfig, base: Experiment, desk: Any) -> Any:
+    from ray.tune.schedulers import FIFOScheduler
 
-    if experiment.sweep.scheduler == "none":
+    from tuning.trial import TellingASHA
+
+    if config.scheduler == "none":
         return FIFOScheduler()
-    return ASHAScheduler(time_attr="step", max_t=base.training.num_steps, grace_period=base.training.validate_every)
+    grace = config.grace_steps or base.training.validate_every
+    steps = base.training.num_steps
+    return TellingASHA(desk, config.reduction_factor, time_attr="step", max_t=steps, grace_period=min(grace, steps))

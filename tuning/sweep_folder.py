@@ -2,8 +2,10 @@
 
 lease/NUMBER.json     who runs it (cluster/lease.py)
 sweep.yaml            the experiment with its search; created only once
-trials/ID/…           a run folder (cluster/run_folder.py)
-trials/ID/trial.json  parameters, state, metric, seconds; written when the trial has ended
+trials/ID/…           a run folder (cluster/run_folder.py): the training with the experiment's own seed
+trials/ID/seeds/N/…   run folders of the trainings with the N following seeds, if there are several
+trials/ID/begun.json  parameters; written when the trial begins
+trials/ID/trial.json  parameters, state, metrics, steps, images, seconds; written when the trial has ended
 result.json           all trials and the best one; written when the sweep has finished
 """
 
@@ -11,21 +13,45 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
 
-from cluster.lease import delete_all_but_lease
+from cluster.lease import check_lease, delete_all_but_lease
 from cluster.run_folder import RunFolder
 from recon.metrics import HIGHER_IS_BETTER
 from storage.errors import InputError
 from storage.object_store import ObjectStore
 
+# how a trial ends that is not tried again; `failed` is: what failed may have been the cluster
+ENDED = ("finished", "stopped", "diverged")
+# whose best checkpoint counts: a stopped trial's may be the best of all
+RATED = ("finished", "stopped")
+
+
+class TrialRun(RunFolder):
+    """A trial's run folder. It is the lease of its sweep that fences it."""
+
+    def __init__(self, url: str, sweep: ObjectStore, lease: int | None) -> None:
+        super().__init__(url, lease)
+        self._sweep = sweep
+
+    def check_lease(self) -> None:
+        if self.lease is not None:
+            check_lease(self._sweep, self.lease)
+
 
 class SweepFolder:
-    def __init__(self, url: str) -> None:
+    """The folder of one sweep; with the number of a `lease`, records are written only while that lease is the newest.
+
+    Methods raise what `ObjectStore` raises, and `LeaseLost`.
+    """
+
+    def __init__(self, url: str, lease: int | None = None) -> None:
         self.store = ObjectStore(url)
+        self.lease = lease
 
     @property
     def url(self) -> str:
@@ -45,11 +71,47 @@ class SweepFolder:
         """Remove everything but the lease."""
         delete_all_but_lease(self.store)
 
-    def trial_run(self, trial: str) -> RunFolder:
-        return RunFolder(f"{self.url}/trials/{trial}")
+    def check_lease(self) -> None:
+        """Raises `LeaseLost` if another process runs the sweep now."""
+        if self.lease is not None:
+            check_lease(self.store, self.lease)
+
+    def trial_run(self, trial: str, seed_number: int = 0) -> RunFolder:
+        """The run of a trial's first training, or of that with the `seed_number`-th seed after it."""
+        url = f"{self.url}/trials/{trial}" + (f"/seeds/{seed_number}" if seed_number else "")
+        return TrialRun(url, self.store, self.lease)
+
+    def begin_trial(self, trial: str, parameters: Mapping[str, Any]) -> float:
+        """Record what a trial is, unless an earlier call began it; when it began, in seconds since 1970."""
+        record: dict[str, Any] = {"parameters": dict(parameters), "began": time.time()}
+        path = f"trials/{trial}/begun.json"
+        if not self.store.create(path, json.dumps(record).encode()):
+            record = json.loads(self.store.read(path))
+        return float(record["began"])
+
+    def unfinished(self) -> dict[str, dict[str, Any]]:
+        """Parameters of the trials, by id, that have begun and not ended, or ended with an error; by age."""
+        begun = [path for path in self.store.list("trials") if path.endswith("/begun.json")]
+        ended = {trial["id"] for trial in self.trials() if trial["state"] in ENDED}
+        records = {path.split("/")[1]: json.loads(self.store.read(path)) for path in begun}
+        ids = sorted(records.keys() - ended, key=lambda id: records[id]["began"])
+        return {id: records[id]["parameters"] for id in ids}
+
+    def next_number(self) -> int:
+        """A number that no trial has for its name."""
+        numbers = [int(name) for path in self.store.list("trials") if (name := path.split("/")[1]).isdigit()]
+        return max(numbers, default=0) + 1
 
     def write_trial(self, trial: str, record: Mapping[str, Any]) -> None:
+        self.check_lease()
         self.store.write(f"trials/{trial}/trial.json", json.dumps({"id": trial, **record}, indent=2).encode())
+
+    def write_failure(self, trial: str, failure: Mapping[str, Any]) -> None:
+        """The record of a trial that its own workers could not write, unless they did."""
+        if not self.store.exists(f"trials/{trial}/trial.json"):
+            began = self.begin_trial(trial, failure["parameters"])
+            times = {"began": began, "seconds": time.time() - began}
+            self.write_trial(trial, {"metrics": {}, **failure, **times})
 
     def trials(self) -> list[dict[str, Any]]:
         """Records of all trials that have ended, in the order in which they began."""
@@ -62,6 +124,7 @@ class SweepFolder:
 
     def write_result(self, metric: str) -> dict[str, Any]:
         """Write and return all trials and the best. Raises `InputError` if no trial has finished."""
+        self.check_lease()
         trials = self.trials()
         result = {"state": "finished", "metric": f"val/{metric}", "trials": trials, "best": best_trial(trials, metric)}
         self.store.write("result.json", json.dumps(result, indent=2).encode())
@@ -76,18 +139,16 @@ class SweepFolder:
 
 
 def best_trial(trials: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """The finished trial with the best `val/metric`; of equal ones the earliest.
+    """The trial with the best `val/metric` that has finished or was stopped early; of equal ones the earliest.
 
-    Raises `InputError` if no trial has finished with that metric.
+    Raises `InputError` if there is none with that metric.
     """
     name = f"val/{metric}"
     finished = [
-        trial
-        for trial in trials
-        if trial["state"] == "finished" and not math.isnan(trial["metrics"].get(name, math.nan))
+        trial for trial in trials if trial["state"] in RATED and not math.isnan(trial["metrics"].get(name, math.nan))
     ]
     if not finished:
-        errors = [trial["error"] for trial in trials if trial.get("error")]
+        errors = [reason for trial in trials if (reason := trial.get("reason") or trial.get("error"))]
         reason = f"; the last one failed with: {errors[-1]}" if errors else ""
         raise InputError(f"none of {len(trials)} trials has finished with the metric '{name}'{reason}")
     sign = 1 if HIGHER_IS_BETTER[metric] else -1

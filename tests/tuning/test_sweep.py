@@ -19,6 +19,7 @@ SCHEDULE = (
     "training.validate_every=3",
     "cluster.num_workers=1",
     "sweep.overrides={}",
+    "sweep.concurrent_trials=1",
 )
 
 
@@ -29,7 +30,7 @@ def sweep_name() -> str:
 
 @pytest.fixture
 def swept(sweep_name: str, tiny_heads: str, store_environment: dict[str, str]) -> SweepFolder:
-    """Two trials at once; searched once for all tests of this file."""
+    """Two trials, one after the other in the same processes; searched once for all tests of this file."""
     folder = SweepFolder(f"{OUTPUT}/sweeps/{sweep_name}")
     if folder.result() is None:
         succeed("sweep", *tiny(sweep_name, tiny_heads, OUTPUT, *SCHEDULE), "--trials", "2")
@@ -42,6 +43,7 @@ def test_trials_begin_with_the_experiments_own_values(swept: SweepFolder) -> Non
     trials = result["trials"]
     assert [trial["state"] for trial in trials] == ["finished", "finished"]
     assert {"loss.a": 15.0, "loss.b": 0.1, "critic.clip": 0.01} in [trial["parameters"] for trial in trials]
+    assert [trial["id"] for trial in trials] == ["0001", "0002"]
     assert trials[0]["parameters"] != trials[1]["parameters"]
     for trial in trials:
         run = swept.trial_run(trial["id"])
@@ -49,8 +51,20 @@ def test_trials_begin_with_the_experiments_own_values(swept: SweepFolder) -> Non
         assert config["loss"]["a"] == trial["parameters"]["loss.a"]
         assert config["critic"]["clip"] == trial["parameters"]["critic.clip"]
         assert [row["step"] for row in run.history()] == list(range(1, 7))
+        assert (trial["steps"], trial["num_images"]) == (6, 24)
         assert trial["metrics"]["val/psnr"] == max(row["val/psnr"] for row in run.history() if "val/psnr" in row)
     assert result["best"]["metrics"]["val/psnr"] == max(trial["metrics"]["val/psnr"] for trial in trials)
+
+
+def test_a_trial_in_warm_processes_is_the_training_it_says(swept: SweepFolder, tiny_heads: str) -> None:
+    """Nothing of the trial before it in the same processes is left: the second equals a training by itself."""
+    trial = swept.trials()[1]
+    name = unique_name("alone")
+    values = [f"{key}={value}" for key, value in trial["parameters"].items()]
+    succeed("train", "--local", *tiny(name, tiny_heads, OUTPUT, *SCHEDULE, *values))
+    alone, warm = (run.history() for run in (RunFolder(f"{OUTPUT}/runs/{name}"), swept.trial_run(trial["id"])))
+    figures = ("loss", "critic_loss", "normalized_root_mse", "val/psnr", "val/ssim")
+    assert [[row.get(key) for key in figures] for row in warm] == [[row.get(key) for key in figures] for row in alone]
 
 
 def test_same_sweep_again_adds_only_what_is_missing(swept: SweepFolder, sweep_name: str, tiny_heads: str) -> None:
@@ -78,7 +92,8 @@ def test_best_is_pulled_used_and_reported(swept: SweepFolder, tiny_heads: str, t
     assert record["metrics"]["val/psnr"] == best["metrics"]["val/psnr"]
 
     name = unique_name("from-sweep")
-    succeed("train", "--local", *tiny(name, tiny_heads, OUTPUT, *SCHEDULE), "--best-of", swept.url)
+    short = ("training.num_steps=1", "training.checkpoint_every=1")
+    succeed("train", "--local", *tiny(name, tiny_heads, OUTPUT, *SCHEDULE, *short), "--best-of", swept.url)
     run = RunFolder(f"{OUTPUT}/runs/{name}")
     assert yaml.safe_load(run.config_yaml())["loss"]["a"] == best["parameters"]["loss.a"]
 

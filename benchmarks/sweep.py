@@ -1,0 +1,135 @@
+"""What a search costs beyond training, and what ASHA with TPE saves.
+
+    python benchmarks/sweep.py overhead [--trials 6]       # seconds of a trial beyond its own training
+    python benchmarks/sweep.py asha [--trials 12] [--seeds 3]   # images until random search's best is reached
+
+Both run `larmor sweep` on three synthetic heads, on a cluster of this machine's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = (
+    "data.crop=[64,64]",
+    "data.shuffle_bytes=262144",
+    "data.block_bytes=131072",
+    "generator.width=4",
+    "critic.width=4",
+    "critic.steps=1",
+    "training.global_batch_size=4",
+    "training.validation_slices=6",
+    "cluster.num_workers=1",
+    "sweep.overrides={}",
+)
+
+
+def sweep(scratch: Path, name: str, *settings: str) -> tuple[list[dict[str, Any]], float]:
+    """The records of a sweep's trials, and the seconds that the command took."""
+    place = (f"name={name}", f"data.url={scratch}/data", f"output_url={scratch}/output")
+    command = [sys.executable, "-m", "larmor", "sweep", "laptop", *place, *SMALL, *settings]
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}")
+    seconds = time.perf_counter() - began
+    result = json.loads((scratch / "output" / "sweeps" / name / "result.json").read_text())
+    return result["trials"], seconds
+
+
+def overhead(scratch: Path, num_trials: int) -> None:
+    """One slot, trials of 2 steps and of 22: the difference is training, the rest of a trial is overhead."""
+    steps = {"short": 2, "long": 22}
+    rows = {}
+    for name, count in steps.items():
+        schedule = (f"training.num_steps={count}", f"training.checkpoint_every={count}", "training.validate_every=1000")
+        trials, whole = sweep(scratch, name, *schedule, f"sweep.num_trials={num_trials}", "sweep.concurrent_trials=1")
+        begins = sorted(trial["began"] for trial in trials)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(begins)]
+        rows[name] = (gaps, whole)
+        print(f"{name}: {count} steps, {num_trials} trials one after another, whole command {whole:.1f} s")
+        print("  from one trial's begin to the next (s): " + ", ".join(f"{gap:.1f}" for gap in gaps))
+    short, long = (sorted(rows[name][0])[len(rows[name][0]) // 2] for name in steps)
+    step = (long - short) / (steps["long"] - steps["short"])
+    own = short - 2 * step
+    print(
+        f"a step {step * 1000:.0f} ms; a warm trial beyond its steps {own:.2f} s (with one validation and checkpoint)"
+    )
+    print(f"the sweep's start and end: {rows['short'][1] - num_trials * short:.1f} s, once")
+
+
+def asha(scratch: Path, num_trials: int, num_seeds: int) -> None:
+    """For each seed: images seen until the best value of random search is reached, by both."""
+    schedule = ("training.num_steps=54", "training.validate_every=6", "training.checkpoint_every=54")
+    space = ("space.generator_optimizer.learning_rate=loguniform(1e-5,1e-1)",)
+    ratios = []
+    for seed in range(num_seeds):
+        common = (*schedule, *space, f"sweep.seed={seed}", f"sweep.num_trials={num_trials}")
+        random, _ = sweep(scratch, f"random-{seed}", *common, "sweep.sampler=random")
+        wise, _ = sweep(scratch, f"asha-{seed}", *common, "sweep.scheduler=asha")
+        goal = max(value(trial) for trial in random)
+        images = [images_until(trials, goal) for trials in (random, wise)]
+        for name, trials, seen in (("random", random, images[0]), ("asha + tpe", wise, images[1])):
+            total = sum(trial["num_images"] for trial in trials)
+            best = max(value(trial) for trial in trials)
+            print(
+                f"seed {seed} {name:11} best {best:.4f} dB, {seen or 'never'} images until {goal:.4f}, {total} in all"
+            )
+        if images[0] and images[1]:
+            ratios.append(images[1] / images[0])
+    print("images of asha + tpe / of random: " + (", ".join(f"{ratio:.2f}" for ratio in ratios) or "never reached"))
+
+
+def value(trial: dict[str, Any]) -> float:
+    return float(trial["metrics"].get("val/psnr", -1e9))
+
+
+def images_until(trials: list[dict[str, Any]], goal: float) -> int | None:
+    """Images that all trials had seen when the first of those that reach `goal` had ended."""
+    ended = sorted(trials, key=lambda trial: trial["began"] + trial["seconds"])
+    seen = 0
+    for trial in ended:
+        seen += trial["num_images"]
+        if value(trial) >= goal:
+            return seen
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("overhead", "asha"))
+    parser.add_argument("--trials", type=int)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    from storage.convert import ConvertOptions, convert
+    from storage.formats.recognise import find_sources
+    from storage.phantom import write_phantom
+
+    with tempfile.TemporaryDirectory(prefix="larmor-sweep-") as folder:
+        scratch = Path(folder)
+        heads = write_phantom(scratch / "heads", num_subjects=3, seed=0)
+        held_out = {"validation": ["phantom02"], "test": ["phantom03"]}
+        convert(
+            find_sources([str(path) for path in heads]),
+            str(scratch / "data"),
+            ConvertOptions(matrix=(64, 64), held_out=held_out),
+        )
+        if options.what == "overhead":
+            overhead(scratch, options.trials or 6)
+        else:
+            asha(scratch, options.trials or 12, options.seeds)
+
+
+if __name__ == "__main__":
+    main()

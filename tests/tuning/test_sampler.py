@@ -1,0 +1,123 @@
+"""What is tried next: whole grids, and a sampler that learns from trials which have ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.errors import InputError
+from tuning.experiment import SweepConfig, SweepExperiment
+from tuning.sampler import earlier_trials, grid_points, make_searcher, planned_trials
+from tuning.space import Dimension, parse_dimension, starting_point
+from tuning.sweep import first_points
+from tuning.sweep_folder import SweepFolder
+
+A = parse_dimension("loss.a", "loguniform(0.1, 100)")
+B = parse_dimension("loss.b", "uniform(0, 1)")
+GRID = [parse_dimension("loss.a", "choice(1, 10)"), parse_dimension("critic.steps", "randint(1, 4)")]
+
+
+def record(a: float, psnr: float | None, state: str = "finished", **more: float) -> dict[str, Any]:
+    metrics = {} if psnr is None else {"val/psnr": psnr}
+    return {"parameters": {"loss.a": a, **more}, "metrics": metrics, "state": state, "began": a, "seconds": 1.0}
+
+
+def suggestions(known: list[dict[str, Any]], count: int, **settings: Any) -> list[dict[str, Any]]:
+    searcher = make_searcher(SweepConfig(**settings), [A], [], known)
+    found = []
+    for number in range(count):
+        found.append(searcher.suggest(f"t{number}"))
+        searcher.on_trial_complete(f"t{number}", {"val/psnr": 20.0})
+    return found
+
+
+def test_a_grid_has_every_combination_once() -> None:
+    points = grid_points(GRID)
+    assert len(points) == planned_trials(SweepConfig(sampler="grid"), GRID) == 6
+    assert points[0] == {"loss.a": 1, "critic.steps": 1}
+    assert points[-1] == {"loss.a": 10, "critic.steps": 3}
+    assert len({str(point) for point in points}) == 6
+    assert planned_trials(SweepConfig(sampler="random", num_trials=3), GRID) == 3
+
+
+def test_a_grid_of_a_range_is_refused() -> None:
+    with pytest.raises(InputError, match=r"sweep.space.loss.b=uniform\(0, 1\): a grid needs single values"):
+        grid_points([GRID[0], B])
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_suggestions_are_inside_and_repeat_with_the_seed(sampler: str) -> None:
+    found = suggestions([], 12, sampler=sampler, seed=3)
+    assert all(0.1 <= point["loss.a"] <= 100 for point in found)
+    assert found == suggestions([], 12, sampler=sampler, seed=3)
+    assert found != suggestions([], 12, sampler=sampler, seed=4)
+
+
+def test_known_trials_teach_the_sampler() -> None:
+    """Good near 30, bad below 1: after twenty of them it looks near 30 far more often than chance would."""
+    good = [record(30 + number * 0.1, 30.0) for number in range(10)]
+    bad = [record(0.2 + number * 0.05, 20.0) for number in range(10)]
+    num_near = sum(point["loss.a"] > 10 for point in suggestions([*good, *bad], 20))
+    assert num_near > 10
+    assert num_near > sum(point["loss.a"] > 10 for point in suggestions([], 20, sampler="random")) + 3
+
+
+def test_trials_that_diverged_count_as_the_worst() -> None:
+    good = [record(0.2 + number * 0.01, 25.0) for number in range(10)]
+    diverged = [record(50 + number, None, "diverged") for number in range(10)]
+    assert len([point for point in suggestions([*good, *diverged], 20) if point["loss.a"] > 10]) < 4
+
+
+def test_what_was_begun_is_tried_first_and_then_the_experiments_own_values() -> None:
+    experiment = SweepExperiment()
+    config = SweepConfig()
+    own = starting_point([A], experiment)
+    assert own == {"loss.a": 15.0}
+    assert first_points(config, [A], experiment, [], [], []) == [own]
+    assert first_points(config, [A], experiment, [{"loss.a": 2.0}], [], []) == [{"loss.a": 2.0}]
+    assert first_points(config, [A], experiment, [], [record(1.0, 20.0)], [record(1.0, 20.0)]) == []
+
+
+def test_a_grid_goes_on_with_what_is_left() -> None:
+    experiment, config = SweepExperiment(), SweepConfig(sampler="grid")
+    everything = grid_points(GRID)
+    ended = [record(1, 20.0, **{"critic.steps": 1})]
+    points = first_points(config, GRID, experiment, [everything[4]], ended, ended)
+    assert points[0] == everything[4]
+    assert sorted(map(str, points)) == sorted(map(str, everything[1:]))
+    searcher = make_searcher(config, GRID, points, ended)
+    assert [searcher.suggest(f"t{number}") for number in range(5)] == points
+
+
+def test_an_earlier_sweep_teaches_with_the_trials_that_fit(tmp_path: Path) -> None:
+    folder = SweepFolder(str(tmp_path))
+    assert folder.create("sweep: {}")
+    trials = {
+        "fits": record(3.0, 24.0, **{"loss.b": 0.5}),
+        "outside": record(300.0, 24.0),
+        "diverged": record(4.0, None, "diverged"),
+        "another": {**record(5.0, 24.0), "parameters": {"loss.b": 0.3}},
+    }
+    for name, trial in trials.items():
+        folder.write_trial(name, trial)
+    (found,) = earlier_trials(folder.url, "psnr", [A])
+    assert found["parameters"] == {"loss.a": 3.0}
+    with pytest.raises(InputError, match=r"none of its trials has val/ssim"):
+        earlier_trials(folder.url, "ssim", [A])
+    with pytest.raises(InputError, match="no sweep is there"):
+        earlier_trials(str(tmp_path / "nothing"), "psnr", [A])
+
+
+@pytest.mark.parametrize(
+    ("dimension", "inside", "outside"),
+    [
+        (A, [0.1, 5, 100], [0.05, 101, None, "x"]),
+        (GRID[1], [1, 3], [0, 4, None]),
+        (parse_dimension("loss.adversarial", "choice('bce', None)"), ["bce", None], ["wasserstein", 1]),
+    ],
+)
+def test_a_dimension_knows_its_values(dimension: Dimension, inside: list[Any], outside: list[Any]) -> None:
+    assert all(dimension.contains(value) for value in inside)
+    assert not any(dimension.contains(value) for value in outside)

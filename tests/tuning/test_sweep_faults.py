@@ -1,0 +1,170 @@
+"""Twelve sweeps that lose something on the way: the driver, a trial's worker, a node, the store.
+
+    python -m pytest -m slow tests/tuning/test_sweep_faults.py
+
+After each: no trial that had ended was lost or changed, all have ended, and the best pulled is the best reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from storage.embedded_store import EmbeddedStore
+from tests.workbench import command, environment, succeed, tiny, unique_name
+from tuning.sweep_folder import SweepFolder
+
+OUTPUT = "s3://larmor"
+NUM_TRIALS = 3
+SCHEDULE = (
+    "training.num_steps=20",
+    "training.checkpoint_every=5",
+    "training.validate_every=5",
+    "training.zero_stage=1",
+    "cluster.num_workers=1",
+    "sweep.overrides={}",
+    "sweep.concurrent_trials=1",
+)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+class Scene:
+    """A sweep that runs, and what had ended before the fault."""
+
+    def __init__(self, name: str, data_url: str, seed: int, *more: str) -> None:
+        self.folder = SweepFolder(f"{OUTPUT}/sweeps/{name}")
+        settings = tiny(name, data_url, OUTPUT, *SCHEDULE, f"sweep.seed={seed}")
+        self.arguments = ("sweep", *settings, "--trials", str(NUM_TRIALS), *more)
+        self.random = random.Random(seed)
+        self.before: dict[str, dict[str, Any]] = {}
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[subprocess.Popen[str]]:
+        with subprocess.Popen(
+            command(*self.arguments), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def wait_for_the_moment(self) -> None:
+        """A random moment after a random number of trials have begun."""
+        wanted = self.random.randint(1, NUM_TRIALS - 1)
+        for _ in range(2400):
+            begun = [path for path in self.folder.store.list("trials") if path.endswith("/begun.json")]
+            if len(begun) >= wanted:
+                time.sleep(self.random.uniform(0, 3))
+                self.before = {trial["id"]: trial for trial in self.folder.trials()}
+                return
+            time.sleep(0.1)
+        raise AssertionError("no trial has begun within four minutes")
+
+    def check(self, model: Path) -> None:
+        result = self.folder.result()
+        assert result is not None
+        after = {trial["id"]: trial for trial in result["trials"]}
+        assert sorted(after) == [f"{number:04d}" for number in range(1, NUM_TRIALS + 1)]
+        assert {trial["state"] for trial in after.values()} == {"finished"}
+        assert {name: after[name] for name in self.before} == self.before
+        for name in after:
+            assert [row["step"] for row in self.folder.trial_run(name).history()] == list(range(1, 21))
+        succeed("pull", self.folder.url, "--to", str(model))
+        best = self.folder.trial_run(result["best"]["id"]).best("val/psnr", True)
+        pulled = hashlib.sha256((model / "generator.safetensors").read_bytes()).hexdigest()
+        assert pulled == best.files["generator.safetensors"]["sha256"]
+        assert json.loads((model / "metrics.json").read_text())["metrics"]["val/psnr"] == max(
+            trial["metrics"]["val/psnr"] for trial in after.values()
+        )
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output[-6000:]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_driver_is_killed(tiny_heads: str, store_environment: dict[str, str], tmp_path: Path, seed: int) -> None:
+    scene = Scene(unique_name("driver"), tiny_heads, seed)
+    with scene.running() as process:
+        scene.wait_for_the_moment()
+        process.kill()
+    succeed(*scene.arguments, timeout=400)
+    scene.check(tmp_path / "model")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_trials_worker_is_killed(
+    tiny_heads: str, store_environment: dict[str, str], tmp_path: Path, seed: int
+) -> None:
+    scene = Scene(unique_name("worker"), tiny_heads, seed)
+    with scene.running() as process:
+        scene.wait_for_the_moment()
+        for child in psutil.Process(process.pid).children(recursive=True):
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                os.kill(child.pid, signal.SIGKILL)
+        finish(process)
+    scene.check(tmp_path / "model")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_node_is_lost(
+    tiny_heads: str,
+    store_environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    seed: int,
+) -> None:
+    """Two nodes with room for one trial each, and a head with none: the other node goes on with the trial."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    try:
+        scene = Scene(unique_name("node"), tiny_heads, seed, "--address", cluster.address)
+        with scene.running() as process:
+            scene.wait_for_the_moment()
+            busy = [node for node in nodes if _has_a_worker(node)]
+            cluster.remove_node(busy[0], allow_graceful=False)
+            finish(process)
+        scene.check(tmp_path / "model")
+    finally:
+        cluster.shutdown()
+
+
+def _has_a_worker(node: Any) -> bool:
+    raylet = node.all_processes["raylet"][0].process.pid
+    lines = [" ".join(child.cmdline()) for child in psutil.Process(raylet).children(recursive=True)]
+    return any("RayTrainWorker" in line for line in lines)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_store_goes_away_and_comes_back(
+    embedded_store: EmbeddedStore, tiny_heads: str, store_environment: dict[str, str], tmp_path: Path, seed: int
+) -> None:
+    scene = Scene(unique_name("store"), tiny_heads, seed)
+    with scene.running() as process:
+        scene.wait_for_the_moment()
+        pid = embedded_store.status().pid
+        assert pid is not None
+        store = psutil.Process(pid)
+        store.suspend()  # connections hang, as they do when a network goes
+        try:
+            time.sleep(scene.random.uniform(5, 25))
+        finally:
+            store.resume()
+        finish(process)
+    scene.check(tmp_path / "model")

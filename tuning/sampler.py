@@ -1,0 +1,103 @@
+"""Which point is tried next: Optuna's samplers behind Ray Tune, taught by the trials that have ended."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recon.metrics import HIGHER_IS_BETTER
+from storage.errors import InputError
+from tuning.experiment import SweepConfig
+from tuning.space import Dimension
+from tuning.sweep_folder import RATED, SweepFolder
+
+Point = Mapping[str, Any]
+
+
+def make_searcher(config: SweepConfig, dimensions: Sequence[Dimension], first: Sequence[Point], known: Any) -> Any:
+    """Ray Tune's search algorithm: tries `first`, then what the sampler says.
+
+    `known` are records of trials; those that diverged or failed count as the worst.
+    """
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    seed, name = config.seed + len(known), f"val/{config.metric}"
+    if config.sampler == "tpe":
+        # constant_liar: trials that run side by side do not all try the same point
+        sampler: Any = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+    else:  # a grid is its points, all of them in `first`
+        sampler = optuna.samplers.RandomSampler(seed=seed)
+    searcher = OptunaSearch(
+        {item.key: _distribution(item) for item in dimensions},
+        metric=name,
+        mode="max" if HIGHER_IS_BETTER[config.metric] else "min",
+        sampler=sampler,
+        points_to_evaluate=[dict(point) for point in first] or None,
+    )
+    for trial in known:
+        value = trial["metrics"].get(name, math.nan) if trial["state"] in RATED else math.nan
+        rated = math.isfinite(value)
+        told: Any = value if rated else None
+        searcher.add_evaluated_point(dict(trial["parameters"]), told, pruned=not rated)
+    return searcher
+
+
+def planned_trials(config: SweepConfig, dimensions: Sequence[Dimension]) -> int:
+    """How many trials the whole sweep has."""
+    return len(grid_points(dimensions)) if config.sampler == "grid" else config.num_trials
+
+
+def grid_points(dimensions: Sequence[Dimension]) -> list[dict[str, Any]]:
+    """Every combination, the last key fastest. Raises `InputError` for a range that has no end of values."""
+    axes = []
+    for item in dimensions:
+        if item.kind == "choice":
+            axes.append(list(item.arguments))
+        elif item.kind == "randint":
+            axes.append(list(range(*item.arguments)))
+        else:
+            raise InputError(
+                f"sweep.space.{item.key}={item}: a grid needs single values; write choice(value, …), or "
+                "sweep.sampler=random"
+            )
+    return [dict(zip((item.key for item in dimensions), values, strict=True)) for values in itertools.product(*axes)]
+
+
+def earlier_trials(url: str, metric: str, dimensions: Sequence[Dimension]) -> list[dict[str, Any]]:
+    """The trials of another sweep that teach this one: those that tell all of its keys, inside their ranges.
+
+    Raises `InputError` if there is no sweep at `url`, or none of its trials fits.
+    """
+    folder = SweepFolder(url)
+    if not folder.exists():
+        raise InputError(f"sweep.warm_start={url}: no sweep is there (no sweep.yaml); check the URL")
+    keys = {item.key for item in dimensions}
+    found = []
+    for trial in folder.trials():
+        parameters = {key: value for key, value in trial["parameters"].items() if key in keys}
+        rated = trial["state"] in RATED and f"val/{metric}" in trial["metrics"]
+        if rated and parameters.keys() == keys and all(item.contains(parameters[item.key]) for item in dimensions):
+            found.append({**trial, "parameters": parameters})
+    if not found:
+        raise InputError(
+            f"sweep.warm_start={url}: none of its trials has val/{metric} and values inside this space for "
+            f"{', '.join(sorted(keys))}; leave it out, or widen the space"
+        )
+    return found
+
+
+def _distribution(item: Dimension) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if item.kind == "choice":
+        return CategoricalDistribution(item.arguments)
+    if item.kind == "randint":
+        return IntDistribution(item.arguments[0], item.arguments[1] - 1)
+    low, high = item.arguments
+    return FloatDistribution(low, high, log=item.kind == "loguniform")
