@@ -21,7 +21,7 @@ from cluster.stopping import Stopped, StopRequest, order_stop, stop_order, withd
 from cluster.worker import LocalWorker
 from recon.train import train
 from storage.object_store import ObjectStore
-from tests.cluster.test_systems import kspace_url, rows, tiny, trained  # noqa: F401
+from tests.cluster.test_systems import kspace_url, tiny, trained  # noqa: F401
 from tests.workbench import environment, unique_name
 
 
@@ -129,8 +129,8 @@ def test_stopped_training_goes_on_exactly(kspace_url: str, tmp_path: Path) -> No
     assert not any(name.startswith("val/") for name in latest.metrics), "there is no time to validate"
     with LocalWorker(broken, experiment.training, torch.device("cpu")) as worker:
         assert train(experiment, worker) is True
-    assert rows(broken) == rows(whole)
-    assert all(np.isfinite(row["loss"]) for row in rows(broken))
+    assert broken.history() == whole.history()
+    assert all(np.isfinite(row["loss"]) for row in broken.history())
 
 
 def test_an_order_ends_a_local_training(kspace_url: str, tmp_path: Path) -> None:  # noqa: F811
