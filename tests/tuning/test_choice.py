@@ -12,7 +12,7 @@ from storage.errors import InputError
 from tests.helpers import add_checkpoint
 from tests.synthetic_sweep import write_sweep
 from tuning.choice import choose_run
-from tuning.sweep_folder import SweepFolder
+from tuning.sweep_folder import RATED, SweepFolder
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_unknown_trials_are_answered_with_those_there_are(whole: SweepFolder, sm
 @pytest.mark.parametrize("metric", ["psnr", "ssim"])
 def test_without_a_finished_trial_those_there_are_are_named(small: SweepFolder, metric: str) -> None:
     for trial in small.trials():
-        if trial["state"] == "finished":
+        if trial["state"] in RATED:
             small.store.delete(f"trials/{trial['id']}/trial.json")
     with pytest.raises(InputError, match=r"trial.* with the metric 'val/.*its trials are t00, t01, t02"):
         choose_run(small.url, metric)
