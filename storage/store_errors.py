@@ -132,7 +132,31 @@ def endpoint() -> str:
 
 @contextlib.contextmanager
 def translated(url: str) -> Iterator[None]:
-    """Turn what S3 clients raise into sentences with a remedy."""
+    """Turn what S3 clients and file systems raise into sentences with a remedy."""
+    try:
+        with _translated_aws(url) if url.startswith("s3://") else contextlib.nullcontext():
+            yield
+    except PermissionError as error:
+        raise InputError(
+            f"{url}: access refused ({error}); check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) "
+            "and what they may do in this bucket or folder"
+        ) from error
+    except FileNotFoundError as error:
+        if "bucket does not exist" in str(error) or "NoSuchBucket" in repr(error.__cause__):
+            bucket = url.removeprefix("s3://").split("/")[0]
+            raise InputError(f"{url}: the bucket '{bucket}' does not exist; create it, or correct the URL") from error
+        raise
+    except NotADirectoryError as error:
+        raise InputError(f"{url}: a part of this path is a file, not a folder; choose another place") from error
+    except ValueError as error:
+        if "Invalid endpoint" in str(error):
+            raise InputError(f"{url}: {error}; correct AWS_ENDPOINT_URL (http://HOST:PORT)") from error
+        raise
+
+
+@contextlib.contextmanager
+def _translated_aws(url: str) -> Iterator[None]:
+    """The part that needs botocore, which a machine that reads from folders alone may lack."""
     import botocore.exceptions as aws
 
     try:
@@ -164,22 +188,6 @@ def translated(url: str) -> Iterator[None]:
         if is_transient(error):
             raise
         raise InputError(f"{url}: S3 is not set up right ({error}); check the AWS settings") from error
-    except PermissionError as error:
-        raise InputError(
-            f"{url}: access refused ({error}); check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) "
-            "and what they may do in this bucket or folder"
-        ) from error
-    except FileNotFoundError as error:
-        if "bucket does not exist" in str(error) or "NoSuchBucket" in repr(error.__cause__):
-            bucket = url.removeprefix("s3://").split("/")[0]
-            raise InputError(f"{url}: the bucket '{bucket}' does not exist; create it, or correct the URL") from error
-        raise
-    except NotADirectoryError as error:
-        raise InputError(f"{url}: a part of this path is a file, not a folder; choose another place") from error
-    except ValueError as error:
-        if "Invalid endpoint" in str(error):
-            raise InputError(f"{url}: {error}; correct AWS_ENDPOINT_URL (http://HOST:PORT)") from error
-        raise
 
 
 def _cause(error: BaseException) -> str:
