@@ -97,7 +97,8 @@ class Jobs:
         return job is not None and not job.status.is_terminal()
 
     def _start(self, name: str, kind: Kind, experiment: Experiment, install: bool) -> None:
-        variables = {"LARMOR_JOB": name, "PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+        patience = max(STOP_SECONDS, experiment.cluster.grace_seconds + 30)
+        variables = {"LARMOR_JOB": name, "PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(patience)}
         with tempfile.TemporaryDirectory(prefix="larmor-job-") as folder:
             write_package(Path(folder), experiment)
             environment: dict[str, Any] = {"working_dir": folder, "env_vars": variables}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -86,3 +87,16 @@ def test_other_files_name_the_role_that_the_policy_is_for() -> None:
     assert f"`{profile}` (`ray-cluster.yaml`)" in text
     assert "serviceAccountName: larmor\n" in (ROOT / "rayjob.yaml").read_text()
     assert "service account `larmor` (`rayjob.yaml`)" in text
+
+
+def test_nothing_of_a_run_is_unpickled() -> None:
+    """As the document says: no pickle, and PyTorch's own format as plain tensors only."""
+    for package in ("recon", "cluster", "tuning", "storage"):
+        for path in (ROOT / package).rglob("*.py"):
+            for call in ast.walk(ast.parse(path.read_text())):
+                if isinstance(call, ast.Call):
+                    options = {option.arg: ast.unparse(option.value) for option in call.keywords}
+                    assert options.get("allow_pickle", "False") == "False", f"{path}:{call.lineno}"
+                    if ast.unparse(call.func) == "torch.load":
+                        assert options.get("weights_only") == "True", f"{path}:{call.lineno}"
+                assert not (isinstance(call, ast.Attribute) and call.attr == "load_checkpoint"), path
