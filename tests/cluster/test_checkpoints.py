@@ -160,6 +160,7 @@ class TestSlowAndBrokenStores:
     def test_the_training_goes_on_while_the_store_is_slow(self, run: RunFolder, faulty_proxy: FaultyProxy) -> None:
         faulty_proxy.plan("slow", methods=("PUT",), matches="checkpoints", seconds=1.0)
         with worker_of(run) as worker:
+            worker.begin(0)
             save(worker, 10)
             worker.report(11, {}, [{"step": 11}])
             assert steps(run) == [], "still on its way"
