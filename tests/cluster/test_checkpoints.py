@@ -162,11 +162,11 @@ class TestSlowAndBrokenStores:
         with worker_of(run) as worker:
             worker.begin(0)
             save(worker, 10)
-            worker.report(11, {}, [{"step": 11}])
+            worker.report(11, {"training_seconds": 1.0}, [{"step": 11}])
             assert steps(run) == [], "still on its way"
             save(worker, 20)  # waits for the first
             assert steps(run) == [10]
-            worker.report(21, {}, [{"step": 21}])
+            worker.report(21, {"training_seconds": 2.0}, [{"step": 21}])
             assert steps(run) == [10]
         assert steps(run) == [10, 20]
         assert [row["step"] for row in run.history()] == [11, 21]
