@@ -21,7 +21,7 @@ from storage.errors import InputError
 _COLOURS = ("#2f7fd8", "#2ca25f", "#ffd23f")  # CSF, grey and white matter: told apart by the colour-blind too
 _DIFFERENT, _BRAIN, _INSTANCE = "#e4312e", "#ff6b2c", "#f7f7f7"
 _OPACITY = 0.55
-_MARGIN = 14  # pixels around the brain: the rest of the head is the same in every panel
+_MARGIN = 14  # pixels around the brain that are shown
 _SHORT = ("CSF", "GM", "WM")
 
 
@@ -61,7 +61,8 @@ def write_segmentation_figure(examples: Sequence[SegmentationExample], path: Pat
             axes = [figure.add_subplot(grid[3 * number + row, column]) for row in range(3)]
             _draw_column(axes, shown, example.original, view, named=number == 0)
     labels: list[Artist] = [
-        Patch(color=colour, label=name.replace("_", " ")) for colour, name in zip(_COLOURS, TISSUES, strict=True)
+        Patch(color=colour, label=name.replace("csf", "CSF").replace("_", " "))
+        for colour, name in zip(_COLOURS, TISSUES, strict=True)
     ]
     labels += [
         Patch(color=_DIFFERENT, label="another tissue than in the original"),
@@ -75,10 +76,9 @@ def write_segmentation_figure(examples: Sequence[SegmentationExample], path: Pat
 
 
 def _view(example: SegmentationExample) -> tuple[int, int, int, int]:
-    """Top, left, bottom and right of what is shown: all brains of an example with a margin, or the whole slice."""
-    height, width = example.original.image.shape
-    brains = [shown.segmentation.classes[0] > 0 for shown in (example.original, *example.reconstructions)]
-    rows, columns = np.nonzero(np.logical_or.reduce(brains))
+    """Top, left, bottom and right of what is shown: the original's brain with a margin, or the whole slice."""
+    classes = example.original.segmentation.classes[0]
+    (height, width), (rows, columns) = classes.shape, np.nonzero(classes)
     if not rows.size:
         return 0, 0, height, width
     top, left = max(0, int(rows.min()) - _MARGIN), max(0, int(columns.min()) - _MARGIN)

@@ -180,7 +180,8 @@ def test_the_folder_holds_tables_summary_and_figures(
 def test_the_printed_table_names_the_preset_and_the_means(model: Model, reader: SliceReader, preset: Any) -> None:
     result = run(model, reader, preset)
     lines = text_table(result)
-    assert "32×32, gaussian2d 30 %: mean over 3 volume(s), 12 slices" in lines[0]
+    per_slice = ", a mask per slice" if model.physics.mask.per_slice else ""
+    assert f"32×32, gaussian2d 30 %{per_slice}: mean over 3 volume(s), 12 slices" in lines[0]
     assert f"preset '{preset}': {PRESETS[preset]}" in lines[0]
     heading, rows = table_text(result)
     assert heading[1] == "PSNR (dB)"
