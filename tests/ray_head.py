@@ -57,6 +57,8 @@ def ray_head(options: Sequence[str] = ("--num-cpus=2",), port: int | None = None
     start = [RAY, "start", "--head", "--block", f"--port={port}", f"--temp-dir={head.folder}", *options]
     start += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     start += ["--object-store-memory=100000000", f"--ray-client-server-port={free_port()}"]
+    # jobs start through the node's agent, which takes a fixed port otherwise: another Ray of this machine may have it
+    start += [f"--dashboard-agent-listen-port={free_port()}"]
     with running(start, **head.known(), **changes) as process:
         try:
             wait_for_answer(f"{head.dashboard}/api/version", process)
@@ -68,7 +70,8 @@ def ray_head(options: Sequence[str] = ("--num-cpus=2",), port: int | None = None
 def another_node(head: RayHead, *options: str, **changes: str) -> contextlib.AbstractContextManager[object]:
     """A second raylet of the cluster, which comes some seconds after this returns."""
     start = [RAY, "start", "--block", f"--address={head.address}", "--node-ip-address=127.0.0.1", *options]
-    return running([*start, "--object-store-memory=100000000"], **head.known(), **changes)
+    start += ["--object-store-memory=100000000", f"--dashboard-agent-listen-port={free_port()}"]
+    return running(start, **head.known(), **changes)
 
 
 @contextlib.contextmanager
