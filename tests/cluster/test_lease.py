@@ -32,6 +32,7 @@ from cluster.run_folder import Checkpoint, RunFolder
 from storage.errors import InputError
 from storage.object_store import ObjectStore
 from storage.store_errors import StoreAway
+from tests.helpers import random_kspace, write_dataset
 from tests.workbench import command, environment, unique_name
 
 HERE = Owner.this_process()
@@ -295,8 +296,12 @@ class TestFence:
 
 
 class TestRun:
-    def test_what_a_block_claims_is_its_own(self, store: ObjectStore) -> None:
-        experiment = Experiment()
+    @pytest.fixture
+    def experiment(self, tmp_path: Path) -> Experiment:
+        write_dataset(ObjectStore(tmp_path / "data"), {"train": random_kspace(2)})
+        return Experiment.model_validate({"data": {"url": str(tmp_path / "data")}})
+
+    def test_what_a_block_claims_is_its_own(self, store: ObjectStore, experiment: Experiment) -> None:
         run, second = RunFolder(store.url), RunFolder(store.url)
         with claimed(experiment, run, False, print):
             assert run.lease == 1
@@ -308,11 +313,13 @@ class TestRun:
             assert second.lease == 2
             assert second.history() == []
 
-    def test_another_experiment_is_refused_and_the_lease_let_go(self, store: ObjectStore) -> None:
-        run = RunFolder(store.url)
-        with claimed(Experiment(), run, False, print):
+    def test_another_experiment_is_refused_and_the_lease_let_go(
+        self, store: ObjectStore, experiment: Experiment
+    ) -> None:
+        run, other = RunFolder(store.url), experiment.model_copy(update={"seed": 1})
+        with claimed(experiment, run, False, print):
             pass
-        with pytest.raises(InputError, match="differs in seed"), claimed(Experiment(seed=1), run, False, print):
+        with pytest.raises(InputError, match="differs in seed"), claimed(other, run, False, print):
             pass
         refuse_if_held(store)
 
