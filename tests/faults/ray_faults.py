@@ -9,9 +9,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import psutil
+import requests
 
+from cluster.run_folder import Checkpoint
 from tests.faults.scene import Broken, Scene, Training, moment
 from tests.ray_head import RAY, RayHead, another_node, ray_head
 from tests.workbench import environment
@@ -33,22 +36,41 @@ class RayCluster:
 
     def start(self) -> None:
         self.head: RayHead = self._undo.enter_context(ray_head(("--num-cpus=0",)))
+        while self._num_alive() < 1:
+            time.sleep(0.5)
         for _ in range(2):
             self.add_node()
 
     def stop(self) -> None:
-        while self._nodes:
-            self.lose_node()
+        """Everything at once, the head too."""
         self._undo.close()
+        while self._nodes:
+            self._nodes.pop().close()
 
     def add_node(self) -> None:
-        node = contextlib.ExitStack()
-        node.enter_context(another_node(self.head, "--num-cpus=1"))
-        self._nodes.append(node)
+        """Returns when it is there. Raylets of one machine may take each other's ports: then once more."""
+        wanted = len(self._nodes) + 2  # with the head
+        for _ in range(3):
+            node = contextlib.ExitStack()
+            node.enter_context(another_node(self.head, "--num-cpus=1"))
+            for _ in range(120):
+                if self._num_alive() >= wanted:
+                    self._nodes.append(node)
+                    return
+                time.sleep(0.5)
+            node.close()
+        raise Broken("a node did not come")
+
+    def _num_alive(self) -> int:
+        token = {"Authorization": f"Bearer {self.head.token.read_text()}"}
+        answer = requests.get(f"{self.head.dashboard}/nodes?view=summary", headers=token, timeout=10).json()
+        return sum(node["raylet"].get("state") == "ALIVE" for node in answer["data"]["summary"])
 
     def lose_node(self) -> None:
-        """All its processes at once, as if the power had gone."""
+        """All its processes at once, as if the power had gone. Returns when Ray has noticed."""
         self._nodes.pop().close()
+        while self._num_alive() > len(self._nodes) + 1:
+            time.sleep(0.2)
 
     @property
     def variables(self) -> dict[str, str]:
@@ -70,8 +92,8 @@ class RayCluster:
 Fault = Callable[[RayCluster, Training, random.Random], str]
 
 
-def ray_training(scene: Scene, cluster: RayCluster, name: str, workers: str = "2") -> Training:
-    arguments = (f"cluster.num_workers={workers}", "--address", cluster.head.address, "cluster.wait_seconds=120")
+def ray_training(scene: Scene, cluster: RayCluster, name: str, workers: str = "2", *more: str) -> Training:
+    arguments = (f"cluster.num_workers={workers}", *more, "--address", cluster.head.address, "cluster.wait_seconds=120")
     return scene.training(name, *arguments, **cluster.variables)
 
 
@@ -140,7 +162,14 @@ def node_lost_and_found(cluster: RayCluster, training: Training, source: random.
         alone = training.wait_for_step(step + 4, process)
         cluster.add_node()
         training.wait_for_end(process)
+    sizes = [_num_writers(item) for item in training.run.checkpoints()]
+    if sizes[-1] != 2 or 1 not in sizes:
+        raise Broken(f"the checkpoints were written by {sizes} workers: {training.log()}")
     return f"node lost after step {step}, added again after step {alone}"
+
+
+def _num_writers(checkpoint: Checkpoint) -> int:
+    return sum("generator/state-" in name for name in checkpoint.files)
 
 
 def driver_killed(cluster: RayCluster, training: Training, source: random.Random) -> str:
@@ -153,7 +182,7 @@ def driver_killed(cluster: RayCluster, training: Training, source: random.Random
 
 def driver_told_to_stop(cluster: RayCluster, training: Training, source: random.Random) -> str:
     with training.attempt() as process:
-        step = training.wait_for_step(moment(source, last=STEPS_BEFORE_NOTICE), process)
+        step = training.wait_for_step(moment(source, last=24), process)
         process.terminate()
         training.wait_for_end(process, [128 + signal.SIGTERM])
     latest = training.run.latest()
@@ -176,19 +205,34 @@ def head_lost(cluster: RayCluster, training: Training, source: random.Random) ->
     return f"head and nodes lost after step {step}, started anew"
 
 
-STEPS_BEFORE_NOTICE = 24
-TWO, RANGE = "2", "{min: 1, max: 2}"
-# the fault's name → what does it, how many workers, and the seeds with which it is run
-RAY_FAULTS: dict[str, tuple[Fault, str, tuple[int, ...]]] = {
-    "worker killed": (worker_killed, TWO, (21, 22, 23)),
-    "worker frozen": (worker_frozen, TWO, (24, 25)),
-    "worker told to stop (SIGTERM)": (worker_told_to_stop, TWO, (26, 27)),
-    "node drained (Ray's notice)": (node_drained, TWO, (28,)),
-    "node lost, comes again": (node_lost, TWO, (29,)),
-    "node lost, one worker, two again": (node_lost_and_found, RANGE, (30, 31)),
-    "driver killed": (driver_killed, TWO, (32, 33)),
-    "driver told to stop (SIGTERM)": (driver_told_to_stop, TWO, (34,)),
-    "head restarted": (head_lost, TWO, (35,)),
+@dataclass(frozen=True)
+class Plan:
+    """How a fault is run: `workers` is what the experiment says, `more` what else it says."""
+
+    inject: Fault
+    seeds: tuple[int, ...]
+    workers: str = "2"
+    more: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether the number of workers stays the same."""
+        return self.workers == "2"
+
+
+# the step takes longer, so that there is something left to do when the second node is back
+RANGE = ("{min: 1, max: 2}", ("training.global_batch_size=32",))
+
+RAY_FAULTS: dict[str, Plan] = {
+    "worker killed": Plan(worker_killed, (21, 22, 23)),
+    "worker frozen": Plan(worker_frozen, (24, 25)),
+    "worker told to stop (SIGTERM)": Plan(worker_told_to_stop, (26, 27)),
+    "node drained (Ray's notice)": Plan(node_drained, (28,)),
+    "node lost, comes again": Plan(node_lost, (29,)),
+    "node lost, one worker, two again": Plan(node_lost_and_found, (30, 31), *RANGE),
+    "driver killed": Plan(driver_killed, (32, 33)),
+    "driver told to stop (SIGTERM)": Plan(driver_told_to_stop, (34,)),
+    "head restarted": Plan(head_lost, (35,)),
 }
 
 

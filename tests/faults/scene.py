@@ -107,11 +107,11 @@ class Training:
 
 @dataclass
 class Scene:
-    """The store, the heads, and the trainings that nothing disturbs, by number of workers."""
+    """The store, the heads, and the histories of trainings that nothing disturbs, by name."""
 
     store: EmbeddedStore
     folder: Path
-    undisturbed: dict[int, list[dict[str, float]]] = field(default_factory=dict)
+    undisturbed: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
     def training(self, name: str, *arguments: str, **variables: str) -> Training:
         return Training(self, name, arguments, variables)

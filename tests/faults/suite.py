@@ -14,12 +14,12 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.local_faults import LOCAL_FAULTS, local_training
-from tests.faults.ray_faults import RANGE, RAY_FAULTS, RayCluster, ray_cluster, ray_training
+from tests.faults.ray_faults import RAY_FAULTS, RayCluster, ray_cluster, ray_training
 from tests.faults.scene import LOCAL, Scene, check, scene
 
 
@@ -50,7 +50,7 @@ class Outcome:
 
 CASES = [
     *(Case(fault, seed) for fault, (_, seeds) in LOCAL_FAULTS.items() for seed in seeds),
-    *(Case(fault, seed) for fault, (_, _, seeds) in RAY_FAULTS.items() for seed in seeds),
+    *(Case(fault, seed) for fault, plan in RAY_FAULTS.items() for seed in plan.seeds),
 ]
 
 
@@ -60,15 +60,15 @@ def run_case(stage: Scene, cluster: RayCluster | None, case: Case) -> Outcome:
     try:
         if case.on_ray:
             assert cluster is not None
-            ray_fault, workers, _ = RAY_FAULTS[case.fault]
-            training = ray_training(stage, cluster, case.name, workers)
-            done = ray_fault(cluster, training, source)
-            losses = check(training, stage.undisturbed[2], exact=workers != RANGE)
+            plan = RAY_FAULTS[case.fault]
+            training = ray_training(stage, cluster, case.name, plan.workers, *plan.more)
+            done = plan.inject(cluster, training, source)
+            losses = check(training, undisturbed(stage, cluster, case), plan.exact)
         else:
             local_fault, _ = LOCAL_FAULTS[case.fault]
             training = local_training(stage, case.name)
             done = local_fault(training, source)
-            losses = check(training, stage.undisturbed[1], exact=True)
+            losses = check(training, undisturbed(stage, cluster, case), exact=True)
     except Exception as error:
         traceback.print_exc()
         return Outcome(case, "–", "–", time.monotonic() - began, f"{type(error).__name__}: {error}")
@@ -83,24 +83,24 @@ def run_cases(cases: list[Case], show: Callable[[Outcome], None]) -> list[Outcom
         for case in sorted(cases, key=lambda item: item.on_ray):
             if case.on_ray and cluster is None:
                 cluster = undo.enter_context(ray_cluster())
-            for workers in _missing(stage, case):
-                trainer = (
-                    ray_training(stage, cluster, "undisturbed-2")
-                    if workers == 2 and cluster
-                    else stage.training("undisturbed-1", *LOCAL)
-                )
-                trainer.finish()
-                stage.undisturbed[workers] = trainer.run.history()
             outcome = run_case(stage, cluster, case)
             show(outcome)
             outcomes.append(outcome)
     return outcomes
 
 
-def _missing(stage: Scene, case: Case) -> Iterator[int]:
-    workers = 2 if case.on_ray else 1
-    if workers not in stage.undisturbed:
-        yield workers
+def undisturbed(stage: Scene, cluster: RayCluster | None, case: Case) -> list[dict[str, float]]:
+    """The history of the same training without a fault; trained once. With a range of workers it is one process."""
+    plan = RAY_FAULTS.get(case.fault)
+    on_two = plan is not None and plan.exact
+    more = plan.more if plan else ()
+    name = "-".join(["undisturbed", "2" if on_two else "1", *(text.partition("=")[2] for text in more)])
+    if name not in stage.undisturbed:
+        assert cluster is not None or not on_two
+        training = ray_training(stage, cluster, name) if on_two and cluster else stage.training(name, *LOCAL, *more)
+        training.finish()
+        stage.undisturbed[name] = training.run.history()
+    return stage.undisturbed[name]
 
 
 def table(outcomes: list[Outcome]) -> str:
