@@ -36,7 +36,7 @@ PACK = ROOT / "build" / "paper_grid"
 # what such a machine lacks; SigPy stays at home, since its numba alone is larger than all of this
 WHEELS = (
     *("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions", "platformdirs"),
-    *("crc32c", "zarr", "numcodecs", "google-crc32c", "donfig", "monai", "nibabel"),
+    *("crc32c", "zarr", "numcodecs", "google-crc32c", "donfig", "monai", "nibabel", "tensorboardX", "protobuf"),
 )
 PART = 15 * 2**20  # bytes of one file that is brought back
 BROUGHT = "gan_resnet50_dc"  # the system whose generator is brought, of the first cell
@@ -153,7 +153,9 @@ def run(options: argparse.Namespace) -> None:
         for number, cell in enumerate(wanted):
             start = time.perf_counter()
             left = 60 * options.minutes - (start - began) - options.reserve
-            count = pace.num_images(wanted[number:], left, batch)
+            count = min(
+                pace.num_images(wanted[number:], left, batch), options.images or (16 if options.tiny else 10**9)
+            )
             if count == 0:
                 say(f"no time is left for {', '.join(map(str, wanted[number:]))}")
                 break
@@ -279,6 +281,7 @@ def main() -> None:
     running.add_argument("--to", type=Path, required=True, help="folder for what is brought back")
     running.add_argument("--device", default="cuda")
     running.add_argument("--minutes", type=float, default=25.0, help="for all, the start included")
+    running.add_argument("--images", type=int, help="for each system and cell at most, however much time there is")
     running.add_argument("--sizes", nargs="*", default=[], help="such as 256x256; all of them if not given")
     running.add_argument("--work", help="an empty folder for data, checkpoints and models (about 20 GB at full width)")
     running.add_argument("--fixed", type=float, help="first guess of a cell's seconds besides training")
