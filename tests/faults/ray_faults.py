@@ -36,7 +36,7 @@ class RayCluster:
 
     def start(self) -> None:
         self.head: RayHead = self._undo.enter_context(ray_head(("--num-cpus=0",)))
-        while self._num_alive() < 1:
+        while len(self.nodes()) < 1:
             time.sleep(0.5)
         for _ in range(2):
             self.add_node()
@@ -54,22 +54,24 @@ class RayCluster:
             node = contextlib.ExitStack()
             node.enter_context(another_node(self.head, "--num-cpus=1"))
             for _ in range(120):
-                if self._num_alive() >= wanted:
+                if len(self.nodes()) >= wanted:
                     self._nodes.append(node)
                     return
                 time.sleep(0.5)
             node.close()
         raise Broken("a node did not come")
 
-    def _num_alive(self) -> int:
+    def nodes(self) -> list[str]:
+        """Ids of the nodes that Ray takes for alive, the head first."""
         token = {"Authorization": f"Bearer {self.head.token.read_text()}"}
         answer = requests.get(f"{self.head.dashboard}/nodes?view=summary", headers=token, timeout=10).json()
-        return sum(node["raylet"].get("state") == "ALIVE" for node in answer["data"]["summary"])
+        alive = [node["raylet"] for node in answer["data"]["summary"] if node["raylet"].get("state") == "ALIVE"]
+        return [node["nodeId"] for node in sorted(alive, key=lambda node: not node["isHeadNode"])]
 
     def lose_node(self) -> None:
         """All its processes at once, as if the power had gone. Returns when Ray has noticed."""
         self._nodes.pop().close()
-        while self._num_alive() > len(self._nodes) + 1:
+        while len(self.nodes()) > len(self._nodes) + 1:
             time.sleep(0.2)
 
     @property
@@ -132,7 +134,7 @@ def node_drained(cluster: RayCluster, training: Training, source: random.Random)
     """Ray's own notice that a node is to be taken away; it goes, and another one comes."""
     with training.attempt() as process:
         step = training.wait_for_step(moment(source, last=20), process)
-        node = source.choice(cluster.workers()).environ()["RAY_NODE_ID"]
+        node = source.choice(cluster.nodes()[1:])
         options = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=60"]
         drain = [RAY, "drain-node", f"--address={cluster.head.address}", f"--node-id={node}", *options]
         subprocess.run(drain, env=environment(**cluster.variables), check=True, capture_output=True, timeout=60)
