@@ -38,26 +38,27 @@ def test_the_papers_grid_from_heads_to_tables(tmp_path: Path) -> None:
 
     paper_grid("pack", "--heads", str(heads), "--pack", str(pack), "--no-wheels", "--tiny")
     classical = {path.name: path.read_bytes() for path in (pack / "cells").iterdir()}
-    assert len(classical) == 2 * 4, "figures and examples of each cell"
+    assert len(classical) == 2 * 6, "figures and examples of each cell"
     said = paper_grid(
         *("run", "--pack", str(pack), "--to", str(results), "--device", "cpu", "--tiny"),
-        *("--minutes", "6", "--work", str(tmp_path / "work")),
+        *("--minutes", "30", "--work", str(tmp_path / "work")),
     )
     assert "no time is left" not in said
-    assert sum("on the validation split" in line for line in said.splitlines()) == 4 * len(SYSTEMS)
+    assert sum("on the validation split" in line for line in said.splitlines()) == 6 * len(SYSTEMS)
     assert all(path.stat().st_size < 16 * 2**20 for path in results.iterdir())
     with tarfile.open(results / "results.tar.gz") as archive:
         brought = {Path(name).name: archive.extractfile(name) for name in archive.getnames()}
         for name, content in classical.items():
-            file = brought[name]
-            assert file is not None
-            assert file.read() == content, "compressed sensing was rated once"
+            if name.endswith(".json"):
+                file = brought[name]
+                assert file is not None
+                assert file.read() == content, "compressed sensing was rated once"
 
     model = Path(paper_grid("unpack", str(results), "--to", str(home)).strip())
     text = (home / "tables" / "tables.md").read_text()
-    assert text.count("###") == 4
+    assert text.count("###") == 6
     for method in ("zero_filled", "wavelet", "total_variation", *SYSTEMS):
-        assert text.count(f"\n| {method} |") == (5 if method in SYSTEMS else 4), "in each cell, and in the list"
+        assert text.count(f"\n| {method} |") == (7 if method in SYSTEMS else 6), "in each cell, and in the list"
     pulled = load_model(model)
     kept = load_model(tmp_path / "work" / "tables" / "models" / model.name)
     assert pulled.recipe == kept.recipe
