@@ -16,6 +16,7 @@ from recon.masks import MaskConfig
 from recon.signal import SignalConfig
 
 _TARGET = "target"
+_WHITE = 2**16 - 1  # images in [0, 1] are kept as uint16
 
 
 def save_evaluation(result: Evaluation, path: Path, facts: dict[str, Any]) -> None:
@@ -34,7 +35,7 @@ def save_evaluation(result: Evaluation, path: Path, facts: dict[str, Any]) -> No
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     images = {
-        f"{number}/{name}": image
+        f"{number}/{name}": np.round(image * _WHITE).astype(np.uint16)
         for number, example in enumerate(result.examples)
         for name, image in {_TARGET: example.target, **example.images}.items()
     }
@@ -58,12 +59,11 @@ def load_evaluation(path: Path) -> Evaluation:
     )
     slices, volumes = ([Row(**row) for row in content[part]] for part in ("slices", "volumes"))
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as images:
-        examples = [
-            Example(
-                title, images[f"{number}/{_TARGET}"], {name: images[f"{number}/{name}"] for name in content["methods"]}
-            )
-            for number, title in enumerate(content["examples"])
-        ]
+        shown = {name: images[name].astype(np.float32) / _WHITE for name in images.files}
+    examples = [
+        Example(title, shown[f"{number}/{_TARGET}"], {name: shown[f"{number}/{name}"] for name in content["methods"]})
+        for number, title in enumerate(content["examples"])
+    ]
     return Evaluation(
         physics, content["preset"], tuple(content["methods"]), slices, volumes, examples, content["subject_of"]
     )
