@@ -361,10 +361,11 @@ def submit(
     config = _load(experiment, overrides or [])
     jobs = Jobs(address)
     job = jobs.submit("sweep" if run_sweep else "train", config if run_sweep else config.training_part(), install)
-    typer.echo(f"job '{job.name}' runs already; this is its log" if job.attached else f"submitted as job '{job.name}'")
-    if detach:
-        return
     try:
+        what = f"job '{job.name}' runs already; this is its log" if job.attached else f"submitted as job '{job.name}'"
+        typer.echo(what)
+        if detach:
+            return
         code = exit_code(follow(jobs, job.name, lambda text: typer.echo(text, nl=False)))
     except KeyboardInterrupt:
         errors.print(
