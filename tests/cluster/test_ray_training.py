@@ -26,6 +26,15 @@ SCHEDULE = (
     "training.zero_stage=2",
 )
 
+# a notice to stop is tested without Ray too, in test_stopping.py
+ENDS = pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGTERM, id="told to stop", marks=pytest.mark.slow),
+    ],
+)
+
 
 def losses(run: RunFolder) -> list[tuple[float | None, ...]]:
     return [tuple(row.get(name) for name in LOSSES) for row in run.history()]
@@ -83,7 +92,7 @@ def test_two_workers_train_as_one_does(undisturbed: RunFolder, single: RunFolder
     assert two == pytest.approx(one, rel=0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "told to stop"])
+@ENDS
 def test_worker_that_ends_changes_nothing(undisturbed: RunFolder, tiny_heads: str, number: signal.Signals) -> None:
     name = unique_name("killed")
     arguments = tiny(name, tiny_heads, OUTPUT, *SCHEDULE, "cluster.num_workers=2")
@@ -96,7 +105,7 @@ def test_worker_that_ends_changes_nothing(undisturbed: RunFolder, tiny_heads: st
     assert ("going on as soon as there is room" in output) == (number == signal.SIGTERM)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "told to stop"])
+@ENDS
 def test_same_command_goes_on_after_the_whole_command_ended(
     single: RunFolder, tiny_heads: str, number: signal.Signals
 ) -> None:
