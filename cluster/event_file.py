@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,14 @@ _RUN = ("goodput", "seconds", "attempt", "world_size", "training_seconds")
 
 
 class EventFile:
-    """The event files of one attempt, which goes on from `step`: TensorBoard then drops what was beyond it."""
+    """The event files of one attempt, which goes on from `step`: TensorBoard then drops what was beyond it.
 
-    def __init__(self, store: ObjectStore, attempt: int, step: int) -> None:
-        self._store, self._attempt, self._step = store, attempt, step
+    They are written in `scratch`, unless the store is a folder.
+    """
+
+    def __init__(self, store: ObjectStore, attempt: int, step: int, scratch: Path) -> None:
+        self._store, self._attempt, self._step, self._scratch = store, attempt, step, scratch
         self._number = 0
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._writer: Any = None
         self._path = Path()
 
@@ -50,8 +51,7 @@ class EventFile:
             folder = Path(self._store.full_path(_FOLDER))
             folder.mkdir(parents=True, exist_ok=True)
         else:
-            self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="larmor-events-")
-            folder = Path(self._scratch.name)
+            folder = self._scratch
         self._number += 1
         before = set(folder.iterdir())
         self._writer = EventsWriter(str(folder / "events"), f".{self._attempt:04d}-{self._number:04d}")

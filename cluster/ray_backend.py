@@ -69,3 +69,15 @@ def mistake_of(error: BaseException) -> InputError | None:
             cause = getattr(current, "cause", None)
             current = cause if isinstance(cause, BaseException) else current.__cause__
     return None
+
+
+def describe_failure(error: BaseException, max_failures: int) -> str | None:
+    """Of a run whose restarts are used up: which worker ended, and why; None if `error` is something else."""
+    failures = getattr(error, "worker_failures", None)
+    if not failures:
+        return None
+    reasons = "; ".join(f"rank {rank}: {str(failure).strip()[-1500:]}" for rank, failure in sorted(failures.items()))
+    return (
+        f"the workers ended too early {max_failures + 1} times, once more than cluster.max_failures={max_failures}. "
+        f"The last time {reasons}. The same command goes on from the last checkpoint"
+    )

@@ -77,8 +77,8 @@ def train_on_ray(experiment: Experiment, run: RunFolder, say: Callable[[str], No
     """Train on the connected Ray cluster; workers that die are started again from the latest checkpoint.
 
     Workers that were asked to stop, since their machine is taken away, are started again as well, as soon as the
-    cluster has room. Raises `InputError` with the worker's own message if the training failed for good, and `Stopped`
-    if this process was asked to stop.
+    cluster has room. Raises `InputError` with the worker's own message if the training failed for good or the restarts
+    are used up, and `Stopped` if this process was asked to stop.
     """
     run.clear_failure()
     withdraw_stop_order(run.store)
@@ -123,7 +123,7 @@ def _fit_until(request: StopRequest, experiment: Experiment, run: RunFolder) -> 
 
 
 def _fit(experiment: Experiment, run: RunFolder) -> dict[str, Any]:
-    from cluster.ray_backend import GiveUpAtMistakes, mistake_of
+    from cluster.ray_backend import GiveUpAtMistakes, describe_failure, mistake_of
 
     content = experiment.model_dump(mode="json", include=set(Experiment.model_fields))
     config = {"experiment": content, "run_url": run.url, "lease": run.lease}
@@ -135,6 +135,8 @@ def _fit(experiment: Experiment, run: RunFolder) -> dict[str, Any]:
     except Exception as error:
         if (mistake := mistake_of(error)) is not None:
             raise InputError(str(mistake)) from error
+        if (failure := describe_failure(error, cluster.max_failures)) is not None:
+            raise InputError(failure) from error
         raise
     return outcome
 

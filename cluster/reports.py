@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from cluster.attempts import Attempt, first_and_last, goodput
@@ -28,12 +29,12 @@ class Reports:
     nothing of a checkpointed step is lost.
     """
 
-    def __init__(self, store: ObjectStore, attempt: Attempt, lines_of_a_file: int = 2000) -> None:
+    def __init__(self, store: ObjectStore, attempt: Attempt, scratch: Path, lines_of_a_file: int = 2000) -> None:
         self._store, self._attempt, self._most_lines = store, attempt, lines_of_a_file
         found = first_and_last(store)
         self._first_began = found[0].began if found else attempt.began
         self._lines = read_lines(store)
-        self._events = EventFile(store, attempt.number, attempt.step)
+        self._events = EventFile(store, attempt.number, attempt.step, scratch)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="larmor-reports")
         self._under_way: Future[None] | None = None
 

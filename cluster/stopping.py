@@ -98,6 +98,24 @@ class StopRequest:
             os.kill(os.getpid(), number)
 
 
+@contextlib.contextmanager
+def ending_at(*numbers: int, message: str) -> Iterator[None]:
+    """These signals raise `Stopped(message)` while the block runs; nothing changes outside the main thread."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(f"{signal.Signals(number).name}: {message}", number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def order_stop(store: ObjectStore, reason: str) -> None:
     """Leave word in a run's folder that its training is to stop, wherever it runs."""
     store.write(_ORDER, json.dumps({"reason": reason}).encode())

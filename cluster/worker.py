@@ -78,9 +78,9 @@ class LocalWorker:
             else:
                 self._end_upload(error)
         finally:
-            self._scratch.remove()
             if self._reports:
                 self._reports.close()
+            self._scratch.remove()
 
     def progress(self, step: int, phase: str) -> None:
         self.place.at(step, phase)
@@ -170,7 +170,7 @@ class LocalWorker:
 
     def _begin_attempt(self, step: int) -> None:
         attempt = Attempt.begin(self._run.store, self.world_size, step, self._began)
-        self._reports = Reports(self._run.store, attempt)
+        self._reports = Reports(self._run.store, attempt, self._scratch.folder())
 
     def _publish(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> None:
         self._run.write_history(step, history)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import time
 import uuid
@@ -13,6 +14,7 @@ from cluster.experiment import Experiment, dump_yaml
 from cluster.lease import Say, hold, refuse_if_held
 from cluster.ray_cluster import require_resources, worker_bundle
 from cluster.run import check_data, refuse_another
+from cluster.stopping import ending_at
 from recon.metrics import HIGHER_IS_BETTER
 from tuning.experiment import SweepConfig, SweepExperiment
 from tuning.sampler import earlier_trials, grid_points, make_searcher, planned_trials
@@ -59,14 +61,19 @@ def run_sweep(
 
     With `overwrite` an old sweep is deleted, but only once the new one can start. Trials that ended in an earlier call
     count, and teach the sampler; those that had begun go on from their checkpoints, first of all. `say` is told what
-    is waited for. Raises `InputError` if no trial finishes, or the cluster cannot hold one.
+    is waited for. Raises `InputError` if no trial finishes, or the cluster cannot hold one, and `Stopped` after SIGTERM
+    or SIGINT.
     """
     base, config = with_values(experiment, experiment.sweep.overrides), experiment.sweep
     dimensions = parse_space(config.space, base)
     bundle = worker_bundle(base.cluster.cpus_per_worker, base.cluster.use_gpu)
     bundles = [bundle] * base.cluster.fewest_workers
     require_resources(bundles * (config.concurrent_trials or 1), base.cluster.wait_seconds)
-    with hold(folder.store, say) as folder.lease:
+    message = f"the sweep ends; {folder.url} keeps its trials and their checkpoints, and the same command goes on"
+    with (
+        hold(folder.store, say) as folder.lease,
+        ending_at(signal.SIGTERM, signal.SIGINT, message=message),
+    ):
         if overwrite:
             folder.delete()
         if not folder.create(dump_yaml(experiment)):

@@ -19,8 +19,8 @@ def metrics(step: int, **more: float) -> dict[str, float]:
     return {"loss": 1.0 / step, "slices_per_second": 8.0, "data_share": 0.25, "training_seconds": 2.0 * step, **more}
 
 
-def attempt(store: ObjectStore, began: float, step: int = 0, lines: int = 2000) -> Reports:
-    return Reports(store, Attempt.begin(store, 1, step, began), lines)
+def attempt(store: ObjectStore, scratch: Path, began: float, step: int = 0, lines: int = 2000) -> Reports:
+    return Reports(store, Attempt.begin(store, 1, step, began), scratch, lines)
 
 
 def lines(store: ObjectStore, path: str = "metrics.jsonl") -> list[dict[str, Any]]:
@@ -41,12 +41,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     return ObjectStore(str(tmp_path / "run") if request.param == "local" else f"memory://{tmp_path.name}/run")
 
 
-def test_lines_are_kept_over_a_restart_and_say_whose_they_are(store: ObjectStore) -> None:
-    first = attempt(store, began=0.0)
+def test_lines_are_kept_over_a_restart_and_say_whose_they_are(store: ObjectStore, tmp_path: Path) -> None:
+    first = attempt(store, tmp_path, began=0.0)
     for step in (10, 20, 30):
         first.add(step, metrics(step))
     first.close()
-    second = attempt(store, began=500.0, step=20)
+    second = attempt(store, tmp_path, began=500.0, step=20)
     second.add(30, metrics(30, **{"val/psnr": 30.0}))
     found = lines(store)
     assert [(line["attempt"], line["step"]) for line in found] == [(1, 10), (1, 20), (1, 30), (2, 30)]
@@ -62,8 +62,8 @@ def test_before_the_first_report_there_is_none(store: ObjectStore) -> None:
     assert new_reports(store)() == []
 
 
-def test_older_lines_move_to_files_of_their_own(store: ObjectStore) -> None:
-    reports = attempt(store, 0.0, lines=3)
+def test_older_lines_move_to_files_of_their_own(store: ObjectStore, tmp_path: Path) -> None:
+    reports = attempt(store, tmp_path, 0.0, lines=3)
     for step in range(1, 9):
         reports.add(step, metrics(step))
     reports.close()
@@ -72,13 +72,13 @@ def test_older_lines_move_to_files_of_their_own(store: ObjectStore) -> None:
     assert len(lines(store)) == 2
 
 
-def test_a_follower_is_told_of_each_report_once(store: ObjectStore) -> None:
-    old = attempt(store, 0.0, lines=3)
+def test_a_follower_is_told_of_each_report_once(store: ObjectStore, tmp_path: Path) -> None:
+    old = attempt(store, tmp_path, 0.0, lines=3)
     old.add(1, metrics(1))
     old.close()
     fetch = new_reports(store)
     assert fetch() == [], "of an earlier attempt"
-    reports = attempt(store, 1.0, lines=3)
+    reports = attempt(store, tmp_path, 1.0, lines=3)
     seen = []
     for step in range(2, 9):
         reports.add(step, metrics(step, **{"val/psnr": 1.0}))
@@ -88,9 +88,9 @@ def test_a_follower_is_told_of_each_report_once(store: ObjectStore) -> None:
     assert fetch() == []
 
 
-def test_event_files_hold_every_figure_and_drop_what_a_restart_repeats(store: ObjectStore) -> None:
+def test_event_files_hold_every_figure_and_drop_what_a_restart_repeats(store: ObjectStore, tmp_path: Path) -> None:
     for began, step in ((0.0, 0), (5.0, 20)):
-        reports = attempt(store, began, step)
+        reports = attempt(store, tmp_path, began, step)
         reports.add(step + 10, metrics(step + 10, **{"val/psnr": 25.0 + step}))
         reports.close()
     first, second = (list(events(store.read(path))) for path in store.list("tensorboard"))

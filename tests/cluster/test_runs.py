@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,11 @@ def make_run(url: str, num_steps: int = 100) -> RunFolder:
 
 
 def begin(run: RunFolder, *steps: int, began: float = 0.0, at: int = 0) -> None:
-    reports = Reports(run.store, Attempt.begin(run.store, 2, at, began))
-    for step in steps:
-        reports.add(step, FIGURES)
-    reports.close()
+    with tempfile.TemporaryDirectory() as scratch:
+        reports = Reports(run.store, Attempt.begin(run.store, 2, at, began), Path(scratch))
+        for step in steps:
+            reports.add(step, FIGURES)
+        reports.close()
 
 
 def hold(run: RunFolder, **changes: Any) -> None:
