@@ -9,9 +9,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from storage.errors import InputError
 from tuning.charts import COLOURS, Chart, chart
-from tuning.space import Dimension, parse_dimension
+from tuning.space import parse_dimension
 from tuning.trial_records import Sweep
 
 FEWEST = 10  # trials; of fewer the figures are noise
@@ -38,7 +37,7 @@ def importance(sweep: Sweep) -> list[Importance]:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize" if sweep.higher_is_better else "minimize")
-    distributions = {key: _distribution(parse_dimension(key, text)) for key, text in sweep.space.items()}
+    distributions = {key: parse_dimension(key, text).distribution() for key, text in sweep.space.items()}
     for trial in sweep.rated:
         try:
             study.add_trial(
@@ -91,16 +90,3 @@ def _correlation(sweep: Sweep, key: str) -> float | None:
         return None
     found = scipy.stats.spearmanr([trial.parameters[key] for trial in rated], [trial.value for trial in rated])
     return None if math.isnan(found.statistic) else float(found.statistic)
-
-
-def _distribution(item: Dimension) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if item.kind == "choice":
-        return CategoricalDistribution(item.arguments)
-    if item.kind == "randint":
-        return IntDistribution(item.arguments[0], item.arguments[1] - 1)
-    if item.kind not in ("uniform", "loguniform"):
-        raise InputError(f"sweep.space.{item.key}: no importance for {item.kind}")
-    low, high = item.arguments
-    return FloatDistribution(low, high, log=item.kind == "loguniform")

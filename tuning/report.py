@@ -18,7 +18,9 @@ import jinja2
 import yaml
 from plotly.offline import get_plotlyjs
 
+from cluster.attempts import first_and_last
 from cluster.origin import read_origin
+from cluster.reports import last_report
 from cluster.run_folder import RunFolder
 from storage.errors import InputError
 from storage.provenance import larmor_version
@@ -104,7 +106,7 @@ def _run(run: RunFolder) -> dict[str, Any]:
     config = run.config_yaml()
     training = yaml.safe_load(config).get("training", {})
     history, result, failure = run.history(), run.result(), run.failure()
-    checkpoints = run.checkpoints()
+    checkpoints, attempts = run.checkpoints(), first_and_last(run.store)
     metric = f"val/{training.get('best_metric', 'psnr')}"
     has_metric = any(metric in item.metrics for item in checkpoints)
     panels = best_panels(run, metric) if has_metric else ("", "No checkpoint with a validation metric yet.")
@@ -117,6 +119,8 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "step": int(history[-1]["step"]) if history else 0,
         "num_steps": training.get("num_steps"),
         "images": int(history[-1]["step"]) * training.get("global_batch_size", 0) if history else 0,
+        "goodput": (last_report(run.store) or {}).get("goodput"),
+        "restarts": attempts[1].number - 1 if attempts else 0,
         "checkpoints": checkpoints,
         "charts": run_charts(history) if history else [],
         "panels": dict(zip(("image", "caption"), panels, strict=True)),

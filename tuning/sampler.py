@@ -34,7 +34,7 @@ def make_searcher(config: SweepConfig, dimensions: Sequence[Dimension], first: S
     else:  # a grid is its points, all of them in `first`
         sampler = optuna.samplers.RandomSampler(seed=seed)
     searcher = OptunaSearch(
-        {item.key: _distribution(item) for item in dimensions},
+        {item.key: item.distribution() for item in dimensions},
         metric=name,
         mode="max" if HIGHER_IS_BETTER[config.metric] else "min",
         sampler=sampler,
@@ -90,14 +90,3 @@ def earlier_trials(url: str, metric: str, dimensions: Sequence[Dimension]) -> li
             f"{', '.join(sorted(keys))}; leave it out, or widen the space"
         )
     return found
-
-
-def _distribution(item: Dimension) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if item.kind == "choice":
-        return CategoricalDistribution(item.arguments)
-    if item.kind == "randint":
-        return IntDistribution(item.arguments[0], item.arguments[1] - 1)
-    low, high = item.arguments
-    return FloatDistribution(low, high, log=item.kind == "loguniform")

@@ -29,6 +29,17 @@ class Dimension:
         low, high = self.arguments
         return isinstance(value, int | float) and low <= value <= high - (self.kind == "randint")
 
+    def distribution(self) -> Any:
+        """As Optuna has it."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.kind == "choice":
+            return CategoricalDistribution(self.arguments)
+        low, high = self.arguments
+        if self.kind == "randint":
+            return IntDistribution(low, high - 1)
+        return FloatDistribution(low, high, log=self.kind == "loguniform")
+
     def __str__(self) -> str:
         return f"{self.kind}({', '.join(str(value) for value in self.arguments)})"
 

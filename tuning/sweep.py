@@ -33,7 +33,7 @@ def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: boo
     if another sweep of that name is there and `overwrite` is False. The same sweep again goes on; it may have more
     trials.
     """
-    base, config = with_values(experiment, experiment.sweep.overrides), experiment.sweep
+    base, config = trial_experiment(experiment), experiment.sweep
     dimensions = parse_space(config.space, base)
     planned = planned_trials(config, dimensions)
     if config.warm_start:
@@ -50,8 +50,13 @@ def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: boo
 
 def count_trials(experiment: SweepExperiment) -> int:
     """How many trials the whole sweep has."""
-    base = with_values(experiment, experiment.sweep.overrides)
-    return planned_trials(experiment.sweep, parse_space(experiment.sweep.space, base))
+    return planned_trials(experiment.sweep, parse_space(experiment.sweep.space, trial_experiment(experiment)))
+
+
+def trial_experiment(experiment: SweepExperiment) -> Experiment:
+    """What a trial trains, but for the searched values. The checkpoints it keeps are the best by the sweep's metric."""
+    config = experiment.sweep
+    return with_values(experiment, {**config.overrides, "training.best_metric": config.metric})
 
 
 def run_sweep(
@@ -64,7 +69,7 @@ def run_sweep(
     is waited for. Raises `InputError` if no trial finishes, or the cluster cannot hold one, and `Stopped` after SIGTERM
     or SIGINT.
     """
-    base, config = with_values(experiment, experiment.sweep.overrides), experiment.sweep
+    base, config = trial_experiment(experiment), experiment.sweep
     dimensions = parse_space(config.space, base)
     bundle = worker_bundle(base.cluster.cpus_per_worker, base.cluster.use_gpu)
     bundles = [bundle] * base.cluster.fewest_workers

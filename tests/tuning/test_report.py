@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from cluster.attempts import Attempt
+from cluster.reports import Reports
 from cluster.run_folder import RunFolder
 from storage.errors import InputError
 from tests.browser import CHROMIUM, visit
@@ -184,6 +187,20 @@ def test_a_run_is_reported_with_its_curves_and_a_table_of_its_steps(folder: Swee
     assert all(title in text for title in ("Training losses", "Adversarial terms", "Validation: PSNR"))
     with written[1].open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 41))
+
+
+def test_what_restarts_have_cost_a_run_stands_in_the_page(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / "runs" / "twice"))
+    run.create(yaml.safe_dump({"training": {"num_steps": 100}}))
+    figures = {"loss": 1.0, "training_seconds": 30.0}
+    for number, step in enumerate((20, 40)):
+        reports = Reports(run.store, Attempt.begin(run.store, 1, 20 * number, time.time() - 60), tmp_path)
+        reports.add(step, figures)
+        reports.close()
+    write_report(tmp_path / "page.html", [run.url])
+    text = text_of(tmp_path / "page.html")
+    assert re.search(r"<b>(49|50) %</b><span>goodput", text)
+    assert "1 restart<" in text
 
 
 def test_pictures_of_the_best_on_real_slices(
