@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from recon.fourier import fft2c, ifft2c
+from recon.fourier import fft2c, ifft2c, mirrored
 from recon.sense import channels_to_complex, complex_to_channels, sense_expand, sense_reduce
 
 Consistency = Literal["soft", "hard"]
@@ -31,13 +31,15 @@ class DataConsistency(nn.Module):
         `kspace` (batch, coil, height, width) complex64 as measured; `mask` (batch, 1, height, width) bool; `maps` as
         `kspace`, with Σ|maps|² = 1 or 0 in each pixel, None for one coil.
 
-        With `hard` the error of an image never grows. The result has exactly the measured points if there is one coil
-        and the image is complex, or the mask symmetric about the zero frequency; else it is the nearest image (real,
-        seen by those coils) to one that has them.
+        A real image seen by one coil has the complex conjugate of each point at the negative frequency, so every
+        measured point counts as two. With `hard` the error of an image never grows, and with one coil the result has
+        exactly the measured points; of several coils it is the nearest image that they see to one that has them.
         """
         value = image.float()
         whole = channels_to_complex(value) if value.shape[1] == 2 else torch.complex(value, torch.zeros_like(value))
         predicted = fft2c(sense_expand(whole, maps))
+        if value.shape[1] == 1 and maps is None:
+            kspace, mask = torch.where(mask, kspace, mirrored(kspace).conj()), mask | mirrored(mask)
         if self.log_weight is None:
             measured = kspace
         else:

@@ -18,3 +18,15 @@ def ifft2c(kspace: Tensor) -> Tensor:
     """The inverse, and by unitarity the adjoint, of `fft2c`."""
     shifted = torch.fft.ifftshift(kspace, dim=_AXES)
     return torch.fft.fftshift(torch.fft.ifft2(shifted, norm="ortho"), dim=_AXES)
+
+
+def mirrored(points: Tensor, axes: tuple[int, int] = _AXES) -> Tensor:
+    """What lies at the negative frequencies: of a real image's k-space the complex conjugates of what lies here.
+
+    Of an even size the first frequency is its own mirror image. Exported programs take any size.
+    """
+    for axis in axes:
+        place = torch.arange(points.shape[axis], device=points.device)
+        length = torch.ones_like(place).sum()  # as a tensor: a number would be fixed in the exported program
+        points = points.index_select(axis, torch.remainder(2 * (length // 2) - place, length))
+    return points

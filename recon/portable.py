@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recon.data_consistency import ConsistentGenerator
+from recon.fourier import mirrored
 
 
 class PortableGenerator(nn.Module):
@@ -40,6 +41,9 @@ class PortableConsistentGenerator(nn.Module):
         image = self.network(zero_filled)
         whole = torch.stack([image[:, :1], image[:, 1:] if image.shape[1] == 2 else torch.zeros_like(image)], dim=-1)
         predicted = centred_dft(whole if maps is None else _times(maps, whole))
+        if image.shape[1] == 1 and maps is None:
+            conjugate = mirrored(kspace, (-3, -2)) * kspace.new_tensor([1.0, -1.0])
+            kspace, mask = torch.where(mask.unsqueeze(-1), kspace, conjugate), mask | mirrored(mask)
         measured = kspace
         if self.log_weight is not None:
             weight = self.log_weight.exp()

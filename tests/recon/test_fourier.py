@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from recon.fourier import fft2c, ifft2c
+from recon.fourier import fft2c, ifft2c, mirrored
 from storage.volumes import image_to_kspace
 
 SIZES = [(8, 8), (7, 9), (8, 5), (1, 6), (32, 33)]
@@ -66,3 +66,9 @@ def test_a_shifted_point_is_a_wave(size: tuple[int, int], shift: tuple[int, int]
 def test_it_is_the_transform_that_data_are_stored_with() -> None:
     image = torch.rand(2, 9, 12, generator=torch.Generator().manual_seed(0))
     np.testing.assert_allclose(fft2c(image).numpy(), image_to_kspace(image.numpy()), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_real_image_has_conjugates_at_the_negative_frequencies(size: tuple[int, int]) -> None:
+    kspace = fft2c(torch.rand(2, 3, *size, dtype=torch.float64))
+    torch.testing.assert_close(mirrored(kspace).conj(), kspace)
