@@ -223,7 +223,7 @@ class Plan:
 
 
 # the step takes longer, so that there is something left to do when the second node is back
-RANGE = ("{min: 1, max: 2}", ("training.global_batch_size=32",))
+RANGE = ("{min: 1, max: 2}", ("training.global_batch_size=64",))
 
 RAY_FAULTS: dict[str, Plan] = {
     "worker killed": Plan(worker_killed, (21, 22, 23)),
