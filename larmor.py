@@ -265,7 +265,7 @@ def train(
     from cluster.follow import Follower
     from cluster.ray_train import train_on_ray
     from cluster.reports import new_reports
-    from cluster.run import check, check_local, claimed, finish, train_locally
+    from cluster.run import check, claimed, finish
     from cluster.run_folder import RunFolder
     from tuning.space import describe_value
     from tuning.sweep_folder import best_parameters
@@ -281,6 +281,8 @@ def train(
         for key, value in found.items():
             console.print(f"  {key} = {describe_value(value)} (best of {best_of})")
         if local:
+            from cluster.run_locally import check_local, train_locally
+
             check_local(config, device)
         # claimed only now: an old run is not deleted for one that cannot start
         with (

@@ -128,11 +128,11 @@ def larmor_worker(address: str) -> Any:
         import time
         from multiprocessing.connection import Client
 
-        from cluster import ray_train
+        from cluster import ray_worker
 
         connection: Connection = Client(address, "AF_UNIX")
 
-        class InTurns(ray_train.RayWorker):
+        class InTurns(ray_worker.RayWorker):
             began = 0.0
 
             def progress(self, step: int, phase: str) -> None:
@@ -149,8 +149,8 @@ def larmor_worker(address: str) -> Any:
                     return  # the other has done all its blocks
                 self.began = time.perf_counter()
 
-        ray_train.RayWorker = InTurns  # type: ignore[misc]
-        return ray_train.train_loop_per_worker(config)
+        ray_worker.RayWorker = InTurns  # type: ignore[misc]
+        return ray_worker.work(config)
 
     return loop
 

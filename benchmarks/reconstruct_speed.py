@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from recon.bart import bart_available, bart_compressed_sensing
 from recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
 from recon.fourier import fft2c, ifft2c
-from recon.generator import GeneratorConfig
 from recon.masks import MaskConfig, make_mask
 from recon.networks import build_generator
 from recon.samples import centre_fit, normalize
+from recon.settings import GeneratorConfig
 from storage.phantom import phantom_volume
 
 SIZE = (256, 256)

@@ -48,9 +48,9 @@ def watched(arguments: list[str]) -> None:
     from cluster import ray_cluster, ray_train, run
 
     connected, fit = ray_cluster.connected, ray_train.train_on_ray
-    claim = run.claim
+    claimed = run.claimed
 
-    def loop(config: dict[str, Any]) -> None:
+    def loop(config: dict[str, Any]) -> Any:
         import json
         import time
 
@@ -62,9 +62,9 @@ def watched(arguments: list[str]) -> None:
         import recon.train  # noqa: F401 - the time of the import
 
         note("imported")
-        from cluster import ray_train
+        from cluster import ray_worker
 
-        class Clock(ray_train.RayWorker):
+        class Clock(ray_worker.RayWorker):
             def restore(self, read: Any) -> bool:
                 note("restored")
                 return super().restore(read)
@@ -73,25 +73,25 @@ def watched(arguments: list[str]) -> None:
                 note("first step" if step == 1 else "last step")
                 super().report(step, metrics, history)
 
-        ray_train.RayWorker = Clock  # type: ignore[misc]
-        ray_train.train_loop_per_worker(config)
+        ray_worker.RayWorker = Clock  # type: ignore[misc]
+        return ray_worker.work(config)
 
-    def marked_fit(*args: Any) -> None:
+    def marked_fit(*args: Any, **settings: Any) -> None:
         mark(path, "claimed")
         ray_train.train_loop_per_worker = loop
-        fit(*args)
+        fit(*args, **settings)
         mark(path, "returned")
 
     def marked_connected(*args: Any) -> Any:
         mark(path, "checked")
         return connected(*args)
 
-    def marked_claim(*args: Any) -> None:
+    def marked_claim(*args: Any) -> Any:
         mark(path, "connected")
-        claim(*args)
+        return claimed(*args)
 
     ray_cluster.connected, ray_train.train_on_ray = marked_connected, marked_fit  # type: ignore[assignment]
-    run.claim = marked_claim  # type: ignore[assignment]
+    run.claimed = marked_claim  # type: ignore[assignment]
     sys.argv = ["larmor", *arguments]
     larmor.main()
 

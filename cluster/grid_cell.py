@@ -11,8 +11,9 @@ from typing import Any
 
 from cluster.experiment import Experiment
 from cluster.pull import pull_run
-from cluster.run import check, claimed, finish, train_locally
+from cluster.run import check, claimed, finish
 from cluster.run_folder import RunFolder, sha256
+from cluster.run_locally import train_locally
 from recon.evaluate import Evaluation, evaluate
 from recon.evaluation_file import load_evaluation, save_evaluation, saved_facts
 from recon.figures import comparison

@@ -5,72 +5,24 @@ from __future__ import annotations
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
-from cluster.experiment import ClusterConfig, Experiment, build
-from cluster.lease import LeaseLost
+from cluster.experiment import ClusterConfig, Experiment
 from cluster.ray_cluster import worker_bundle
 from cluster.run_folder import RunFolder
 from cluster.stopping import Stopped, StopRequest, order_stop, withdraw_stop_order
-from cluster.worker import LocalWorker
 from storage.errors import InputError
-
-_ASK_RAY_SECONDS = 5.0
-
-
-class RayWorker(LocalWorker):
-    """A rank under Ray Train: hears of nodes that are about to be taken away."""
-
-    _asked_ray = 0.0
-
-    def should_stop(self) -> bool:
-        import ray.train
-
-        due = time.monotonic() - self._asked_ray > _ASK_RAY_SECONDS
-        if due:
-            self._asked_ray = time.monotonic()
-        wanted, ask = self.vote(due)
-        # all ranks ask, and Ray gives all of them the same answer
-        if ask and not wanted and (notice := ray.train.get_preemption_info()) is not None:
-            self.request.ask(f"Ray takes the nodes of ranks {notice.preempted_ranks} away")
-            return True
-        return wanted
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What Ray Train runs in each worker process; what it returns of rank 0 is the outcome."""
-    import ray.train.torch
+    """What Ray Train runs in each worker process; what it returns of rank 0 is the outcome.
 
-    from cluster.ray_backend import this_process_request
-    from recon.history import TrainingDiverged
-    from recon.train import train
+    Torch is imported there alone: driver and controller start in half of the time without it.
+    """
+    from cluster.ray_worker import work
 
-    experiment = build(config["experiment"], Experiment, "experiment")
-    cluster = experiment.cluster
-    torch.set_num_threads(cluster.cpus_per_worker)
-    run = RunFolder(config["run_url"], config["lease"])
-    request = this_process_request(cluster.grace_seconds)
-    # with these errors every rank ends, at the same step; an exception would make Ray start them all again
-    try:
-        worker = RayWorker(run, experiment.training, ray.train.torch.get_device(), request)
-        with worker.watched(cluster.hang_seconds), worker:
-            finished = train(experiment, worker)
-            reasons = [reason for reason in worker.gather(request.reason) if reason]
-    except LeaseLost:
-        return {"state": "failed"}  # the driver sees it too
-    except TrainingDiverged as error:
-        if worker.rank == 0:
-            run.write_failure(str(error))
-        return {"state": "failed"}
-    finally:
-        request.close()
-    if finished:
-        return {"state": "finished"}
-    return {"state": "stopped", "step": worker.place.step, "reason": reasons[0] if reasons else "unknown"}
+    return work(config)
 
 
 def train_on_ray(experiment: Experiment, run: RunFolder, say: Callable[[str], None] = print) -> None:
@@ -154,12 +106,13 @@ def fit_workers(
     Workers that die are started again `max_failures` times (-1: always); `callback` hears of it.
     """
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # what TorchTrainer adds to it needs torch
 
-    from cluster.ray_backend import StoppableTorchConfig
+    from cluster.ray_backend import ProcessGroupConfig
 
-    ray_train: Any = ray.train  # its types are those of its first version
-    trainer_class: Any = TorchTrainer
+    # their types are those of the first version
+    ray_train: Any = ray.train
+    trainer_class: Any = DataParallelTrainer
     with tempfile.TemporaryDirectory(prefix="larmor-ray-") as scratch:
         trainer = trainer_class(
             loop,
@@ -172,7 +125,7 @@ def fit_workers(
                 use_gpu=cluster.use_gpu,
                 resources_per_worker=worker_bundle(cluster.cpus_per_worker, cluster.use_gpu),
             ),
-            torch_config=StoppableTorchConfig(
+            backend_config=ProcessGroupConfig(
                 "nccl" if cluster.use_gpu else "gloo", 2 * cluster.hang_seconds, cluster.grace_seconds
             ),
             run_config=ray_train.RunConfig(

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 import yaml
 
 from cluster.experiment import Experiment, differing_keys, dump_yaml
 from cluster.lease import Say, hold, refuse_if_held
 from cluster.origin import record_origin
 from cluster.run_folder import RunFolder
-from cluster.stopping import Stopped, StopRequest, withdraw_stop_order
-from cluster.worker import LocalWorker
-from recon.device import choose_device
 from recon.metrics import HIGHER_IS_BETTER
 from storage.dataset import read_split
 from storage.errors import InputError
@@ -96,30 +91,3 @@ def finish(experiment: Experiment, run: RunFolder) -> dict[str, Any]:
     }
     run.write_result(result)
     return result
-
-
-def check_local(experiment: Experiment, device: str) -> torch.device:
-    """Raises `InputError` for more than one worker, and for a device that is not there."""
-    if experiment.cluster.fewest_workers != 1:
-        raise InputError(
-            f"cluster.num_workers={experiment.cluster.fewest_workers}: a training without Ray has one worker; "
-            "set cluster.num_workers=1 or leave --local out"
-        )
-    return choose_device(device)
-
-
-def train_locally(experiment: Experiment, run: RunFolder, device: str, say: Say = print) -> None:
-    """Train in this process, without Ray. Raises what `check_local` raises, and `Stopped` after a signal to stop."""
-    from recon.train import train
-
-    chosen, cluster = check_local(experiment, device), experiment.cluster
-    torch.set_num_threads(cluster.cpus_per_worker)
-    withdraw_stop_order(run.store)
-    request = StopRequest(cluster.grace_seconds)
-    with request.listening(signal.SIGTERM, signal.SIGINT, say=say):
-        worker = LocalWorker(run, experiment.training, chosen, request)
-        with worker.watched(cluster.hang_seconds), worker:
-            finished = train(experiment, worker)
-    if not finished:
-        message = f"stopped after step {worker.place.step} ({request.reason}); the same command goes on"
-        raise Stopped(message, request.number)

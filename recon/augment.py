@@ -7,37 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+
+from recon.settings import AugmentConfig
 
 # Sets these draws apart from those of masks and orders, which are seeded by [seed, epoch, …]: no epoch reaches it.
 # Below 2³², where numpy takes it as one word.
 AUGMENT_STREAM = 0x4D6F7665
-
-
-class AugmentConfig(BaseModel):
-    """How far an image is moved at random; by default not at all.
-
-    DAGAN's own settings are flip 0.5, rotation 10, shift 0.1 and zoom 0.1, next to elastic deformation and
-    brightness, which are left out here.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    flip: float = Field(0.0, ge=0, le=1, description="probability of a left-right flip")
-    rotation: float = Field(0.0, ge=0, le=180, description="largest angle either way, in degrees")
-    shift: float = Field(0.0, ge=0, le=0.5, description="largest shift either way, as a part of height and width")
-    zoom: float = Field(0.0, ge=0, le=0.5, description="largest change of size: 0.1 for a factor of 0.9 to 1.1")
-
-    @property
-    def enabled(self) -> bool:
-        """Whether any image is changed."""
-        return self.flip > 0 or self.interpolates
-
-    @property
-    def interpolates(self) -> bool:
-        """Whether images are resampled; a flip alone moves whole pixels."""
-        return self.rotation > 0 or self.shift > 0 or self.zoom > 0
 
 
 @dataclass(frozen=True)

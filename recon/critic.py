@@ -2,33 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from recon.trunk import Norm, ResNet50Trunk
-
-
-class CriticConfig(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Literal["resnet50", "dagan"] = "resnet50"
-    width: int = Field(64, ge=4, description="channels of the first layer; 64 is as published")
-    norm: Norm = "group"
-    steps: int = Field(5, ge=1, description="critic steps per generator step")
-    lipschitz: Literal["weight_clipping", "gradient_penalty", "spectral_norm", "none"] = Field(
-        "weight_clipping", description="how the slope of the critic is held"
-    )
-    clip: float | None = Field(
-        0.01, gt=0, description="the clipping constant c of eq. (4), of weight_clipping alone; null: no clipping"
-    )
-    penalty_weight: float = Field(10.0, gt=0, description="of gradient_penalty alone", allow_inf_nan=False)
-
-    @property
-    def applied_clip(self) -> float | None:
-        """What weights are clamped to; None where another way, or none, holds the slope."""
-        return self.clip if self.lipschitz == "weight_clipping" else None
+from recon.settings import CriticConfig
+from recon.trunk import ResNet50Trunk
 
 
 class ResNet50Critic(nn.Module):

@@ -20,8 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from recon.engine_state import EngineFacts, counters_of, moments_of, new_moments, open_state, state_kind, write_part
-from recon.optimizers import OptimizerConfig, build_optimizer, clip_parameters_
+from recon.optimizers import build_optimizer, clip_parameters_
 from recon.precision import lower_buffers
+from recon.settings import OptimizerConfig
 from storage.errors import InputError
 
 Backend = Literal["deepspeed", "plain", "auto"]

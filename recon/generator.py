@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from recon.trunk import Norm, ResNet50Trunk, norm_layer, pad_to_multiple
-
-
-class GeneratorConfig(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Literal["gan_resnet50", "dagan", "unet"] = "gan_resnet50"
-    width: int = Field(64, ge=4, description="channels of the first layer; 64 is as published")
-    norm: Norm = "group"
-    subbands: Literal["none", "wavelet"] = Field("none", description="work on the four Haar subbands")
-    data_consistency: Literal["none", "soft", "hard"] = Field(
-        "none", description="put the measured points back: mixed with the network's (soft) or in their place (hard)"
-    )
-
-    @model_validator(mode="after")
-    def _subbands_of_the_resnet(self) -> GeneratorConfig:
-        if self.subbands != "none" and self.name != "gan_resnet50":
-            raise ValueError(f"subbands={self.subbands} belongs to name=gan_resnet50, not to {self.name}")
-        return self
+from recon.settings import GeneratorConfig, Norm
+from recon.trunk import ResNet50Trunk, norm_layer, pad_to_multiple
 
 
 class ResNet50Generator(nn.Module):

@@ -2,43 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from recon.fourier import fft2c
 from recon.sense import channels_to_complex
-
-Content = Literal["normalized_root_mse", "mse", "l1", "dssim"]
-
-
-class LossConfig(BaseModel):
-    """Eq. (9): L_G = L_A + a·L_N + b·L_F. The paper gives no a and b; 15 and 0.1 follow DAGAN.
-
-    `content` takes the place of L_N in other systems. With `critic_sees: measurement` nothing is compared with the
-    target: the critic tells zero-filled images of real measurements from those of the reconstruction undersampled
-    anew (Cole et al., unsupervised), and content and frequency terms are off.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    adversarial: Literal["wasserstein", "bce", "none"] = "wasserstein"
-    critic_sees: Literal["image", "measurement"] = "image"
-    content: Content = "normalized_root_mse"
-    a: float = Field(15.0, ge=0, description="weight of the content loss, by default eq. (7)", allow_inf_nan=False)
-    b: float = Field(0.1, ge=0, description="weight of the frequency loss, eq. (8)", allow_inf_nan=False)
-    frequency: Literal["magnitude", "complex"] = "magnitude"
-
-    @model_validator(mode="after")
-    def _something_to_learn_from(self) -> LossConfig:
-        if self.critic_sees == "measurement" and self.adversarial == "none":
-            raise ValueError("critic_sees=measurement learns from a critic alone; set adversarial=wasserstein or bce")
-        if self.adversarial == "none" and self.a == 0 and self.b == 0:
-            raise ValueError("adversarial=none with a=0 and b=0 leaves nothing to minimise; raise a or b")
-        return self
+from recon.settings import Content, LossConfig
 
 
 def normalized_root_mse_loss(target: Tensor, reconstruction: Tensor) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from recon.critic import CriticConfig, ResNet50Critic
+from recon.critic import ResNet50Critic
 from recon.dagan import DaganDiscriminator, DaganGenerator
 from recon.data_consistency import ConsistentGenerator
-from recon.generator import GeneratorConfig, ResNet50Generator
+from recon.generator import ResNet50Generator
 from recon.lipschitz import apply_spectral_norm
+from recon.settings import CriticConfig, GeneratorConfig
 from recon.unet import UNetGenerator
 
 

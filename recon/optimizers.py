@@ -1,31 +1,13 @@
 """The optimisers of both networks, and weight clipping inside the critic's optimiser step."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from recon.settings import OptimizerConfig
 from storage.errors import InputError
-
-
-class OptimizerConfig(BaseModel):
-    """Settings of one network's optimiser.
-
-    The default is the original WGAN's (RMSprop, 5e-5); DAGAN used Adam with 1e-4 and beta1 0.5.
-    `alpha` belongs to RMSprop alone, `beta1` and `beta2` to Adam alone.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Literal["rmsprop", "adam"] = "rmsprop"
-    learning_rate: float = Field(default=5e-5, gt=0)
-    beta1: float = Field(default=0.5, ge=0, lt=1)
-    beta2: float = Field(default=0.999, ge=0, lt=1)
-    alpha: float = Field(default=0.99, ge=0, lt=1)
-    epsilon: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
 
 
 def clamp_(tensors: Iterable[Tensor], clip: float) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from recon.engine import EngineSettings
 from recon.engine_state import EngineFacts, counters_of, moments_of, new_moments, open_state, state_kind, write_part
-from recon.optimizers import OptimizerConfig, build_optimizer
+from recon.optimizers import build_optimizer
+from recon.settings import OptimizerConfig
 from storage.errors import InputError
 
 

@@ -8,12 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from recon.augment import AugmentConfig
-from recon.critic import CriticConfig
-from recon.generator import GeneratorConfig
-from recon.losses import LossConfig
 from recon.masks import MaskConfig
-from recon.optimizers import OptimizerConfig
+from recon.settings import AugmentConfig, CriticConfig, GeneratorConfig, LossConfig, OptimizerConfig
 from recon.signal import SignalConfig
 from recon.systems import SYSTEMS, System, merged
 from storage.config import DataConfig

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
+from recon.settings import Norm
+
 BLOCKS = (3, 4, 6, 3)
 EXPANSION = 4  # of a bottleneck block: output channels / inner channels
-Norm = Literal["group", "instance"]
 
 
 def num_groups(channels: int) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from recon.trunk import Norm, num_groups, pad_to_multiple
+from recon.settings import Norm
+from recon.trunk import num_groups, pad_to_multiple
 
 
 class UNetGenerator(nn.Module):

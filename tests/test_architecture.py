@@ -23,6 +23,8 @@ HOMES = {
     "boto3": (),
     "pickle": (),
 }
+DRIVER = ["larmor", "cluster.run", "cluster.ray_cluster", "cluster.ray_train", "cluster.ray_backend", "tuning.sweep"]
+DRIVER += ["tuning.slots", "tuning.loss_of_workers"]
 PULL = ["cluster.pull", "cluster.run_folder", "cluster.runs", "cluster.model_card", "cluster.origin", "tuning.choice"]
 
 
@@ -90,6 +92,11 @@ def test_no_import_at_the_top_of_a_file_closes_a_circle() -> None:
     while ready := [name for name in modules if name not in done and graph[name] & set(modules) <= done]:
         done.update(ready)
     assert set(modules) - done == set()
+
+
+def test_who_starts_a_training_does_not_wait_for_torch() -> None:
+    program = f"import sys, {', '.join(DRIVER)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
 
 def test_pull_needs_neither_ray_nor_deepspeed_nor_pickled_tensors() -> None:

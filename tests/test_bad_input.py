@@ -439,7 +439,7 @@ class TestTrain:
         refused((*other, "--local"), *parts)
         # accepted: the old run is gone, and the training gets as far as the next mistake
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cluster.run.train_locally", lambda *_: None)
+            patch.setattr("cluster.run_locally.train_locally", lambda *_: None)
             outcome = cli(*other, "--local", "--overwrite")
         assert "no whole checkpoint yet" in outcome.err
         assert "a: 7" in run.config_yaml()

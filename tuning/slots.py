@@ -38,7 +38,6 @@ class Slots:
         import ray
 
         from tuning.loss_of_workers import TellDesk
-        from tuning.slot import serve
 
         desk: Any = ray.get_actor(self._desk_name)
         told, reason = TellDesk(self._desk_name, slot), "its workers ended"
@@ -52,3 +51,10 @@ class Slots:
             self._left -= 1
             if not self._left:
                 ray.get(desk.give_up.remote(reason))
+
+
+def serve(config: dict[str, Any]) -> None:
+    """What Ray Train runs in each worker process of a slot. The driver has no need of torch."""
+    from tuning.slot import serve
+
+    serve(config)

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from cluster.experiment import dump_yaml
-from cluster.run import train_locally
 from cluster.run_folder import RunFolder
+from cluster.run_locally import train_locally
 from cluster.stopping import Stopped, StopRequest, order_stop, stop_order, withdraw_stop_order
 from cluster.worker import LocalWorker
 from recon.train import train

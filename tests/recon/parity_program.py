@@ -213,7 +213,7 @@ class Trainer:
 
     def __init__(self, case: Case, rank: int, world_size: int, seed: int = 0, micro_batch: int = MICRO_BATCH) -> None:
         from recon.engine import EngineSettings, build_engine
-        from recon.optimizers import OptimizerConfig
+        from recon.settings import OptimizerConfig
 
         self.case, self.rank, self.world_size, self.micro_batch = case, rank, world_size, micro_batch
         self.losses: list[Tensor] = []
@@ -361,7 +361,7 @@ def refusals(case: Case, rank: int, world_size: int, folder: Path) -> dict[str, 
 def mixed_layers(zero_stage: int, backend: str) -> dict[str, Any]:
     """bfloat16 training of layers that keep buffers: a network's state before and after two steps."""
     from recon.engine import EngineSettings, build_engine
-    from recon.optimizers import OptimizerConfig
+    from recon.settings import OptimizerConfig
 
     torch.manual_seed(0)
     spectral = torch.nn.utils.parametrizations.spectral_norm

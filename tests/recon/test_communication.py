@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from recon.communication import listening
 from recon.engine import EngineSettings, build_engine
-from recon.optimizers import OptimizerConfig
+from recon.settings import OptimizerConfig
 
 
 class Ear:

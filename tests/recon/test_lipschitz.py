@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from recon.critic import CriticConfig
 from recon.lipschitz import apply_spectral_norm, gradient_penalty, interpolate
 from recon.networks import build_critic
+from recon.settings import CriticConfig
 from tests.helpers import property_test, random_images
 
 

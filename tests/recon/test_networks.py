@@ -9,12 +9,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from recon.critic import CriticConfig, ResNet50Critic
+from recon.critic import ResNet50Critic
 from recon.data_consistency import ConsistentGenerator
 from recon.fourier import fft2c
-from recon.generator import GeneratorConfig, ResNet50Generator, haar_merge, haar_split
+from recon.generator import ResNet50Generator, haar_merge, haar_split
 from recon.networks import build_critic, build_generator
 from recon.sense import channels_to_complex
+from recon.settings import CriticConfig, GeneratorConfig
 from recon.trunk import ResNet50Trunk, pad_to_multiple
 from tests.helpers import random_images
 

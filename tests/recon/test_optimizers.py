@@ -5,7 +5,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from recon.optimizers import OptimizerConfig, build_optimizer, clip_parameters_
+from recon.optimizers import build_optimizer, clip_parameters_
+from recon.settings import OptimizerConfig
 from storage.errors import InputError
 
 NAMES = ["rmsprop", "adam"]

@@ -18,7 +18,7 @@ from parity_program import BFLOAT16, CLIP, MICRO_BATCH, MISTAKES, PARITY, SAVE_A
 from torch import nn
 
 from recon.engine import EngineSettings, build_engine
-from recon.optimizers import OptimizerConfig
+from recon.settings import OptimizerConfig
 from storage.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]

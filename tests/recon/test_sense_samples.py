@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from recon.augment import AugmentConfig, augment
+from recon.augment import augment
 from recon.data_consistency import DataConsistency
 from recon.fourier import fft2c, ifft2c
 from recon.masks import MaskConfig
 from recon.samples import Sample, prepare
 from recon.sense import channels_to_complex, complex_to_channels, sense_expand, sense_reduce
+from recon.settings import AugmentConfig
 from recon.signal import SignalConfig
 from storage.errors import InputError
 from storage.loader import Batch

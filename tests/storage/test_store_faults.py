@@ -20,8 +20,8 @@ import pytest
 from s3fs import S3FileSystem
 
 from cluster.experiment import Experiment, load_experiment
-from cluster.run import train_locally
 from cluster.run_folder import RunFolder
+from cluster.run_locally import train_locally
 from storage import layout, store_errors
 from storage.config import DataConfig, open_loader, open_reader
 from storage.dataset import publish

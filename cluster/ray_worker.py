@@ -1,0 +1,71 @@
+"""A rank of a training under Ray Train."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from cluster.experiment import Experiment, build
+from cluster.lease import LeaseLost
+from cluster.ray_backend import this_process_request
+from cluster.run_folder import RunFolder
+from cluster.worker import LocalWorker
+from recon.history import TrainingDiverged
+from recon.train import train
+
+_ASK_RAY_SECONDS = 5.0
+
+
+class RayWorker(LocalWorker):
+    """A rank under Ray Train: hears of nodes that are about to be taken away."""
+
+    _asked_ray = 0.0
+
+    def should_stop(self) -> bool:
+        due = time.monotonic() - self._asked_ray > _ASK_RAY_SECONDS
+        if due:
+            self._asked_ray = time.monotonic()
+        wanted, ask = self.vote(due)
+        # all ranks ask, and Ray gives all of them the same answer
+        if ask and not wanted and (notice := ray.train.get_preemption_info()) is not None:
+            self.request.ask(f"Ray takes the nodes of ranks {notice.preempted_ranks} away")
+            return True
+        return wanted
+
+
+def this_device() -> torch.device:
+    """What Ray has given to this worker; the current device of this thread from now on."""
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def work(config: dict[str, Any]) -> dict[str, Any]:
+    """Train as `config` says, and as the other ranks do; what happened."""
+    experiment = build(config["experiment"], Experiment, "experiment")
+    cluster = experiment.cluster
+    torch.set_num_threads(cluster.cpus_per_worker)
+    run = RunFolder(config["run_url"], config["lease"])
+    request = this_process_request(cluster.grace_seconds)
+    # with these errors every rank ends, at the same step; an exception would make Ray start them all again
+    try:
+        worker = RayWorker(run, experiment.training, this_device(), request)
+        with worker.watched(cluster.hang_seconds), worker:
+            finished = train(experiment, worker)
+            reasons = [reason for reason in worker.gather(request.reason) if reason]
+    except LeaseLost:
+        return {"state": "failed"}  # the driver sees it too
+    except TrainingDiverged as error:
+        if worker.rank == 0:
+            run.write_failure(str(error))
+        return {"state": "failed"}
+    finally:
+        request.close()
+    if finished:
+        return {"state": "finished"}
+    return {"state": "stopped", "step": worker.place.step, "reason": reasons[0] if reasons else "unknown"}

@@ -1,0 +1,119 @@
+"""What an experiment says of networks, losses, optimisers and augmentation. Imports no torch: who starts a training has
+no other use for it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Norm = Literal["group", "instance"]
+Content = Literal["normalized_root_mse", "mse", "l1", "dssim"]
+
+
+class GeneratorConfig(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["gan_resnet50", "dagan", "unet"] = "gan_resnet50"
+    width: int = Field(64, ge=4, description="channels of the first layer; 64 is as published")
+    norm: Norm = "group"
+    subbands: Literal["none", "wavelet"] = Field("none", description="work on the four Haar subbands")
+    data_consistency: Literal["none", "soft", "hard"] = Field(
+        "none", description="put the measured points back: mixed with the network's (soft) or in their place (hard)"
+    )
+
+    @model_validator(mode="after")
+    def _subbands_of_the_resnet(self) -> GeneratorConfig:
+        if self.subbands != "none" and self.name != "gan_resnet50":
+            raise ValueError(f"subbands={self.subbands} belongs to name=gan_resnet50, not to {self.name}")
+        return self
+
+
+class CriticConfig(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["resnet50", "dagan"] = "resnet50"
+    width: int = Field(64, ge=4, description="channels of the first layer; 64 is as published")
+    norm: Norm = "group"
+    steps: int = Field(5, ge=1, description="critic steps per generator step")
+    lipschitz: Literal["weight_clipping", "gradient_penalty", "spectral_norm", "none"] = Field(
+        "weight_clipping", description="how the slope of the critic is held"
+    )
+    clip: float | None = Field(
+        0.01, gt=0, description="the clipping constant c of eq. (4), of weight_clipping alone; null: no clipping"
+    )
+    penalty_weight: float = Field(10.0, gt=0, description="of gradient_penalty alone", allow_inf_nan=False)
+
+    @property
+    def applied_clip(self) -> float | None:
+        """What weights are clamped to; None where another way, or none, holds the slope."""
+        return self.clip if self.lipschitz == "weight_clipping" else None
+
+
+class LossConfig(BaseModel):
+    """Eq. (9): L_G = L_A + a·L_N + b·L_F. The paper gives no a and b; 15 and 0.1 follow DAGAN.
+
+    `content` takes the place of L_N in other systems. With `critic_sees: measurement` nothing is compared with the
+    target: the critic tells zero-filled images of real measurements from those of the reconstruction undersampled
+    anew (Cole et al., unsupervised), and content and frequency terms are off.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    adversarial: Literal["wasserstein", "bce", "none"] = "wasserstein"
+    critic_sees: Literal["image", "measurement"] = "image"
+    content: Content = "normalized_root_mse"
+    a: float = Field(15.0, ge=0, description="weight of the content loss, by default eq. (7)", allow_inf_nan=False)
+    b: float = Field(0.1, ge=0, description="weight of the frequency loss, eq. (8)", allow_inf_nan=False)
+    frequency: Literal["magnitude", "complex"] = "magnitude"
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> LossConfig:
+        if self.critic_sees == "measurement" and self.adversarial == "none":
+            raise ValueError("critic_sees=measurement learns from a critic alone; set adversarial=wasserstein or bce")
+        if self.adversarial == "none" and self.a == 0 and self.b == 0:
+            raise ValueError("adversarial=none with a=0 and b=0 leaves nothing to minimise; raise a or b")
+        return self
+
+
+class OptimizerConfig(BaseModel):
+    """Settings of one network's optimiser.
+
+    The default is the original WGAN's (RMSprop, 5e-5); DAGAN used Adam with 1e-4 and beta1 0.5.
+    `alpha` belongs to RMSprop alone, `beta1` and `beta2` to Adam alone.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["rmsprop", "adam"] = "rmsprop"
+    learning_rate: float = Field(default=5e-5, gt=0)
+    beta1: float = Field(default=0.5, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    alpha: float = Field(default=0.99, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class AugmentConfig(BaseModel):
+    """How far an image is moved at random; by default not at all.
+
+    DAGAN's own settings are flip 0.5, rotation 10, shift 0.1 and zoom 0.1, next to elastic deformation and
+    brightness, which are left out here.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flip: float = Field(0.0, ge=0, le=1, description="probability of a left-right flip")
+    rotation: float = Field(0.0, ge=0, le=180, description="largest angle either way, in degrees")
+    shift: float = Field(0.0, ge=0, le=0.5, description="largest shift either way, as a part of height and width")
+    zoom: float = Field(0.0, ge=0, le=0.5, description="largest change of size: 0.1 for a factor of 0.9 to 1.1")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether any image is changed."""
+        return self.flip > 0 or self.interpolates
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether images are resampled; a flip alone moves whole pixels."""
+        return self.rotation > 0 or self.shift > 0 or self.zoom > 0
