@@ -25,8 +25,8 @@ def landscape_chart(sweep: Sweep, states: Mapping[str, tuple[str, str]]) -> list
     pair = PREFERRED if set(PREFERRED) <= set(keys) else tuple(keys[:2])
     if len(pair) < 2:
         return []
-    rated = sweep.rated
-    values = np.array([trial.value for trial in rated], dtype=float)
+    rated, step = sweep.rated, sweep.common_step
+    values = np.array([sweep.value_until(trial, step) for trial in rated], dtype=float)
     figure = go.Figure()
     logs = [min(float(trial.parameters[key]) for trial in sweep.trials) > 0 for key in pair]
     surface = interpolate([[trial.parameters[key] for key in pair] for trial in rated], values, logs)
@@ -49,8 +49,8 @@ def landscape_chart(sweep: Sweep, states: Mapping[str, tuple[str, str]]) -> list
     for key, log, update in zip(pair, logs, (figure.update_xaxes, figure.update_yaxes), strict=True):
         update(**(log_axis(key) if log else {"title": {"text": key}}))
     note = (
-        "Surface: smoothed thin-plate spline through all trials that have a value, over whatever the other keys were; "
-        "none is drawn outside the trials. Crosses have no value."
+        f"Colours: the best until step {step}, which all trials reached. Surface: smoothed thin-plate spline through "
+        "them, over whatever the other keys were; none is drawn outside the trials. Crosses have no value."
         if surface is not None
         else f"Too few trials for a surface (it takes {_FEWEST}). Crosses have no value."
     )
@@ -110,7 +110,8 @@ def _add_trials(
         if name == "no value":
             marker |= {"color": states["diverged"][0], "size": 9}
         else:
-            marker |= {"color": [trial.value for trial in found], "cmin": values.min(), "cmax": values.max(), **colours}
+            shown = [sweep.value_until(trial, sweep.common_step) for trial in found]
+            marker |= {"color": shown, "cmin": values.min(), "cmax": values.max(), **colours}
             if with_scale and name == "finished":
                 marker["colorbar"] = _bar(sweep)
         _scatter(figure, found, pair, name, marker)

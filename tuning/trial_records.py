@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -75,6 +76,20 @@ class Sweep:
         """Trials with a value, the best first; of equal ones the earliest."""
         sign = -1 if self.higher_is_better else 1
         return sorted((trial for trial in self.trials if trial.value is not None), key=lambda t: sign * (t.value or 0))
+
+    @property
+    def common_step(self) -> int | None:
+        """The last validated step that every trial with a value has reached; None if no history tells."""
+        reached = [steps[-1] for trial in self.rated if (steps := trial.curve(self.metric)[0])]
+        return int(min(reached)) if reached else None
+
+    def value_until(self, trial: Trial, step: int | None) -> float | None:
+        """The best value of a trial up to `step`: so trials that were stopped compare with those that went on."""
+        rows = zip(*trial.curve(self.metric), strict=True)
+        values = [value for at, value in rows if step is not None and at <= step and math.isfinite(value)]
+        if not values:
+            return trial.value
+        return max(values) if self.higher_is_better else min(values)
 
     @property
     def best(self) -> Trial | None:

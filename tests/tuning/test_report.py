@@ -256,3 +256,13 @@ def test_the_page_names_the_sources_of_the_data(tmp_path: Path) -> None:
         assert text in page
     assert digests[0][:16] in page
     assert digests[1][:16] in page
+
+
+def test_trials_that_were_stopped_compare_with_the_others_at_the_same_step(sweep: Sweep) -> None:
+    step = sweep.common_step
+    assert step is not None
+    assert step == min(trial.curve(sweep.metric)[0][-1] for trial in sweep.rated)
+    for trial in sweep.rated:
+        seen = [value for at, value in zip(*trial.curve(sweep.metric), strict=True) if at <= step]
+        assert sweep.value_until(trial, step) == max(seen)
+        assert sweep.value_until(trial, None) == trial.value
