@@ -74,8 +74,8 @@ def test_sweeps_take_what_is_free_and_wait_for_the_rest(
     first, second, third = (
         Sweep(head, tiny_heads, "cluster.num_workers=1", f"training.num_steps={steps}", "sweep.num_trials=4", places)
         for steps, places in (
-            (30, "sweep.concurrent_trials=2"),
-            (30, "sweep.concurrent_trials=null"),
+            (120, "sweep.concurrent_trials=2"),
+            (120, "sweep.concurrent_trials=null"),
             (3, "sweep.concurrent_trials=2"),
         )
     )
