@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -49,6 +50,18 @@ def larmor(*arguments: str, timeout: float = 300, **changes: str) -> subprocess.
     return subprocess.run(
         command(*arguments), capture_output=True, text=True, timeout=timeout, env=environment(**changes), check=False
     )
+
+
+@contextlib.contextmanager
+def larmor_process(*arguments: str, **changes: str) -> Iterator[subprocess.Popen[str]]:
+    """The command line while it runs; killed at the end of the block."""
+    with subprocess.Popen(
+        command(*arguments), env=environment(**changes), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def succeed(*arguments: str, timeout: float = 300, **changes: str) -> str:

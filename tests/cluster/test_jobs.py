@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from storage.errors import InputError
 from tests.leaks import contents, leaks, store_keys
 from tests.ray_head import RayHead, another_node, free_port, make_token, ray_head
 from tests.tcp_relay import TcpRelay
-from tests.workbench import command, environment, larmor, succeed, tiny, unique_name
+from tests.workbench import larmor, larmor_process, succeed, tiny, unique_name
 from tuning.experiment import load_sweep_experiment
 
 OUTPUT = "s3://larmor"
@@ -54,21 +53,6 @@ def start_script(jobs: Jobs, script: str) -> str:
 def output_of(shown: Sequence[str]) -> str:
     """What the job itself wrote; Ray's lines stand before it."""
     return "".join(shown).partition("Running entrypoint for job ")[2].partition("\n")[2]
-
-
-@contextlib.contextmanager
-def larmor_process(*arguments: str, **changes: str) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        command(*arguments),
-        env=environment(**changes),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def first_line(process: subprocess.Popen[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.ray_head import RayHead, ray_head
-from tests.workbench import command, environment, succeed, tiny, unique_name
+from tests.workbench import larmor_process, succeed, tiny, unique_name
 from tuning.sweep_folder import SweepFolder
 
 OUTPUT = "s3://larmor"
@@ -38,19 +38,8 @@ class Sweep:
         self.arguments = ("sweep", *tiny(name, data_url, OUTPUT, *SCHEDULE, *settings), "--address", head.address)
         self.environment = head.known()
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[subprocess.Popen[str]]:
-        with subprocess.Popen(
-            command(*self.arguments),
-            env=environment(**self.environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as process:
-            try:
-                yield process
-            finally:
-                process.kill()
+    def running(self) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+        return larmor_process(*self.arguments, **self.environment)
 
     def run(self) -> str:
         return succeed(*self.arguments, timeout=400, **self.environment)
@@ -84,10 +73,10 @@ def test_sweeps_take_what_is_free_and_wait_for_the_rest(
         with second.running() as two:
             wait_until_trials_began(second, 2)
             with third.running() as three:
-                outputs = [process.communicate(timeout=600)[0] for process in (one, two, three)]
-            for process, output in zip((one, two, three), outputs, strict=True):
-                assert process.returncode == 0, output[-4000:]
-    assert "the cluster is busy" in outputs[2]
+                outputs = [process.communicate(timeout=600) for process in (one, two, three)]
+            for process, (_, errors) in zip((one, two, three), outputs, strict=True):
+                assert process.returncode == 0, errors[-4000:]
+    assert "the cluster is busy" in outputs[2][0]
     a, b, c = (sweep.trials() for sweep in (first, second, third))
     for trials in (a, b):
         assert len(trials) == 4

@@ -15,7 +15,6 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import psutil
 import pytest
 
 from storage.embedded_store import EmbeddedStore
-from tests.workbench import command, environment, succeed, tiny, unique_name
+from tests.workbench import larmor_process, succeed, tiny, unique_name
 from tuning.sweep_folder import SweepFolder
 
 OUTPUT = "s3://larmor"
@@ -50,15 +49,8 @@ class Scene:
         self.random = random.Random(seed)
         self.before: dict[str, dict[str, Any]] = {}
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[subprocess.Popen[str]]:
-        with subprocess.Popen(
-            command(*self.arguments), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as process:
-            try:
-                yield process
-            finally:
-                process.kill()
+    def running(self) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+        return larmor_process(*self.arguments)
 
     def wait_for_the_moment(self) -> None:
         """A random moment after a random number of trials have begun."""
@@ -91,8 +83,8 @@ class Scene:
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, output[-6000:]
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors[-6000:]
 
 
 @pytest.mark.parametrize("seed", range(3))
