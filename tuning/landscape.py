@@ -26,7 +26,8 @@ def landscape_chart(sweep: Sweep, states: Mapping[str, tuple[str, str]]) -> list
     if len(pair) < 2:
         return []
     rated, step = sweep.rated, sweep.common_step
-    values = np.array([sweep.value_until(trial, step) for trial in rated], dtype=float)
+    shown = {trial.id: sweep.value_until(trial, step) for trial in rated}
+    values = np.array(list(shown.values()), dtype=float)
     figure = go.Figure()
     logs = [min(float(trial.parameters[key]) for trial in sweep.trials) > 0 for key in pair]
     surface = interpolate([[trial.parameters[key] for key in pair] for trial in rated], values, logs)
@@ -45,11 +46,12 @@ def landscape_chart(sweep: Sweep, states: Mapping[str, tuple[str, str]]) -> list
             colorbar={"title": {"text": sweep.metric}, "thickness": 14},
             **colours,
         )
-    _add_trials(figure, sweep, pair, values, colours, surface is None, states)
+    _add_trials(figure, sweep, pair, shown, colours, surface is None, states)
     for key, log, update in zip(pair, logs, (figure.update_xaxes, figure.update_yaxes), strict=True):
         update(**(log_axis(key) if log else {"title": {"text": key}}))
+    until = "the best value" if step is None else f"the best until step {step}, which all trials reached"
     note = (
-        f"Colours: the best until step {step}, which all trials reached. Surface: smoothed thin-plate spline through "
+        f"Colours: {until}. Surface: smoothed thin-plate spline through "
         "them, over whatever the other keys were; none is drawn outside the trials. Crosses have no value."
         if surface is not None
         else f"Too few trials for a surface (it takes {_FEWEST}). Crosses have no value."
@@ -94,7 +96,7 @@ def _add_trials(
     figure: go.Figure,
     sweep: Sweep,
     pair: Sequence[str],
-    values: np.ndarray,
+    shown: Mapping[str, float | None],
     colours: Mapping[str, Any],
     with_scale: bool,
     states: Mapping[str, tuple[str, str]],
@@ -110,8 +112,9 @@ def _add_trials(
         if name == "no value":
             marker |= {"color": states["diverged"][0], "size": 9}
         else:
-            shown = [sweep.value_until(trial, sweep.common_step) for trial in found]
-            marker |= {"color": shown, "cmin": values.min(), "cmax": values.max(), **colours}
+            values = [value for value in shown.values() if value is not None]
+            limits = {"cmin": min(values, default=0.0), "cmax": max(values, default=1.0)}
+            marker |= {"color": [shown[trial.id] for trial in found], **limits, **colours}
             if with_scale and name == "finished":
                 marker["colorbar"] = _bar(sweep)
         _scatter(figure, found, pair, name, marker)

@@ -55,6 +55,6 @@ class Slots:
 
 def serve(config: dict[str, Any]) -> None:
     """What Ray Train runs in each worker process of a slot. The driver has no need of torch."""
-    from tuning.slot import serve
+    from tuning import slot
 
-    serve(config)
+    slot.serve(config)
