@@ -1,25 +1,16 @@
-"""What Larmor adds to Ray Train's own: a process group of workers that hear a notice to stop, and an end to what no
-restart mends. Imported by the driver and Ray's controller too, so without torch."""
+"""What Larmor adds to Ray Train's own: workers that hear a notice to stop, and an end to what no restart mends."""
 
 from __future__ import annotations
 
-import datetime
-import os
 import signal
-import socket
-from dataclasses import dataclass
 from typing import Any
 
-import ray
-import ray.train
 from ray.train import UserCallback
-from ray.train.backend import Backend, BackendConfig
+from ray.train.torch import TorchConfig
 
 from cluster.stopping import StopRequest
 from storage.errors import InputError
 from storage.store_errors import StoreAway
-
-_LEAVE_SECONDS = 5.0
 
 _request: StopRequest | None = None
 
@@ -36,75 +27,25 @@ def _listen(grace_seconds: float) -> None:
     this_process_request(grace_seconds).listen(signal.SIGTERM)
 
 
-@dataclass(frozen=True)
-class ProcessGroupConfig(BackendConfig):
-    """torch.distributed's group of all workers, which take SIGTERM as a request to save and stop.
-
-    As Ray's `TorchConfig`, but only workers import torch. `backend`: gloo or nccl; no collective takes longer than
-    `timeout_seconds`.
-    """
-
-    backend: str
-    timeout_seconds: float
-    grace_seconds: float
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return _ProcessGroup
-
-
-class _ProcessGroup(Backend):
-    share_cuda_visible_devices = True
-
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        address = worker_group.execute_single(0, _free_address)
-        settings = backend_config.backend, backend_config.timeout_seconds
-        size = len(worker_group)
-        ray.get(
-            [worker_group.execute_single_async(rank, _join, rank, size, address, *settings) for rank in range(size)]
-        )
-
+class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
-        # Python allows handlers in the main thread alone, where Ray's actor runs; the training has another one
+        super().on_training_start(worker_group, backend_config)
         worker_group.execute(_listen, backend_config.grace_seconds)
 
-    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        left = worker_group.execute_async(_leave)
-        ray.wait(left, num_returns=len(left), timeout=_LEAVE_SECONDS)  # one that is stuck is killed all the same
 
+class StoppableTorchConfig(TorchConfig):
+    """`TorchConfig` whose workers take SIGTERM as a request to save and stop.
 
-def _free_address() -> tuple[str, int]:
-    """Of this worker's node, where the others find it."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+    Python allows handlers in the main thread alone, where Ray's actor runs; the training has another one.
+    """
 
+    def __init__(self, backend: str, timeout_s: int, grace_seconds: float) -> None:
+        super().__init__(backend=backend, timeout_s=timeout_s)
+        self.grace_seconds = grace_seconds
 
-def _join(rank: int, size: int, address: tuple[str, int], backend: str, timeout_seconds: float) -> None:
-    import torch.distributed
-
-    context = ray.train.get_context()
-    os.environ.update(
-        {
-            "MASTER_ADDR": address[0],
-            "MASTER_PORT": str(address[1]),
-            "RANK": str(rank),
-            "WORLD_SIZE": str(size),
-            "LOCAL_RANK": str(context.get_local_rank()),
-            "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
-            "NODE_RANK": str(context.get_node_rank()),
-        }
-    )
-    torch.distributed.init_process_group(
-        backend, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=timeout_seconds)
-    )
-
-
-def _leave() -> None:
-    import torch.distributed
-
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    @property
+    def backend_cls(self) -> type[_Backend]:
+        return _Backend
 
 
 class GiveUpAtMistakes(UserCallback):

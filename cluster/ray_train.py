@@ -16,10 +16,7 @@ from storage.errors import InputError
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What Ray Train runs in each worker process; what it returns of rank 0 is the outcome.
-
-    Torch is imported there alone: driver and controller start in half of the time without it.
-    """
+    """What Ray Train runs in each worker process; what it returns of rank 0 is the outcome."""
     from cluster.ray_worker import work
 
     return work(config)
@@ -106,13 +103,12 @@ def fit_workers(
     Workers that die are started again `max_failures` times (-1: always); `callback` hears of it.
     """
     import ray.train
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # what TorchTrainer adds to it needs torch
+    from ray.train.torch import TorchTrainer
 
-    from cluster.ray_backend import ProcessGroupConfig
+    from cluster.ray_backend import StoppableTorchConfig
 
-    # their types are those of the first version
-    ray_train: Any = ray.train
-    trainer_class: Any = DataParallelTrainer
+    ray_train: Any = ray.train  # its types are those of its first version
+    trainer_class: Any = TorchTrainer
     with tempfile.TemporaryDirectory(prefix="larmor-ray-") as scratch:
         trainer = trainer_class(
             loop,
@@ -125,7 +121,7 @@ def fit_workers(
                 use_gpu=cluster.use_gpu,
                 resources_per_worker=worker_bundle(cluster.cpus_per_worker, cluster.use_gpu),
             ),
-            backend_config=ProcessGroupConfig(
+            torch_config=StoppableTorchConfig(
                 "nccl" if cluster.use_gpu else "gloo", 2 * cluster.hang_seconds, cluster.grace_seconds
             ),
             run_config=ray_train.RunConfig(

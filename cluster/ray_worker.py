@@ -37,14 +37,6 @@ class RayWorker(LocalWorker):
         return wanted
 
 
-def this_device() -> torch.device:
-    """What Ray has given to this worker; the current device of this thread from now on."""
-    device = ray.train.torch.get_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
-
-
 def work(config: dict[str, Any]) -> dict[str, Any]:
     """Train as `config` says, and as the other ranks do; what happened."""
     experiment = build(config["experiment"], Experiment, "experiment")
@@ -54,7 +46,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     request = this_process_request(cluster.grace_seconds)
     # with these errors every rank ends, at the same step; an exception would make Ray start them all again
     try:
-        worker = RayWorker(run, experiment.training, this_device(), request)
+        worker = RayWorker(run, experiment.training, ray.train.torch.get_device(), request)
         with worker.watched(cluster.hang_seconds), worker:
             finished = train(experiment, worker)
             reasons = [reason for reason in worker.gather(request.reason) if reason]

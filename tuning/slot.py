@@ -13,7 +13,7 @@ import torch
 from cluster.experiment import Experiment, build, dump_yaml
 from cluster.lease import LeaseLost
 from cluster.origin import record_origin
-from cluster.ray_worker import RayWorker, this_device
+from cluster.ray_worker import RayWorker
 from cluster.run import finish, refuse_another
 from cluster.run_folder import RunFolder
 from cluster.stopping import StopRequest
@@ -98,12 +98,13 @@ class SlotWorker(RayWorker):
 def serve(config: dict[str, Any]) -> None:
     """What Ray Train runs in each worker process of a slot: trials, until there are no more."""
     import ray
+    import ray.train.torch
 
     from cluster.ray_backend import this_process_request
 
     base = build(config["experiment"], Experiment, "sweep")
     torch.set_num_threads(base.cluster.cpus_per_worker)
-    folder, device = SweepFolder(config["sweep_url"], config["lease"]), this_device()
+    folder, device = SweepFolder(config["sweep_url"], config["lease"]), ray.train.torch.get_device()
     request = this_process_request(base.cluster.grace_seconds)
     ranks = LocalWorker(RunFolder(folder.url), base.training, device, request)
     desk = ray.get_actor(config["desk"])

@@ -54,7 +54,7 @@ class Slots:
 
 
 def serve(config: dict[str, Any]) -> None:
-    """What Ray Train runs in each worker process of a slot. The driver has no need of torch."""
+    """What Ray Train runs in each worker process of a slot; imported there, for it imports torch."""
     from tuning import slot
 
     slot.serve(config)
