@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import ray.train
-import ray.train.torch
 import torch
 
 from cluster.experiment import Experiment, build
 from cluster.lease import LeaseLost
-from cluster.ray_backend import this_process_request
 from cluster.run_folder import RunFolder
 from cluster.worker import LocalWorker
 from recon.history import TrainingDiverged
@@ -26,6 +23,8 @@ class RayWorker(LocalWorker):
     _asked_ray = 0.0
 
     def should_stop(self) -> bool:
+        import ray.train
+
         due = time.monotonic() - self._asked_ray > _ASK_RAY_SECONDS
         if due:
             self._asked_ray = time.monotonic()
@@ -39,6 +38,10 @@ class RayWorker(LocalWorker):
 
 def work(config: dict[str, Any]) -> dict[str, Any]:
     """Train as `config` says, and as the other ranks do; what happened."""
+    import ray.train.torch
+
+    from cluster.ray_backend import this_process_request
+
     experiment = build(config["experiment"], Experiment, "experiment")
     cluster = experiment.cluster
     torch.set_num_threads(cluster.cpus_per_worker)

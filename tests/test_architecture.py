@@ -98,6 +98,12 @@ def test_an_experiment_is_checked_without_waiting_for_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
 
+def test_ray_is_imported_only_where_it_is_used() -> None:
+    """It looks for a token when it is imported: who connects has to say where that is before."""
+    program = f"import sys, {', '.join([*DRIVER, 'cluster.ray_worker', 'tuning.slot'])}; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
 def test_pull_needs_neither_ray_nor_deepspeed_nor_pickled_tensors() -> None:
     """A pulled model comes from other people's stores: nothing on that way may run what it reads."""
     program = f"import sys, {', '.join(PULL)}; print(*sorted(name.split('.')[0] for name in sys.modules))"
