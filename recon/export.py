@@ -95,10 +95,11 @@ def _check(model: Model, path: Path, config: ExportConfig) -> None:
     if path.suffix == ".onnx":
         _onnxruntime()
     step = _network(model).multiple
-    if config.dynamic_size and any(length % step or length > _LARGEST for length in config.size):
+    if config.dynamic_size and any(length % step or not 2 * step <= length <= _LARGEST for length in config.size):
         raise InputError(
             f"size {config.size[0]}×{config.size[1]}: with --dynamic-size height and width are multiples of {step} up "
-            f"to {_LARGEST} for this network; pad the images, and cut the results"
+            f"to {_LARGEST} for this network, from {2 * step} on; pad the images, and cut the results, or leave out "
+            "--dynamic-size"
         )
     if config.num_coils > 1 and not (_consistent(model) and model.physics.signal.needs_maps):
         raise InputError(
@@ -189,7 +190,9 @@ def _quiet() -> Iterator[None]:
 def _traced(model: Model, inputs: Inputs, dynamic_size: bool) -> Any:
     """The exported program. Raises `InputError` if the network cannot be traced."""
     step = _network(model).multiple
-    batch, rows, columns = (torch.export.Dim(name, min=1, max=_LARGEST) for name in ("batch", "rows", "columns"))
+    batch = torch.export.Dim("batch", min=1, max=_LARGEST)
+    # a feature map of one row or column is traced as one for ever
+    rows, columns = (torch.export.Dim(name, min=2, max=_LARGEST) for name in ("rows", "columns"))
     dims = {0: batch, **({2: step * rows, 3: step * columns} if dynamic_size else {})}
     network = portable(model.generator.cpu()).eval()
     try:

@@ -86,8 +86,9 @@ def test_torch_export_takes_any_size_and_coils(tmp_path: Path) -> None:
     ("sections", "size", "coils"),
     [
         ({}, (32, 32), 1),
-        ({"generator": {"width": 4}}, (64, 32), 1),
-        ({"generator": {"width": 4, "data_consistency": "soft"}, "signal": {"mode": "complex"}}, (64, 32), 1),
+        ({"generator": {"width": 4}}, (96, 64), 1),
+        ({"generator": {"width": 4, "data_consistency": "hard"}}, (96, 64), 1),
+        ({"generator": {"width": 4, "data_consistency": "soft"}, "signal": {"mode": "complex"}}, (96, 64), 1),
         ({"generator": {"name": "dagan", "width": 4}}, (256, 256), 1),
         (SENSE, (32, 32), 4),
     ],
@@ -121,6 +122,11 @@ def test_a_program_that_computes_something_else_is_not_kept(tmp_path: Path, monk
     [
         ("model.pth", ExportConfig((32, 32)), r"model.pth: expected a name that ends in .onnx or .pt2"),
         ("model.pt2", ExportConfig((40, 32), dynamic_size=True), r"40×32: .* are multiples of 16 up to 4096"),
+        (
+            "model.pt2",
+            ExportConfig((64, 16), dynamic_size=True),
+            r"64×16: .* from 32 on; .*leave out --dynamic-size",
+        ),
         ("model.pt2", ExportConfig((32, 32), num_coils=4), r"--coils 4: this model sees no coils"),
     ],
 )
