@@ -259,7 +259,7 @@ def write_expected(path: Path, num_slices: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slices", type=int, default=1024, help="a multiple of 16")
+    parser.add_argument("--slices", type=int, default=4096, help="a multiple of 16")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--url", help="s3://bucket/prefix to use instead of the embedded store")
     parser.add_argument("--only", action="append", choices=NAMES, help="a contender; may be repeated; without: all")

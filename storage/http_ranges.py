@@ -11,9 +11,10 @@ import os
 import ssl
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from urllib.parse import SplitResult, urlsplit
-
-import numpy as np
 
 from storage.buffers import Recycler
 from storage.errors import InputError
@@ -23,7 +24,7 @@ _SIGNED_SECONDS = 3600
 _RESIGN_SECONDS = 300.0  # renewed early: a role's credentials may end before the signature does
 _TIMEOUT = 30.0  # seconds without a byte
 _MOST_SIGNED = 10_000
-_BEYOND_THE_END = 416
+_PARTIAL, _BEYOND_THE_END = 206, 416
 
 
 class HttpRanges:
@@ -51,15 +52,42 @@ class HttpRanges:
 
         Raises `FileNotFoundError`, `PermissionError`, and `StoreAway` or an `OSError` for what may pass.
         """
-        place = self._sign(key)
         headers = {"Range": _range(start, stop)} if start or stop is not None else {}
+        with self._get(key, headers) as response:
+            content = self._receive(response)
+        if response.status == _BEYOND_THE_END:
+            return memoryview(b"")
+        if response.status == 200 and headers:  # the store ignores ranges
+            return content[start:stop]
+        return content
+
+    def read_parts(self, key: str, edges: Sequence[int]) -> list[memoryview]:
+        """The bytes between neighbouring `edges`, ascending, by one request: each part in memory of its own.
+
+        What lies beyond the end of the object is missing from its part. Raises what `read` raises.
+        """
+        with self._get(key, {"Range": _range(edges[0], edges[-1])}) as response:
+            if response.status == _PARTIAL and response.length:
+                sizes = [stop - start for start, stop in pairwise(edges)]
+                return [self._receive_some(response, min(size, response.length)) for size in sizes]
+            content = self._receive(response)
+        if response.status == _BEYOND_THE_END:
+            content = memoryview(b"")
+        elif response.status == 200:
+            content = content[edges[0] :]
+        return [content[start - edges[0] : stop - edges[0]] for start, stop in pairwise(edges)]
+
+    @contextmanager
+    def _get(self, key: str, headers: dict[str, str]) -> Iterator[http.client.HTTPResponse]:
+        """The answer to a request, its body not received yet; the connection is used again if that was received."""
+        place = self._sign(key)
         connection = self._connect(place)
         try:
             connection.request("GET", f"{place.path}?{place.query}", headers=headers)
             response = connection.getresponse()
-            if response.status not in (200, 206, _BEYOND_THE_END):
+            if response.status not in (200, _PARTIAL, _BEYOND_THE_END):
                 self._refuse(key, response)
-            content = self._receive(response).data
+            yield response
         except BaseException as error:
             connection.close()
             if isinstance(error, OSError | http.client.HTTPException):
@@ -70,11 +98,6 @@ class HttpRanges:
         else:
             with self._lock:
                 self._idle.append(connection)
-        if response.status == _BEYOND_THE_END:
-            return memoryview(b"")
-        if response.status == 200 and headers:  # the store ignores ranges
-            return content[start:stop]
-        return content
 
     def _sign(self, key: str) -> SplitResult:
         known = self._signed.get(key)
@@ -102,16 +125,20 @@ class HttpRanges:
         for connection in idle:
             connection.close()
 
-    def _receive(self, response: http.client.HTTPResponse) -> np.ndarray:
-        """The body, (bytes,) uint8. Raises `IncompleteRead` if less arrives than was announced."""
+    def _receive(self, response: http.client.HTTPResponse) -> memoryview:
+        """The body."""
         if not response.length:  # unknown, or 0: only `read` ends the answer then
-            return np.frombuffer(response.read(), np.uint8)
-        content = self._memory.empty(response.length)
-        view, received = content.data, 0
-        while received < len(content):
-            count = response.readinto(view[received:])
+            return memoryview(response.read())
+        return self._receive_some(response, response.length)
+
+    def _receive_some(self, response: http.client.HTTPResponse, num_bytes: int) -> memoryview:
+        """The next bytes of the body. Raises `IncompleteRead` if fewer arrive."""
+        content = self._memory.empty(num_bytes).data
+        received = 0
+        while received < num_bytes:
+            count = response.readinto(content[received:])
             if not count:
-                raise http.client.IncompleteRead(b"", len(content) - received)
+                raise http.client.IncompleteRead(b"", num_bytes - received)
             received += count
         return content
 

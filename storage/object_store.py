@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -116,14 +117,22 @@ class ObjectStore:
 
     def read(self, path: str, start: int | None = None, stop: int | None = None) -> bytes:
         """The bytes [start, stop) of an object; a negative `start` counts from its end; none beyond the end."""
-        return bytes(self.read_buffer(path, start, stop))
-
-    def read_buffer(self, path: str, start: int | None = None, stop: int | None = None) -> Any:
-        """`read` without a copy: whatever buffer the client gives; its memory is used again when it is gone."""
         if self.client == "http" and self.url.startswith("s3://"):
             key = self.full_path(path).split("/", 1)[1]
-            return self._persist(path, lambda: self._http.read(key, start, stop))
-        return self._persist(path, lambda: self._cat(path, start, stop))
+            return bytes(self._persist(path, lambda: self._http.read(key, start, stop)))
+        return bytes(self._persist(path, lambda: self._cat(path, start, stop)))
+
+    def read_parts(self, path: str, edges: Sequence[int]) -> list[memoryview]:
+        """The bytes between neighbouring `edges`, by one request; what lies beyond the end is missing from its part.
+
+        With `client="http"` each part has memory of its own, which is used again when it is gone; else they are views
+        of one answer.
+        """
+        if self.client == "http" and self.url.startswith("s3://"):
+            key = self.full_path(path).split("/", 1)[1]
+            return self._persist(path, lambda: self._http.read_parts(key, edges))
+        content = memoryview(self._persist(path, lambda: self._cat(path, edges[0], edges[-1])))
+        return [content[start - edges[0] : stop - edges[0]] for start, stop in pairwise(edges)]
 
     def _cat(self, path: str, start: int | None, stop: int | None) -> Any:
         try:

@@ -54,7 +54,8 @@ class SliceReader:
     With `kind="sensitivity_maps"` the maps that are stored beside the k-space; 1 for slices of one coil. `maps`, the
     reader of the maps that belong to this k-space, is for those who want both: a reader never looks at it.
 
-    Slices that were read together are views of one answer, which stays in memory for the last of them.
+    Unless the store's client is http, slices that were read together are views of one answer, which stays in memory
+    for the last of them.
 
     Slices are looked for in memory, then in `cache`, then read from the store by `num_threads` threads. Both
     caches fill up and then stay as they are: each epoch reads every slice once, whatever the order.
@@ -144,13 +145,14 @@ class SliceReader:
         """The slices of one request, encoded and decoded."""
         place = f"{self._store.url}/{wanted.path}"
         try:
-            raw = memoryview(self._store.read_buffer(wanted.path, wanted.start, wanted.stop))
+            edges = sorted({place for _, *both in wanted.slices for place in both})
+            parts = dict(zip(edges, self._store.read_parts(wanted.path, edges), strict=False))
         except FileNotFoundError as error:
             raise InputError(f"{place}: the shard is missing; convert the data again") from error
-        self.counts.add(read=len(raw), requests=1)
+        self.counts.add(read=sum(map(len, parts.values())), requests=1)
         chunks, arrays = {}, {}
-        for index, start, stop in wanted.slices:
-            chunks[index] = raw[start - wanted.start : stop - wanted.start]
+        for index, start, _ in wanted.slices:
+            chunks[index] = parts[start]
             array = decode_slice(chunks[index], self.info.bucket_of(index))
             if array is None:
                 raise InputError(
@@ -160,7 +162,7 @@ class SliceReader:
         return chunks, arrays
 
     def _keep(self, arrays: dict[int, np.ndarray], num_bytes: int) -> None:
-        """Keep what came in one answer of `num_bytes`: all or nothing, since one slice holds the whole answer."""
+        """Keep what came in one answer of `num_bytes`: all or nothing, since one slice may hold the whole."""
         with self._lock:
             if num_bytes <= self._room and self._memory.keys().isdisjoint(arrays):
                 self._memory.update(arrays)

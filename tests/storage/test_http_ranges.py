@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,47 @@ def test_both_clients_give_the_same(store_environment: dict[str, str], folder: s
     stores = [ObjectStore(f"s3://larmor/{folder}", client) for client in ("s3fs", "http")]
     for path in ("large", "empty", "a=1 & ü/c#2"):
         for start, stop in RANGES:
-            first, second = (bytes(store.read_buffer(path, start, stop)) for store in stores)
+            first, second = (store.read(path, start, stop) for store in stores)
             assert first == second, (path, start, stop)
+
+
+EDGES = [
+    [0, 10],
+    [0, 70_000, 140_000, 200_000],
+    [5, 6, 199_999],
+    [1000, 1001, 150_000, 150_004],
+    [199_990, 199_995, 200_005, 200_009],
+    [200_000, 200_010, 200_020],
+]
+
+
+@pytest.mark.parametrize("client", ["s3fs", "http"])
+@pytest.mark.parametrize("edges", EDGES)
+def test_parts_are_the_bytes_between_edges(
+    store_environment: dict[str, str], folder: str, client: Any, edges: list[int]
+) -> None:
+    """Whatever lies beyond the end is missing, and the connection is well afterwards."""
+    write(folder)
+    store = ObjectStore(f"s3://larmor/{folder}", client)
+    for _ in range(2):
+        parts = store.read_parts("large", edges)
+        assert [bytes(part) for part in parts] == [CONTENT[start:stop] for start, stop in pairwise(edges)]
+    with pytest.raises(FileNotFoundError):
+        store.read_parts("nothing", edges)
+
+
+def test_each_part_has_memory_of_its_own(ranges: HttpRanges, folder: str, memory: Recycler) -> None:
+    first, second = ranges.read_parts(f"{folder}/large", [0, 100_000, 200_000])
+    del first
+    assert memory._idle_bytes >= 100_000
+    assert bytes(second) == CONTENT[100_000:]
+
+
+def test_parts_from_a_store_that_ignores_ranges(ranges: HttpRanges, folder: str, monkeypatch: Any) -> None:
+    request = http.client.HTTPConnection.request
+    monkeypatch.setattr(http.client.HTTPConnection, "request", lambda *a, headers: request(*a, headers={}))
+    parts = ranges.read_parts(f"{folder}/large", [1000, 70_000, 70_001])
+    assert [bytes(part) for part in parts] == [CONTENT[1000:70_000], CONTENT[70_000:70_001]]
 
 
 def test_an_empty_object_is_empty_every_time(ranges: HttpRanges, folder: str) -> None:
@@ -259,6 +299,11 @@ class TestFailures:
         with pytest.raises((OSError, http.client.HTTPException)):
             proxied.read(f"{folder}/large", 0, 100_000)
         assert bytes(proxied.read(f"{folder}/large", 0, 100_000)) == CONTENT[:100_000]
+        faulty_proxy.plan(kind, limit=1)
+        with pytest.raises((OSError, http.client.HTTPException)):
+            proxied.read_parts(f"{folder}/large", [0, 50_000, 100_000])
+        parts = proxied.read_parts(f"{folder}/large", [0, 50_000, 100_000])
+        assert [bytes(part) for part in parts] == [CONTENT[:50_000], CONTENT[50_000:100_000]]
 
     def test_an_object_that_is_shorter_than_it_was(
         self, proxied: HttpRanges, faulty_proxy: FaultyProxy, folder: str
@@ -266,6 +311,9 @@ class TestFailures:
         """A whole answer, of less: whoever knows the length sees it."""
         faulty_proxy.plan("truncate", limit=1, at=0.25)
         assert bytes(proxied.read(f"{folder}/large", 0, 100_000)) == CONTENT[:25_000]
+        faulty_proxy.plan("truncate", limit=1, at=0.25)
+        parts = proxied.read_parts(f"{folder}/large", [0, 20_000, 40_000, 100_000])
+        assert [bytes(part) for part in parts] == [CONTENT[:20_000], CONTENT[20_000:25_000], b""]
 
     @pytest.mark.parametrize("status", [500, 503, 429])
     def test_a_store_that_is_overloaded(

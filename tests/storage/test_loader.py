@@ -368,8 +368,8 @@ class TestEnd:
                 return futures[-1]
 
             monkeypatch.setattr(reader, "fetch", noted)
-            read, allowed = reader._store.read_buffer, threading.Semaphore(12)  # enough for the first batch
-            monkeypatch.setattr(reader._store, "read_buffer", lambda *a: (allowed.acquire(timeout=30), read(*a))[1])
+            read, allowed = reader._store.read_parts, threading.Semaphore(12)  # enough for the first batch
+            monkeypatch.setattr(reader._store, "read_parts", lambda *a: (allowed.acquire(timeout=30), read(*a))[1])
             batches = Loader(reader, make_order(37, 1, 4), Share(0, 1, 4, 1), 10**6).batches(0)
             next(batches)
             threading.Timer(0.2, allowed.release, [1000]).start()

@@ -64,7 +64,14 @@ def test_a_range_is_the_slice_of_the_bytes(readable: ObjectStore) -> None:
     readable.write("deep/down/object", DATA)
     for start, stop in RANGES:
         assert readable.read("deep/down/object", start, stop) == DATA[start:stop]
-        assert bytes(memoryview(readable.read_buffer("deep/down/object", start, stop))) == DATA[start:stop]
+
+
+def test_parts_are_the_bytes_between_edges(readable: ObjectStore) -> None:
+    readable.write("object", DATA)
+    edges = [2, 3, len(DATA) - 1, len(DATA) + 5, len(DATA) + 9]
+    parts = readable.read_parts("object", edges)
+    assert [bytes(part) for part in parts] == [DATA[2:3], DATA[3:-1], DATA[-1:], b""]
+    assert [bytes(part) for part in readable.read_parts("object", edges[-2:])] == [b""]
 
 
 def test_a_start_before_the_beginning_gives_the_whole_object(readable: ObjectStore) -> None:

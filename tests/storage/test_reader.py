@@ -6,7 +6,7 @@ import gc
 import threading
 import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,13 +67,18 @@ def opened(store: ObjectStore, options: ReadOptions | None = None) -> Iterator[S
 
 def count_requests(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | None, int | None]]:
     """The requests that go to the store from now on."""
-    requests, read = [], store.read_buffer
+    requests, read, read_parts = [], store.read, store.read_parts
 
-    def counted(path: str, start: int | None = None, stop: int | None = None) -> object:
+    def counted(path: str, start: int | None = None, stop: int | None = None) -> bytes:
         requests.append((path, start, stop))
         return read(path, start, stop)
 
-    monkeypatch.setattr(store, "read_buffer", counted)
+    def counted_parts(path: str, edges: Sequence[int]) -> list[memoryview]:
+        requests.append((path, edges[0], edges[-1]))
+        return read_parts(path, edges)
+
+    monkeypatch.setattr(store, "read", counted)
+    monkeypatch.setattr(store, "read_parts", counted_parts)
     return requests
 
 
@@ -320,14 +325,14 @@ def test_closing_ends_the_threads(store: ObjectStore) -> None:
 
 
 def test_closing_with_requests_under_way_ends_them(local: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    release, read = threading.Event(), local.read_buffer
+    release, read = threading.Event(), local.read_parts
 
-    def slow(path: str, start: int | None = None, stop: int | None = None) -> object:
+    def slow(path: str, edges: Sequence[int]) -> list[memoryview]:
         release.wait(30)
-        return read(path, start, stop)
+        return read(path, edges)
 
     reader = SliceReader(local, dataset.read_split(local, "train"), ReadOptions(num_threads=1, block_bytes=1))
-    monkeypatch.setattr(local, "read_buffer", slow)
+    monkeypatch.setattr(local, "read_parts", slow)
     futures = [reader.fetch([index]) for index in range(4)]
     threading.Timer(0.2, release.set).start()
     reader.close()
