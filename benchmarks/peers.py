@@ -249,7 +249,12 @@ _WORKERS = ({"workers": 0}, {"workers": 2})
 OURS = "larmor http"
 CACHED = "larmor http, disk cache"
 CONTENDERS: dict[str, Contender] = {
-    OURS: Contender("larmor", larmor, _LARMOR, ({"threads": 4}, {"threads": 8}, {"threads": 4, "mib": 32}, {"threads": 8, "mib": 32})),
+    OURS: Contender(
+        "larmor",
+        larmor,
+        _LARMOR,
+        ({"threads": 4}, {"threads": 8}, {"threads": 4, "mib": 32}, {"threads": 8, "mib": 32}),
+    ),
     "larmor s3fs": Contender("larmor", functools.partial(larmor, client="s3fs"), _LARMOR),
     CACHED: Contender("larmor", functools.partial(larmor, cache=True), _LARMOR, num_epochs=2),
     "zarr, slices": Contender("larmor", zarr_slices, ("zarr", "s3fs")),

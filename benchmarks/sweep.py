@@ -1,7 +1,7 @@
 """What a search costs beyond training, and what ASHA with TPE saves.
 
     python benchmarks/sweep.py overhead [--trials 6]       # seconds of a trial beyond its own training
-    python benchmarks/sweep.py asha [--trials 12] [--seeds 3]   # images until random search's best is reached
+    python benchmarks/sweep.py asha [--trials 12] [--seeds 3] [--steps 162]  # images until random search's best
 
 Both run `larmor sweep` on three synthetic heads, on a cluster of this machine's own.
 """
@@ -69,12 +69,19 @@ def overhead(scratch: Path, num_trials: int) -> None:
     print(f"the sweep's start and end: {rows['short'][1] - num_trials * short:.1f} s, once")
 
 
-def asha(scratch: Path, num_trials: int, num_seeds: int) -> None:
+def asha(scratch: Path, num_trials: int, num_seeds: int, num_steps: int) -> None:
     """For each seed: the images that ASHA with TPE sees until it reaches the best of a whole random search.
 
-    Random search trains `num_trials` to their end. The other may begin three times as many, for it ends most early.
+    Random search trains `num_trials` to their end, `num_steps`; ASHA's rungs stand at a ninth, a third and the end.
+    It may begin three times as many trials, for it ends most early.
     """
-    schedule = ("training.num_steps=54", "training.validate_every=6", "training.checkpoint_every=54")
+    rung = num_steps // 9
+    schedule = (
+        f"training.num_steps={num_steps}",
+        f"training.validate_every={rung}",
+        f"training.checkpoint_every={num_steps}",
+        f"sweep.grace_steps={rung}",
+    )
     space = ("space.generator_optimizer.learning_rate=loguniform(1e-5,1e-1)",)
     ratios = []
     for seed in range(num_seeds):
@@ -113,6 +120,8 @@ def main() -> None:
     parser.add_argument("what", choices=("overhead", "asha"))
     parser.add_argument("--trials", type=int)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=162, help="of a whole trial of asha; a multiple of 9")
+    parser.add_argument("--keep", type=Path, help="a folder for the sweeps, to look at afterwards")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     from storage.convert import ConvertOptions, convert
@@ -120,7 +129,7 @@ def main() -> None:
     from storage.phantom import write_phantom
 
     with tempfile.TemporaryDirectory(prefix="larmor-sweep-") as folder:
-        scratch = Path(folder)
+        scratch = (options.keep or Path(folder)).absolute()
         heads = write_phantom(scratch / "heads", num_subjects=3, seed=0)
         held_out = {"validation": ["phantom02"], "test": ["phantom03"]}
         convert(
@@ -131,7 +140,7 @@ def main() -> None:
         if options.what == "overhead":
             overhead(scratch, options.trials or 6)
         else:
-            asha(scratch, options.trials or 12, options.seeds)
+            asha(scratch, options.trials or 12, options.seeds, options.steps)
 
 
 if __name__ == "__main__":
