@@ -246,15 +246,13 @@ def hdf5(place: Place, workers: int) -> Epoch:
 
 _LARMOR = ("s3fs", "zarr", "botocore.session")
 _WORKERS = ({"workers": 0}, {"workers": 2})
+_THREADS = ({"threads": 4}, {"threads": 8})
 OURS = "larmor http"
+LARGE = "larmor http, 32 MiB blocks"
 CACHED = "larmor http, disk cache"
 CONTENDERS: dict[str, Contender] = {
-    OURS: Contender(
-        "larmor",
-        larmor,
-        _LARMOR,
-        ({"threads": 4}, {"threads": 8}, {"threads": 4, "mib": 32}, {"threads": 8, "mib": 32}),
-    ),
+    OURS: Contender("larmor", larmor, _LARMOR, _THREADS),
+    LARGE: Contender("larmor", functools.partial(larmor, mib=32), _LARMOR, _THREADS),
     "larmor s3fs": Contender("larmor", functools.partial(larmor, client="s3fs"), _LARMOR),
     CACHED: Contender("larmor", functools.partial(larmor, cache=True), _LARMOR, num_epochs=2),
     "zarr, slices": Contender("larmor", zarr_slices, ("zarr", "s3fs")),
