@@ -239,7 +239,9 @@ class DeepSpeedEngine:
         import deepspeed
 
         value = self._masters.get(id(value), value)
-        if isinstance(value, nn.Parameter) and value.requires_grad:  # frozen parameters have no master
+        # below stage 3 a float32 parameter is whole on every rank, and equal to its master
+        is_whole = value.dtype == torch.float32 and self._settings.zero_stage < 3
+        if isinstance(value, nn.Parameter) and value.requires_grad and not is_whole:  # frozen ones have no master
             master = deepspeed.utils.safe_get_full_fp32_param(value)
             value = value if master is None else master
         with deepspeed.zero.GatheredParameters([value], enabled=hasattr(value, "ds_id")):
