@@ -64,7 +64,8 @@ async def _read(jobs: Jobs, name: str, shown: int, show: Callable[[str], None], 
     async with contextlib.aclosing(jobs.client.tail_job_logs(name)) as log:
         while True:
             try:
-                text = await asyncio.wait_for(anext(log, None), silence)
+                async with asyncio.timeout(silence):  # `wait_for` may lose a Ctrl-C that comes with an answer
+                    text = await anext(log, None)
             except (TimeoutError, OSError, RuntimeError, aiohttp.ClientError):
                 return shown, False
             if text is None:

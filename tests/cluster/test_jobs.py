@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shlex
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -102,10 +106,28 @@ def test_a_running_job_is_come_back_to_left_alone_and_stopped(
         other = load_sweep_experiment(experiment[0], [*experiment[1:], "loss.a=7"]).training_part()
         with pytest.raises(InputError, match=r"another experiment runs as job .* it differs in loss\.a;"):
             jobs.submit("train", other)
+        while f"run: {OUTPUT}/runs/{name}" not in (line := first_line(first)):
+            assert line, "the log ended before the job's first line"
         assert succeed("stop", name, "--address", head.dashboard, **head.known()).startswith(f"{name}: stopped, ")
-        output, _ = first.communicate(timeout=60)
+        first.communicate(timeout=60)
     assert first.returncode == 1
-    assert f"run: {OUTPUT}/runs/{name}" in output
+
+
+def test_an_interrupt_that_comes_with_an_answer_is_not_lost() -> None:
+    async def talking(name: str) -> AsyncIterator[str]:
+        for number in range(1000):
+            await asyncio.sleep(0)
+            if number == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield f"{number}"
+
+    running = SimpleNamespace(start_time=1, status=SimpleNamespace(is_terminal=lambda: False))
+    client = SimpleNamespace(tail_job_logs=talking)
+    jobs: Any = SimpleNamespace(get=lambda name: running, find=lambda name: running, client=client)
+    shown: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        follow(jobs, "job", shown.append, Patience(pause=0.01))
+    assert len(shown) < 10
 
 
 @pytest.mark.parametrize("token", ["wrong", "none"])
