@@ -117,9 +117,8 @@ class ObjectStore:
 
     def read(self, path: str, start: int | None = None, stop: int | None = None) -> bytes:
         """The bytes [start, stop) of an object; a negative `start` counts from its end; none beyond the end."""
-        if self.client == "http" and self.url.startswith("s3://"):
-            key = self.full_path(path).split("/", 1)[1]
-            return bytes(self._persist(path, lambda: self._http.read(key, start, stop)))
+        if http := self._http:
+            return bytes(self._persist(path, lambda: http.read(self._key(path), start, stop)))
         return bytes(self._persist(path, lambda: self._cat(path, start, stop)))
 
     def read_parts(self, path: str, edges: Sequence[int]) -> list[memoryview]:
@@ -128,9 +127,8 @@ class ObjectStore:
         With `client="http"` each part has memory of its own, which is used again when it is gone; else they are views
         of one answer.
         """
-        if self.client == "http" and self.url.startswith("s3://"):
-            key = self.full_path(path).split("/", 1)[1]
-            return self._persist(path, lambda: self._http.read_parts(key, edges))
+        if http := self._http:
+            return self._persist(path, lambda: http.read_parts(self._key(path), edges))
         content = memoryview(self._persist(path, lambda: self._cat(path, edges[0], edges[-1])))
         return [content[start - edges[0] : stop - edges[0]] for start, stop in pairwise(edges)]
 
@@ -174,9 +172,9 @@ class ObjectStore:
             return True
 
         def is_ours() -> bool:
-            bucket, key = self.full_path(path).split("/", 1)
             with contextlib.suppress(FileNotFoundError):
-                about = self.filesystem.call_s3("head_object", Bucket=bucket, Key=key)
+                bucket = self._root.split("/")[0]
+                about = self.filesystem.call_s3("head_object", Bucket=bucket, Key=self._key(path))
                 return bool(about["Metadata"].get("writer") == mark)
             return False
 
@@ -258,8 +256,14 @@ class ObjectStore:
         with translated(self.url):
             return operate()
 
+    def _key(self, path: str) -> str:
+        """The name of the object `path` in its bucket."""
+        return self.full_path(path).split("/", 1)[1]
+
     @cached_property
-    def _http(self) -> HttpRanges:
+    def _http(self) -> HttpRanges | None:
+        if self.client != "http" or not self.url.startswith("s3://"):
+            return None
         with translated(self.url):
             return HttpRanges(self._root.split("/")[0], self.memory)
 
