@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from storage.embedded_store import EmbeddedStore
 from tests.faulty_proxy import FaultyProxy, proxied_environment
+
+
+def pytest_configure() -> None:
+    """A shell that starts the tests in its background has interrupts ignored, and what is ignored is inherited."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from storage.object_store import ObjectStore
 from storage.store_errors import StoreAway
 from storage.verify import verify
 from tests.helpers import contents_of, random_kspace, write_heads
-from tests.workbench import command, environment
+from tests.workbench import command, environment, succeed
 
 MATRIX = (36, 32)
 HELD_OUT = {"test": ["ann"], "validation": ["dan"]}
@@ -298,9 +298,9 @@ def test_a_killed_process_is_resumed_by_the_same_command(tmp_path: Path) -> None
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert store.exists(PLAN), "it was killed too late to show anything"
-    printed = subprocess.run(command(*arguments, url), env=environment(), capture_output=True, text=True, check=True)
-    assert "went on with a conversion that was interrupted" in printed.stdout
-    assert "180 slices in" in printed.stdout
-    done = subprocess.run(command("verify", url), env=environment(), capture_output=True, text=True, check=True)
-    assert "180 slices in 3 shards" in done.stdout
-    assert "all is well" in done.stdout
+    printed = succeed(*arguments, url)
+    assert "went on with a conversion that was interrupted" in printed
+    assert "180 slices in" in printed
+    verified = succeed("verify", url)
+    assert "180 slices in 3 shards" in verified
+    assert "all is well" in verified
