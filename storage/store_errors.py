@@ -22,7 +22,14 @@ _LOG = logging.getLogger(__name__)
 _DEFAULT_PATIENCE = 150.0  # seconds: a store that is away for two minutes does not end a training
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _TRIES = 5  # reads of what arrives damaged
-_TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ThrottlingException"}
+_TRANSIENT_CODES = {
+    "SlowDown",
+    "RequestTimeout",
+    "InternalError",
+    "ServiceUnavailable",
+    "ThrottlingException",
+    "BadDigest",  # what we sent was damaged on its way
+}
 
 
 class StoreAway(InputError):

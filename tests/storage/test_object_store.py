@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import pickle
+import socket
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
+from botocore import session
+from s3fs import S3FileSystem
 
+from storage import object_store
 from storage.errors import InputError
 from storage.object_store import ObjectStore
 from storage.store_errors import StoreAway
@@ -264,3 +271,58 @@ def test_local_places_have_one_absolute_name(tmp_path: Path, monkeypatch: pytest
     for name in ("data", "data/", f"file://{tmp_path}/data", tmp_path / "data", "~/data"):
         assert ObjectStore(name).url == str(tmp_path / "data")
     assert ObjectStore("/").url == "/"
+
+
+@pytest.mark.parametrize("before", [None, b"before"])
+@pytest.mark.parametrize("verb", ["write", "create", "upload"])
+def test_a_request_whose_body_never_comes_changes_nothing(
+    store_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str, before: bytes | None
+) -> None:
+    """A process that is killed between head and body leaves that behind; some stores make an empty object of it."""
+    url = f"s3://larmor/{uuid.uuid4().hex}"
+    store = ObjectStore(url)
+    endpoint = urlsplit(session.Session().create_client("s3").meta.endpoint_url)
+    if before:
+        store.write("folder/object", before)
+    (tmp_path / "object").write_bytes(b"after")
+
+    def pass_on_the_head(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                with client, socket.create_connection((endpoint.hostname, endpoint.port)) as server:
+                    head = b""
+                    while b"\r\n\r\n" not in head:
+                        head += client.recv(65536)
+                    assert head.startswith(b"PUT")
+                    server.sendall(head[: head.index(b"\r\n\r\n") + 4])
+                    server.shutdown(socket.SHUT_WR)
+                    while server.recv(65536):
+                        pass  # until the store has decided
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, monkeypatch.context() as patch:
+        threading.Thread(target=pass_on_the_head, args=(listener,), daemon=True).start()
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        patch.setenv("LARMOR_STORE_PATIENCE", "0")
+        S3FileSystem.clear_instance_cache()
+        cut = ObjectStore(url)
+        with pytest.raises(StoreAway):
+            cut.upload(tmp_path, "folder") if verb == "upload" else getattr(cut, verb)("folder/object", b"after")
+        listener.shutdown(socket.SHUT_RDWR)
+    S3FileSystem.clear_instance_cache()
+    assert ObjectStore(url).list() == ({"folder/object": len(before)} if before else {})
+
+
+def test_objects_of_one_request_and_of_several_arrive_whole(
+    store_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(object_store, "_MULTIPART", 10 * 2**20)
+    store = ObjectStore(f"s3://larmor/{uuid.uuid4().hex}")
+    for size in (0, 1, 10 * 2**20 - 1, 10 * 2**20, 12 * 2**20):
+        data = np.random.default_rng(size).bytes(size)
+        (tmp_path / "file").write_bytes(data)
+        store.write("written", data)
+        store.upload(tmp_path, f"uploaded-{size}")
+        assert store.create(f"created-{size}", data)
+        for path in ("written", f"uploaded-{size}/file", f"created-{size}"):
+            assert store.read(path) == data
