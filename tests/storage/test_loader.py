@@ -372,8 +372,10 @@ class TestEnd:
             monkeypatch.setattr(reader._store, "read_parts", lambda *a: (allowed.acquire(timeout=30), read(*a))[1])
             batches = Loader(reader, make_order(37, 1, 4), Share(0, 1, 4, 1), 10**6).batches(0)
             next(batches)
-            threading.Timer(0.2, allowed.release, [1000]).start()
+            timer = threading.Timer(0.2, allowed.release, [1000])
+            timer.start()
             batches.close()
+            timer.join()  # the next test counts threads
         assert len(futures) > 37, "more than an epoch was asked for in advance"
         assert all(future.done() for future in futures)
         assert sum(future.cancelled() for future in futures) >= len(futures) // 2
