@@ -6,9 +6,11 @@
 
 `pack` writes `build/paper_grid`: the heads compressed, the wheels that such a machine lacks (PyTorch, NumPy, SciPy,
 scikit-image and matplotlib have to be there), and compressed sensing's figures, which no training changes: 55 MB.
-`run` makes the data set on the local disk, measures what each system costs, and trains and rates every system in as
-many images as fit into `--minutes`, the same number for all systems of a cell. After each cell the results are in
-`--to`, in files of at most 16 MB: tables, figures, per-slice CSV, validation curves, and one generator (float16).
+`run` makes the data set on the local disk, then trains and rates every system in `--images` images, or in as many as
+fit into `--minutes` by what each system is measured to cost: the same number for all systems of a cell. Several cells
+at a time share the device, each in a process of its own, so that it computes while others read, rate and write. After
+each cell the results are in `--to`: tables, figures, per-slice CSV, validation curves; at the end one generator
+(float16, in parts of 15 MiB).
 `--sizes` takes a part of the grid, `--tiny` tries everything out on a CPU within minutes.
 """
 
@@ -19,7 +21,9 @@ import contextlib
 import gzip
 import json
 import lzma
+import multiprocessing
 import os
+import queue
 import shutil
 import subprocess
 import sys
@@ -31,12 +35,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 PACK = ROOT / "build" / "paper_grid"
 # what such a machine lacks; SigPy stays at home, since its numba alone is larger than all of this
 WHEELS = (
     *("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions", "platformdirs"),
-    *("crc32c", "zarr", "numcodecs", "google-crc32c", "donfig", "monai", "nibabel", "tensorboardX", "protobuf"),
+    *("psutil", "safetensors", "crc32c", "zarr", "numcodecs", "google-crc32c", "donfig", "monai", "nibabel"),
+    *("tensorboardX", "protobuf"),
 )
 PART = 15 * 2**20  # bytes of one file that is brought back
 BROUGHT = "gan_resnet50_dc"  # the system whose generator is brought, of the first cell
@@ -65,7 +72,7 @@ def pack(options: argparse.Namespace) -> None:
         _download(folder / "wheels", options.python)
     with tempfile.TemporaryDirectory() as work:
         data = _make_data(folder, Path(work))
-        _rate_classical(data, folder, options.tiny)
+        _rate_classical(data, folder, options)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")
 
@@ -101,22 +108,28 @@ def _make_data(folder: Path, work: Path) -> str:
     return str(data)
 
 
-def _grid(tiny: bool) -> Any:
-    """The shipped grid `paper`, or the same with narrow networks on small images."""
+def _grid(options: argparse.Namespace) -> Any:
+    """The shipped grid `paper` with `--set`, or the same with narrow networks on small images."""
     from cluster.grid import load_grid
 
     grid = load_grid("paper", {})
-    if tiny:
-        grid = grid.model_copy(update={"sizes": TINY_SIZES, "overrides": {**grid.overrides, **TINY}})
-    return grid
+    changes = dict(change.split("=", 1) for change in getattr(options, "set", []))
+    overrides = {**grid.overrides, **{key: yaml.safe_load(value) for key, value in changes.items()}}
+    if options.tiny:
+        return grid.model_copy(update={"sizes": TINY_SIZES, "overrides": {**overrides, **TINY}})
+    return grid.model_copy(update={"overrides": overrides})
 
 
-def _rate_classical(data: str, folder: Path, tiny: bool) -> None:
+def _size(cell: Any) -> str:
+    return f"{cell.size[0]}x{cell.size[1]}"
+
+
+def _rate_classical(data: str, folder: Path, options: argparse.Namespace) -> None:
     from cluster.grid import cells, experiments
     from cluster.grid_cell import physics_of, rate_classical
     from storage.config import DataConfig, open_reader
 
-    grid = _grid(tiny)
+    grid = _grid(options)
     reader = open_reader(DataConfig(url=data), "test")
     for cell in cells(grid):
         physics = physics_of(next(iter(experiments(grid, cell, "classical", data, "out").values())))
@@ -128,49 +141,87 @@ def _rate_classical(data: str, folder: Path, tiny: bool) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Fill the grid within the time; everything that is brought back lies in `options.to`."""
-    began = time.perf_counter()
+    began = time.time()
     work = Path(options.work or tempfile.mkdtemp(prefix="larmor-paper-", dir=_roomy()))
     _add_wheels(options.pack / "wheels", work / "site")
-    os.environ["LARMOR_HOME"] = tempfile.tempdir = str(work)
+    os.environ["LARMOR_HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = str(work)
     import torch
 
-    from cluster.grid import cells, experiments, write_grid
-    from cluster.grid_cell import fill_cell
-    from storage.config import DataConfig, open_reader
+    from cluster.grid import cells
 
-    torch.backends.cudnn.benchmark = True  # every shape occurs thousands of times
     say = _log(work / "tables" / "log.txt", began)
     say(f"{_name(options.device)}, torch {torch.__version__}, {options.minutes:g} minutes")
     data = _make_data(options.pack, work)
     if (options.pack / "cells").is_dir():
         shutil.copytree(options.pack / "cells", work / "tables" / "cells")
     say("the data set is made")
-    grid = _grid(options.tiny)
-    wanted = [cell for cell in cells(grid) if not options.sizes or f"{cell.size[0]}x{cell.size[1]}" in options.sizes]
-    pace = _measure(grid, wanted, data, options, say)
-    batch, filled = grid.overrides["training.global_batch_size"], []
+    wanted = [cell for cell in cells(_grid(options)) if not options.sizes or _size(cell) in options.sizes]
+    deadline = began + 60 * options.minutes - options.reserve
+    context = multiprocessing.get_context("spawn")
+    counts = context.Queue()
+    shares = [
+        context.Process(target=_fill, args=(options, wanted[first :: options.processes], data, work, deadline, counts))
+        for first in range(min(options.processes, len(wanted)))
+    ]
+    for share in shares:
+        share.start()
+    filled: dict[Any, int] = {}
+    while time.time() < deadline and (any(share.is_alive() for share in shares) or not counts.empty()):
+        with contextlib.suppress(queue.Empty):
+            cell, count = counts.get(timeout=1)
+            filled[cell] = count
+            say(f"{len(filled)} of {len(wanted)} cells are filled")
+            _write(options, [each for each in wanted if each in filled], filled, data, work)
+    for share in shares:
+        share.kill()
+    if not filled:
+        raise SystemExit("not one cell was filled: see above; if there was no time, raise --minutes or lower --fixed")
+    say(f"done; not filled: {', '.join(str(cell) for cell in wanted if cell not in filled) or 'none'}")
+    _write(options, [each for each in wanted if each in filled], filled, data, work)
+    first = next(cell for cell in wanted if cell in filled)
+    _bring_generator(work, f"paper-{first}-{BROUGHT}", options.to)
+
+
+def _fill(
+    options: argparse.Namespace, mine: Sequence[Any], data: str, work: Path, deadline: float, counts: Any
+) -> None:
+    """Train and rate all systems of the cells `mine`, in a process of its own; each cell that is filled is told."""
+    from cluster.grid import experiments
+    from cluster.grid_cell import fill_cell
+    from storage.config import DataConfig, open_reader
+
+    grid, say = _grid(options), _log(work / "tables" / "log.txt", deadline - 60 * options.minutes + options.reserve)
+    pace = None if options.images else _measure(grid, mine, data, options, say)
+    batch = grid.overrides["training.global_batch_size"]
     with contextlib.closing(open_reader(DataConfig(url=data), "test")) as reader:
-        for number, cell in enumerate(wanted):
-            start = time.perf_counter()
-            left = 60 * options.minutes - (start - began) - options.reserve
-            count = min(
-                pace.num_images(wanted[number:], left, batch), options.images or (16 if options.tiny else 10**9)
-            )
+        for number, cell in enumerate(mine):
+            start = time.time()
+            count = options.images or pace.num_images(mine[number:], deadline - start, batch)
             if count == 0:
-                say(f"no time is left for {', '.join(map(str, wanted[number:]))}")
+                say(f"no time is left for {', '.join(map(str, mine[number:]))}")
                 break
             say(f"{cell}: {count} images for each system")
-            budgeted = grid.model_copy(update={"num_images": count})
+            trained = experiments(grid.model_copy(update={"num_images": count}), cell, "paper", data, str(work))
+            fill_cell(trained, grid.classical, reader, work / "tables", options.device, say, keep_runs=False)
+            if pace:
+                pace.took(cell, count, time.time() - start)
+            counts.put((cell, count))
+
+
+def _write(options: argparse.Namespace, filled: Sequence[Any], counts: dict[Any, int], data: str, work: Path) -> None:
+    """The tables of the cells that are filled so far, from their files, to where they are brought from."""
+    from cluster.grid import experiments, write_grid
+    from cluster.grid_cell import fill_cell
+    from storage.config import DataConfig, open_reader
+
+    grid, found = _grid(options), []
+    with contextlib.closing(open_reader(DataConfig(url=data), "test")) as reader:
+        for cell in filled:
+            budgeted = grid.model_copy(update={"num_images": counts[cell]})
             trained = experiments(budgeted, cell, "paper", data, str(work))
-            tables, device = work / "tables", options.device
-            filled.append(fill_cell(trained, grid.classical, reader, tables, device, say, keep_runs=False))
-            pace.took(cell, count, time.perf_counter() - start)
-            write_grid(filled, tables)
-            _bring(work, f"paper-{wanted[0]}-{BROUGHT}", options.to)
-    if not filled:
-        raise SystemExit("not one cell fits into the time: raise --minutes, or lower --fixed")
-    say("done")
-    _bring(work, f"paper-{wanted[0]}-{BROUGHT}", options.to)
+            found.append(fill_cell(trained, grid.classical, reader, work / "tables", "cpu", print, keep_runs=False))
+    write_grid(found, work / "tables")
+    _bring_tables(work, options.to)
 
 
 def _measure(
@@ -213,7 +264,7 @@ def _log(path: Path, began: float) -> Callable[[str], None]:
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def say(text: str) -> None:
-        line = f"{time.perf_counter() - began:7.1f} s  {text}"
+        line = f"{time.time() - began:7.1f} s  {text}"
         print(line, flush=True)
         with path.open("a") as file:
             file.write(line + "\n")
@@ -221,21 +272,22 @@ def _log(path: Path, began: float) -> Callable[[str], None]:
     return say
 
 
-def _bring(work: Path, name: str, to: Path) -> None:
-    """`results.tar.gz`, and the generator of the training `name` in parts."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
+def _bring_tables(work: Path, to: Path) -> None:
+    """`results.tar.gz`: tables, figures, curves, and what the processes said."""
     to.mkdir(parents=True, exist_ok=True)
     with tarfile.open(to / "results.tar.gz", "w:gz") as archive:
         for path in sorted(work.glob("tables/**/*")) + sorted(work.glob("runs/*/history/*")):
             if path.is_file() and path.suffix not in (".safetensors", ".npz"):  # the figures show what .npz holds
                 archive.add(path, path.relative_to(work))
-    if (to / "generator-00.part").exists():
-        return
+
+
+def _bring_generator(work: Path, name: str, to: Path) -> None:
+    """The generator of the training `name` in parts."""
+    from safetensors.torch import load_file, save_file
+
     weights = load_file(work / "tables" / "models" / name / "generator.safetensors")
     whole = work / "halved.safetensors"
-    save_file({key: tensor.to(torch.float16) for key, tensor in weights.items()}, whole, {"model": name})
+    save_file({key: tensor.half() for key, tensor in weights.items()}, whole, {"model": name})
     content = whole.read_bytes()
     for number, start in enumerate(range(0, len(content), PART)):
         (to / f"generator-{number:02d}.part").write_bytes(content[start : start + PART])
@@ -281,8 +333,10 @@ def main() -> None:
     running.add_argument("--to", type=Path, required=True, help="folder for what is brought back")
     running.add_argument("--device", default="cuda")
     running.add_argument("--minutes", type=float, default=25.0, help="for all, the start included")
-    running.add_argument("--images", type=int, help="for each system and cell at most, however much time there is")
+    running.add_argument("--images", type=int, help="for each system and cell; measured and reckoned if not given")
+    running.add_argument("--processes", type=int, default=6, help="cells at a time, all on one device")
     running.add_argument("--sizes", nargs="*", default=[], help="such as 256x256; all of them if not given")
+    running.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every system")
     running.add_argument("--work", help="an empty folder for data, checkpoints and models (about 20 GB at full width)")
     running.add_argument("--fixed", type=float, help="first guess of a cell's seconds besides training")
     running.add_argument("--reserve", type=float, default=20.0, help="seconds for the end")

@@ -1,15 +1,16 @@
 """Time to reconstruct a 256×256 slice: `python benchmarks/reconstruct_speed.py [--device cuda] [--width 64]`.
 
 Our generator at full width in float32, bfloat16 and compiled, the other systems' generators, and compressed sensing
-(SigPy, and BART where it is installed), on the same slices of a phantom at 10 % of k-space; channels-last where nothing
-else is said. The contenders take turns, round after round; printed are the median milliseconds per slice and its ratio
-to our float32 (the median of the rounds' ratios, with its range).
+(SigPy and BART, where they are installed), on the same slices of a phantom at 10 % of k-space; channels-last where
+nothing else is said. The contenders take turns, round after round; printed are the median milliseconds per slice and
+its ratio to our float32 (the median of the rounds' ratios, with its range).
 Networks have random weights, which cost the same as trained ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -85,7 +86,8 @@ def contenders(width: int, device: str, compile_too: bool) -> dict[str, Contende
     found["unet float32"] = network("unet", width, device)
     found["dagan float32"] = network("dagan", width, device)
     config = CompressedSensingConfig()
-    found["wavelet (SigPy, CPU)"] = lambda _, kspace, mask: compressed_sensing(kspace, mask, config)
+    if importlib.util.find_spec("sigpy"):
+        found["wavelet (SigPy, CPU)"] = lambda _, kspace, mask: compressed_sensing(kspace, mask, config)
     if bart_available():
         haar = CompressedSensingConfig(wavelet="haar")
         found["wavelet (BART, CPU)"] = lambda _, kspace, mask: bart_compressed_sensing(kspace, mask, haar)
@@ -111,13 +113,14 @@ def main() -> None:
             run(*batch)
             times[name].append(1000 * (time.perf_counter() - began) / options.slices)
     ours = times["gan_resnet50 float32"]
-    setting = f"{options.device}, {torch.get_num_threads()} threads"
+    on = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    setting = f"{on}, torch {torch.__version__}"
     print(f"width {options.width}, batches of {options.slices} slices of 256×256, {setting}")
     print(f"{'':<40} {'ms/slice':>9}  time / ours in float32")
     for name, seconds in times.items():
         ratios = [theirs / base for theirs, base in zip(seconds, ours, strict=True)]
         middle = statistics.median(ratios)
-        print(f"{name:<40} {statistics.median(seconds):>9.1f}  {middle:.2f} ({min(ratios):.2f}–{max(ratios):.2f})")
+        print(f"{name:<40} {statistics.median(seconds):>9.2f}  {middle:.2f} ({min(ratios):.2f}–{max(ratios):.2f})")
 
 
 if __name__ == "__main__":

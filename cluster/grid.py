@@ -188,6 +188,9 @@ def _about(filled: Sequence[FilledCell]) -> str:
         row = [name, recipe.generator.name, str(recipe.generator.width), _millions(generator)]
         row += [recipe.critic.name, str(recipe.critic.width), _millions(critic)] if critic else ["–"] * 3
         lines.append("| " + " | ".join(row) + " |")
+    diverged = [f"{', '.join(cell.diverged)} ({cell.result.label})" for cell in filled if cell.diverged]
+    if diverged:
+        lines += ["", f"Diverged, and so without figures: {'; '.join(diverged)}."]
     return "\n".join(lines)
 
 

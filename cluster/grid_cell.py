@@ -17,6 +17,7 @@ from cluster.run_locally import train_locally
 from recon.evaluate import Evaluation, evaluate
 from recon.evaluation_file import load_evaluation, save_evaluation, saved_facts
 from recon.figures import comparison
+from recon.history import TrainingDiverged
 from recon.inference import ZERO_FILLED, Method, Physics, network_method
 from recon.methods import classical_method
 from recon.model import load_model
@@ -29,10 +30,11 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class FilledCell:
-    """The figures of a cell, and the experiment of each system."""
+    """The figures of a cell, the experiment of each system, and which of these diverged: they have no figures."""
 
     result: Evaluation
     trained: Mapping[str, Experiment]
+    diverged: tuple[str, ...] = ()
 
 
 def fill_cell(
@@ -47,13 +49,20 @@ def fill_cell(
 ) -> FilledCell:
     """Train each system and rate all; what `folder` and the runs have already is not done again.
 
+    A system whose training diverges is left out, since that says something of it and nothing of the others.
     Writes the evaluations and a figure to `folder`. Raises what training and evaluation raise, and `InputError` if
     something else lies where a run belongs; `overwrite` trains all anew.
     """
-    models = {}
+    models, diverged = {}, []
     for system, experiment in trained.items():
-        models[system] = folder / "models" / experiment.name
-        _train(experiment, models[system], device, say, overwrite, keep_runs)
+        model = folder / "models" / experiment.name
+        try:
+            _train(experiment, model, device, say, overwrite, keep_runs)
+        except TrainingDiverged as error:
+            say(f"{experiment.name} is left out: {error}")
+            diverged.append(system)
+        else:
+            models[system] = model
     physics = physics_of(next(iter(trained.values())))
     without = rate_classical(classical, physics, reader, folder)
     facts: dict[str, Any] = {
@@ -61,14 +70,14 @@ def fill_cell(
     }
     path = folder / "cells" / f"{slug(physics)}.json"
     if saved_facts(path) == facts:
-        return FilledCell(_joined(without, load_evaluation(path)), trained)
+        return FilledCell(_joined(without, load_evaluation(path)), trained, tuple(diverged))
     methods = {name: network_method(load_model(model, device).generator) for name, model in models.items()}
     found = _rate(methods, physics, reader, path, facts, device)
     result = _joined(without, found)
     comparison(result.examples, folder / f"comparison-{slug(physics)}.png")
     for line in text_table(result):
         say(line)
-    return FilledCell(result, trained)
+    return FilledCell(result, trained, tuple(diverged))
 
 
 def physics_of(experiment: Experiment) -> Physics:

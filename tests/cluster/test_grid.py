@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from storage.object_store import ObjectStore
 from tests.helpers import random_kspace, write_dataset
 from tests.workbench import larmor
 
-TINY = {
+TINY: dict[str, Any] = {
     "experiment": "laptop",
     "sizes": [[32, 40]],
     "masks": ["gaussian2d"],
@@ -108,6 +109,20 @@ def test_runs_that_are_not_kept_leave_their_models(data: str, grid_file: str, tm
     said.clear()
     assert fill(*arguments)[0].slices == first.slices
     assert said == [], "nothing is trained or rated again"
+
+
+def test_a_system_that_diverges_is_left_out_and_named(data: str, grid_file: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    said: list[str] = []
+    systems = {**TINY["systems"], "unet": {"generator_optimizer.learning_rate": 1e30}}
+    grid = load_grid(grid_file, {"systems": systems, "ratios": [0.3]})
+    arguments = (grid, "small", data, str(tmp_path / "out"), tmp_path / "tables", "cpu", said.append)
+    (result,) = fill(*arguments)
+    assert result.methods == ("zero_filled", "gan_resnet50_dc")
+    assert any("unet is left out: training diverged" in line for line in said)
+    text = (tmp_path / "tables" / "tables.md").read_text()
+    assert "Diverged, and so without figures: unet (32×40, gaussian2d 30 %)." in text
+    assert fill(*arguments)[0].slices == result.slices, "the others are kept"
 
 
 def test_all_systems_of_a_cell_see_the_same(data: str, grid_file: str) -> None:
