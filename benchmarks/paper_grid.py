@@ -31,10 +31,11 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +47,8 @@ WHEELS = (
     *("tensorboardX", "protobuf"),
 )
 PART = 15 * 2**20  # bytes of one file that is brought back
-BROUGHT = "gan_resnet50_dc"  # the system whose generator is brought, of the first cell
+BROUGHT = "gan_resnet50_modl"  # the system whose generator is brought, of the first cell
+SHARE = 0.8  # of the time that is left; the rest is for what was not foreseen
 TINY = {
     "generator.width": 4,
     "critic.width": 4,
@@ -149,7 +151,7 @@ def run(options: argparse.Namespace) -> None:
 
     from cluster.grid import cells
 
-    say = _log(work / "tables" / "log.txt", began)
+    say = Log(work / "tables" / "log.txt", began)
     say(f"{_name(options.device)}, torch {torch.__version__}, {options.minutes:g} minutes")
     data = _make_data(options.pack, work)
     if (options.pack / "cells").is_dir():
@@ -157,93 +159,94 @@ def run(options: argparse.Namespace) -> None:
     say("the data set is made")
     wanted = [cell for cell in cells(_grid(options)) if not options.sizes or _size(cell) in options.sizes]
     deadline = began + 60 * options.minutes - options.reserve
-    context = multiprocessing.get_context("spawn")
-    counts = context.Queue()
+    spawn = multiprocessing.get_context("spawn")  # what is measured leaves nothing on the device
+    count = options.images
+    if not count:
+        with spawn.Pool(1) as pool:
+            cost = pool.apply(_measure, (options, wanted, data, say.path, began))
+        batch = _grid(options).overrides["training.global_batch_size"]
+        count = int(max(0.0, SHARE * (deadline - time.time()) - options.fixed) / cost) // batch * batch
+    if not count:
+        raise SystemExit(f"no time is left to train: raise --minutes={options.minutes:g} or lower --fixed")
+    say(f"{count} images for each system in each cell")
+    done = spawn.Queue()
     shares = [
-        context.Process(target=_fill, args=(options, wanted[first :: options.processes], data, work, deadline, counts))
-        for first in range(min(options.processes, len(wanted)))
+        spawn.Process(target=_fill, args=(options, wanted[n :: options.processes], count, data, say.path, began, done))
+        for n in range(min(options.processes, len(wanted)))
     ]
     for share in shares:
         share.start()
-    filled: dict[Any, int] = {}
-    while time.time() < deadline and (any(share.is_alive() for share in shares) or not counts.empty()):
+    filled: list[Any] = []
+    while time.time() < deadline and (any(share.is_alive() for share in shares) or not done.empty()):
         with contextlib.suppress(queue.Empty):
-            cell, count = counts.get(timeout=1)
-            filled[cell] = count
+            filled.append(done.get(timeout=1))
             say(f"{len(filled)} of {len(wanted)} cells are filled")
-            _write(options, [each for each in wanted if each in filled], filled, data, work)
+            filled.sort(key=wanted.index)
+            _write(options, filled, count, data, work)
     for share in shares:
         share.kill()
     if not filled:
-        raise SystemExit("not one cell was filled: see above; if there was no time, raise --minutes or lower --fixed")
+        raise SystemExit("not one cell was filled: see above; if there was no time, lower --images or raise --fixed")
     say(f"done; not filled: {', '.join(str(cell) for cell in wanted if cell not in filled) or 'none'}")
-    _write(options, [each for each in wanted if each in filled], filled, data, work)
-    first = next(cell for cell in wanted if cell in filled)
-    _bring_generator(work, f"paper-{first}-{BROUGHT}", options.to)
+    _write(options, filled, count, data, work)
+    _bring_generator(work, f"paper-{filled[0]}-{BROUGHT}", options.to)
 
 
 def _fill(
-    options: argparse.Namespace, mine: Sequence[Any], data: str, work: Path, deadline: float, counts: Any
+    options: argparse.Namespace, mine: Sequence[Any], count: int, data: str, log: Path, began: float, done: Any
 ) -> None:
     """Train and rate all systems of the cells `mine`, in a process of its own; each cell that is filled is told."""
     from cluster.grid import experiments
     from cluster.grid_cell import fill_cell
     from storage.config import DataConfig, open_reader
 
-    grid, say = _grid(options), _log(work / "tables" / "log.txt", deadline - 60 * options.minutes + options.reserve)
-    pace = None if options.images else _measure(grid, mine, data, options, say)
-    batch = grid.overrides["training.global_batch_size"]
+    grid, say = _grid(options).model_copy(update={"num_images": count}), Log(log, began)
+    tables = log.parent
     with contextlib.closing(open_reader(DataConfig(url=data), "test")) as reader:
-        for number, cell in enumerate(mine):
-            start = time.time()
-            count = options.images or pace.num_images(mine[number:], deadline - start, batch)
-            if count == 0:
-                say(f"no time is left for {', '.join(map(str, mine[number:]))}")
-                break
-            say(f"{cell}: {count} images for each system")
-            trained = experiments(grid.model_copy(update={"num_images": count}), cell, "paper", data, str(work))
-            fill_cell(trained, grid.classical, reader, work / "tables", options.device, say, keep_runs=False)
-            if pace:
-                pace.took(cell, count, time.time() - start)
-            counts.put((cell, count))
+        for cell in mine:
+            trained = experiments(grid, cell, "paper", data, str(tables.parent))
+            fill_cell(trained, grid.classical, reader, tables, options.device, say, keep_runs=False)
+            done.put(cell)
 
 
-def _write(options: argparse.Namespace, filled: Sequence[Any], counts: dict[Any, int], data: str, work: Path) -> None:
+def _write(options: argparse.Namespace, filled: Sequence[Any], count: int, data: str, work: Path) -> None:
     """The tables of the cells that are filled so far, from their files, to where they are brought from."""
     from cluster.grid import experiments, write_grid
     from cluster.grid_cell import fill_cell
     from storage.config import DataConfig, open_reader
 
-    grid, found = _grid(options), []
+    grid, found = _grid(options).model_copy(update={"num_images": count}), []
     with contextlib.closing(open_reader(DataConfig(url=data), "test")) as reader:
         for cell in filled:
-            budgeted = grid.model_copy(update={"num_images": counts[cell]})
-            trained = experiments(budgeted, cell, "paper", data, str(work))
+            trained = experiments(grid, cell, "paper", data, str(work))
             found.append(fill_cell(trained, grid.classical, reader, work / "tables", "cpu", print, keep_runs=False))
     write_grid(found, work / "tables")
     _bring_tables(work, options.to)
 
 
-def _measure(
-    grid: Any, wanted: Sequence[Any], data: str, options: argparse.Namespace, say: Callable[[str], None]
-) -> Any:
-    """The `Pace` of this machine, from the smallest and the largest size."""
-    from paper_pace import Pace, seconds_per_image
+def _measure(options: argparse.Namespace, wanted: Sequence[Any], data: str, log: Path, began: float) -> float:
+    """Seconds in which every system trains on one image of each of the cells `wanted`."""
+    from paper_pace import seconds_per_image
 
     from cluster.grid import experiments
     from recon.device import choose_device
     from storage.config import DataConfig, open_reader
 
-    by_size = sorted(wanted, key=lambda cell: cell.size[0] * cell.size[1])
-    per_image = {}
+    by_size = {cell.size: cell for cell in sorted(wanted, key=_pixels)}
+    say, costs = Log(log, began), {}
     with contextlib.closing(open_reader(DataConfig(url=data), "train")) as reader:
-        for cell in {cell.size: cell for cell in (by_size[0], by_size[-1])}.values():
-            trainings = experiments(grid, cell, "pace", data, "nowhere")
+        for cell in {min(by_size.values(), key=_pixels), max(by_size.values(), key=_pixels)}:
+            trainings = experiments(_grid(options), cell, "pace", data, "nowhere")
             device = choose_device(options.device)
-            costs = {name: seconds_per_image(each, reader, device) for name, each in trainings.items()}
-            per_image[cell.size] = sum(costs.values())
-            say(f"{cell}: ms/image " + ", ".join(f"{name} {1000 * cost:.2f}" for name, cost in costs.items()))
-    return Pace(per_image, options.fixed or (5.0 if options.tiny else 40.0))
+            found = {name: seconds_per_image(each, reader, device) for name, each in trainings.items()}
+            costs[_pixels(cell)] = sum(found.values())
+            say(f"{cell}: ms/image " + ", ".join(f"{name} {1000 * cost:.2f}" for name, cost in found.items()))
+    known = sorted(costs)
+    return float(sum(np.interp([_pixels(cell) for cell in wanted], known, [costs[pixels] for pixels in known])))
+
+
+def _pixels(cell: Any) -> int:
+    return int(cell.size[0] * cell.size[1])
 
 
 def _roomy() -> str | None:
@@ -260,16 +263,18 @@ def _name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
-def _log(path: Path, began: float) -> Callable[[str], None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
+class Log:
+    """Lines with the seconds since `began`, on the screen and in a file that several processes share."""
 
-    def say(text: str) -> None:
-        line = f"{time.time() - began:7.1f} s  {text}"
+    def __init__(self, path: Path, began: float) -> None:
+        self.path, self._began = path, began
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, text: str) -> None:
+        line = f"{time.time() - self._began:7.1f} s  {text}"
         print(line, flush=True)
-        with path.open("a") as file:
+        with self.path.open("a") as file:
             file.write(line + "\n")
-
-    return say
 
 
 def _bring_tables(work: Path, to: Path) -> None:
@@ -338,7 +343,7 @@ def main() -> None:
     running.add_argument("--sizes", nargs="*", default=[], help="such as 256x256; all of them if not given")
     running.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every system")
     running.add_argument("--work", help="an empty folder for data, checkpoints and models (about 20 GB at full width)")
-    running.add_argument("--fixed", type=float, help="first guess of a cell's seconds besides training")
+    running.add_argument("--fixed", type=float, default=60.0, help="seconds besides training: start, rating, writing")
     running.add_argument("--reserve", type=float, default=20.0, help="seconds for the end")
     running.set_defaults(call=run)
     for each in (packing, running):

@@ -51,12 +51,20 @@ class DataConsistency(nn.Module):
 
 
 class ConsistentGenerator(nn.Module):
-    """A generator whose last layer is data consistency: (zero_filled, kspace, mask, maps) → reconstruction."""
+    """A generator whose last layer is data consistency: (zero_filled, kspace, mask, maps) → reconstruction.
 
-    def __init__(self, network: nn.Module, kind: Consistency) -> None:
+    Both are run `iterations` times with the same weights, each time on the image before. Source: Aggarwal et al., MoDL:
+    model-based deep learning architecture for inverse problems.
+    """
+
+    def __init__(self, network: nn.Module, kind: Consistency, iterations: int = 1) -> None:
         super().__init__()
         self.network = network
+        self.iterations = iterations
         self.consistency = DataConsistency(kind)
 
     def forward(self, zero_filled: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
-        return self.consistency(self.network(zero_filled), kspace, mask, maps)
+        image = zero_filled
+        for _ in range(self.iterations):
+            image = self.consistency(self.network(image), kspace, mask, maps)
+        return image

@@ -84,13 +84,15 @@ class Engine(Protocol):
 @dataclass(frozen=True)
 class EngineSettings:
     """How an engine runs. `persistence_threshold`: in ZeRO 3, parameters with fewer elements than
-    this stay whole on every rank (DeepSpeed's own default; 0 partitions everything)."""
+    this stay whole on every rank (DeepSpeed's own default; 0 partitions everything). `recorded`: its
+    steps become part of a CUDA graph (`recon.step_graph`), which the plain engine alone can do."""
 
     micro_batch_size: int
     gradient_accumulation: int = 1
     zero_stage: int = 0
     dtype: Precision = "float32"
     persistence_threshold: int = 100_000
+    recorded: bool = False
 
     def __post_init__(self) -> None:
         for name in ("micro_batch_size", "gradient_accumulation"):

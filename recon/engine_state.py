@@ -132,9 +132,13 @@ def counters_of(state: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in state.items() if not (torch.is_tensor(value) and value.ndim)}
 
 
-def new_moments(like: Tensor, moments: Iterable[str], counters: Mapping[str, float]) -> dict[str, Tensor]:
-    """A torch optimiser's state of one parameter: moments at zero, the counters as given."""
-    scalars = {name: torch.tensor(value, dtype=torch.float32) for name, value in counters.items()}
+def new_moments(
+    like: Tensor, moments: Iterable[str], counters: Mapping[str, float], counters_on: torch.device | None = None
+) -> dict[str, Tensor]:
+    """A torch optimiser's state of one parameter: moments at zero, the counters as given, on the CPU by default."""
+    scalars = {
+        name: torch.tensor(value, dtype=torch.float32, device=counters_on or "cpu") for name, value in counters.items()
+    }
     return {**scalars, **{name: torch.zeros_like(like) for name in moments}}
 
 

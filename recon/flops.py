@@ -40,7 +40,7 @@ def _of_one_slice(recipe: Recipe) -> tuple[int, int]:
             critic = _counted(build_critic(recipe.critic, channels))
     penalty = None
     if recipe.critic.lipschitz == "gradient_penalty":
-        penalty = recipe.critic.penalty_weight, torch.Generator()
+        penalty = recipe.critic.penalty_weight, torch.empty(1, 1, 1, 1, device="meta")
     score = partial(critic_loss, kind=recipe.loss.adversarial)
     objective = partial(generator_loss, image, config=recipe.loss)
     with FlopCounterMode(display=False) as counted:

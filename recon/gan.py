@@ -13,20 +13,33 @@ from recon.average import AveragedWeights
 from recon.engine import Engine, EngineSettings, build_engine
 from recon.fourier import fft2c, ifft2c
 from recon.gan_step import View, as_it_is, critic_step, generator_step
+from recon.lipschitz import draw_shares
 from recon.losses import critic_loss, generator_loss
 from recon.networks import build_critic, build_generator
+from recon.plain_engine import PlainEngine
 from recon.recipe import Recipe, learning_rate_factor
 from recon.samples import Sample
+from recon.step_graph import Step, StepGraph
+from storage.errors import InputError
 
 _PENALTY_STREAM = 0x6770  # of the recipe's seed: nothing else draws from it
 
 
 class Gan:
-    """The engines of a recipe. `critic` is None where nothing adversarial is wanted, `average` without EMA."""
+    """The engines of a recipe. `critic` is None where nothing adversarial is wanted, `average` without EMA.
+
+    Raises `InputError` where `training.cuda_graphs` meets several workers, and what the engines raise.
+    """
 
     def __init__(self, recipe: Recipe, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
         config = recipe.training
         self._recipe, self._rank = recipe, rank
+        recorded = config.cuda_graphs and device.type == "cuda"
+        if recorded and world_size > 1:
+            raise InputError(
+                f"training.cuda_graphs=true records the steps of one worker, but there are {world_size}; set it to "
+                "false"
+            )
         torch.manual_seed(recipe.seed)
         networks = [build_generator(recipe.generator, recipe.signal.channels)]
         if recipe.loss.adversarial != "none":
@@ -37,7 +50,11 @@ class Gan:
                 _to_channels_last(network)
         self.average = AveragedWeights(networks[0], config.ema_decay, device) if config.ema_decay else None
         settings = EngineSettings(
-            recipe.micro_batch_size(world_size), config.gradient_accumulation, config.zero_stage, config.dtype
+            recipe.micro_batch_size(world_size),
+            config.gradient_accumulation,
+            config.zero_stage,
+            config.dtype,
+            recorded=recorded,
         )
         build = partial(build_engine, settings=settings, device=device, backend=config.backend)
         self.generator: Engine = build(networks[0], recipe.generator_optimizer)
@@ -47,6 +64,10 @@ class Gan:
         if config.compile:
             for engine in self.engines.values():
                 engine.module.compile()
+        self._critic_step: Step = self._step_critic
+        self._generator_step: Step = self._step_generator
+        if recorded:
+            self._record(device)
 
     @property
     def engines(self) -> dict[str, Engine]:
@@ -55,6 +76,7 @@ class Gan:
 
     def close(self) -> None:
         """Give the engines' memory back: a process may train again."""
+        self._critic_step, self._generator_step = self._step_critic, self._step_generator  # graphs hold memory
         for engine in self.engines.values():
             engine.close()
 
@@ -83,11 +105,22 @@ class Gan:
 
     def train_critic(self, samples: Sequence[Sample], number: int) -> list[dict[str, Tensor]]:
         """One critic update, the `number`-th of the training; the loss terms of each micro-batch."""
+        shares: list[Tensor] = []
+        if self._recipe.critic.lipschitz == "gradient_penalty":
+            random = self._random(number)
+            shares = [draw_shares(len(sample.target), random).to(sample.target.device) for sample in samples]
+        return self._critic_step(samples, shares)
+
+    def train_generator(self, samples: Sequence[Sample]) -> list[dict[str, Tensor]]:
+        """One generator update; the loss terms of each micro-batch."""
+        terms = self._generator_step(samples, ())
+        if self.average:
+            self.average.update(self.generator.module)
+        return terms
+
+    def _step_critic(self, samples: Sequence[Sample], shares: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         assert self.critic
         score = partial(critic_loss, kind=self._recipe.loss.adversarial)
-        penalty = None
-        if self._recipe.critic.lipschitz == "gradient_penalty":
-            penalty = self._recipe.critic.penalty_weight, self._random(number)
         measured = self._recipe.loss.critic_sees == "measurement"
         return [
             critic_step(
@@ -97,21 +130,26 @@ class Gan:
                 sample.zero_filled if measured else sample.target,
                 score,
                 self._view(sample),
-                penalty,
+                (self._recipe.critic.penalty_weight, shares[number]) if shares else None,
             )
-            for sample in samples
+            for number, sample in enumerate(samples)
         ]
 
-    def train_generator(self, samples: Sequence[Sample]) -> list[dict[str, Tensor]]:
-        """One generator update; the loss terms of each micro-batch."""
+    def _step_generator(self, samples: Sequence[Sample], _draws: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         terms = []
         for sample in samples:
             objective = partial(generator_loss, sample.target, config=self._recipe.loss)
             step = generator_step(self.generator, self.critic, sample.measurement, objective, self._view(sample))
             terms.append(step[1])
-        if self.average:
-            self.average.update(self.generator.module)
         return terms
+
+    def _record(self, device: torch.device) -> None:
+        """Have both steps replayed as CUDA graphs."""
+        pool = torch.cuda.graph_pool_handle()
+        assert isinstance(self.generator, PlainEngine)  # the recipe allows no other
+        self._generator_step = StepGraph(self._step_generator, self.generator, device, pool)
+        if isinstance(self.critic, PlainEngine):
+            self._critic_step = StepGraph(self._step_critic, self.critic, device, pool)
 
     def _view(self, sample: Sample) -> View:
         if self._recipe.loss.critic_sees == "image":

@@ -36,13 +36,14 @@ def critic_step(
     real: Tensor,
     loss_fn: CriticLoss,
     view: View = as_it_is,
-    penalty: tuple[float, torch.Generator] | None = None,
+    penalty: tuple[float, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Train the critic on one micro-batch; returns this rank's `critic_loss` and `gradient_penalty`, detached.
 
     `inputs` is what the generator takes, the zero-filled images first; `real` (batch, channel, height, width)
     float32; the critic gives (batch, 1). For the Wasserstein critic `loss_fn` is E[D(G(n))] − E[D(i)], eq. (5)
-    of the paper. `penalty` is the weight of the gradient penalty and a CPU generator that draws its points.
+    of the paper. `penalty` is the weight of the gradient penalty and (batch, 1, 1, 1) where its points lie between real
+    and fake (`recon.lipschitz.interpolate`).
 
     Real and fake images go through the critic in a single forward pass, because an engine reduces its gradients
     once per pass. So the critic must not have batch norm: its statistics would mix the two, and tell them apart by
@@ -55,8 +56,8 @@ def critic_step(
     terms = {"critic_loss": loss_fn(real_scores, fake_scores)}
     loss = terms["critic_loss"]
     if penalty is not None:
-        weight, random = penalty
-        points = interpolate(real, fake, random)
+        weight, share = penalty
+        points = interpolate(real, fake, share)
         terms["gradient_penalty"] = gradient_penalty(critic.bare_forward(points), points)
         loss = loss + weight * terms["gradient_penalty"]
     critic.backward(loss)

@@ -18,12 +18,16 @@ def apply_spectral_norm(module: nn.Module) -> nn.Module:
     return module
 
 
-def interpolate(real: Tensor, fake: Tensor, random: torch.Generator) -> Tensor:
+def draw_shares(count: int, random: torch.Generator) -> Tensor:
+    """(count, 1, 1, 1) numbers between 0 and 1 for `interpolate`, on the CPU."""
+    return torch.rand(count, 1, 1, 1, generator=random)
+
+
+def interpolate(real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
     """A point between each pair of images (batch, channel, height, width), ready for `gradient_penalty`.
 
-    `random` is a generator of the CPU, so that the points are the same on every device.
+    `share` (batch, 1, 1, 1) of the real image, the rest of the fake one.
     """
-    share = torch.rand(len(real), 1, 1, 1, generator=random).to(real.device)
     return (share * real.detach() + (1 - share) * fake.detach()).requires_grad_()
 
 

@@ -28,7 +28,7 @@ def build_generator(config: GeneratorConfig, channels: int = 1) -> nn.Module:
         network = ResNet50Generator(config, channels)
     if config.data_consistency == "none":
         return network
-    return ConsistentGenerator(network, config.data_consistency)
+    return ConsistentGenerator(network, config.data_consistency, config.iterations)
 
 
 def build_critic(config: CriticConfig, channels: int = 1) -> nn.Module:

@@ -63,9 +63,14 @@ class ClippedAdam(_ClippingStep, torch.optim.Adam):
 
 
 def build_optimizer(
-    parameters: Iterable[Any], config: OptimizerConfig, clip: float | None = None
+    parameters: Iterable[Any],
+    config: OptimizerConfig,
+    clip: float | None = None,
+    recorded_on: torch.device | None = None,
 ) -> torch.optim.Optimizer:
     """An optimiser over `parameters` (tensors or parameter groups).
+
+    `recorded_on` is the GPU of a CUDA graph that its step is to be part of: learning rate and counters lie there.
 
     With `clip`, every `step()` ends with all parameters in [−clip, clip]: the Lipschitz constraint
     of the paper's eq. (4) by weight clipping. Raises InputError if `clip` is not positive.
@@ -77,7 +82,9 @@ def build_optimizer(
     else:
         kind = torch.optim.Adam if clip is None else ClippedAdam
         own = {"betas": (config.beta1, config.beta2)}
-    shared: dict[str, Any] = {"lr": config.learning_rate, "eps": config.epsilon, "weight_decay": config.weight_decay}
+    rate = config.learning_rate if recorded_on is None else torch.tensor(config.learning_rate, device=recorded_on)
+    own["capturable"] = recorded_on is not None
+    shared: dict[str, Any] = {"lr": rate, "eps": config.epsilon, "weight_decay": config.weight_decay}
     optimizer = kind(parameters, **shared, **own)
     if isinstance(optimizer, _ClippingStep):
         assert clip is not None

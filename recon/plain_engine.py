@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from recon.engine import EngineSettings
 from recon.engine_state import EngineFacts, counters_of, moments_of, new_moments, open_state, state_kind, write_part
 from recon.optimizers import build_optimizer
+from recon.precision import keep_autocast_in_norms
 from recon.settings import OptimizerConfig
 from storage.errors import InputError
 
@@ -40,7 +41,10 @@ class PlainEngine:
         if self._world_size > 1:
             for tensor in self.module.state_dict().values():
                 dist.broadcast(tensor, src=0)
-        self._optimizer = build_optimizer(self.module.parameters(), optimizer_config, clip)
+        self._recorded_on = device if settings.recorded else None
+        self._optimizer = build_optimizer(self.module.parameters(), optimizer_config, clip, self._recorded_on)
+        if settings.dtype == "bfloat16":
+            keep_autocast_in_norms(self.module)
         self._settings = settings
         self._device = device
         self._micro_steps = 0
@@ -67,12 +71,19 @@ class PlainEngine:
 
     def set_learning_rate(self, value: float) -> None:
         for group in self._optimizer.param_groups:
-            group["lr"] = value
+            if torch.is_tensor(group["lr"]):  # a graph reads it
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
+
+    def count(self, micro_batches: int) -> None:
+        """Tell the engine of micro-batches that a recorded step went through without it."""
+        self._micro_steps += micro_batches
 
     def save(self, folder: Path) -> None:
         assert self._micro_steps % self._settings.gradient_accumulation == 0, "save between updates"
         state: dict[str, Any] = next(iter(self._optimizer.state.values()), {})
-        facts = EngineFacts(self._micro_steps, self._optimizer.param_groups[0]["lr"], counters_of(state))
+        facts = EngineFacts(self._micro_steps, float(self._optimizer.param_groups[0]["lr"]), counters_of(state))
         rank = dist.get_rank() if dist.is_initialized() else 0
         write_part(folder, self._tensors(moments_of(state)), facts, rank, self._world_size)
 
@@ -86,7 +97,7 @@ class PlainEngine:
                 found = {moment: state.get(f"{moment}/{name}") for moment in state.moments}
                 if found and None not in found.values():
                     own = self._optimizer.state[parameter]
-                    own.update(new_moments(parameter, found, state.facts.counters))
+                    own.update(new_moments(parameter, found, state.facts.counters, self._recorded_on))
                     for moment, tensor in found.items():
                         own[moment].copy_(tensor)
             self.set_learning_rate(state.facts.learning_rate)

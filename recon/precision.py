@@ -1,4 +1,4 @@
-"""Buffers of a network whose weights DeepSpeed has lowered to bfloat16."""
+"""Normalisations of networks that compute in bfloat16."""
 
 from __future__ import annotations
 
@@ -43,3 +43,26 @@ def _mixed_batch_norm(layer: Any, images: Tensor) -> Tensor:
         0.0 if momentum is None else momentum,
         layer.eps,
     )
+
+
+def keep_autocast_in_norms(module: nn.Module) -> None:
+    """Let group and instance norms give what they are given: under autocast they answer bfloat16 in float32.
+
+    Their sums are float32 either way. What stands between two convolutions is mostly traffic of memory, so that half
+    the bytes are half the time; DeepSpeed's bfloat16 does the same.
+    """
+    for layer in module.modules():
+        if isinstance(layer, (nn.GroupNorm, nn.InstanceNorm2d)):
+            layer.forward = MethodType(_as_given, layer)  # type: ignore[method-assign]
+
+
+def _as_given(layer: Any, images: Tensor) -> Tensor:
+    """`forward` of a group or instance norm in the precision of the images."""
+    device = images.device.type
+    if not torch.is_autocast_enabled(device):
+        return type(layer).forward(layer, images)
+    weight, bias = layer.weight.to(images.dtype), layer.bias.to(images.dtype)
+    with torch.autocast(device, enabled=False):
+        if isinstance(layer, nn.GroupNorm):
+            return nn.functional.group_norm(images, layer.num_groups, weight, bias, layer.eps)
+        return nn.functional.instance_norm(images, weight=weight, bias=bias, eps=layer.eps)

@@ -37,6 +37,11 @@ class TrainingConfig(BaseModel):
     dtype: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = Field(False, description="memory layout of the networks; faster on GPUs with bfloat16")
     compile: bool = Field(False, description="torch.compile both networks; needs a C++ compiler, takes a minute")
+    cuda_graphs: bool = Field(
+        False,
+        description="on a GPU, replay whole steps as CUDA graphs: faster wherever launching kernels is what takes "
+        "the time; one worker with backend=plain",
+    )
     log_every: int = Field(20, ge=1)
     validate_every: int = Field(500, ge=1)
     checkpoint_every: int = Field(500, ge=1)
@@ -94,6 +99,11 @@ class Recipe(BaseModel):
             raise ValueError(
                 "training.compile cannot differentiate twice, which critic.lipschitz=gradient_penalty needs; "
                 "set training.compile=false"
+            )
+        if self.training.cuda_graphs and (self.training.backend != "plain" or self.training.compile):
+            raise ValueError(
+                "training.cuda_graphs records the steps of one worker without DeepSpeed or torch.compile; set "
+                "training.backend=plain, training.zero_stage=0 and training.compile=false"
             )
         if self.generator.data_consistency != "none" and not self.signal.measured:
             raise ValueError(

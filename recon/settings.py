@@ -22,6 +22,18 @@ class GeneratorConfig(BaseModel):
         "none", description="put the measured points back: mixed with the network's (soft) or in their place (hard)"
     )
 
+    iterations: int = Field(
+        1, ge=1, description="network and data consistency by turns, so many times with the same weights (MoDL)"
+    )
+
+    @model_validator(mode="after")
+    def _iterations_need_consistency(self) -> GeneratorConfig:
+        if self.iterations > 1 and self.data_consistency == "none":
+            raise ValueError(
+                f"iterations={self.iterations} takes turns with data consistency; set data_consistency=hard or soft"
+            )
+        return self
+
     @model_validator(mode="after")
     def _subbands_of_the_resnet(self) -> GeneratorConfig:
         if self.subbands != "none" and self.name != "gan_resnet50":

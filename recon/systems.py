@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-System = Literal["gan_resnet50", "gan_resnet50_dc", "dagan", "wdagan", "unet", "unet_dssim", "unsupervised_gan"]
+System = Literal[
+    "gan_resnet50",
+    "gan_resnet50_dc",
+    "gan_resnet50_modl",
+    "dagan",
+    "wdagan",
+    "unet",
+    "unet_dssim",
+    "unsupervised_gan",
+]
 
 _ADAM = {"name": "adam", "learning_rate": 1e-4, "beta1": 0.5}
 
@@ -14,6 +23,8 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
     "gan_resnet50": {},
     # the same with the measured points put back
     "gan_resnet50_dc": {"generator": {"data_consistency": "hard"}},
+    # that by turns three times, with the same weights, as Aggarwal et al. 2019 do
+    "gan_resnet50_modl": {"generator": {"data_consistency": "hard", "iterations": 3}},
     # Yang et al. 2018, without the perceptual term, which needs pretrained weights
     "dagan": {
         "generator": {"name": "dagan"},

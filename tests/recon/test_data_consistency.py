@@ -190,3 +190,5 @@ def test_a_consistent_generator_corrects_what_its_network_gives() -> None:
         arguments = (kspace, mask) if maps is None else (kspace, mask, maps)
         result = ConsistentGenerator(Darker(), "hard")(target, *arguments)
         torch.testing.assert_close(result, apply("hard", target / 2, kspace, mask, maps))
+        twice = ConsistentGenerator(Darker(), "hard", iterations=2)(target, *arguments)
+        torch.testing.assert_close(twice, apply("hard", result / 2, kspace, mask, maps))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from recon.lipschitz import apply_spectral_norm, gradient_penalty, interpolate
+from recon.lipschitz import apply_spectral_norm, draw_shares, gradient_penalty, interpolate
 from recon.networks import build_critic
 from recon.settings import CriticConfig
 from tests.helpers import property_test, random_images
@@ -43,7 +43,7 @@ class TestGradientPenalty:
     def test_it_reaches_the_weights_of_a_critic(self, name: str) -> None:
         torch.manual_seed(0)
         critic = build_critic(CriticConfig.model_validate({"name": name, "width": 4}))
-        points = interpolate(random_images(2, 32, 64), torch.zeros(2, 1, 32, 64), seeded())
+        points = interpolate(random_images(2, 32, 64), torch.zeros(2, 1, 32, 64), draw_shares(2, seeded()))
         gradient_penalty(critic(points), points).backward()
         assert all(torch.isfinite(value.grad).all() for value in critic.parameters() if value.grad is not None)
         assert all(layer.weight.grad.any() for layer in critic.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
@@ -52,7 +52,7 @@ class TestGradientPenalty:
 class TestInterpolate:
     def test_points_lie_on_the_line_between_real_and_fake(self) -> None:
         real, fake = random_images(4, 3, 5), random_images(4, 3, 5) + 2
-        points = interpolate(real, fake, seeded())
+        points = interpolate(real, fake, draw_shares(4, seeded()))
         share = (fake - points.detach()) / (fake - real)
         assert ((share > 0) & (share < 1)).all()
         torch.testing.assert_close(share, share[:, :, :1, :1].expand_as(share), rtol=0, atol=1e-5)
@@ -60,17 +60,16 @@ class TestInterpolate:
 
     def test_they_are_leaves_that_want_gradients(self) -> None:
         fake = random_images(2, 3, 5).requires_grad_()
-        points = interpolate(torch.zeros(2, 1, 3, 5), fake * 2, seeded())
+        points = interpolate(torch.zeros(2, 1, 3, 5), fake * 2, draw_shares(2, seeded()))
         assert points.is_leaf
         assert points.requires_grad
 
     def test_the_generator_alone_decides(self) -> None:
-        real, fake = random_images(2, 3, 5), torch.zeros(2, 1, 3, 5)
         torch.manual_seed(1)
-        first = interpolate(real, fake, seeded(3))
+        first = draw_shares(2, seeded(3))
         torch.manual_seed(2)
-        assert torch.equal(interpolate(real, fake, seeded(3)), first)
-        assert not torch.equal(interpolate(real, fake, seeded(4)), first)
+        assert torch.equal(draw_shares(2, seeded(3)), first)
+        assert not torch.equal(draw_shares(2, seeded(4)), first)
 
 
 class TestSpectralNorm:
