@@ -69,18 +69,17 @@ def overhead(scratch: Path, num_trials: int) -> None:
     print(f"the sweep's start and end: {rows['short'][1] - num_trials * short:.1f} s, once")
 
 
-def asha(scratch: Path, num_trials: int, num_seeds: int, num_steps: int) -> None:
+def asha(scratch: Path, num_trials: int, num_seeds: int, num_steps: int, grace: int) -> None:
     """For each seed: the images that ASHA with TPE sees until it reaches the best of a whole random search.
 
-    Random search trains `num_trials` to their end, `num_steps`; ASHA's rungs stand at a ninth, a third and the end.
+    Random search trains `num_trials` to their end, `num_steps`; ASHA first stops trials after `num_steps` / `grace`.
     It may begin three times as many trials, for it ends most early.
     """
-    rung = num_steps // 9
     schedule = (
         f"training.num_steps={num_steps}",
-        f"training.validate_every={rung}",
+        f"training.validate_every={num_steps // 9}",
         f"training.checkpoint_every={num_steps}",
-        f"sweep.grace_steps={rung}",
+        f"sweep.grace_steps={num_steps // grace}",
     )
     space = ("space.generator_optimizer.learning_rate=loguniform(1e-5,1e-1)",)
     ratios = []
@@ -121,6 +120,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=162, help="of a whole trial of asha; a multiple of 9")
+    parser.add_argument("--grace", type=int, default=3, choices=(3, 9), help="asha's first rung is at 1/GRACE of them")
     parser.add_argument("--keep", type=Path, help="a folder for the sweeps, to look at afterwards")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
@@ -140,7 +140,7 @@ def main() -> None:
         if options.what == "overhead":
             overhead(scratch, options.trials or 6)
         else:
-            asha(scratch, options.trials or 12, options.seeds, options.steps)
+            asha(scratch, options.trials or 12, options.seeds, options.steps, options.grace)
 
 
 if __name__ == "__main__":
