@@ -316,9 +316,10 @@ def sweep(
     overwrite: Overwrite = False,
 ) -> None:
     """Search a, b and the clipping constant (or any key: space.KEY='loguniform(low,high)') with Ray Tune."""
-    from cluster.console import console, progress_bar
+    from cluster.console import console, errors, progress_bar
     from cluster.follow import Follower
-    from cluster.ray_cluster import connected
+    from cluster.ray_cluster import connected, leave_at_once
+    from cluster.stopping import Interrupted
     from tuning.sweep import check_sweep, count_trials, describe_trial, run_sweep
     from tuning.sweep_folder import SweepFolder, new_trials
 
@@ -328,15 +329,19 @@ def sweep(
     if result is None:
         planned = count_trials(config)
         console.print(f"sweep: {folder.url}, {planned} trials, by val/{config.sweep.metric}")
-        with progress_bar() as bar, connected(address):
+        try:
+            with progress_bar() as bar, connected(address):
 
-            def show(trial: Mapping[str, Any]) -> None:
-                console.print(describe_trial(trial, config.sweep.metric))
-                bar("trials", len(folder.trials()), planned)
+                def show(trial: Mapping[str, Any]) -> None:
+                    console.print(describe_trial(trial, config.sweep.metric))
+                    bar("trials", len(folder.trials()), planned)
 
-            bar("trials", 0, planned)
-            with Follower(new_trials(folder), show):
-                result = run_sweep(config, folder, overwrite, console.print)
+                bar("trials", 0, planned)
+                with Follower(new_trials(folder), show):
+                    result = run_sweep(config, folder, overwrite, console.print)
+        except Interrupted as interrupted:
+            errors.print(f"larmor: {interrupted.message}", markup=False)
+            leave_at_once(int(interrupted.code or 0))
     console.print(f"best: {describe_trial(result['best'], config.sweep.metric)}")
     console.print(f"next: larmor train {experiment} --best-of {folder.url}, or larmor pull {folder.url} --to MODEL_DIR")
 

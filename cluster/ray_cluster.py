@@ -6,15 +6,17 @@ import contextlib
 import os
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 from platformdirs import user_data_path
 
 from cluster.job_package import package_folders
+from cluster.stopping import Interrupted
 from storage.embedded_store import PROFILE
 from storage.errors import InputError
 
@@ -69,10 +71,29 @@ def connected(address: str | None) -> Iterator[None]:
             object_store_memory=128 * 2**20,  # batches never pass through Ray's object store
             **options,
         )
+    orderly = True
     try:
         yield
+    except Interrupted:
+        orderly = False  # see `leave_at_once`
+        raise
     finally:
-        ray.shutdown()
+        if orderly:
+            ray.shutdown()
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """End this process with exit code `code`, and the Ray processes that it has started.
+
+    After an interruption inside `connected`: threads still talk to Ray then, and where Ray is shut down under them it
+    ends the process in its own way, with a message of its own and exit code 1.
+    """
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def require_resources(bundles: Sequence[dict[str, float]], wait_seconds: int) -> None:

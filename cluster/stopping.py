@@ -31,6 +31,10 @@ class Stopped(SystemExit):
         return self.message
 
 
+class Interrupted(Stopped):
+    """The same in the middle of something: threads still talk to Ray."""
+
+
 class StopRequest:
     """Whether this process was asked to stop, and by what. Set in any thread, read by the training's.
 
@@ -100,10 +104,16 @@ class StopRequest:
 
 @contextlib.contextmanager
 def ending_at(*numbers: int, message: str) -> Iterator[None]:
-    """These signals raise `Stopped(message)` while the block runs; nothing changes outside the main thread."""
+    """These signals raise `Interrupted(message)` while the block runs; nothing changes outside the main thread.
+
+    Also where they meet a call of Ray, which makes a `SystemExit` of its own out of what a handler raises.
+    """
+    interrupted: Interrupted | None = None
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(f"{signal.Signals(number).name}: {message}", number)
+        nonlocal interrupted
+        interrupted = Interrupted(f"{signal.Signals(number).name}: {message}", number)
+        raise interrupted
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -111,6 +121,8 @@ def ending_at(*numbers: int, message: str) -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
+    except SystemExit as end:
+        raise interrupted or end from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -53,10 +53,15 @@ def larmor(*arguments: str, timeout: float = 300, **changes: str) -> subprocess.
 
 
 @contextlib.contextmanager
-def larmor_process(*arguments: str, **changes: str) -> Iterator[subprocess.Popen[str]]:
+def larmor_process(*arguments: str, start_new_session: bool = False, **changes: str) -> Iterator[subprocess.Popen[str]]:
     """The command line while it runs; killed at the end of the block."""
     with subprocess.Popen(
-        command(*arguments), env=environment(**changes), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*arguments),
+        env=environment(**changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=start_new_session,
     ) as process:
         try:
             yield process

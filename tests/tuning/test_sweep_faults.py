@@ -1,4 +1,4 @@
-"""Twelve sweeps that lose something on the way: the driver, a trial's worker, a node, the store.
+"""Sweeps that lose something on the way: the driver, a trial's worker, a node, the store.
 
     python -m pytest -m slow tests/tuning/test_sweep_faults.py
 
@@ -49,8 +49,8 @@ class Scene:
         self.random = random.Random(seed)
         self.before: dict[str, dict[str, Any]] = {}
 
-    def running(self) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
-        return larmor_process(*self.arguments)
+    def running(self, **how: Any) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+        return larmor_process(*self.arguments, **how)
 
     def wait_for_the_moment(self) -> None:
         """A random moment after a random number of trials have begun."""
@@ -93,6 +93,24 @@ def test_the_driver_is_killed(tiny_heads: str, store_environment: dict[str, str]
     with scene.running() as process:
         scene.wait_for_the_moment()
         process.kill()
+    succeed(*scene.arguments, timeout=400)
+    scene.check(tmp_path / "model")
+
+
+def test_an_interrupted_sweep_goes_on(tiny_heads: str, store_environment: dict[str, str], tmp_path: Path) -> None:
+    """Ctrl-C reaches all processes that the command has started."""
+    scene = Scene(unique_name("interrupted"), tiny_heads, 0)
+    with scene.running(start_new_session=True) as process:
+        scene.wait_for_the_moment()
+        children = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert "larmor: SIGINT: the sweep ends;" in errors
+        assert "the same command goes on" in errors
+        assert "core worker" not in output + errors
+        alive = psutil.wait_procs(children, timeout=10)[1]
+        assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
     succeed(*scene.arguments, timeout=400)
     scene.check(tmp_path / "model")
 
