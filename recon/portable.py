@@ -36,14 +36,20 @@ class PortableConsistentGenerator(nn.Module):
         super().__init__()
         self.network = generator.network
         self.log_weight = generator.consistency.log_weight
+        self.iterations = generator.iterations
 
     def forward(self, zero_filled: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
-        image = self.network(zero_filled)
-        whole = torch.stack([image[:, :1], image[:, 1:] if image.shape[1] == 2 else torch.zeros_like(image)], dim=-1)
-        predicted = centred_dft(whole if maps is None else _times(maps, whole))
-        if image.shape[1] == 1 and maps is None:
+        if zero_filled.shape[1] == 1 and maps is None:
             conjugate = mirrored(kspace, (-3, -2)) * kspace.new_tensor([1.0, -1.0])
             kspace, mask = torch.where(mask.unsqueeze(-1), kspace, conjugate), mask | mirrored(mask)
+        image = zero_filled
+        for _ in range(self.iterations):
+            image = self._consistent(self.network(image), kspace, mask, maps)
+        return image
+
+    def _consistent(self, image: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None) -> Tensor:
+        whole = torch.stack([image[:, :1], image[:, 1:] if image.shape[1] == 2 else torch.zeros_like(image)], dim=-1)
+        predicted = centred_dft(whole if maps is None else _times(maps, whole))
         measured = kspace
         if self.log_weight is not None:
             weight = self.log_weight.exp()
