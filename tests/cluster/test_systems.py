@@ -170,6 +170,17 @@ def test_lipschitz_constraints_are_the_same_with_deepspeed(
         assert row == pytest.approx(expected, rel=2e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_iterations_are_the_same_with_deepspeed(kspace_url: str, tmp_path: Path, zero_stage: int) -> None:
+    """Each weight is used several times before its gradient is whole."""
+    overrides = ["system=gan_resnet50_modl", "training.gradient_accumulation=2"]
+    plain = trained(tiny(kspace_url, *overrides), run_in(tmp_path)).history()
+    engines = ["training.backend=deepspeed", f"training.zero_stage={zero_stage}"]
+    found = trained(tiny(kspace_url, *overrides, *engines), run_in(tmp_path)).history()
+    for row, expected in zip(found, plain, strict=True):
+        assert row == pytest.approx(expected, rel=2e-4, abs=1e-6)
+
+
 def test_the_average_is_what_is_pulled(kspace_url: str, tmp_path: Path) -> None:
     runs = [trained(tiny(kspace_url, f"training.ema_decay={decay}"), run_in(tmp_path)) for decay in (0.0, 0.999)]
     last, averaged = (run.history()[-1]["val/psnr"] for run in runs)
