@@ -16,7 +16,6 @@ from recon.gan_step import View, as_it_is, critic_step, generator_step
 from recon.lipschitz import draw_shares
 from recon.losses import critic_loss, generator_loss
 from recon.networks import build_critic, build_generator
-from recon.plain_engine import PlainEngine
 from recon.recipe import Recipe, learning_rate_factor
 from recon.samples import Sample
 from recon.step_graph import Step, StepGraph
@@ -64,10 +63,7 @@ class Gan:
         if config.compile:
             for engine in self.engines.values():
                 engine.module.compile()
-        self._critic_step: Step = self._step_critic
-        self._generator_step: Step = self._step_generator
-        if recorded:
-            self._record(device)
+        self._graphs = self._make_graphs(device) if recorded else {}
 
     @property
     def engines(self) -> dict[str, Engine]:
@@ -76,7 +72,7 @@ class Gan:
 
     def close(self) -> None:
         """Give the engines' memory back: a process may train again."""
-        self._critic_step, self._generator_step = self._step_critic, self._step_generator  # graphs hold memory
+        self._graphs.clear()
         for engine in self.engines.values():
             engine.close()
 
@@ -109,11 +105,11 @@ class Gan:
         if self._recipe.critic.lipschitz == "gradient_penalty":
             random = self._random(number)
             shares = [draw_shares(len(sample.target), random).to(sample.target.device) for sample in samples]
-        return self._critic_step(samples, shares)
+        return self._graphs.get("critic", self._step_critic)(samples, shares)
 
     def train_generator(self, samples: Sequence[Sample]) -> list[dict[str, Tensor]]:
         """One generator update; the loss terms of each micro-batch."""
-        terms = self._generator_step(samples, ())
+        terms = self._graphs.get("generator", self._step_generator)(samples, ())
         if self.average:
             self.average.update(self.generator.module)
         return terms
@@ -143,13 +139,11 @@ class Gan:
             terms.append(step[1])
         return terms
 
-    def _record(self, device: torch.device) -> None:
-        """Have both steps replayed as CUDA graphs."""
+    def _make_graphs(self, device: torch.device) -> dict[str, Step]:
+        """Both steps, to be replayed as CUDA graphs; they hold this object, until it is closed."""
         pool = torch.cuda.graph_pool_handle()
-        assert isinstance(self.generator, PlainEngine)  # the recipe allows no other
-        self._generator_step = StepGraph(self._step_generator, self.generator, device, pool)
-        if isinstance(self.critic, PlainEngine):
-            self._critic_step = StepGraph(self._step_critic, self.critic, device, pool)
+        steps = {"generator": self._step_generator, "critic": self._step_critic}
+        return {name: StepGraph(steps[name], engine, device, pool) for name, engine in self.engines.items()}
 
     def _view(self, sample: Sample) -> View:
         if self._recipe.loss.critic_sees == "image":

@@ -35,7 +35,7 @@ class TrainingConfig(BaseModel):
     backend: Literal["auto", "deepspeed", "plain"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    channels_last: bool = Field(False, description="memory layout of the networks; faster on GPUs with bfloat16")
+    channels_last: bool = Field(False, description="memory layout of the networks; not faster everywhere: measure it")
     compile: bool = Field(False, description="torch.compile both networks; needs a C++ compiler, takes a minute")
     cuda_graphs: bool = Field(
         False,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from recon.engine import Engine
 from recon.plain_engine import PlainEngine
 from recon.samples import Sample
 from storage.errors import InputError
@@ -28,7 +29,8 @@ class StepGraph:
     never run at a time: `torch.cuda.graph_pool_handle()`.
     """
 
-    def __init__(self, step: Step, engine: PlainEngine, device: torch.device, pool: Any) -> None:
+    def __init__(self, step: Step, engine: Engine, device: torch.device, pool: Any) -> None:
+        assert isinstance(engine, PlainEngine)  # a recipe with graphs allows no other
         self._step, self._engine, self._pool = step, engine, pool
         self._stream = torch.cuda.Stream(device)
         self._calls = 0
@@ -45,8 +47,11 @@ class StepGraph:
         if self._graph is None:
             self._graph = self._record(samples, draws)
         else:
-            for ours, given in zip(_tensors(self._samples, self._draws), _tensors(samples, draws), strict=True):
-                ours.copy_(given, non_blocking=True)
+            for ours, given in zip(self._samples, samples, strict=True):
+                for name, tensor in _tensors(given).items():
+                    getattr(ours, name).copy_(tensor)
+            for drawn, draw in zip(self._draws, draws, strict=True):
+                drawn.copy_(draw)
             self._engine.count(len(samples))
         self._graph.replay()
         return [{name: term.clone() for name, term in row.items()} for row in self._terms]
@@ -77,11 +82,10 @@ class StepGraph:
 
 
 def _copied(sample: Sample) -> Sample:
-    clones = {name: getattr(sample, name).clone() for name in ("target", "zero_filled", "kspace", "mask", "scale")}
-    return replace(sample, **clones, maps=None if sample.maps is None else sample.maps.clone())
+    clones: dict[str, Any] = {name: tensor.clone() for name, tensor in _tensors(sample).items()}
+    return replace(sample, **clones)
 
 
-def _tensors(samples: Sequence[Sample], draws: Sequence[Tensor]) -> list[Tensor]:
-    """All that a step reads."""
-    read = [tensor for sample in samples for tensor in (sample.target, *sample.measurement)]
-    return [*read, *draws]
+def _tensors(sample: Sample) -> dict[str, Tensor]:
+    """The fields of a sample that lie on the device."""
+    return {field.name: value for field in fields(sample) if torch.is_tensor(value := getattr(sample, field.name))}

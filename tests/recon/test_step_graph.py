@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,19 @@ class TestCuda:
     def test_what_cannot_be_recorded_is_refused(self) -> None:
         with pytest.raises(InputError, match=r"cuda_graphs=true: this training cannot be recorded .* set it to false"):
             trained(recipe("unet_dssim", cuda_graphs=True), self.DEVICE, range(STEPS))
+
+
+def test_memory_is_given_back_without_the_garbage_collector() -> None:
+    """A process trains again and again in a sweep, and large tensors do not make the collector run."""
+    gan, _ = trained(recipe("gan_resnet50"), torch.device("cpu"), range(1))
+    known = weakref.ref(gan)
+    gc.disable()
+    try:
+        gan.close()
+        del gan
+        assert known() is None
+    finally:
+        gc.enable()
 
 
 def test_on_the_cpu_it_makes_no_difference() -> None:
