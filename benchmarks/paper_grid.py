@@ -5,7 +5,7 @@
     python benchmarks/paper_grid.py unpack results --to tables           # at home
 
 `pack` writes `build/paper_grid`: the heads compressed, the wheels that such a machine lacks (PyTorch, NumPy, SciPy,
-scikit-image and matplotlib have to be there), and compressed sensing's figures, which no training changes: 55 MB.
+scikit-image and matplotlib have to be there), and compressed sensing's figures, which no training changes: 60 MB.
 `run` makes the data set on the local disk, then trains and rates every system in `--images` images, or in as many as
 fit into `--minutes` by what each system is measured to cost: the same number for all systems of a cell. Several cells
 at a time share the device, each in a process of its own, so that it computes while others read, rate and write. After
@@ -18,25 +18,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gzip
 import json
 import lzma
 import multiprocessing
 import os
-import queue
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+import traceback
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK = ROOT / "build" / "paper_grid"
@@ -112,18 +112,14 @@ def _make_data(folder: Path, work: Path) -> str:
 
 def _grid(options: argparse.Namespace) -> Any:
     """The shipped grid `paper` with `--set`, or the same with narrow networks on small images."""
+    from cluster.experiment import parse_override
     from cluster.grid import load_grid
 
     grid = load_grid("paper", {})
-    changes = dict(change.split("=", 1) for change in getattr(options, "set", []))
-    overrides = {**grid.overrides, **{key: yaml.safe_load(value) for key, value in changes.items()}}
+    overrides = {**grid.overrides, **dict(map(parse_override, options.set))}
     if options.tiny:
         return grid.model_copy(update={"sizes": TINY_SIZES, "overrides": {**overrides, **TINY}})
     return grid.model_copy(update={"overrides": overrides})
-
-
-def _size(cell: Any) -> str:
-    return f"{cell.size[0]}x{cell.size[1]}"
 
 
 def _rate_classical(data: str, folder: Path, options: argparse.Namespace) -> None:
@@ -157,56 +153,51 @@ def run(options: argparse.Namespace) -> None:
     if (options.pack / "cells").is_dir():
         shutil.copytree(options.pack / "cells", work / "tables" / "cells")
     say("the data set is made")
-    wanted = [cell for cell in cells(_grid(options)) if not options.sizes or _size(cell) in options.sizes]
+    wanted = [cell for cell in cells(_grid(options)) if not options.sizes or str(cell).split("-")[0] in options.sizes]
     deadline = began + 60 * options.minutes - options.reserve
-    spawn = multiprocessing.get_context("spawn")  # what is measured leaves nothing on the device
+    spawn = multiprocessing.get_context("spawn")  # a process for each task: what it has made leaves nothing behind
     count = options.images
     if not count:
         with spawn.Pool(1) as pool:
-            cost = pool.apply(_measure, (options, wanted, data, say.path, began))
+            cost = pool.apply(_measure, (options, wanted, say))
         batch = _grid(options).overrides["training.global_batch_size"]
         count = int(max(0.0, SHARE * (deadline - time.time()) - options.fixed) / cost) // batch * batch
     if not count:
         raise SystemExit(f"no time is left to train: raise --minutes={options.minutes:g} or lower --fixed")
     say(f"{count} images for each system in each cell")
-    done = spawn.Queue()
-    shares = [
-        spawn.Process(target=_fill, args=(options, wanted[n :: options.processes], count, data, say.path, began, done))
-        for n in range(min(options.processes, len(wanted)))
-    ]
-    for share in shares:
-        share.start()
     filled: list[Any] = []
-    while time.time() < deadline and (any(share.is_alive() for share in shares) or not done.empty()):
-        with contextlib.suppress(queue.Empty):
-            filled.append(done.get(timeout=1))
+    with spawn.Pool(options.processes, maxtasksperchild=1) as pool:  # at its end what still runs is killed
+        cells_done = pool.imap_unordered(functools.partial(_fill, options, count, data, work, say), wanted)
+        for _ in wanted:
+            try:
+                filled.append(cells_done.next(max(0.0, deadline - time.time())))
+            except multiprocessing.TimeoutError:
+                say("the time is over")
+                break
+            except Exception:  # of one cell; the others are worth their time
+                say(traceback.format_exc())
+                continue
             say(f"{len(filled)} of {len(wanted)} cells are filled")
             filled.sort(key=wanted.index)
             _write(options, filled, count, data, work)
-    for share in shares:
-        share.kill()
     if not filled:
         raise SystemExit("not one cell was filled: see above; if there was no time, lower --images or raise --fixed")
     say(f"done; not filled: {', '.join(str(cell) for cell in wanted if cell not in filled) or 'none'}")
-    _write(options, filled, count, data, work)
+    _bring_tables(work, options.to)
     _bring_generator(work, f"paper-{filled[0]}-{BROUGHT}", options.to)
 
 
-def _fill(
-    options: argparse.Namespace, mine: Sequence[Any], count: int, data: str, log: Path, began: float, done: Any
-) -> None:
-    """Train and rate all systems of the cells `mine`, in a process of its own; each cell that is filled is told."""
+def _fill(options: argparse.Namespace, count: int, data: str, work: Path, say: Log, cell: Any) -> Any:
+    """Train and rate all systems of `cell`, in a process of its own."""
     from cluster.grid import experiments
     from cluster.grid_cell import fill_cell
     from storage.config import DataConfig, open_reader
 
-    grid, say = _grid(options).model_copy(update={"num_images": count}), Log(log, began)
-    tables = log.parent
+    grid = _grid(options).model_copy(update={"num_images": count})
+    trained = experiments(grid, cell, "paper", data, str(work))
     with contextlib.closing(open_reader(DataConfig(url=data), "test")) as reader:
-        for cell in mine:
-            trained = experiments(grid, cell, "paper", data, str(tables.parent))
-            fill_cell(trained, grid.classical, reader, tables, options.device, say, keep_runs=False)
-            done.put(cell)
+        fill_cell(trained, grid.classical, reader, work / "tables", options.device, say, keep_runs=False)
+    return cell
 
 
 def _write(options: argparse.Namespace, filled: Sequence[Any], count: int, data: str, work: Path) -> None:
@@ -224,23 +215,19 @@ def _write(options: argparse.Namespace, filled: Sequence[Any], count: int, data:
     _bring_tables(work, options.to)
 
 
-def _measure(options: argparse.Namespace, wanted: Sequence[Any], data: str, log: Path, began: float) -> float:
+def _measure(options: argparse.Namespace, wanted: Sequence[Any], say: Log) -> float:
     """Seconds in which every system trains on one image of each of the cells `wanted`."""
-    from paper_pace import seconds_per_image
+    from paper_pace import cost_of_image
 
     from cluster.grid import experiments
     from recon.device import choose_device
-    from storage.config import DataConfig, open_reader
 
-    by_size = {cell.size: cell for cell in sorted(wanted, key=_pixels)}
-    say, costs = Log(log, began), {}
-    with contextlib.closing(open_reader(DataConfig(url=data), "train")) as reader:
-        for cell in {min(by_size.values(), key=_pixels), max(by_size.values(), key=_pixels)}:
-            trainings = experiments(_grid(options), cell, "pace", data, "nowhere")
-            device = choose_device(options.device)
-            found = {name: seconds_per_image(each, reader, device) for name, each in trainings.items()}
-            costs[_pixels(cell)] = sum(found.values())
-            say(f"{cell}: ms/image " + ", ".join(f"{name} {1000 * cost:.2f}" for name, cost in found.items()))
+    costs = {}
+    for cell in (min(wanted, key=_pixels), max(wanted, key=_pixels)):
+        trainings = experiments(_grid(options), cell, "pace", "none", "none")
+        found = {name: cost_of_image(each, choose_device(options.device)).seconds for name, each in trainings.items()}
+        costs[_pixels(cell)] = sum(found.values())
+        say(f"{cell}: ms/image " + ", ".join(f"{name} {1000 * cost:.2f}" for name, cost in found.items()))
     known = sorted(costs)
     return float(sum(np.interp([_pixels(cell) for cell in wanted], known, [costs[pixels] for pixels in known])))
 
@@ -267,13 +254,13 @@ class Log:
     """Lines with the seconds since `began`, on the screen and in a file that several processes share."""
 
     def __init__(self, path: Path, began: float) -> None:
-        self.path, self._began = path, began
+        self._path, self._began = path, began
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, text: str) -> None:
         line = f"{time.time() - self._began:7.1f} s  {text}"
         print(line, flush=True)
-        with self.path.open("a") as file:
+        with self._path.open("a") as file:
             file.write(line + "\n")
 
 
@@ -341,13 +328,13 @@ def main() -> None:
     running.add_argument("--images", type=int, help="for each system and cell; measured and reckoned if not given")
     running.add_argument("--processes", type=int, default=6, help="cells at a time, all on one device")
     running.add_argument("--sizes", nargs="*", default=[], help="such as 256x256; all of them if not given")
-    running.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every system")
     running.add_argument("--work", help="an empty folder for data, checkpoints and models (about 20 GB at full width)")
     running.add_argument("--fixed", type=float, default=60.0, help="seconds besides training: start, rating, writing")
     running.add_argument("--reserve", type=float, default=20.0, help="seconds for the end")
     running.set_defaults(call=run)
     for each in (packing, running):
         each.add_argument("--pack", type=Path, default=PACK)
+        each.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every system")
         each.add_argument("--tiny", action="store_true", help="narrow networks on small images, for a trial on a CPU")
     unpacking = commands.add_parser("unpack", help="what was brought back, as a folder of tables and a model")
     unpacking.add_argument("results", type=Path)
