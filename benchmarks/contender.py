@@ -79,7 +79,8 @@ def measure_limit(place: Place, client: str, setting: dict[str, int], check: boo
         setting = dict(max(rates, key=lambda key: rates[key]))
         found: dict[limit.Range, int] = {}
         limit.fetch_all(place, client, **setting)(found.__setitem__)
-        assert found == limit.expected_checksums(place, setting["mib"]), "some ranges are damaged"
+        size = {key: value for key, value in setting.items() if key != "threads"}
+        assert found == limit.expected_checksums(place, **size), "some ranges are damaged"
     cpu, began = _cpu_seconds(), time.perf_counter()
     run = limit.fetch_all(place, client, **setting)
     opened = time.perf_counter()

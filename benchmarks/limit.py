@@ -12,16 +12,18 @@ from urllib.parse import urlsplit
 
 import crc32c
 import numpy as np
-from slices import SPLIT, Place
+from slices import SLICE_BYTES, SPLIT, Place
 
-from storage import dataset
+from storage import dataset, layout
 
 Range = tuple[str, int, int]  # object, first byte, byte after the last
+CHUNK_BYTES = SLICE_BYTES + 4
 Get = Callable[[Range], "memoryview | bytes"]
 
 
-def ranges_of(place: Place, size: int) -> list[Range]:
-    """All bytes of all shards in pieces of `size`, in random order."""
+def ranges_of(place: Place, mib: int = 0, parts: int = 0) -> list[Range]:
+    """All bytes of all shards, so many at a time, in random order."""
+    size = (mib << 20) + parts * layout.part_slices(CHUNK_BYTES) * CHUNK_BYTES
     found = []
     for path, length in place.store("larmor").list(f"{SPLIT}/kspace/c").items():
         found += [(path, start, min(start + size, length)) for start in range(0, length, size)]
@@ -94,16 +96,18 @@ def by_s3fs(place: Place) -> Get:
 
 
 MODULES = {"http": ("botocore.session", "s3fs"), "obstore": ("botocore.session", "obstore"), "s3fs": ("s3fs",)}
-SETTINGS = tuple({"threads": threads, "mib": mib} for mib in (8, 16) for threads in (2, 4, 8))
+# requests of round size, and of whole parts, as the shards were stored
+SIZES = ({"mib": 8}, {"mib": 16}, {"parts": 1}, {"parts": 2})
+SETTINGS = tuple({"threads": threads, **size} for size in SIZES for threads in (2, 4, 8))
 CLIENTS: dict[str, Callable[[Place], Get]] = {"http": by_http, "obstore": by_obstore, "s3fs": by_s3fs}
 
 
 def fetch_all(
-    place: Place, client: str, threads: int, mib: int
+    place: Place, client: str, threads: int, **size: int
 ) -> Callable[[Callable[[Range, int], None] | None], int]:
     """A function that fetches every range once, hands (range, CRC-32C) to its argument if that is given, and
     returns the bytes that came."""
-    wanted = ranges_of(place, mib << 20)
+    wanted = ranges_of(place, **size)
     get = CLIENTS[client](place)
 
     def run(check: Callable[[Range, int], None] | None) -> int:
@@ -119,12 +123,12 @@ def fetch_all(
     return run
 
 
-def expected_checksums(place: Place, mib: int) -> dict[Range, int]:
+def expected_checksums(place: Place, **size: int) -> dict[Range, int]:
     """CRC-32C of every range, from shards whose own checksums are those of the data set."""
     store = place.store("larmor")
     (bucket,) = dataset.read_split(store, SPLIT).buckets
     found: dict[Range, int] = {}
-    wanted = ranges_of(place, mib << 20)
+    wanted = ranges_of(place, **size)
     for number, checksum in enumerate(bucket.checksums["kspace"]):
         path = dataset.shard_path(SPLIT, "kspace", 0, number)
         shard = store.read(path)

@@ -44,7 +44,7 @@ from typing import Any
 import limit
 import numpy as np
 from contender import LIMIT
-from peers import CACHED, CONTENDERS, LARGE, OURS
+from peers import CACHED, CONTENDERS, OURS
 from rich.console import Console
 from rich.table import Table
 from slices import BATCH, SLICE_BYTES, Place, checksums_of, make_slice, marks_of
@@ -209,12 +209,11 @@ def summary(entries: dict[str, Entry]) -> dict[str, float]:
     bare = _best(entries, [name for name in entries if name.startswith(LIMIT)])
     peer = _best(entries, [name for name in entries if not name.startswith((LIMIT, "larmor"))])
     cached, found = entries.get(CACHED), {}
-    for name in (OURS, LARGE):
-        ours = entries.get(name)
-        if ours and ours.rounds and bare:
-            found[f"{name} / limit ({bare.removeprefix(LIMIT)})"] = ours.median() / entries[bare].median()
-        if ours and ours.rounds and peer:
-            found[f"{name} / best peer ({peer})"] = ours.median() / entries[peer].median()
+    ours = entries.get(OURS)
+    if ours and ours.rounds and bare:
+        found[f"{OURS} / limit ({bare.removeprefix(LIMIT)})"] = ours.median() / entries[bare].median()
+    if ours and ours.rounds and peer:
+        found[f"{OURS} / best peer ({peer})"] = ours.median() / entries[peer].median()
     if cached and cached.rounds:
         found["second epoch / first"] = cached.median(epoch=1) / cached.median()
     return found

@@ -41,8 +41,8 @@ class Contender:
     num_epochs: int = 1
 
 
-def larmor(place: Place, client: str = "http", cache: bool = False, threads: int = 4, mib: int = 8) -> Epoch:
-    """Our loader: `threads` requests at once for blocks of `mib`; without caches, or with the one on disk."""
+def larmor(place: Place, client: str = "http", cache: bool = False, threads: int = 4) -> Epoch:
+    """Our loader with its own settings but `threads` requests at once; without caches, or with the one on disk."""
     folder = tempfile.mkdtemp(dir=place.scratch)
     config = DataConfig.model_validate(
         {
@@ -52,7 +52,6 @@ def larmor(place: Place, client: str = "http", cache: bool = False, threads: int
             "disk_cache_bytes": 2**40 if cache else 0,
             "disk_cache": folder,
             "read_threads": threads,
-            "block_bytes": mib << 20,
         }
     )
     loader = open_loader(config, open_reader(config, SPLIT), Share(0, 1, BATCH, 1), seed=0)
@@ -248,11 +247,9 @@ _LARMOR = ("s3fs", "zarr", "botocore.session")
 _WORKERS = ({"workers": 0}, {"workers": 2})
 _THREADS = ({"threads": 4}, {"threads": 8})
 OURS = "larmor http"
-LARGE = "larmor http, 32 MiB blocks"
 CACHED = "larmor http, disk cache"
 CONTENDERS: dict[str, Contender] = {
     OURS: Contender("larmor", larmor, _LARMOR, _THREADS),
-    LARGE: Contender("larmor", functools.partial(larmor, mib=32), _LARMOR, _THREADS),
     "larmor s3fs": Contender("larmor", functools.partial(larmor, client="s3fs"), _LARMOR),
     CACHED: Contender("larmor", functools.partial(larmor, cache=True), _LARMOR, num_epochs=2),
     "zarr, slices": Contender("larmor", zarr_slices, ("zarr", "s3fs")),

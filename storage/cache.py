@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _SLICES_PER_FOLDER = 1000
@@ -39,24 +39,26 @@ class DiskCache:
         os.utime(self._own)
         self._used, self._full = self._measure(), self._is_disk_full()
 
-    def get(self, index: int, into: memoryview) -> bool:
-        """Read an encoded slice, if it is there and has the length of `into`."""
+    def get(self, index: int, into: Sequence[memoryview]) -> bool:
+        """Read an encoded slice into the parts, one after another, if it is there and fills them exactly."""
         try:
             with self._file(index).open("rb", buffering=0) as file:
-                return file.readinto(into) == len(into) and not file.read(1)
+                return all(file.readinto(part) == len(part) for part in into) and not file.read(1)
         except OSError:  # not there, or the disk has failed: the store has it
             return False
 
-    def put(self, index: int, chunk: memoryview) -> None:
-        """Keep a slice if there is room."""
+    def put(self, index: int, parts: Sequence[memoryview]) -> None:
+        """Keep an encoded slice, given in parts, if there is room."""
+        num_bytes = sum(map(len, parts))
         target = self._file(index)
         partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
         has_room = False
         try:
-            has_room = self._room_for(len(chunk))
+            has_room = self._room_for(num_bytes)
             if has_room:
                 target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # again, if another worker evicted it
-                partial.write_bytes(chunk)
+                with partial.open("wb") as file:
+                    file.writelines(parts)
                 partial.replace(target)
         except OSError:  # no space left, a quota, or somebody removed the folder: go on without
             with contextlib.suppress(OSError):
@@ -64,7 +66,7 @@ class DiskCache:
             self._full = True
         finally:
             with self._lock:
-                self._pending -= len(chunk) if has_room else 0
+                self._pending -= num_bytes if has_room else 0
 
     def discard(self, index: int) -> None:
         """Remove a damaged slice."""

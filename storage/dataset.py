@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from storage.errors import InputError
-from storage.layout import ShardPlan, SliceShape, SplitLayout, array_name
+from storage.layout import ShardPlan, SliceShape, SplitLayout, array_name, part_slices
 from storage.object_store import ObjectStore
 from storage.store_errors import again_if_damaged
 
@@ -106,7 +106,8 @@ def encode_shard(slices: np.ndarray, shard_slices: int) -> bytes:
 def write_shard(store: ObjectStore, split: str, kind: str, plan: ShardPlan, slices: np.ndarray) -> str:
     """Store one shard; its checksum."""
     data = encode_shard(slices, plan.bucket.shard_slices)
-    store.write(shard_path(split, kind, plan.bucket.number, plan.number), data)
+    part_bytes = part_slices(plan.bucket.chunk_bytes) * plan.bucket.chunk_bytes
+    store.write(shard_path(split, kind, plan.bucket.number, plan.number), data, part_bytes)
     return shard_checksum(data)
 
 

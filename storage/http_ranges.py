@@ -1,4 +1,4 @@
-"""Ranges of S3 objects by plain HTTP, received straight into their buffer: a fraction of what s3fs costs the processor.
+"""Ranges of S3 objects by plain HTTP, received right where they belong: a fraction of what s3fs costs the processor.
 
 botocore finds endpoint, region and credentials where s3fs finds them, and signs; the GET itself goes through
 the standard library over connections that are kept open.
@@ -13,10 +13,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from urllib.parse import SplitResult, urlsplit
 
-from storage.buffers import Recycler
 from storage.errors import InputError
 from storage.store_errors import StoreAway, endpoint
 
@@ -28,12 +26,12 @@ _PARTIAL, _BEYOND_THE_END = 206, 416
 
 
 class HttpRanges:
-    """Reads from one bucket into `memory`; safe to share by threads, each request has a connection of its own.
+    """Reads from one bucket; safe to share by threads, each request has a connection of its own.
 
     Raises `InputError` if no credentials are found.
     """
 
-    def __init__(self, bucket: str, memory: Recycler) -> None:
+    def __init__(self, bucket: str) -> None:
         import botocore.config
         import botocore.session
 
@@ -41,41 +39,44 @@ class HttpRanges:
         if session.get_credentials() is None:
             raise InputError(f"s3://{bucket}: no S3 credentials were found; set AWS_PROFILE, keys, or a role")
         config = botocore.config.Config(signature_version="s3v4")
-        self._memory = memory
         self._bucket, self._s3 = bucket, session.create_client("s3", config=config)
         self._signed: dict[str, tuple[float, SplitResult]] = {}
         self._idle: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
 
-    def read(self, key: str, start: int | None, stop: int | None) -> memoryview:
+    def read(self, key: str, start: int | None, stop: int | None) -> bytes:
         """The bytes [start, stop) of an object; a negative `start` counts from its end; none beyond the end.
 
         Raises `FileNotFoundError`, `PermissionError`, and `StoreAway` or an `OSError` for what may pass.
         """
         headers = {"Range": _range(start, stop)} if start or stop is not None else {}
         with self._get(key, headers) as response:
-            content = self._receive(response)
+            content = response.read()
         if response.status == _BEYOND_THE_END:
-            return memoryview(b"")
+            return b""
         if response.status == 200 and headers:  # the store ignores ranges
             return content[start:stop]
         return content
 
-    def read_parts(self, key: str, edges: Sequence[int]) -> list[memoryview]:
-        """The bytes between neighbouring `edges`, ascending, by one request: each part in memory of its own.
+    def read_into(self, key: str, start: int, parts: Sequence[memoryview]) -> int:
+        """Fill the parts (bytes), one after another, with the object's bytes from `start` on, by one request.
 
-        What lies beyond the end of the object is missing from its part. Raises what `read` raises.
+        Returns how many bytes came: fewer than the parts hold where the object ends. Raises what `read` raises.
         """
-        with self._get(key, {"Range": _range(edges[0], edges[-1])}) as response:
-            if response.status == _PARTIAL and response.length:
-                sizes = [stop - start for start, stop in pairwise(edges)]
-                return [self._receive_some(response, min(size, response.length)) for size in sizes]
-            content = self._receive(response)
-        if response.status == _BEYOND_THE_END:
-            content = memoryview(b"")
-        elif response.status == 200:
-            content = content[edges[0] :]
-        return [content[start - edges[0] : stop - edges[0]] for start, stop in pairwise(edges)]
+        with self._get(key, {"Range": _range(start, start + sum(map(len, parts)))}) as response:
+            if response.status == _PARTIAL:
+                received = 0
+                for part in parts:
+                    count = response.readinto(part)
+                    received += count
+                    if count < len(part):
+                        break
+                if response.length:  # the connection ended before the answer did
+                    raise http.client.IncompleteRead(b"", response.length)
+                response.read()  # nothing is left: this ends the answer
+                return received
+            content = memoryview(response.read())
+        return 0 if response.status == _BEYOND_THE_END else spread(content[start:], parts)
 
     @contextmanager
     def _get(self, key: str, headers: dict[str, str]) -> Iterator[http.client.HTTPResponse]:
@@ -125,23 +126,6 @@ class HttpRanges:
         for connection in idle:
             connection.close()
 
-    def _receive(self, response: http.client.HTTPResponse) -> memoryview:
-        """The body."""
-        if not response.length:  # unknown, or 0: only `read` ends the answer then
-            return memoryview(response.read())
-        return self._receive_some(response, response.length)
-
-    def _receive_some(self, response: http.client.HTTPResponse, num_bytes: int) -> memoryview:
-        """The next bytes of the body. Raises `IncompleteRead` if fewer arrive."""
-        content = self._memory.empty(num_bytes).data
-        received = 0
-        while received < num_bytes:
-            count = response.readinto(content[received:])
-            if not count:
-                raise http.client.IncompleteRead(b"", num_bytes - received)
-            received += count
-        return content
-
     def _refuse(self, key: str, response: http.client.HTTPResponse) -> None:
         status, text = response.status, response.read(2000).decode(errors="replace")
         if status == 404 and "NoSuchBucket" in text:
@@ -157,6 +141,16 @@ class HttpRanges:
         raise InputError(
             f"s3://{self._bucket}/{key}: {endpoint()} answers {status} {response.reason}; check AWS settings"
         )
+
+
+def spread(content: memoryview, parts: Sequence[memoryview]) -> int:
+    """Copy content into the parts, one after another, until it or they end; how many bytes that were."""
+    copied = 0
+    for part in parts:
+        piece = content[copied : copied + len(part)]
+        part[: len(piece)] = piece
+        copied += len(piece)
+    return copied
 
 
 def _range(start: int | None, stop: int | None) -> str:

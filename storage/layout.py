@@ -9,6 +9,8 @@ from functools import cached_property
 import numpy as np
 
 SHARD_BYTES = 64 * 2**20
+_PART_BYTES = 8 * 2**20
+_LEAST_PART = 5 * 2**20  # S3 takes no smaller part of an upload, but for the last one
 
 SliceShape = tuple[int, int, int]
 
@@ -40,6 +42,11 @@ class Bucket:
     def shard_slices(self) -> int:
         """Slices of one shard: as many as fit into `SHARD_BYTES`."""
         return max(1, min(SHARD_BYTES // (8 * int(np.prod(self.shape))), len(self.slices)))
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one stored slice: its values and their CRC-32C."""
+        return 8 * int(np.prod(self.shape)) + 4
 
     @property
     def num_shards(self) -> int:
@@ -107,6 +114,11 @@ class SplitLayout:
 
 def _joined(volumes: Sequence[StoredVolume], name: str) -> list[object]:
     return [value for volume in volumes for value in getattr(volume, name)]
+
+
+def part_slices(chunk_bytes: int) -> int:
+    """How many slices of `chunk_bytes` make a part: shards are stored in parts, and read fastest part by part."""
+    return max(1, _PART_BYTES // chunk_bytes, -(-_LEAST_PART // chunk_bytes))
 
 
 def array_name(kind: str, bucket: int) -> str:

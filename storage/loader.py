@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,7 +19,7 @@ from storage.reader import SliceReader
 
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
 _IDLE_BYTES = 64 * 2**20
-_ASSEMBLED = 2  # micro-batches copied together before they are asked for
+_LEAST_AHEAD = 2  # micro-batches
 
 
 @dataclass(frozen=True)
@@ -46,30 +47,52 @@ class Batch:
         return Batch((SliceGroup(kspace, np.arange(len(kspace)), maps),), samples)
 
     @staticmethod
+    def empty(
+        shapes: Sequence[tuple[int, ...]],
+        samples: np.ndarray,
+        allocate: Allocate | None = None,
+        with_maps: bool = False,
+    ) -> Batch:
+        """Room for slices of these shapes (coil, height, width), and for their maps; equal shapes share one array.
+
+        `allocate` makes the complex64 arrays, in page-locked memory for a GPU, say.
+        """
+
+        def room(shape: tuple[int, ...]) -> np.ndarray:
+            return allocate(shape) if allocate else np.empty(shape, np.complex64)
+
+        members: dict[tuple[int, ...], list[int]] = {}
+        for row, shape in enumerate(shapes):
+            members.setdefault(shape, []).append(row)
+        sizes = {shape: (len(rows), *shape) for shape, rows in members.items()}
+        groups = (
+            SliceGroup(room(sizes[shape]), np.array(rows), room(sizes[shape]) if with_maps else None)
+            for shape, rows in members.items()
+        )
+        return Batch(tuple(groups), samples)
+
+    def places(self) -> list[tuple[np.ndarray, ...]]:
+        """Of each sample a view of its k-space and, if there are maps, of its maps."""
+        found: dict[int, tuple[np.ndarray, ...]] = {}
+        for group in self.groups:
+            arrays = (group.kspace,) if group.maps is None else (group.kspace, group.maps)
+            found.update(zip(group.rows.tolist(), zip(*arrays, strict=True), strict=True))
+        return [found[row] for row in range(len(self.samples))]
+
+    @staticmethod
     def gather(
         slices: Sequence[np.ndarray],
         samples: np.ndarray,
         allocate: Allocate | None = None,
         maps: Sequence[np.ndarray] | None = None,
     ) -> Batch:
-        """Copy slices (coil, height, width) of any shapes together, equal shapes into one array; their maps likewise.
-
-        `allocate` makes the complex64 arrays, in page-locked memory for a GPU, say.
-        """
-
-        def together(items: Sequence[np.ndarray], rows: Sequence[int]) -> np.ndarray:
-            size = (len(rows), *items[rows[0]].shape)
-            array = allocate(size) if allocate else np.empty(size, np.complex64)
-            return np.stack([items[row] for row in rows], out=array)
-
-        members: dict[tuple[int, ...], list[int]] = {}
-        for row, item in enumerate(slices):
-            members.setdefault(item.shape, []).append(row)
-        groups = (
-            SliceGroup(together(slices, rows), np.array(rows), together(maps, rows) if maps else None)
-            for rows in members.values()
-        )
-        return Batch(tuple(groups), samples)
+        """Copy slices of any shapes together, and their maps (see `empty`)."""
+        batch = Batch.empty([item.shape for item in slices], samples, allocate, maps is not None)
+        sources = zip(slices, maps, strict=True) if maps is not None else zip(slices, strict=True)
+        for places, arrays in zip(batch.places(), sources, strict=True):
+            for place, array in zip(places, arrays, strict=True):
+                place[...] = array
+        return batch
 
     @staticmethod
     def read(reader: SliceReader, samples: np.ndarray) -> Batch:
@@ -98,7 +121,8 @@ class Loader:
     The state is the number of global batches consumed; nothing else is needed to go on exactly, at any
     world size that divides the batch and with any number of threads.
 
-    Memory: the blocks of the order's windows that this rank reads, `read_ahead_bytes`, and a few micro-batches.
+    Slices are received where they belong in their batches. Memory: the batches that this rank's part of the order's
+    windows reaches, and `read_ahead_bytes`.
     """
 
     def __init__(
@@ -117,7 +141,7 @@ class Loader:
         largest = (2 if reader.maps else 1) * max(bucket.chunk_bytes for bucket in reader.info.buckets)
         ahead = -(-read_ahead_bytes // (largest * share.micro_batch_size))
         epoch = -(-order.num_samples // (share.world_size * share.micro_batch_size))  # of few slices many fit
-        self._num_ahead = max(_ASSEMBLED, min(ahead, epoch))
+        self._num_ahead = max(_LEAST_AHEAD, min(ahead, epoch))
 
     def batches(self, first_batch: int, end: int | None = None) -> Generator[Batch, None, None]:
         """Micro-batches in order, up to global batch `end` if it is given; close the generator to stop reading ahead.
@@ -126,82 +150,79 @@ class Loader:
         """
         share = self._share
         count = None if end is None else max(0, end - first_batch) * share.num_micro_batches
-        plan = islice(_requests(self._reader, self._order, share, first_batch), count)
+        plan = self._begun(first_batch * share.global_batch_size + share.rank, count)
         requested: deque[_MicroBatch] = deque()
-        assembled: deque[Future[Batch]] = deque()
-        with ThreadPoolExecutor(1, thread_name_prefix="larmor-batch") as pool:
-            try:
-                while True:
-                    requested.extend(islice(plan, max(0, self._num_ahead - len(requested) - len(assembled))))
-                    while requested and len(assembled) < _ASSEMBLED:
-                        assembled.append(pool.submit(self._assemble, requested.popleft()))
-                    if not assembled:
-                        return
-                    began = time.perf_counter()
-                    batch = assembled.popleft().result()
-                    self.seconds_waiting += time.perf_counter() - began
-                    yield batch
-            finally:
-                for batch_under_way in assembled:
-                    batch_under_way.cancel()
-                for source in (source for item in requested for sources in item.sources for source in sources):
-                    source.cancel()
+        try:
+            while True:
+                requested.extend(islice(plan, self._num_ahead - len(requested)))
+                if not requested:
+                    return
+                began = time.perf_counter()
+                for source in requested[0].sources:
+                    source.result()
+                self.seconds_waiting += time.perf_counter() - began
+                yield requested.popleft().batch
+        finally:
+            for source in (source for item in requested for source in item.sources):
+                source.cancel()
 
-    def _assemble(self, micro_batch: _MicroBatch) -> Batch:
-        # popped, so that a slice is held only until the batch that uses it
-        slices, *maps = [
-            [source.result().pop(int(index)) for source, index in zip(sources, micro_batch.samples[:, 1], strict=True)]
-            for sources in zip(*micro_batch.sources, strict=True)
-        ]
-        return Batch.gather(slices, micro_batch.samples, self._allocate, maps[0] if maps else None)
+    def _begun(self, start: int, count: int | None) -> Iterator[_MicroBatch]:
+        """The rank's micro-batches from the place `start` of the endless stream on, all of their slices requested.
+
+        The rank's samples are every `world_size`-th of the stream (see `rank_part`). At a piece's first slice, all of
+        it that the rank's epoch still needs is read, into this batch and later ones.
+        """
+        order, stride, size = self._order, self._share.world_size, self._share.micro_batch_size
+        readers = (self._reader, self._reader.maps) if self._reader.maps else (self._reader,)
+        begun: dict[int, _MicroBatch] = {}
+
+        def micro_batch(number: int) -> _MicroBatch:
+            if number not in begun:
+                samples = order.samples(start + stride * np.arange(number * size, (number + 1) * size, dtype=np.int64))
+                shapes = [self._reader.info.bucket_of(index).shape for index in samples[:, 1]]
+                begun[number] = _MicroBatch(Batch.empty(shapes, samples, self._allocate, len(readers) > 1))
+            return begun[number]
+
+        epoch = -1
+        wanted: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for number in range(count) if count is not None else itertools.count():
+            places = start + stride * np.arange(number * size, (number + 1) * size, dtype=np.int64)
+            for place in places.tolist():
+                if place // order.num_samples != epoch:
+                    epoch, first = divmod(place, order.num_samples)
+                    last = None if count is None else start + stride * count * size - epoch * order.num_samples
+                    wanted = _by_piece(order, epoch, slice(first, last, stride))
+                piece = int(order.pieces(epoch)[place % order.num_samples])
+                if piece not in wanted:  # requested with an earlier slice of it
+                    continue
+                slices, at = wanted.pop(piece)
+                into: list[dict[int, np.ndarray]] = [{} for _ in readers]
+                numbers, rows = np.divmod((epoch * order.num_samples + at - start) // stride, size)
+                for index, batch, row in zip(slices.tolist(), numbers.tolist(), rows.tolist(), strict=True):
+                    for targets, array in zip(into, micro_batch(batch).places[row], strict=True):
+                        targets[index] = array
+                sources = [reader.fetch(targets) for reader, targets in zip(readers, into, strict=True)]
+                for batch in np.unique(numbers).tolist():
+                    begun[batch].sources += sources
+            yield begun.pop(number)
 
     def _recycled(self, shape: tuple[int, ...]) -> np.ndarray:
         return self._memory.empty(8 * math.prod(shape)).view(np.complex64).reshape(shape)
 
 
-_Requests = tuple[Future[dict[int, np.ndarray]], ...]
-
-
-@dataclass(frozen=True)
 class _MicroBatch:
-    """`samples` (n, 2), and for each the requests that bring its k-space and, if there are any, its maps."""
+    """A batch that is being filled: whole when all of `sources` have a result."""
 
-    samples: np.ndarray
-    sources: Sequence[_Requests]
-
-
-def _requests(reader: SliceReader, order: SampleOrder, share: Share, first_batch: int) -> Iterator[_MicroBatch]:
-    """The micro-batches of one rank. At a piece's first slice, all of it that the rank's epoch still needs is read.
-
-    A rank's samples are every `world_size`-th of the endless stream (see `rank_part`).
-    """
-    place = first_batch * share.global_batch_size + share.rank
-    steps = share.world_size * np.arange(share.micro_batch_size, dtype=np.int64)
-    epoch = -1
-    wanted: dict[int, list[int]] = {}  # the slices of each piece that this epoch of the rank still needs
-    reading: dict[int, _Requests] = {}
-    readers = (reader, reader.maps) if reader.maps else (reader,)
-    while True:
-        places = place + steps
-        samples = order.samples(places)
-        sources = []
-        for here, (sample_epoch, _) in zip(places.tolist(), samples.tolist(), strict=True):
-            if sample_epoch != epoch:
-                epoch, reading = sample_epoch, {}
-                wanted = _by_piece(order, epoch, slice(here % order.num_samples, None, share.world_size))
-            piece = int(order.pieces(epoch)[here % order.num_samples])
-            if piece not in reading:
-                slices = wanted.pop(piece)
-                reading[piece] = tuple(each.fetch(slices) for each in readers)
-            sources.append(reading[piece])
-        yield _MicroBatch(samples, sources)
-        place += share.world_size * share.micro_batch_size
+    def __init__(self, batch: Batch) -> None:
+        self.batch, self.places = batch, batch.places()
+        self.sources: list[Future[None]] = []
 
 
-def _by_piece(order: SampleOrder, epoch: int, places: slice) -> dict[int, list[int]]:
-    """The slices of each piece, ascending, among the given places of an epoch."""
-    slices, pieces = order.epoch(epoch)[places], order.pieces(epoch)[places]
+def _by_piece(order: SampleOrder, epoch: int, part: slice) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """The slices of each piece, ascending, among some places of an epoch; and these places."""
+    at = np.arange(order.num_samples)[part]
+    slices, pieces = order.epoch(epoch)[part], order.pieces(epoch)[part]
     ordered = np.lexsort((slices, pieces))
     names, first = np.unique(pieces[ordered], return_index=True)
-    parts = np.split(slices[ordered], first[1:])
-    return {int(name): part.tolist() for name, part in zip(names, parts, strict=True)}
+    parts = zip(np.split(slices[ordered], first[1:]), np.split(at[ordered], first[1:]), strict=True)
+    return dict(zip(names.tolist(), parts, strict=True))

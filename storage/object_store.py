@@ -10,15 +10,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from hashlib import md5
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fsspec.core import url_to_fs
 
-from storage.buffers import Recycler
 from storage.errors import InputError
-from storage.http_ranges import HttpRanges
+from storage.http_ranges import HttpRanges, spread
 from storage.store_errors import beyond_the_end, endpoint, lost_condition, patience, persist, translated
 
 T = TypeVar("T")
@@ -41,7 +39,6 @@ def _s3_options(read_timeout: int) -> dict[str, Any]:
     }
 
 
-_IDLE_BYTES = 128 * 2**20
 _DOWNLOAD_BLOCK = 8 * 2**20
 _MULTIPART = 100 * 2**20  # s3fs puts what has twice its `chunksize` in several requests
 
@@ -73,7 +70,6 @@ class ObjectStore:
             raise InputError(f"{url}: no bucket is named; write s3://BUCKET/PREFIX")
         self.is_local = protocol == "file"
         self.client: Client = client
-        self.memory = Recycler(_IDLE_BYTES)
         self.url = str(Path(place).expanduser().absolute()) if self.is_local else f"{protocol}://{place.rstrip('/')}"
         self._patience = patience() if protocol == "s3" else 0.0
         with translated(self.url):
@@ -121,19 +117,19 @@ class ObjectStore:
     def read(self, path: str, start: int | None = None, stop: int | None = None) -> bytes:
         """The bytes [start, stop) of an object; a negative `start` counts from its end; none beyond the end."""
         if http := self._http:
-            return bytes(self._persist(path, lambda: http.read(self._key(path), start, stop)))
+            return self._persist(path, lambda: http.read(self._key(path), start, stop))
         return bytes(self._persist(path, lambda: self._cat(path, start, stop)))
 
-    def read_parts(self, path: str, edges: Sequence[int]) -> list[memoryview]:
-        """The bytes between neighbouring `edges`, by one request; what lies beyond the end is missing from its part.
+    def read_into(self, path: str, start: int, parts: Sequence[memoryview]) -> int:
+        """Fill the parts (bytes), one after another, with the object's bytes from `start` on, by one request.
 
-        With `client="http"` each part has memory of its own, which is used again when it is gone; else they are views
-        of one answer.
+        Returns how many bytes came: fewer than the parts hold where the object ends. An error leaves them half filled.
+        With `client="http"` the bytes are received where they belong; else they are copied there.
         """
         if http := self._http:
-            return self._persist(path, lambda: http.read_parts(self._key(path), edges))
-        content = memoryview(self._persist(path, lambda: self._cat(path, edges[0], edges[-1])))
-        return [content[start - edges[0] : stop - edges[0]] for start, stop in pairwise(edges)]
+            return self._persist(path, lambda: http.read_into(self._key(path), start, parts))
+        stop = start + sum(map(len, parts))
+        return spread(memoryview(self._persist(path, lambda: self._cat(path, start, stop))), parts)
 
     def _cat(self, path: str, start: int | None, stop: int | None) -> Any:
         try:
@@ -143,23 +139,26 @@ class ObjectStore:
                 return b""
             raise
 
-    def write(self, path: str, data: bytes) -> None:
-        """Put an object whole: a reader sees the old bytes or the new ones, nothing between."""
+    def write(self, path: str, data: bytes, part_bytes: int | None = None) -> None:
+        """Put an object whole: a reader sees the old bytes or the new ones, nothing between.
+
+        S3 gets what has two parts or more in parts of `part_bytes`, and reads fastest what crosses none of their ends.
+        """
         if self.is_local:
             with translated(self.url):
                 _write_atomically(Path(self.full_path(path)), data, overwrite=True)
         else:
-            self._persist(path, lambda: self._put(path, data))
+            self._persist(path, lambda: self._put(path, data, part_bytes))
 
-    def _put(self, path: str, data: bytes, **options: Any) -> None:
+    def _put(self, path: str, data: bytes, part_bytes: int | None = None, **options: Any) -> None:
         """Put an object through the filesystem, with its MD5 where one request brings it.
 
         If a process is killed between head and body of a request, several stores keep an empty object in place of what
         was there; one that was told the MD5 refuses.
         """
         if self.url.startswith("s3://"):
-            options["chunksize"] = _MULTIPART // 2
-            if len(data) < _MULTIPART:
+            options["chunksize"] = part_bytes = part_bytes or _MULTIPART // 2
+            if len(data) < 2 * part_bytes:
                 options["ContentMD5"] = b64encode(md5(data, usedforsecurity=False).digest()).decode()
         self.filesystem.pipe_file(self.full_path(path), data, **options)
 
@@ -170,13 +169,14 @@ class ObjectStore:
         object tells a caller's own write from another's.
         """
         is_s3, mark = self.url.startswith("s3://"), uuid.uuid4().hex
+        marked: dict[str, Any] = {"Metadata": {"writer": mark}} if is_s3 else {}
 
         def attempt() -> bool:
             try:
                 if self.is_local:
                     _write_atomically(Path(self.full_path(path)), data, overwrite=False)
                 else:
-                    self._put(path, data, mode="create", **({"Metadata": {"writer": mark}} if is_s3 else {}))
+                    self._put(path, data, mode="create", **marked)
             except FileExistsError:
                 return False
             except OSError as error:
@@ -278,7 +278,7 @@ class ObjectStore:
         if self.client != "http" or not self.url.startswith("s3://"):
             return None
         with translated(self.url):
-            return HttpRanges(self._root.split("/")[0], self.memory)
+            return HttpRanges(self._root.split("/")[0])
 
 
 def _write_atomically(target: Path, data: bytes, overwrite: bool) -> None:

@@ -20,6 +20,7 @@ from collections import OrderedDict
 import numpy as np
 
 from storage.dataset import SplitInfo
+from storage.layout import part_slices
 
 _MAX_LANES = 16
 _EPOCHS_KEPT = 3
@@ -116,14 +117,17 @@ def rank_part(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:
 def blocks_of(split: SplitInfo, block_bytes: int) -> np.ndarray:
     """(num_slices,) int64: the block of each slice, neighbouring rows of one shard of at most `block_bytes`.
 
-    Blocks are numbered from 0 in stored order; a block holds at least one slice.
+    Blocks are numbered from 0 in stored order; a block holds at least one slice, and whole parts of its shard if it is
+    larger than one: a request that cuts a part may cost the store all of it.
     """
     keys = np.zeros((split.num_slices, 3), np.int64)
     keys[:, 0] = split.bucket
     for bucket in split.buckets:
         chosen = split.bucket == bucket.number
         rows = split.row[chosen].astype(np.int64)
-        block_slices = max(1, min(block_bytes // bucket.chunk_bytes, bucket.shard_slices))
+        block_slices, part = max(1, block_bytes // bucket.chunk_bytes), part_slices(bucket.chunk_bytes)
+        if block_slices > part:
+            block_slices -= block_slices % part
         keys[chosen, 1] = rows // bucket.shard_slices
         keys[chosen, 2] = rows % bucket.shard_slices // block_slices
     return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from storage.cache import DiskCache
-from storage.dataset import BucketInfo, SplitInfo
+from storage.dataset import SplitInfo
 from storage.errors import InputError
 from storage.object_store import ObjectStore
 from storage.order import blocks_of
-from storage.shards import ByteRange, ShardIndexes, decode_slice, plan_ranges
+from storage.shards import CRC_BYTES, ByteRange, ShardIndexes, crc_matches, plan_ranges
 from storage.store_errors import again_if_damaged
 
 Kind = Literal["kspace", "sensitivity_maps"]
+Chunk = tuple[memoryview, memoryview]
 _MAX_GAP = 2**18  # bytes between two wanted slices that cost less than another request
 
 
@@ -49,13 +51,10 @@ class ReadCounts:
 
 
 class SliceReader:
-    """k-space slices of one split, as (coil, height, width) complex64 arrays that must not be written to.
+    """k-space slices of one split, (coil, height, width) complex64, read to where the caller wants them.
 
     With `kind="sensitivity_maps"` the maps that are stored beside the k-space; 1 for slices of one coil. `maps`, the
     reader of the maps that belong to this k-space, is for those who want both: a reader never looks at it.
-
-    Unless the store's client is http, slices that were read together are views of one answer, which stays in memory
-    for the last of them.
 
     Slices are looked for in memory, then in `cache`, then read from the store by `num_threads` threads. Both
     caches fill up and then stay as they are: each epoch reads every slice once, whatever the order.
@@ -82,21 +81,26 @@ class SliceReader:
         self._cache = cache
 
     def read(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """The slices in the order of `indices` (repeats allowed).
+        """The slices in the order of `indices`; repeats are allowed, and give one array, which cannot be written to.
 
         Raises `InputError` that names the object if one is missing, damaged, or cannot be had.
         """
-        wanted = np.unique(np.asarray(indices, np.int64))
-        blocks = self.block_of[wanted]
-        tasks = [self.fetch(wanted[blocks == block].tolist()) for block in np.unique(blocks)]
-        found: dict[int, np.ndarray] = {}
-        for task in tasks:
-            found.update(task.result())
+        found = {int(index): np.empty(self.info.bucket_of(index).shape, np.complex64) for index in np.unique(indices)}
+        blocks: dict[int, dict[int, np.ndarray]] = {}
+        for index, array in found.items():
+            blocks.setdefault(int(self.block_of[index]), {})[index] = array
+        for task in [self.fetch(block) for block in blocks.values()]:
+            task.result()
+        for array in found.values():
+            array.setflags(write=False)
         return [found[int(index)] for index in indices]
 
-    def fetch(self, slices: Sequence[int]) -> Future[dict[int, np.ndarray]]:
-        """Begin to read some slices, of one block for few requests; raises what `read` raises at `result()`."""
-        return self._pool.submit(self._fetch, slices)
+    def fetch(self, into: Mapping[int, np.ndarray]) -> Future[None]:
+        """Begin to read slices, of one block for few requests, each into its array (contiguous complex64).
+
+        The arrays are whole at `result()`, which raises what `read` raises.
+        """
+        return self._pool.submit(self._fetch, into)
 
     def close(self) -> None:
         """End the threads, those of the maps too; requests under way are waited for."""
@@ -104,69 +108,72 @@ class SliceReader:
         if self.maps:
             self.maps.close()
 
-    def _fetch(self, slices: Sequence[int]) -> dict[int, np.ndarray]:
-        found: dict[int, np.ndarray] = {}
-        for index in slices:
-            kept = self._memory.get(index)
-            if kept is None and self._kind not in self.info.bucket_of(index).checksums:
-                kept = _one_coils_map(self.info.bucket_of(index))
-            if kept is None and self._cache:
-                kept = self._cached(index)
-            if kept is not None:
-                found[index] = kept
-        missing = [index for index in slices if index not in found]
-        for wanted in plan_ranges(missing, self._indexes, _MAX_GAP, self._max_bytes):
-            found.update(self._request(wanted))
-        return found
-
-    def _cached(self, index: int) -> np.ndarray | None:
-        assert self._cache
-        bucket = self.info.bucket_of(index)
-        chunk = self._store.memory.empty(bucket.chunk_bytes).data
-        if not self._cache.get(index, chunk):
-            return None
-        array = decode_slice(chunk, bucket)
-        if array is None:
-            self._cache.discard(index)
-            return None
-        self.counts.add(cached=len(chunk))
-        self._keep({index: array}, len(chunk))
-        return array
-
-    def _request(self, wanted: ByteRange) -> dict[int, np.ndarray]:
-        chunks, arrays = again_if_damaged(lambda: self._answer(wanted))
+    def _fetch(self, into: Mapping[int, np.ndarray]) -> None:
+        missing = [index for index, array in into.items() if not self._from_memory(index, array)]
         if self._cache:
+            missing = [index for index in missing if not self._from_cache(index, into[index])]
+        for wanted in plan_ranges(missing, self._indexes, _MAX_GAP, self._max_bytes):
+            chunks = again_if_damaged(partial(self._receive, wanted, into))
             for index, chunk in chunks.items():
-                self._cache.put(index, chunk)
-        self._keep(arrays, wanted.stop - wanted.start)
-        return arrays
+                if self._cache:
+                    self._cache.put(index, chunk)
+                self._keep(index, into[index])
 
-    def _answer(self, wanted: ByteRange) -> tuple[dict[int, memoryview], dict[int, np.ndarray]]:
-        """The slices of one request, encoded and decoded."""
+    def _from_memory(self, index: int, array: np.ndarray) -> bool:
+        kept = self._memory.get(index)
+        if kept is None and self._kind not in self.info.bucket_of(index).checksums:
+            assert array.shape[0] == 1, "maps of several coils are stored"
+            array[...] = 1
+            return True
+        if kept is not None:
+            array[...] = kept
+        return kept is not None
+
+    def _from_cache(self, index: int, array: np.ndarray) -> bool:
+        assert self._cache
+        chunk = _chunk(array)
+        if not self._cache.get(index, chunk):
+            return False
+        if not crc_matches(*chunk):
+            self._cache.discard(index)
+            return False
+        self.counts.add(cached=sum(map(len, chunk)))
+        self._keep(index, array)
+        return True
+
+    def _receive(self, wanted: ByteRange, into: Mapping[int, np.ndarray]) -> dict[int, Chunk]:
+        """The slices of one request, in their arrays; each with its CRC."""
+        chunks = {index: _chunk(into[index]) for index, _, _ in wanted.slices}
+        parts, end = [], wanted.start
+        for index, start, stop in wanted.slices:
+            if start > end:
+                parts.append(memoryview(bytearray(start - end)))
+            parts += chunks[index]
+            end = stop
         place = f"{self._store.url}/{wanted.path}"
         try:
-            edges = sorted({place for _, *both in wanted.slices for place in both})
-            parts = dict(zip(edges, self._store.read_parts(wanted.path, edges), strict=False))
+            received = self._store.read_into(wanted.path, wanted.start, parts)
         except FileNotFoundError as error:
             raise InputError(f"{place}: the shard is missing; convert the data again") from error
-        self.counts.add(read=sum(map(len, parts.values())), requests=1)
-        chunks, arrays = {}, {}
-        for index, start, _ in wanted.slices:
-            chunks[index] = parts[start]
-            array = decode_slice(chunks[index], self.info.bucket_of(index))
-            if array is None:
+        self.counts.add(read=received, requests=1)
+        for index, _, stop in wanted.slices:
+            if stop > wanted.start + received or not crc_matches(*chunks[index]):
                 raise InputError(
                     f"{place}: slice {index} is damaged; `larmor verify` shows what else is, convert the data again"
                 )
-            arrays[index] = array
-        return chunks, arrays
+        return chunks
 
-    def _keep(self, arrays: dict[int, np.ndarray], num_bytes: int) -> None:
-        """Keep what came in one answer of `num_bytes`: all or nothing, since one slice may hold the whole."""
+    def _keep(self, index: int, array: np.ndarray) -> None:
         with self._lock:
-            if num_bytes <= self._room and self._memory.keys().isdisjoint(arrays):
-                self._memory.update(arrays)
-                self._room -= num_bytes
+            if array.nbytes <= self._room and index not in self._memory:
+                self._memory[index] = array.copy()
+                self._room -= array.nbytes
+
+
+def _chunk(array: np.ndarray) -> Chunk:
+    """Where an encoded slice goes: its values into `array`, and their CRC-32C."""
+    assert array.flags.c_contiguous, "the bytes are received in this order"
+    return array.reshape(-1).view(np.uint8).data, memoryview(bytearray(CRC_BYTES))
 
 
 def check_maps(store: ObjectStore, info: SplitInfo) -> None:
@@ -177,9 +184,3 @@ def check_maps(store: ObjectStore, info: SplitInfo) -> None:
                 f"{store.url}: its split '{info.name}' has slices of {bucket.shape[0]} coils without sensitivity maps, "
                 "which signal.coils=sense needs; convert again with --sensitivity-maps, or set signal.coils=rss"
             )
-
-
-def _one_coils_map(bucket: BucketInfo) -> np.ndarray:
-    """A view of a single number: what is not stored takes no memory either."""
-    assert bucket.shape[0] == 1, "maps of several coils are stored"
-    return np.broadcast_to(np.complex64(1), bucket.shape)

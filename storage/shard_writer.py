@@ -103,8 +103,7 @@ class ShardWriter:
     def _recorded(self, layout: SplitLayout, plan: ShardPlan, kind: str) -> str | None:
         """The checksum of a shard that an interrupted conversion has stored."""
         record = self._journal.read(_record_name(layout, plan, kind))
-        chunk_bytes = 8 * int(np.prod(plan.bucket.shape)) + 4
-        size = shard_bytes(len(plan.rows), chunk_bytes, plan.bucket.shard_slices)
+        size = shard_bytes(len(plan.rows), plan.bucket.chunk_bytes, plan.bucket.shard_slices)
         path = shard_path(layout.split, kind, plan.bucket.number, plan.number)
         return str(record["checksum"]) if record and self._stored.get(path) == size else None
 

@@ -36,13 +36,13 @@ class ByteRange:
 
 
 def plan_ranges(wanted: Iterable[int], indexes: ShardIndexes, max_gap: int, max_bytes: int) -> list[ByteRange]:
-    """Group the wanted slices into few requests: neighbours at most `max_gap` bytes apart share one."""
+    """Group the wanted slices into few requests: neighbours at most `max_gap` bytes apart share one, in order."""
     ranges: list[ByteRange] = []
     for path, start, stop, index in sorted((*indexes.locate(index), index) for index in set(wanted)):
         last = ranges[-1] if ranges else None
-        if last and last.path == path and start - last.stop <= max_gap and stop - last.start <= max_bytes:
+        if last and last.path == path and 0 <= start - last.stop <= max_gap and stop - last.start <= max_bytes:
             slices = (*last.slices, (index, start, stop))
-            ranges[-1] = ByteRange(path, last.start, max(last.stop, stop), slices)
+            ranges[-1] = ByteRange(path, last.start, stop, slices)
         else:
             ranges.append(ByteRange(path, start, stop, ((index, start, stop),)))
     return ranges
@@ -95,9 +95,12 @@ def read_shard_index(store: ObjectStore, path: str, shard_slices: int) -> np.nda
     return again_if_damaged(read)
 
 
-def crc_matches(raw: Any) -> bool:
-    """Whether the last four bytes are the CRC-32C of what precedes them: the CRC over all is a constant then."""
-    return bool(crc32c.crc32c(raw) == _RESIDUE)
+def crc_matches(*parts: Any) -> bool:
+    """Whether the last four bytes of all are the CRC-32C of what precedes them: the CRC over all is a constant then."""
+    found = 0
+    for part in parts:
+        found = crc32c.crc32c(part, found)
+    return bool(found == _RESIDUE)
 
 
 def decode_slice(chunk: memoryview, bucket: BucketInfo) -> np.ndarray | None:

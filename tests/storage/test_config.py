@@ -167,7 +167,8 @@ class TestLoader:
 
         reader = open_reader(config, "train")
         batches = open_loader(config, reader, Share(0, 1, 4, 1), 0, allocate).batches(0)
-        assert next(batches).groups[0].kspace is made[0]
+        kspace = next(batches).groups[0].kspace
+        assert any(kspace is array for array in made)
         batches.close()
         reader.close()
 

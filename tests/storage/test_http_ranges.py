@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage.buffers import Recycler
 from storage.errors import InputError
 from storage.http_ranges import HttpRanges
 from storage.object_store import ObjectStore
@@ -51,21 +50,16 @@ def folder() -> str:
 
 
 @pytest.fixture
-def memory() -> Recycler:
-    return Recycler(2**20)
-
-
-@pytest.fixture
-def ranges(store_environment: dict[str, str], folder: str, memory: Recycler) -> HttpRanges:
+def ranges(store_environment: dict[str, str], folder: str) -> HttpRanges:
     """A reader of the bucket, in which stand a large object, an empty one, and one of an awkward name."""
     write(folder)
-    return HttpRanges("larmor", memory)
+    return HttpRanges("larmor")
 
 
 @pytest.fixture
-def proxied(faulty_proxy: FaultyProxy, folder: str, memory: Recycler) -> HttpRanges:
+def proxied(faulty_proxy: FaultyProxy, folder: str) -> HttpRanges:
     write(folder)
-    return HttpRanges("larmor", memory)
+    return HttpRanges("larmor")
 
 
 def write(folder: str) -> None:
@@ -92,6 +86,13 @@ def test_both_clients_give_the_same(store_environment: dict[str, str], folder: s
             assert first == second, (path, start, stop)
 
 
+def read_between(ranges: HttpRanges, key: str, edges: list[int]) -> list[bytes]:
+    """The bytes between neighbouring edges, as far as they came."""
+    parts = [memoryview(bytearray(stop - start)) for start, stop in pairwise(edges)]
+    end = edges[0] + ranges.read_into(key, edges[0], parts)
+    return [bytes(part[: max(0, end - start)]) for part, start in zip(parts, edges, strict=False)]
+
+
 EDGES = [
     [0, 10],
     [0, 70_000, 140_000, 200_000],
@@ -106,24 +107,17 @@ EDGES = [
 def test_parts_are_the_bytes_between_edges(ranges: HttpRanges, folder: str, edges: list[int]) -> None:
     """Whatever lies beyond the end is missing, and the connection is well afterwards."""
     for _ in range(2):
-        parts = ranges.read_parts(f"{folder}/large", edges)
-        assert [bytes(part) for part in parts] == [CONTENT[start:stop] for start, stop in pairwise(edges)]
+        assert read_between(ranges, f"{folder}/large", edges) == [CONTENT[a:b] for a, b in pairwise(edges)]
     with pytest.raises(FileNotFoundError):
-        ranges.read_parts(f"{folder}/nothing", edges)
-
-
-def test_each_part_has_memory_of_its_own(ranges: HttpRanges, folder: str, memory: Recycler) -> None:
-    first, second = ranges.read_parts(f"{folder}/large", [0, 100_000, 200_000])
-    del first
-    assert memory._idle_bytes >= 100_000
-    assert bytes(second) == CONTENT[100_000:]
+        read_between(ranges, f"{folder}/nothing", edges)
 
 
 def test_parts_from_a_store_that_ignores_ranges(ranges: HttpRanges, folder: str, monkeypatch: Any) -> None:
     request = http.client.HTTPConnection.request
     monkeypatch.setattr(http.client.HTTPConnection, "request", lambda *a, headers: request(*a, headers={}))
-    parts = ranges.read_parts(f"{folder}/large", [1000, 70_000, 70_001])
-    assert [bytes(part) for part in parts] == [CONTENT[1000:70_000], CONTENT[70_000:70_001]]
+    parts = read_between(ranges, f"{folder}/large", [1000, 70_000, 70_001])
+    assert parts == [CONTENT[1000:70_000], CONTENT[70_000:70_001]]
+    assert read_between(ranges, f"{folder}/large", [199_999, 200_009, 200_010]) == [CONTENT[-1:], b""]
 
 
 def test_an_empty_object_is_empty_every_time(ranges: HttpRanges, folder: str) -> None:
@@ -136,21 +130,11 @@ def test_names_may_hold_anything(ranges: HttpRanges, folder: str) -> None:
     assert bytes(ranges.read(f"{folder}/a=1 & ü/c#2", 10, 20)) == CONTENT[10:20]
 
 
-def test_memory_is_the_recyclers_and_comes_back(ranges: HttpRanges, folder: str, memory: Recycler) -> None:
-    content = ranges.read(f"{folder}/large", 0, 150_000)
-    assert memory._idle_bytes == 0
-    del content
-    assert memory._idle_bytes >= 150_000
-    again = ranges.read(f"{folder}/large", 20_000, 170_000)
-    assert memory._idle_bytes == 0
-    assert bytes(again) == CONTENT[20_000:170_000]
-
-
 def test_what_is_missing_is_not_found(ranges: HttpRanges, folder: str) -> None:
     with pytest.raises(FileNotFoundError, match=f"larmor/{folder}/not/there"):
         ranges.read(f"{folder}/not/there", 0, 10)
     with pytest.raises(FileNotFoundError, match="bucket does not exist: no-such-bucket"):
-        HttpRanges("no-such-bucket", Recycler(0)).read("anything", 0, 10)
+        HttpRanges("no-such-bucket").read("anything", 0, 10)
     assert bytes(ranges.read(f"{folder}/large", 0, 10)) == CONTENT[:10], "it goes on after a refusal"
     store = ObjectStore("s3://no-such-bucket/data", "http")
     with pytest.raises(InputError, match="the bucket 'no-such-bucket' does not exist; create it"):
@@ -166,7 +150,7 @@ def test_a_wrong_secret_is_refused(
     (tmp_path / "credentials").write_text("\n".join(lines))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     with pytest.raises(PermissionError, match="403"):
-        HttpRanges("larmor", Recycler(0)).read(f"{folder}/large", 0, 10)
+        HttpRanges("larmor").read(f"{folder}/large", 0, 10)
     store = ObjectStore(f"s3://larmor/{folder}", "http")
     with pytest.raises(InputError, match=r"access refused .*check the credentials") as caught:
         store.read("large", 0, 10)
@@ -181,7 +165,7 @@ def test_without_credentials_it_says_how_to_get_some(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(InputError, match="no S3 credentials were found; set AWS_PROFILE, keys, or a role"):
-        HttpRanges("larmor", Recycler(0))
+        HttpRanges("larmor")
 
 
 def test_threads_read_at_once_over_connections_of_their_own(ranges: HttpRanges, folder: str) -> None:
@@ -252,7 +236,7 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def test_connections_are_used_again(server: CountingServer) -> None:
-    ranges = HttpRanges("bucket", Recycler(2**20))
+    ranges = HttpRanges("bucket")
     for start in range(0, 100_000, 1000):
         assert bytes(ranges.read("key", start, start + 1000)) == CONTENT[start : start + 1000]
     assert (server.num_requests, server.num_connections) == (100, 1)
@@ -260,7 +244,7 @@ def test_connections_are_used_again(server: CountingServer) -> None:
 
 def test_connections_that_the_store_has_ended_cost_one_failure(server: CountingServer) -> None:
     """Stores end connections that wait, in the minutes of a validation, say; all of them."""
-    ranges, barrier = HttpRanges("bucket", Recycler(2**20)), threading.Barrier(6)
+    ranges, barrier = HttpRanges("bucket"), threading.Barrier(6)
 
     def read(_: int) -> None:
         barrier.wait()
@@ -278,7 +262,7 @@ def test_connections_that_the_store_has_ended_cost_one_failure(server: CountingS
 
 @pytest.mark.parametrize("server", [(False,)], indirect=True)
 def test_a_store_that_ignores_ranges_gives_the_right_bytes(server: CountingServer) -> None:
-    ranges = HttpRanges("bucket", Recycler(2**20))
+    ranges = HttpRanges("bucket")
     for start, stop in ((0, 10), (1000, 5000), (-100, None), (199_000, None)):
         assert bytes(ranges.read("key", start, stop)) == CONTENT[start:stop]
 
@@ -296,9 +280,9 @@ class TestFailures:
         assert bytes(proxied.read(f"{folder}/large", 0, 100_000)) == CONTENT[:100_000]
         faulty_proxy.plan(kind, limit=1)
         with pytest.raises((OSError, http.client.HTTPException)):
-            proxied.read_parts(f"{folder}/large", [0, 50_000, 100_000])
-        parts = proxied.read_parts(f"{folder}/large", [0, 50_000, 100_000])
-        assert [bytes(part) for part in parts] == [CONTENT[:50_000], CONTENT[50_000:100_000]]
+            read_between(proxied, f"{folder}/large", [0, 50_000, 100_000])
+        parts = read_between(proxied, f"{folder}/large", [0, 50_000, 100_000])
+        assert parts == [CONTENT[:50_000], CONTENT[50_000:100_000]]
 
     def test_an_object_that_is_shorter_than_it_was(
         self, proxied: HttpRanges, faulty_proxy: FaultyProxy, folder: str
@@ -307,8 +291,8 @@ class TestFailures:
         faulty_proxy.plan("truncate", limit=1, at=0.25)
         assert bytes(proxied.read(f"{folder}/large", 0, 100_000)) == CONTENT[:25_000]
         faulty_proxy.plan("truncate", limit=1, at=0.25)
-        parts = proxied.read_parts(f"{folder}/large", [0, 20_000, 40_000, 100_000])
-        assert [bytes(part) for part in parts] == [CONTENT[:20_000], CONTENT[20_000:25_000], b""]
+        parts = read_between(proxied, f"{folder}/large", [0, 20_000, 40_000, 100_000])
+        assert parts == [CONTENT[:20_000], CONTENT[20_000:25_000], b""]
 
     @pytest.mark.parametrize("status", [500, 503, 429])
     def test_a_store_that_is_overloaded(

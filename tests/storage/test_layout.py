@@ -111,3 +111,11 @@ def test_it_depends_on_the_volumes_alone(split: SplitLayout) -> None:
 def test_the_first_shape_has_the_plain_name() -> None:
     assert [array_name("kspace", number) for number in range(3)] == ["kspace", "kspace_1", "kspace_2"]
     assert array_name("sensitivity_maps", 2) == "sensitivity_maps_2"
+
+
+@property_test
+@given(st.integers(1, 2**30))
+def test_a_part_is_neither_smaller_than_s3_takes_nor_much_larger_than_it_must_be(chunk_bytes: int) -> None:
+    num_slices = layout.part_slices(chunk_bytes)
+    assert num_slices * chunk_bytes >= 5 * 2**20
+    assert num_slices == 1 or num_slices * chunk_bytes < 10 * 2**20

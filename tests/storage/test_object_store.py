@@ -8,6 +8,7 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ from storage import object_store
 from storage.errors import InputError
 from storage.object_store import ObjectStore
 from storage.store_errors import StoreAway
+from tests.faulty_proxy import FaultyProxy
 from tests.helpers import contents_of
 
 DATA = bytes(range(256)) * 4
@@ -76,9 +78,10 @@ def test_a_range_is_the_slice_of_the_bytes(readable: ObjectStore) -> None:
 def test_parts_are_the_bytes_between_edges(readable: ObjectStore) -> None:
     readable.write("object", DATA)
     edges = [2, 3, len(DATA) - 1, len(DATA) + 5, len(DATA) + 9]
-    parts = readable.read_parts("object", edges)
-    assert [bytes(part) for part in parts] == [DATA[2:3], DATA[3:-1], DATA[-1:], b""]
-    assert [bytes(part) for part in readable.read_parts("object", edges[-2:])] == [b""]
+    parts = [memoryview(bytearray(stop - start)) for start, stop in pairwise(edges)]
+    assert readable.read_into("object", 2, parts) == len(DATA) - 2
+    assert [bytes(part) for part in parts] == [DATA[2:3], DATA[3:-1], DATA[-1:] + bytes(5), bytes(4)]
+    assert readable.read_into("object", len(DATA) + 5, parts) == 0
 
 
 def test_a_start_before_the_beginning_gives_the_whole_object(readable: ObjectStore) -> None:
@@ -311,6 +314,18 @@ def test_a_request_whose_body_never_comes_changes_nothing(
         listener.shutdown(socket.SHUT_RDWR)
     S3FileSystem.clear_instance_cache()
     assert ObjectStore(url).list() == ({"folder/object": len(before)} if before else {})
+
+
+def test_an_object_is_stored_in_the_parts_that_were_asked_for(faulty_proxy: FaultyProxy) -> None:
+    """Only if there are two: else one request brings it, with its MD5."""
+    store, part = ObjectStore(f"s3://larmor/{uuid.uuid4().hex}"), 5 * 2**20
+    for size, num_parts in ((2 * part - 1, 0), (2 * part, 2), (2 * part + 1, 3)):
+        data, before = np.random.default_rng(size).bytes(size), len(faulty_proxy.log)
+        store.write("object", data, part)
+        puts = [request.path for request in faulty_proxy.log[before:] if request.method == "PUT"]
+        assert sum("partNumber=" in path for path in puts) == num_parts
+        assert len(puts) == max(1, num_parts)
+        assert store.read("object") == data
 
 
 def test_objects_of_one_request_and_of_several_arrive_whole(

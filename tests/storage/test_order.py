@@ -296,3 +296,21 @@ def test_blocks_are_neighbours_in_one_shard_and_keep_their_bound(
         assert len(set((info.row[members] // bucket.shard_slices).tolist())) == 1
         assert np.array_equal(np.diff(np.sort(info.row[members])), np.ones(len(members) - 1))
         assert len(members) * bucket.chunk_bytes <= block_bytes or len(members) == 1
+
+
+def test_a_block_larger_than_a_part_of_its_shard_holds_whole_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard of 25 slices is stored in parts of 3; a block of at most 8 begins with a part and holds 2 of them."""
+    shape = (1, 16, 12)
+    chunk = 8 * int(np.prod(shape)) + 4
+    monkeypatch.setattr(layout, "SHARD_BYTES", 25 * chunk)
+    monkeypatch.setattr(layout, "_PART_BYTES", 3 * chunk)
+    monkeypatch.setattr(layout, "_LEAST_PART", 2 * chunk)
+    store = ObjectStore(tmp_path)
+    entry = write_layout(store, SplitLayout("train", (stored_volume("v", "v", shape, 30),)), [random_kspace(30, shape)])
+    dataset.publish(store, {"train": entry}, [])
+    info = read_split(store, "train")
+    assert np.bincount(blocks_of(info, 8 * chunk)).tolist() == [6, 6, 6, 6, 1, 5]
+    assert np.bincount(blocks_of(info, 3 * chunk)).tolist() == [3] * 8 + [1, 3, 2]
+    assert np.bincount(blocks_of(info, 2 * chunk)).tolist() == [2] * 12 + [1, 2, 2, 1]
