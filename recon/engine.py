@@ -212,10 +212,13 @@ class DeepSpeedEngine:
 
     def close(self) -> None:
         self._engine.destroy()  # its hooks hold it, which the garbage collector cannot see
-        # with ZeRO 3 some stay: what they hold must be empty
-        for parameter, _ in self._optimizer_states():
-            parameter.data, parameter.grad = torch.empty(0, dtype=parameter.dtype, device=parameter.device), None
         self._base_optimizer.state.clear()
+        if self._settings.zero_stage == 3:  # its caches keep the module while the process lives: let it hold nothing
+            for parameter in self.module.parameters():
+                vars(parameter).clear()  # its part of the values among others
+                parameter.data, parameter.grad = torch.empty(0, dtype=parameter.dtype, device=parameter.device), None
+            for held in (self._engine.optimizer, self._engine):
+                vars(held).clear()
 
     # the state as whole tensors, through what DeepSpeed publishes for every stage
 

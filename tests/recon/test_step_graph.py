@@ -110,6 +110,24 @@ class TestCuda:
             trained(recipe("unet_dssim", cuda_graphs=True), self.DEVICE, range(STEPS))
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_deepspeed_gives_all_tensors_back(zero_stage: int) -> None:
+    """Of a training in the same process, as in a sweep."""
+
+    def held() -> int:
+        gc.collect()
+        tensors = (item for item in gc.get_objects() if issubclass(type(item), torch.Tensor))
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    before = held()
+    deepspeed = recipe("gan_resnet50", backend="deepspeed", zero_stage=zero_stage)
+    gan, _ = trained(deepspeed, torch.device("cpu"), range(2))
+    assert held() > before + 2**20
+    gan.close()
+    del gan
+    assert held() < before + 2**16
+
+
 def test_memory_is_given_back_without_the_garbage_collector() -> None:
     """A process trains again and again in a sweep, and large tensors do not make the collector run."""
     gan, _ = trained(recipe("gan_resnet50"), torch.device("cpu"), range(1))
