@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,7 +23,9 @@ class SweepConfig(BaseModel):
     )
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     scheduler: Literal["none", "asha"] = "none"
-    grace_steps: int | None = Field(None, ge=1, description="asha: nobody is stopped before; default: 1st validation")
+    grace_steps: int | None = Field(
+        None, ge=1, description="asha: no trial is stopped before; default: its part 1 / reduction_factor"
+    )
     reduction_factor: float = Field(3.0, gt=1, description="asha: of so many trials one goes on, at every rung")
     seeds: int = Field(1, ge=1, description="trainings for each point; what counts is their mean")
     warm_start: str | None = Field(None, description="URL of an earlier sweep whose trials teach the sampler")
@@ -30,6 +33,11 @@ class SweepConfig(BaseModel):
     seed: int = Field(0, ge=0)
     space: Mapping[str, str] = Field(default_factory=dict, description="experiment key → loguniform(low, high), …")
     overrides: Mapping[str, Any] = Field(default_factory=dict)
+
+    def first_rung(self, num_steps: int, validate_every: int) -> int:
+        """The step at which ASHA first stops trials of `num_steps`: a validation, unless it was chosen."""
+        own = math.ceil(num_steps / self.reduction_factor / validate_every) * validate_every
+        return min(self.grace_steps or own, num_steps)
 
 
 class SweepExperiment(Experiment):

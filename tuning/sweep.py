@@ -198,6 +198,6 @@ def _scheduler(config: SweepConfig, base: Experiment, desk: Any) -> Any:
 
     if config.scheduler == "none":
         return FIFOScheduler()
-    grace = config.grace_steps or base.training.validate_every
     steps = base.training.num_steps
-    return TellingASHA(desk, config.reduction_factor, time_attr="step", max_t=steps, grace_period=min(grace, steps))
+    first = config.first_rung(steps, base.training.validate_every)
+    return TellingASHA(desk, config.reduction_factor, time_attr="step", max_t=steps, grace_period=first)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from cluster.run_folder import RunFolder
 from tests.workbench import larmor, succeed, tiny, unique_name
+from tuning.experiment import SweepConfig
 from tuning.sweep_folder import SweepFolder
 
 OUTPUT = "s3://larmor"
@@ -82,6 +84,41 @@ def test_other_sweep_of_that_name_is_refused(swept: SweepFolder, sweep_name: str
     done = larmor("sweep", *tiny(sweep_name, tiny_heads, OUTPUT, *SCHEDULE, "seed=9"), "--trials", "2")
     assert done.returncode == 1
     assert "it differs in seed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "schedule", "rung"),
+    [
+        ({}, (250, 50), 100),
+        ({}, (162, 18), 54),
+        ({"reduction_factor": 2}, (6, 2), 4),
+        ({}, (10, 100), 10),
+        ({"grace_steps": 7}, (250, 50), 7),
+        ({"grace_steps": 300}, (250, 50), 250),
+    ],
+)
+def test_asha_begins_to_stop_at_a_validation(settings: dict[str, int], schedule: tuple[int, int], rung: int) -> None:
+    assert SweepConfig.model_validate(settings).first_rung(*schedule) == rung
+
+
+def test_asha_stops_who_is_not_among_the_best_at_the_rung(tiny_heads: str, store_environment: dict[str, str]) -> None:
+    name, num_trials, rung = unique_name("asha"), 6, 4
+    rule = ("sweep.scheduler=asha", "sweep.reduction_factor=2", "sweep.sampler=random", "training.validate_every=2")
+    space = "space.generator_optimizer.learning_rate=loguniform(1e-6,1e-1)"
+    succeed("sweep", *tiny(name, tiny_heads, OUTPUT, *SCHEDULE, *rule, space), "--trials", str(num_trials))
+    folder, seen = SweepFolder(f"{OUTPUT}/sweeps/{name}"), list[float]()
+    trials = sorted(folder.trials(), key=lambda trial: trial["began"])
+    assert len(trials) == num_trials
+    for trial in trials:
+        history = folder.trial_run(trial["id"]).history()
+        (at_rung,) = (row["val/psnr"] for row in history if row["step"] == rung)
+        is_worse = bool(seen) and at_rung < np.percentile(seen, 50)
+        assert (trial["state"], trial["steps"]) == (("stopped", rung) if is_worse else ("finished", 6))
+        assert ("ASHA: not among the best 1/2" in trial.get("reason", "")) == is_worse
+        seen.append(at_rung)
+    assert {trial["state"] for trial in trials} == {"stopped", "finished"}
+    best = (folder.result() or {})["best"]
+    assert best["metrics"]["val/psnr"] == max(trial["metrics"]["val/psnr"] for trial in trials)
 
 
 def test_best_is_pulled_used_and_reported(swept: SweepFolder, tiny_heads: str, tmp_path: Path) -> None:
