@@ -176,9 +176,12 @@ class Loader:
         readers = (self._reader, self._reader.maps) if self._reader.maps else (self._reader,)
         begun: dict[int, _MicroBatch] = {}
 
+        def places_of(number: int) -> np.ndarray:
+            return start + stride * np.arange(number * size, (number + 1) * size, dtype=np.int64)
+
         def micro_batch(number: int) -> _MicroBatch:
             if number not in begun:
-                samples = order.samples(start + stride * np.arange(number * size, (number + 1) * size, dtype=np.int64))
+                samples = order.samples(places_of(number))
                 shapes = [self._reader.info.bucket_of(index).shape for index in samples[:, 1]]
                 begun[number] = _MicroBatch(Batch.empty(shapes, samples, self._allocate, len(readers) > 1))
             return begun[number]
@@ -186,8 +189,7 @@ class Loader:
         epoch = -1
         wanted: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for number in range(count) if count is not None else itertools.count():
-            places = start + stride * np.arange(number * size, (number + 1) * size, dtype=np.int64)
-            for place in places.tolist():
+            for place in places_of(number).tolist():
                 if place // order.num_samples != epoch:
                     epoch, first = divmod(place, order.num_samples)
                     last = None if count is None else start + stride * count * size - epoch * order.num_samples
