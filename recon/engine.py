@@ -217,7 +217,7 @@ class DeepSpeedEngine:
             for parameter in self.module.parameters():
                 vars(parameter).clear()  # its part of the values among others
                 parameter.data, parameter.grad = torch.empty(0, dtype=parameter.dtype, device=parameter.device), None
-            for held in (self._engine.optimizer, self._engine):
+            for held in (self._engine.optimizer, self._engine, *self.module.modules()):
                 vars(held).clear()
 
     # the state as whole tensors, through what DeepSpeed publishes for every stage
