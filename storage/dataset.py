@@ -196,12 +196,15 @@ def _create_sharded(group: Any, name: str, shape: tuple[int, ...], shard_slices:
 def refuse_occupied(store: ObjectStore, overwrite: bool) -> None:
     """Raises `InputError` if a whole data set stands at `store` and `overwrite` is False, or something else does."""
     store.check_access()
-    if store.exists("zarr.json"):
-        _root_record(store)  # refuses to delete what is not a data set of Larmor
-        if not overwrite:
-            raise InputError(f"{store.url}: a data set is there already; pass --overwrite or choose another URL")
-    elif foreign := [path for path in store.list() if path.split("/")[0] not in (*SPLITS, JOURNAL)]:
-        raise InputError(f"{store.url}: holds other files ({foreign[0]}, …); choose an empty place")
+    if not store.exists("zarr.json"):
+        foreign = [path for path in store.list() if path.split("/")[0] not in (*SPLITS, JOURNAL)]
+        if not foreign:
+            return
+        if "zarr.json" not in foreign:  # else it was published between the two looks
+            raise InputError(f"{store.url}: holds other files ({foreign[0]}, …); choose an empty place")
+    _root_record(store)  # refuses to delete what is not a data set of Larmor
+    if not overwrite:
+        raise InputError(f"{store.url}: a data set is there already; pass --overwrite or choose another URL")
 
 
 def remove(store: ObjectStore) -> None:

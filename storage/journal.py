@@ -101,7 +101,9 @@ def open_journal(store: ObjectStore, plan: Mapping[str, Any], overwrite: bool) -
     identity = uuid.uuid4().hex
     created = found is None and store.create(_PLAN, _encode(plan, identity, cleared=False))
     if not created:
-        found = _read_json(store, _PLAN) or {}
+        found = _read_json(store, _PLAN)
+        if found is None:  # the conversion that was there has ended meanwhile
+            return open_journal(store, plan, overwrite)
         if found.get("plan") != plan:
             raise InputError(
                 f"{store.url}: an unfinished conversion of other sources, or with other options, is there; repeat it "

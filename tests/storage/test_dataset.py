@@ -294,6 +294,16 @@ def test_a_data_set_is_replaced_only_on_demand(store: ObjectStore, tmp_path: Pat
     assert store.list() == {}
 
 
+def test_one_that_is_published_between_two_looks_is_a_data_set(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dataset(store, {"train": random_kspace(9)})
+    monkeypatch.setattr(store, "exists", lambda path: False)
+    with pytest.raises(InputError, match="a data set is there already; pass --overwrite"):
+        dataset.refuse_occupied(store, overwrite=False)
+    dataset.refuse_occupied(store, overwrite=True)
+
+
 def test_what_an_interrupted_conversion_left_makes_room(store: ObjectStore) -> None:
     write_split(store, "train", random_kspace(9))
     write_split(store, "validation", random_kspace(2))

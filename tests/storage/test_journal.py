@@ -20,6 +20,7 @@ from storage import dataset, layout
 from storage.convert import ConvertOptions, VolumeReport, convert
 from storage.errors import InputError
 from storage.formats.recognise import find_sources
+from storage.journal import open_journal
 from storage.object_store import ObjectStore
 from storage.store_errors import StoreAway
 from storage.verify import verify
@@ -249,11 +250,36 @@ def test_several_processes_may_do_the_same_conversion(
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(one, range(3)))
     assert outcomes
-    assert all("a data set is there already" in refusal for refusal in refusals), "these came after the first had ended"
+    for refusal in refusals:
+        assert "a data set is there already" in refusal, "it came after the first had ended"
     store = ObjectStore(url)
     found = {path: store.read(path) for path in store.list() if not path.startswith(dataset.JOURNAL)}
     assert found == contents_of(tmp_path / "whole")
     assert not store.exists(PLAN)
+
+
+@pytest.mark.parametrize("is_published", [True, False])
+def test_a_conversion_that_ends_while_another_begins(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_published: bool
+) -> None:
+    """Its journal was there when the other wanted to make its own, and is gone when it looks whose it was."""
+    store, create, lost = ObjectStore(tmp_path / "data"), ObjectStore.create, list[str]()
+
+    def too_late(self: ObjectStore, path: str, data: bytes) -> bool:
+        if not lost:
+            lost.append(path)
+            if is_published:
+                run(scans, store.url)
+            return False
+        return create(self, path, data)
+
+    monkeypatch.setattr(ObjectStore, "create", too_late)
+    if is_published:
+        with pytest.raises(InputError, match="a data set is there already"):
+            open_journal(store, {"sources": []}, overwrite=False)
+    else:
+        assert not open_journal(store, {"sources": []}, overwrite=False).resumed
+    assert lost == [PLAN]
 
 
 def test_two_different_conversions_in_one_place_make_no_mixture(scans: Path, tmp_path: Path) -> None:
