@@ -12,18 +12,18 @@ from urllib.parse import urlsplit
 
 import crc32c
 import numpy as np
-from slices import SLICE_BYTES, SPLIT, Place
+from slices import SHAPE, SPLIT, Place
 
 from storage import dataset, layout
 
 Range = tuple[str, int, int]  # object, first byte, byte after the last
-CHUNK_BYTES = SLICE_BYTES + 4
 Get = Callable[[Range], "memoryview | bytes"]
 
 
 def ranges_of(place: Place, mib: int = 0, parts: int = 0) -> list[Range]:
     """All bytes of all shards, so many at a time, in random order."""
-    size = (mib << 20) + parts * layout.part_slices(CHUNK_BYTES) * CHUNK_BYTES
+    chunk = layout.chunk_bytes(SHAPE)
+    size = (mib << 20) + parts * layout.part_slices(chunk) * chunk
     found = []
     for path, length in place.store("larmor").list(f"{SPLIT}/kspace/c").items():
         found += [(path, start, min(start + size, length)) for start in range(0, length, size)]

@@ -54,7 +54,7 @@ def open_blocks(order: SampleOrder) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slices", type=int, default=20_000)
-    parser.add_argument("--block", type=int, default=16, help="slices of a block: 8 MiB at 256×256")
+    parser.add_argument("--block", type=int, default=15, help="slices of a block, as many as 8 MiB hold at 256×256")
     parser.add_argument("--volume", type=int, default=150, help="slices of a volume")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=4)

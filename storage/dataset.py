@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from storage.errors import InputError
-from storage.layout import ShardPlan, SliceShape, SplitLayout, array_name, part_slices
+from storage.layout import ShardPlan, SliceShape, SplitLayout, array_name, chunk_bytes, part_slices
 from storage.object_store import ObjectStore
 from storage.store_errors import again_if_damaged
 
@@ -46,7 +46,7 @@ class BucketInfo:
     @property
     def chunk_bytes(self) -> int:
         """Bytes of one encoded slice, its CRC-32C included."""
-        return 8 * int(np.prod(self.shape)) + 4
+        return chunk_bytes(self.shape)
 
     @property
     def num_shards(self) -> int:

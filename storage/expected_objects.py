@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from storage.dataset import COLUMNS, shard_path
-from storage.layout import array_name
+from storage.layout import CRC_BYTES, array_name
 
 
 def shard_bytes(num_rows: int, chunk_bytes: int, shard_slices: int) -> int:
     """Bytes of a shard object of `num_rows` slices: the slices, then an index of `shard_slices` entries and its CRC."""
-    return num_rows * chunk_bytes + 16 * shard_slices + 4
+    return num_rows * chunk_bytes + 16 * shard_slices + CRC_BYTES
 
 
 def expected_objects(split: str, arrays: Iterable[tuple[str, int, int]]) -> set[str]:

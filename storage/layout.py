@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 SHARD_BYTES = 64 * 2**20
+CRC_BYTES = 4
 _PART_BYTES = 8 * 2**20
 _LEAST_PART = 5 * 2**20  # S3 takes no smaller part of an upload, but for the last one
 
@@ -45,8 +47,8 @@ class Bucket:
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of one stored slice: its values and their CRC-32C."""
-        return 8 * int(np.prod(self.shape)) + 4
+        """Bytes of one stored slice."""
+        return chunk_bytes(self.shape)
 
     @property
     def num_shards(self) -> int:
@@ -114,6 +116,11 @@ class SplitLayout:
 
 def _joined(volumes: Sequence[StoredVolume], name: str) -> list[object]:
     return [value for volume in volumes for value in getattr(volume, name)]
+
+
+def chunk_bytes(shape: SliceShape) -> int:
+    """Bytes of a stored slice (coil, height, width): its complex64 values and their CRC-32C."""
+    return 8 * math.prod(shape) + CRC_BYTES
 
 
 def part_slices(chunk_bytes: int) -> int:

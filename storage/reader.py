@@ -14,9 +14,10 @@ import numpy as np
 from storage.cache import DiskCache
 from storage.dataset import SplitInfo
 from storage.errors import InputError
+from storage.layout import CRC_BYTES
 from storage.object_store import ObjectStore
 from storage.order import blocks_of
-from storage.shards import CRC_BYTES, ByteRange, ShardIndexes, crc_matches, plan_ranges
+from storage.shards import ByteRange, ShardIndexes, crc_matches, plan_ranges
 from storage.store_errors import again_if_damaged
 
 Kind = Literal["kspace", "sensitivity_maps"]

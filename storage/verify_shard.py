@@ -9,8 +9,9 @@ import numpy as np
 
 from storage.dataset import BucketInfo, SplitInfo, shard_checksum, shard_path
 from storage.examine import image_scale
+from storage.layout import CRC_BYTES
 from storage.object_store import ObjectStore
-from storage.shards import CRC_BYTES, MISSING, crc_matches, decode_slice
+from storage.shards import MISSING, crc_matches, decode_slice
 
 _TOLERANCE = 1e-4  # of the largest value of an image
 
