@@ -71,6 +71,7 @@ def pack(options: argparse.Namespace) -> None:
             content = path.read_bytes()
             target.write_bytes(lzma.compress(gzip.decompress(content) if path.suffix == ".gz" else content))
     if not options.no_wheels:
+        shutil.rmtree(folder / "wheels", ignore_errors=True)  # of other versions
         _download(folder / "wheels", options.python)
     with tempfile.TemporaryDirectory() as work:
         data = _make_data(folder, Path(work))
