@@ -12,6 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from recon import step_graph
 from recon.gan import Gan
 from recon.plain_engine import PlainEngine
 from recon.recipe import Recipe
@@ -84,11 +85,16 @@ class TestCuda:
             ("unsupervised_gan", {"dtype": "bfloat16"}),
         ],
     )
-    def test_the_losses_are_those_of_the_steps_themselves(self, system: str, training: dict[str, Any]) -> None:
-        tolerance = 0.05 if training.get("dtype") else 2e-3
-        _, plain = trained(recipe(system, **training), self.DEVICE, range(STEPS))
-        gan, recorded = trained(recipe(system, cuda_graphs=True, **training), self.DEVICE, range(STEPS))
-        np.testing.assert_allclose(recorded, plain, rtol=tolerance, atol=tolerance)
+    def test_the_losses_are_those_of_the_steps_themselves(
+        self, system: str, training: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With the same optimisers: those that can be recorded round differently, which a GAN enlarges."""
+        wanted = recipe(system, cuda_graphs=True, **training)
+        with monkeypatch.context() as patch:
+            patch.setattr(step_graph, "_WARM_UP", STEPS)  # nothing is recorded
+            _, unrecorded = trained(wanted, self.DEVICE, range(STEPS))
+        gan, recorded = trained(wanted, self.DEVICE, range(STEPS))
+        np.testing.assert_allclose(recorded, unrecorded, rtol=1e-3, atol=1e-3)
         assert len(set(recorded)) > STEPS, "each step has a loss of its own"
         assert isinstance(gan.generator, PlainEngine)
 
