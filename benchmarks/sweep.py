@@ -80,6 +80,7 @@ def asha(scratch: Path, num_trials: int, num_seeds: int, num_steps: int, grace: 
         f"training.validate_every={num_steps // 9}",
         f"training.checkpoint_every={num_steps}",
         f"sweep.grace_steps={num_steps // grace}",
+        "training.ema_decay=0.9",  # what a high learning rate does last says little of the trial
     )
     space = ("space.generator_optimizer.learning_rate=loguniform(1e-5,1e-1)",)
     ratios = []
@@ -120,7 +121,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=162, help="of a whole trial of asha; a multiple of 9")
-    parser.add_argument("--grace", type=int, default=3, choices=(3, 9), help="asha's first rung is at 1/GRACE of them")
+    parser.add_argument("--grace", type=int, default=9, choices=(3, 9), help="asha's first rung is at 1/GRACE of them")
     parser.add_argument("--keep", type=Path, help="a folder for the sweeps, to look at afterwards")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))

@@ -15,6 +15,7 @@ from tuning.space import Dimension
 from tuning.sweep_folder import RATED, SweepFolder
 
 Point = Mapping[str, Any]
+_FEWEST_RANDOM = 10  # points before TPE looks at what came of them
 
 
 def make_searcher(config: SweepConfig, dimensions: Sequence[Dimension], first: Sequence[Point], known: Any) -> Any:
@@ -30,7 +31,10 @@ def make_searcher(config: SweepConfig, dimensions: Sequence[Dimension], first: S
     seed, name = config.seed + len(known), f"val/{config.metric}"
     if config.sampler == "tpe":
         # constant_liar: trials that run side by side do not all try the same point
-        sampler: Any = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+        first_ones = max(_FEWEST_RANDOM, config.num_trials // 3)
+        sampler: Any = optuna.samplers.TPESampler(
+            seed=seed, multivariate=True, constant_liar=True, n_startup_trials=first_ones
+        )
     else:  # a grid is its points, all of them in `first`
         sampler = optuna.samplers.RandomSampler(seed=seed)
     searcher = OptunaSearch(

@@ -55,6 +55,14 @@ def test_suggestions_are_inside_and_repeat_with_the_seed(sampler: str) -> None:
     assert found != suggestions([], 12, sampler=sampler, seed=4)
 
 
+@pytest.mark.parametrize(("num_trials", "random"), [(4, 10), (36, 12), (60, 20)])
+def test_the_first_third_is_random_and_at_least_ten(num_trials: int, random: int) -> None:
+    found = suggestions([], random + 1, num_trials=num_trials, seed=3)
+    by_chance = suggestions([], random + 1, sampler="random", seed=3)
+    assert found[:random] == by_chance[:random]
+    assert found[random] != by_chance[random]
+
+
 def test_known_trials_teach_the_sampler() -> None:
     """Good near 30, bad below 1: after twenty of them it looks near 30 far more often than chance would."""
     good = [record(30 + number * 0.1, 30.0) for number in range(10)]
