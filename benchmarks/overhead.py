@@ -140,14 +140,15 @@ def larmor_worker(address: str) -> Any:
                 if not self.began:
                     self.began = time.perf_counter()
 
-            def report(self, step: int, metrics: Any, history: Any) -> None:
-                super().report(step, metrics, history)
+            def report(self, step: int, metrics: Any, history: Any) -> bool:
+                stopping = super().report(step, metrics, history)
                 try:
                     connection.send((time.perf_counter() - self.began, [row["loss"] for row in history]))
                     connection.recv()
+                    self.began = time.perf_counter()
                 except (BrokenPipeError, EOFError):
-                    return  # the other has done all its blocks
-                self.began = time.perf_counter()
+                    pass  # the other has done all its blocks
+                return stopping
 
         ray_worker.RayWorker = InTurns  # type: ignore[misc]
         return ray_worker.work(config)

@@ -69,9 +69,9 @@ def watched(arguments: list[str]) -> None:
                 note("restored")
                 return super().restore(read)
 
-            def report(self, step: int, metrics: Any, history: Any) -> None:
+            def report(self, step: int, metrics: Any, history: Any) -> bool:
                 note("first step" if step == 1 else "last step")
-                super().report(step, metrics, history)
+                return super().report(step, metrics, history)
 
         ray_worker.RayWorker = Clock  # type: ignore[misc]
         return ray_worker.work(config)

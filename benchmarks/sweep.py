@@ -17,10 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+BATCH = 4
 SMALL = (
     "data.crop=[64,64]",
     "data.shuffle_bytes=262144",
@@ -28,7 +30,7 @@ SMALL = (
     "generator.width=4",
     "critic.width=4",
     "critic.steps=1",
-    "training.global_batch_size=4",
+    f"training.global_batch_size={BATCH}",
     "training.validation_slices=6",
     "cluster.num_workers=1",
     "sweep.overrides={}",
@@ -89,30 +91,33 @@ def asha(scratch: Path, num_trials: int, num_seeds: int, num_steps: int, grace: 
         random, _ = sweep(scratch, f"random-{seed}", *common, f"sweep.num_trials={num_trials}", "sweep.sampler=random")
         wise, _ = sweep(scratch, f"asha-{seed}", *common, f"sweep.num_trials={3 * num_trials}", "sweep.scheduler=asha")
         goal, spent = max(value(trial) for trial in random), sum(trial["num_images"] for trial in random)
-        for name, trials in (("random", random), ("asha + tpe", wise)):
-            seen, total = images_until(trials, goal), sum(trial["num_images"] for trial in trials)
+        for name, trials in (("random", random), ("asha", wise)):
+            folders = [scratch / "output" / "sweeps" / f"{name}-{seed}" / "trials" / trial["id"] for trial in trials]
+            seen, total = images_until(folders, goal), sum(trial["num_images"] for trial in trials)
             best = max(value(trial) for trial in trials)
             print(
-                f"seed {seed} {name:11} best {best:.4f} dB, {seen or 'never'} images until {goal:.4f}, {total} in all",
+                f"seed {seed} {name:6} best {best:.4f} dB, {seen or 'never'} images until {goal:.4f}, {total} in all",
                 flush=True,
             )
-        ratios.append((images_until(wise, goal) or math.inf) / spent)
-    print("images of asha + tpe until then / of the random search: " + ", ".join(f"{ratio:.2f}" for ratio in ratios))
+        ratios.append((seen or math.inf) / spent)
+    print("images of asha until then / of the random search: " + ", ".join(f"{ratio:.2f}" for ratio in ratios))
 
 
 def value(trial: dict[str, Any]) -> float:
     return float(trial["metrics"].get("val/psnr", -1e9))
 
 
-def images_until(trials: list[dict[str, Any]], goal: float) -> int | None:
-    """Images that all trials had seen when the first of those that reach `goal` had ended."""
-    ended = sorted(trials, key=lambda trial: trial["began"] + trial["seconds"])
-    seen = 0
-    for trial in ended:
-        seen += trial["num_images"]
-        if value(trial) >= goal:
-            return seen
-    return None
+def images_until(trials: Sequence[Path], goal: float) -> int | None:
+    """Images that the trials in these folders had seen when the first of them reached `goal` at its end."""
+    curves = [[json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()] for trial in trials]
+    last = max(row["step"] for curve in curves for row in curve)
+    ends = [curve[-1] for curve in curves if curve[-1]["step"] == last]
+    reached = [row["time"] for row in ends if row["val/psnr"] >= goal]
+    if not reached:
+        return None
+    return BATCH * sum(
+        max((row["step"] for row in curve if row["time"] <= min(reached)), default=0) for curve in curves
+    )
 
 
 def main() -> None:

@@ -106,8 +106,9 @@ class LocalWorker:
     def begin(self, step: int) -> None:
         self._on_rank_0(lambda: self._begin_attempt(step))
 
-    def report(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> None:
+    def report(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> bool:
         self._on_rank_0(lambda: self._publish(step, metrics, history))
+        return False
 
     def save(self, step: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:
         """Blocks while the files are written to a local folder, and before that while the last ones are uploaded.

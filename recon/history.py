@@ -51,8 +51,11 @@ class History:
         """Validation metrics that belong to the newest step."""
         self.validated = metrics
 
-    def flush(self) -> None:
-        """Report the rows since the last flush. Raises `TrainingDiverged` at a loss that is not finite."""
+    def flush(self) -> bool:
+        """Report the rows since the last flush; whether the training shall end with them.
+
+        Raises `TrainingDiverged` at a loss that is not finite.
+        """
         self._speed.enter_report(self._rows[-1][0])
         names = sorted(self._rows[0][1])
         local = torch.stack([torch.stack([row[name].float() for name in names]) for _, row in self._rows]).cpu()
@@ -70,7 +73,7 @@ class History:
         figures = self._speed.figures([lap for _, lap in parts], len(history))
         self.metrics = {name: value for name, value in history[-1].items() if name != "step"} | figures
         self.validated = {}
-        self._worker.report(int(history[-1]["step"]), self.metrics, history)
+        return self._worker.report(int(history[-1]["step"]), self.metrics, history)
 
     def _check(self, row: dict[str, float]) -> None:
         """Raises `TrainingDiverged`, or `InputError` if it was the data, on every rank alike."""

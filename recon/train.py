@@ -87,7 +87,7 @@ def train(recipe: Recipe, worker: Worker) -> bool:
                 state.early_stop.add(log.validated)
                 checkpoint = checkpoint or state.early_stop.reached
             if log.validated or stopping or state.step % config.log_every == 0:
-                log.flush()
+                stopping = log.flush() or stopping
                 state.training_seconds = speed.training_seconds
             if checkpoint or stopping:  # the notice is short: no validation for its sake
                 clock.enter("checkpoint", state.step)

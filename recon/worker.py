@@ -35,8 +35,11 @@ class Worker(Protocol):
         """Whether to save a checkpoint and end now; the same answer on all ranks. Called once in every step."""
         ...
 
-    def report(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> None:
-        """Publish the newest figures and the rows (one per step) since the last report."""
+    def report(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> bool:
+        """Publish the newest figures and the rows (one per step) since the last report.
+
+        Returns whether these figures are a reason to save a checkpoint and end now; the same on all ranks.
+        """
         ...
 
     def save(self, step: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:

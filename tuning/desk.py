@@ -57,16 +57,20 @@ class Desk:
                 await self.give_up(self._no_slots)
 
     async def next_result(self, tune_id: str) -> dict[str, Any]:
-        """The next report of a trial, or with `done` its end; asking for it lets the trial train on."""
+        """The next report of a trial, with its id, or with `done` its end; asking for it lets the trial train on."""
         trial = self._trials[tune_id]
         trial.judged.set()
-        return await trial.results.get()
+        return {**await trial.results.get(), "trial": trial.id}
 
     async def stop(self, tune_id: str, reason: str) -> None:
         """Tune's scheduler ends the trial."""
         trial = self._trials[tune_id]
         trial.stop_reason = reason
         trial.judged.set()
+
+    async def go_on(self, id: str, parameters: Mapping[str, Any]) -> None:
+        """The next trial with these parameters is that with this id, which was stopped before."""
+        self._unfinished[id] = _canonical(parameters)
 
     # what slots call
 
@@ -76,23 +80,25 @@ class Desk:
         A slot that still holds a trial has died and come back: the trial was lost.
         """
         await self.lost(slot, "its workers were started again")
-        if not self._waiting and not self._closed:
+        if self._next() is None and not self._closed:
             self._work.clear()
             try:
                 await asyncio.wait_for(self._work.wait(), POLL_SECONDS)
             except TimeoutError:
                 return {}
-        while self._waiting:
-            trial = self._waiting.popleft()
-            if trial.outcome is None:
-                trial.attempts += 1
-                self._held[slot] = trial
-                return {"trial": trial.id, "parameters": dict(trial.parameters)}
-        return None if self._closed else {}
+        trial = self._next()
+        if trial is None:
+            return None if self._closed else {}
+        self._waiting.remove(trial)
+        trial.attempts += 1
+        self._held[slot] = trial
+        return {"trial": trial.id, "parameters": dict(trial.parameters)}
 
     async def report(self, slot: str, result: Mapping[str, Any]) -> str | None:
         """Pass a report to Tune; returns why the trial must stop, or None once it may train on."""
         trial = self._held[slot]
+        if trial.stop_reason:  # its slot died before it was saved
+            return trial.stop_reason
         trial.judged.clear()
         trial.results.put_nowait(dict(result))
         try:
@@ -104,6 +110,7 @@ class Desk:
     async def end(self, slot: str, outcome: Mapping[str, Any]) -> None:
         """The slot's trial has ended and its record is written; the slot is free."""
         _finish(self._held.pop(slot), outcome)
+        self._work.set()
 
     async def give_back(self, slot: str) -> None:
         """The slot's machine is taken away and its trial is saved: that is no failed attempt."""
@@ -141,14 +148,19 @@ class Desk:
             _finish(trial, {"state": "failed", "reason": reason})
 
     async def close(self) -> dict[str, dict[str, Any]]:
-        """Wait until no slot holds a trial, then send the slots home. The trials that failed here, by id."""
-        while self._held:
+        """Wait until no slot holds or owes a trial, then send the slots home. The trials that failed here, by id."""
+        while self._held or any(trial.stop_reason and trial.outcome is None for trial in self._waiting):
             await asyncio.sleep(0.05)
         self._closed = True
         self._work.set()
         trials = self._trials.values()
         failed = [trial for trial in trials if trial.outcome is not None and trial.outcome["state"] == "failed"]
         return {trial.id: {"parameters": dict(trial.parameters), **(trial.outcome or {})} for trial in failed}
+
+    def _next(self) -> _Trial | None:
+        """The trial for the next free slot. One that goes on may still be saved by the slot that had it."""
+        held = {trial.id for trial in self._held.values()}
+        return next((trial for trial in self._waiting if trial.outcome is None and trial.id not in held), None)
 
     def _id_for(self, parameters: Mapping[str, Any]) -> str:
         wanted = _canonical(parameters)

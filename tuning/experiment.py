@@ -24,7 +24,7 @@ class SweepConfig(BaseModel):
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     scheduler: Literal["none", "asha"] = "none"
     grace_steps: int | None = Field(
-        None, ge=1, description="asha: no trial is stopped before; default: its part 1 / reduction_factor"
+        None, ge=1, description="asha: no trial is stopped before; default: its part 1 / reduction_factor²"
     )
     reduction_factor: float = Field(3.0, gt=1, description="asha: of so many trials one goes on, at every rung")
     seeds: int = Field(1, ge=1, description="trainings for each point; what counts is their mean")
@@ -36,7 +36,7 @@ class SweepConfig(BaseModel):
 
     def first_rung(self, num_steps: int, validate_every: int) -> int:
         """The step at which ASHA first stops trials of `num_steps`: a validation, unless it was chosen."""
-        own = math.ceil(num_steps / self.reduction_factor / validate_every) * validate_every
+        own = math.ceil(num_steps / self.reduction_factor**2 / validate_every) * validate_every
         return min(self.grace_steps or own, num_steps)
 
 

@@ -21,7 +21,8 @@ _FEWEST_RANDOM = 10  # points before TPE looks at what came of them
 def make_searcher(config: SweepConfig, dimensions: Sequence[Dimension], first: Sequence[Point], known: Any) -> Any:
     """Ray Tune's search algorithm: tries `first`, then what the sampler says.
 
-    `known` are records of trials; those that diverged or failed count as the worst.
+    `known` are records of trials; those that diverged or failed count as the worst, and those that were stopped:
+    after fewer steps their figures say something else.
     """
     import optuna
     from ray.tune.search.optuna import OptunaSearch
@@ -45,10 +46,12 @@ def make_searcher(config: SweepConfig, dimensions: Sequence[Dimension], first: S
         points_to_evaluate=[dict(point) for point in first] or None,
     )
     for trial in known:
-        value = trial["metrics"].get(name, math.nan) if trial["state"] in RATED else math.nan
+        value = trial["metrics"].get(name, math.nan) if trial["state"] == "finished" else math.nan
         rated = math.isfinite(value)
         told: Any = value if rated else None
-        searcher.add_evaluated_point(dict(trial["parameters"]), told, pruned=not rated)
+        last = trial["last"][name] if trial["state"] == "stopped" and name in trial.get("last", {}) else None
+        seen = None if last is None else [last]
+        searcher.add_evaluated_point(dict(trial["parameters"]), told, pruned=not rated, intermediate_values=seen)
     return searcher
 
 

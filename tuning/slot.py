@@ -27,16 +27,15 @@ from tuning.sweep_folder import SweepFolder
 Call = Callable[..., Any]  # a method of the desk by name, with this slot's arguments; on rank 0 only
 
 
-class TrialStopped(Exception):
-    """The scheduler ends the trial. Raised by all ranks at the same step."""
-
-
 class Interrupted(Exception):
     """The workers' machine is taken away. Raised by all ranks; Ray starts the slot again where there is room."""
 
 
 class SlotWorker(RayWorker):
-    """A rank of a slot: shows every validation to the sweep, and ends the trial if the scheduler says so."""
+    """A rank of a slot: shows every validation to the sweep, and ends the trial if the scheduler says so.
+
+    `stop_reason` is what the scheduler said, on all ranks.
+    """
 
     def __init__(
         self,
@@ -47,7 +46,8 @@ class SlotWorker(RayWorker):
         call: Call | None = None,
     ) -> None:
         super().__init__(run, experiment.training, device, request)
-        self._experiment, self._call, self._stop_reason = experiment, call, None
+        self._experiment, self._call = experiment, call
+        self.stop_reason: str | None = None
         self._last: dict[str, Any] = {"step": 0}
 
     def claim(self) -> bool:
@@ -58,22 +58,16 @@ class SlotWorker(RayWorker):
         """`end` (state, reason) with metrics of the best checkpoint, last figures, steps and images."""
         return self._on_rank_0(lambda: {**end, **self._figures(finished=end["state"] == "finished")})
 
-    def report(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> None:
+    def report(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> bool:
         super().report(step, metrics, history)
         rated = {name: value for name, value in metrics.items() if name.startswith("val/")}
         self._last = {**self._last, "step": step, **rated}
         # the last validation counts with the trial's end, when its checkpoint is there too
         if not rated or step == self._experiment.training.num_steps or self._call is None:
-            return
+            return False
         reason = self._call("report", {"step": step, **rated}) if self.rank == 0 else None
-        self._stop_reason = self.gather(reason)[0]
-        if self._stop_reason and step % self._experiment.training.checkpoint_every:
-            raise TrialStopped(self._stop_reason)  # else after the checkpoint, which is due now
-
-    def save(self, step: int, metrics: Mapping[str, float], write: Any) -> None:
-        super().save(step, metrics, write)
-        if self._stop_reason:
-            raise TrialStopped(self._stop_reason)
+        self.stop_reason = self.gather(reason)[0]
+        return self.stop_reason is not None
 
     def _claim(self) -> bool:
         if not self._run.create(dump_yaml(self._experiment)):
@@ -132,7 +126,7 @@ def _train_trial(
 ) -> dict[str, Any]:
     """Train a trial to its end, whatever it is, and record it; the outcome for Tune: state and metrics."""
     trial, parameters, started = job["trial"], job["parameters"], time.time()
-    began = folder.begin_trial(trial, parameters) if ranks.rank == 0 else started
+    began, before = folder.begin_trial(trial, parameters) if ranks.rank == 0 else (started, 0.0)
     ends: list[dict[str, Any]] = []
     for number in range(num_seeds):
         seed = parameters.get("seed", base.seed) + number
@@ -147,7 +141,7 @@ def _train_trial(
         ends.append(_train_seed(experiment, worker, call))
         if ends[-1]["state"] != "finished":
             break
-    record = combined(ends) | {"parameters": parameters, "began": began, "seconds": time.time() - started}
+    record = combined(ends) | {"parameters": parameters, "began": began, "seconds": before + time.time() - started}
     if ranks.rank == 0:
         folder.write_trial(trial, record)
     metrics = record["metrics"] if record["state"] == "finished" else {}  # none: the sampler counts it as worst
@@ -164,9 +158,10 @@ def _train_seed(experiment: Experiment, worker: SlotWorker, call: Call) -> dict[
         with worker.watched(experiment.cluster.hang_seconds), worker:
             try:
                 if not worker.claim() and not train(experiment, worker):
-                    end = {"state": "interrupted", "reason": worker.request.reason or "another rank was asked to stop"}
-            except TrialStopped as stop:
-                end = {"state": "stopped", "reason": str(stop)}
+                    asked = worker.request.reason or "another rank was asked to stop"
+                    end = {"state": "interrupted", "reason": asked}
+                    if worker.stop_reason:
+                        end = {"state": "stopped", "reason": worker.stop_reason}
             except TrainingDiverged as error:
                 end = {"state": "diverged", "reason": str(error)}
     except (LeaseLost, StoreAway):

@@ -17,9 +17,10 @@ from cluster.run import check_data, refuse_another
 from cluster.stopping import ending_at
 from recon.metrics import HIGHER_IS_BETTER
 from tuning.experiment import SweepConfig, SweepExperiment
+from tuning.ladder import Ladder
 from tuning.sampler import earlier_trials, grid_points, make_searcher, planned_trials
 from tuning.space import Dimension, describe_value, parse_space, starting_point, with_values
-from tuning.sweep_folder import ENDED, SweepFolder
+from tuning.sweep_folder import ENDED, RATED, SweepFolder
 
 # keys in which the same sweep may differ when it is started again
 MAY_DIFFER = ("cluster.", "sweep.num_trials", "sweep.concurrent_trials")
@@ -85,14 +86,16 @@ def run_sweep(
             refuse_another(experiment, folder.config_yaml(), folder.url, MAY_DIFFER)
         ended = [trial for trial in folder.trials() if trial["state"] in ENDED]
         missing = planned_trials(config, dimensions) - len(ended)
-        if missing > 0:
+        ladder = _ladder(config, base, folder, ended) if config.scheduler == "asha" else None
+        legs = len(ladder.waiting()) if ladder and ladder.ready() else 0
+        if missing > 0 or legs:
             room = wait_for_room(bundle, base.cluster.fewest_workers, base.cluster.most_workers, say)
-            count = min(missing, config.concurrent_trials or room)
+            count = min(max(missing, 0) + legs, config.concurrent_trials or room)
             unfinished = folder.unfinished()
             earlier = earlier_trials(config.warm_start, config.metric, dimensions) if config.warm_start else []
             first = first_points(config, dimensions, base, list(unfinished.values()), [*ended, *earlier], ended)
-            searcher = make_searcher(config, dimensions, first[:missing], [*ended, *earlier])
-            _run_trials(experiment, base, folder, searcher, unfinished, missing, count)
+            points = make_searcher(config, dimensions, first[:missing], [*ended, *earlier])
+            _run_trials(experiment, base, folder, points, unfinished, ended, ladder, max(missing, 0), count)
         return folder.write_result(config.metric)
 
 
@@ -144,8 +147,10 @@ def _run_trials(
     experiment: SweepExperiment,
     base: Experiment,
     folder: SweepFolder,
-    searcher: Any,
+    points: Any,
     unfinished: Mapping[str, Mapping[str, Any]],
+    ended: Sequence[Mapping[str, Any]],
+    ladder: Ladder | None,
     missing: int,
     count: int,
 ) -> None:
@@ -154,6 +159,7 @@ def _run_trials(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # who interrupts a sweep means to go on with it, not to end it
     import ray
     from ray import tune
+    from ray.tune.schedulers import FIFOScheduler
 
     from tuning.desk import Desk
     from tuning.slots import Slots
@@ -164,6 +170,12 @@ def _run_trials(
     place = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
     actor: Any = ray.remote(Desk).options(name=name, max_concurrency=1000, **place)
     desk: Any = actor.remote(unfinished, folder.next_number(), base.cluster.max_failures + 1)
+    searcher, scheduler = points, FIFOScheduler()
+    if ladder:
+        from tuning.asha import LegSearch, WaitAtRungs
+
+        searcher = LegSearch(points, ladder, desk, missing, ended)
+        scheduler = WaitAtRungs(ladder, desk, metric, config.reduction_factor)
     slots = Slots(base, folder, config.seeds, name, count)
     slots.start()
     with tempfile.TemporaryDirectory(prefix="larmor-tune-") as scratch:
@@ -172,10 +184,10 @@ def _run_trials(
             tune_config=tune.TuneConfig(
                 metric=metric,
                 mode=mode,
-                num_samples=missing,
+                num_samples=(missing + len(ladder.waiting())) * (len(ladder.rungs) + 1) if ladder else missing,
                 max_concurrent_trials=count,
                 search_alg=searcher,
-                scheduler=_scheduler(config, base, desk),
+                scheduler=scheduler,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -191,13 +203,13 @@ def _run_trials(
     slots.join(GOODBYE_SECONDS)
 
 
-def _scheduler(config: SweepConfig, base: Experiment, desk: Any) -> Any:
-    from ray.tune.schedulers import FIFOScheduler
-
-    from tuning.trial import TellingASHA
-
-    if config.scheduler == "none":
-        return FIFOScheduler()
-    steps = base.training.num_steps
-    first = config.first_rung(steps, base.training.validate_every)
-    return TellingASHA(desk, config.reduction_factor, time_attr="step", max_t=steps, grace_period=first)
+def _ladder(config: SweepConfig, base: Experiment, folder: SweepFolder, ended: Sequence[Mapping[str, Any]]) -> Ladder:
+    """The rungs, with what trials of an earlier call reached on them."""
+    training, metric = base.training, f"val/{config.metric}"
+    first = config.first_rung(training.num_steps, training.validate_every)
+    ladder = Ladder(first, config.reduction_factor, training.num_steps, HIGHER_IS_BETTER[config.metric])
+    for trial in (each for each in ended if each["state"] in RATED):
+        history = folder.trial_run(trial["id"]).history()
+        curve = {int(row["step"]): row[metric] for row in history if metric in row}
+        ladder.remember(trial["id"], curve, waits=trial["state"] == "stopped")
+    return ladder

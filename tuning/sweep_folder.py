@@ -81,13 +81,20 @@ class SweepFolder:
         url = f"{self.url}/trials/{trial}" + (f"/seeds/{seed_number}" if seed_number else "")
         return TrialRun(url, self.store, self.lease)
 
-    def begin_trial(self, trial: str, parameters: Mapping[str, Any]) -> float:
-        """Record what a trial is, unless an earlier call began it; when it began, in seconds since 1970."""
+    def begin_trial(self, trial: str, parameters: Mapping[str, Any]) -> tuple[float, float]:
+        """Record what a trial is, unless it has begun before; when it began, and the seconds that it took until now.
+
+        Seconds since 1970, and those of its record: of the legs that it has behind it.
+        """
         record: dict[str, Any] = {"parameters": dict(parameters), "began": time.time()}
         path = f"trials/{trial}/begun.json"
         if not self.store.create(path, json.dumps(record).encode()):
             record = json.loads(self.store.read(path))
-        return float(record["began"])
+        try:
+            before = json.loads(self.store.read(f"trials/{trial}/trial.json"))["seconds"]
+        except FileNotFoundError:
+            before = 0.0
+        return float(record["began"]), float(before)
 
     def unfinished(self) -> dict[str, dict[str, Any]]:
         """Parameters of the trials, by id, that have begun and not ended, or ended with an error; by age."""
@@ -109,7 +116,7 @@ class SweepFolder:
     def write_failure(self, trial: str, failure: Mapping[str, Any]) -> None:
         """The record of a trial that its own workers could not write, unless they did."""
         if not self.store.exists(f"trials/{trial}/trial.json"):
-            began = self.begin_trial(trial, failure["parameters"])
+            began, _ = self.begin_trial(trial, failure["parameters"])
             times = {"began": began, "seconds": time.time() - began}
             self.write_trial(trial, {"metrics": {}, **failure, **times})
 
@@ -156,12 +163,12 @@ def best_trial(trials: list[dict[str, Any]], metric: str) -> dict[str, Any]:
 
 
 def new_trials(folder: SweepFolder) -> Callable[[], list[dict[str, Any]]]:
-    """A function that returns the trials that have ended since it was last called."""
-    seen: set[str] = set()
+    """A function that returns the trials that have ended, or ended anew, since it was last called."""
+    seen: dict[str, float] = {}
 
     def fetch() -> list[dict[str, Any]]:
-        new = [trial for trial in folder.trials() if trial["id"] not in seen]
-        seen.update(trial["id"] for trial in new)
+        new = [trial for trial in folder.trials() if seen.get(trial["id"]) != trial["seconds"]]
+        seen.update({trial["id"]: trial["seconds"] for trial in new})
         return new
 
     return fetch

@@ -72,7 +72,7 @@ def test_a_stopped_trial_stops_at_its_next_report_and_frees_the_slot() -> None:
         await desk.begin("t0", {"a": 1.0})
         assert await desk.take("slot-0") == {"trial": "0001", "parameters": {"a": 1.0}}
         report = asyncio.create_task(desk.report("slot-0", {"step": 1}))
-        assert await desk.next_result("t0") == {"step": 1}
+        assert await desk.next_result("t0") == {"step": 1, "trial": "0001"}
         await desk.stop("t0", "too bad")
         assert await report == "too bad"
         await desk.begin("t1", {"a": 2.0})
@@ -80,6 +80,39 @@ def test_a_stopped_trial_stops_at_its_next_report_and_frees_the_slot() -> None:
         job = await desk.take("slot-0")
         assert job is not None
         assert job["trial"] == "0002"
+
+    run(scene())
+
+
+def test_a_trial_that_goes_on_is_taken_once_its_last_slot_has_saved_it() -> None:
+    async def scene() -> None:
+        desk = make_desk()
+        await desk.begin("t0", {"a": 1.0})
+        await desk.take("slot-0")
+        await desk.stop("t0", "it waits")
+        await desk.go_on("0001", {"a": 1.0})
+        await desk.begin("t1", {"a": 1.0})
+        assert await desk.take("slot-1") == {}, "slot-0 has it still"
+        taken = asyncio.create_task(desk.take("slot-1"))
+        await asyncio.sleep(0)
+        await desk.end("slot-0", {"state": "stopped"})
+        assert await taken == {"trial": "0001", "parameters": {"a": 1.0}}
+        await desk.begin("t2", {"a": 1.0})
+        assert await desk.take("slot-0") == {"trial": "0002", "parameters": {"a": 1.0}}, "another one of these values"
+
+    run(scene())
+
+
+def test_a_stopped_trial_whose_slot_died_is_recorded_by_the_next() -> None:
+    async def scene() -> None:
+        desk = make_desk()
+        await desk.begin("t0", {"a": 1.0})
+        await desk.take("slot-0")
+        await desk.stop("t0", "it waits")
+        await desk.lost("slot-0", "a kill")
+        closing = asyncio.create_task(desk.close())
+        assert await work(desk, "slot-1") == ["0001 stopped"]
+        assert await closing == {}
 
     run(scene())
 

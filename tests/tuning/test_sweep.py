@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
+from cluster.attempts import first_and_last
 from cluster.run_folder import RunFolder
 from tests.workbench import larmor, succeed, tiny, unique_name
 from tuning.experiment import SweepConfig
+from tuning.ladder import Ladder
 from tuning.sweep_folder import SweepFolder
 
 OUTPUT = "s3://larmor"
@@ -89,9 +90,10 @@ def test_other_sweep_of_that_name_is_refused(swept: SweepFolder, sweep_name: str
 @pytest.mark.parametrize(
     ("settings", "schedule", "rung"),
     [
-        ({}, (250, 50), 100),
-        ({}, (162, 18), 54),
-        ({"reduction_factor": 2}, (6, 2), 4),
+        ({}, (250, 25), 50),
+        ({}, (250, 50), 50),
+        ({}, (162, 18), 18),
+        ({"reduction_factor": 2}, (6, 2), 2),
         ({}, (10, 100), 10),
         ({"grace_steps": 7}, (250, 50), 7),
         ({"grace_steps": 300}, (250, 50), 250),
@@ -101,24 +103,46 @@ def test_asha_begins_to_stop_at_a_validation(settings: dict[str, int], schedule:
     assert SweepConfig.model_validate(settings).first_rung(*schedule) == rung
 
 
-def test_asha_stops_who_is_not_among_the_best_at_the_rung(tiny_heads: str, store_environment: dict[str, str]) -> None:
-    name, num_trials, rung = unique_name("asha"), 6, 4
+def test_asha_lets_trials_wait_and_go_on(tiny_heads: str, store_environment: dict[str, str]) -> None:
+    """One trial at a time, so what happens follows from the figures, also where a second call adds trials."""
+    name, ladder, legs = unique_name("asha"), Ladder(2, 2, 6, higher_is_better=True), dict[str, int]()
     rule = ("sweep.scheduler=asha", "sweep.reduction_factor=2", "sweep.sampler=random", "training.validate_every=2")
     space = "space.generator_optimizer.learning_rate=loguniform(1e-6,1e-1)"
-    succeed("sweep", *tiny(name, tiny_heads, OUTPUT, *SCHEDULE, *rule, space), "--trials", str(num_trials))
-    folder, seen = SweepFolder(f"{OUTPUT}/sweeps/{name}"), list[float]()
-    trials = sorted(folder.trials(), key=lambda trial: trial["began"])
-    assert len(trials) == num_trials
-    for trial in trials:
-        history = folder.trial_run(trial["id"]).history()
-        (at_rung,) = (row["val/psnr"] for row in history if row["step"] == rung)
-        is_worse = bool(seen) and at_rung < np.percentile(seen, 50)
-        assert (trial["state"], trial["steps"]) == (("stopped", rung) if is_worse else ("finished", 6))
-        assert ("ASHA: not among the best 1/2" in trial.get("reason", "")) == is_worse
-        seen.append(at_rung)
-    assert {trial["state"] for trial in trials} == {"stopped", "finished"}
-    best = (folder.result() or {})["best"]
-    assert best["metrics"]["val/psnr"] == max(trial["metrics"]["val/psnr"] for trial in trials)
+    arguments = (*tiny(name, tiny_heads, OUTPUT, *SCHEDULE, *rule, space), "--trials")
+    folder = SweepFolder(f"{OUTPUT}/sweeps/{name}")
+    for num_trials in (4, 7):
+        succeed("sweep", *arguments, str(num_trials))
+        trials = {trial["id"]: trial for trial in folder.trials()}
+        curves = {trial: folder.trial_run(trial).history() for trial in trials}
+        new = [trial for trial in trials if trial not in legs]
+        while (trial := ladder.ready() or (new.pop(0) if new else None)) is not None:
+            legs[trial] = legs.get(trial, 0) + 1
+            if ladder.waits(trial):
+                ladder.go_on(trial)
+            for row in curves[trial]:
+                if row["step"] in ladder.rungs and ladder.arrive(trial, row["step"], row["val/psnr"]):
+                    break
+        for trial, record in trials.items():
+            assert (record["state"] == "stopped") == ladder.waits(trial)
+            assert record["steps"] in (ladder.rungs if ladder.waits(trial) else [6])
+            assert ("ASHA: not among the best 1/2" in record.get("reason", "")) == ladder.waits(trial)
+            assert record["metrics"]["val/psnr"] >= curves[trial][record["steps"] - 1]["val/psnr"]
+            attempts = first_and_last(folder.trial_run(trial).store)
+            assert attempts is not None
+            assert attempts[1].number == legs[trial]
+        best = (folder.result() or {})["best"]
+        assert best["metrics"]["val/psnr"] == max(trial["metrics"]["val/psnr"] for trial in trials.values())
+    assert max(legs.values()) > 1
+    assert sum(trial["steps"] for trial in trials.values()) < 7 * 6
+
+    waited = next(trial for trial, record in trials.items() if legs[trial] > 1 and record["state"] == "finished")
+    values = [f"{key}={value}" for key, value in trials[waited]["parameters"].items()]
+    succeed("train", "--local", *tiny(f"{name}-alone", tiny_heads, OUTPUT, *SCHEDULE, *rule[-1:], *values))
+    alone = RunFolder(f"{OUTPUT}/runs/{name}-alone").history()
+    figures = ("loss", "critic_loss", "val/psnr")
+    assert [[row.get(key) for key in figures] for row in curves[waited]] == [
+        [row.get(key) for key in figures] for row in alone
+    ]
 
 
 def test_best_is_pulled_used_and_reported(swept: SweepFolder, tiny_heads: str, tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ import pytest
 
 from storage.embedded_store import EmbeddedStore
 from tests.workbench import larmor_process, succeed, tiny, unique_name
+from tuning.ladder import Ladder
 from tuning.sweep_folder import SweepFolder
 
 OUTPUT = "s3://larmor"
-NUM_TRIALS = 3
 SCHEDULE = (
     "training.num_steps=20",
     "training.checkpoint_every=5",
@@ -42,10 +42,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 class Scene:
     """A sweep that runs, and what had ended before the fault."""
 
+    NUM_TRIALS = 3
+
     def __init__(self, name: str, data_url: str, seed: int, *more: str) -> None:
         self.folder = SweepFolder(f"{OUTPUT}/sweeps/{name}")
         settings = tiny(name, data_url, OUTPUT, *SCHEDULE, f"sweep.seed={seed}")
-        self.arguments = ("sweep", *settings, "--trials", str(NUM_TRIALS), *more)
+        self.arguments = ("sweep", *settings, "--trials", str(self.NUM_TRIALS), *more)
         self.random = random.Random(seed)
         self.before: dict[str, dict[str, Any]] = {}
 
@@ -54,7 +56,7 @@ class Scene:
 
     def wait_for_the_moment(self) -> None:
         """A random moment after a random number of trials have begun."""
-        wanted = self.random.randint(1, NUM_TRIALS - 1)
+        wanted = self.random.randint(1, self.NUM_TRIALS - 1)
         for _ in range(2400):
             begun = [path for path in self.folder.store.list("trials") if path.endswith("/begun.json")]
             if len(begun) >= wanted:
@@ -68,13 +70,16 @@ class Scene:
         result = self.folder.result()
         assert result is not None
         after = {trial["id"]: trial for trial in result["trials"]}
-        assert sorted(after) == [f"{number:04d}" for number in range(1, NUM_TRIALS + 1)]
+        assert sorted(after) == [f"{number:04d}" for number in range(1, self.NUM_TRIALS + 1)]
         assert {trial["state"] for trial in after.values()} == {"finished"}
         assert {name: after[name] for name in self.before} == self.before
-        for name in after:
-            assert [row["step"] for row in self.folder.trial_run(name).history()] == list(range(1, 21))
+        self.check_figures(after, result["best"], model)
+
+    def check_figures(self, after: dict[str, dict[str, Any]], reported: dict[str, Any], model: Path) -> None:
+        for name, trial in after.items():
+            assert [row["step"] for row in self.folder.trial_run(name).history()] == list(range(1, trial["steps"] + 1))
         succeed("pull", self.folder.url, "--to", str(model))
-        best = self.folder.trial_run(result["best"]["id"]).best("val/psnr", True)
+        best = self.folder.trial_run(reported["id"]).best("val/psnr", True)
         pulled = hashlib.sha256((model / "generator.safetensors").read_bytes()).hexdigest()
         assert pulled == best.files["generator.safetensors"]["sha256"]
         assert json.loads((model / "metrics.json").read_text())["metrics"]["val/psnr"] == max(
@@ -82,9 +87,42 @@ class Scene:
         )
 
 
+class AshaScene(Scene):
+    """A search with rungs at 5 and 10 of 20 steps."""
+
+    NUM_TRIALS = 7
+
+    def __init__(self, name: str, data_url: str, seed: int) -> None:
+        super().__init__(name, data_url, seed, "sweep.scheduler=asha", "sweep.reduction_factor=2")
+        self.arguments = (*self.arguments, "space.generator_optimizer.learning_rate=loguniform(1e-6,1e-1)")
+
+    def check(self, model: Path) -> None:
+        """Nobody waits who is among the best of a rung, and what had finished is as it was."""
+        result = self.folder.result()
+        assert result is not None
+        after = {trial["id"]: trial for trial in result["trials"]}
+        assert len(after) == self.NUM_TRIALS
+        finished = {name: trial for name, trial in self.before.items() if trial["state"] == "finished"}
+        assert {name: after[name] for name in finished} == finished
+        ladder = Ladder(5, 2, 20, higher_is_better=True)
+        for name, trial in after.items():
+            assert (trial["state"], trial["steps"]) in [("stopped", 5), ("stopped", 10), ("finished", 20)]
+            curve = {row["step"]: row["val/psnr"] for row in self.folder.trial_run(name).history() if "val/psnr" in row}
+            ladder.remember(name, curve, waits=trial["state"] == "stopped")
+        assert ladder.ready() is None
+        assert {trial["state"] for trial in after.values()} == {"stopped", "finished"}
+        self.check_figures(after, result["best"], model)
+
+
 def finish(process: subprocess.Popen[str]) -> None:
     _, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors[-6000:]
+
+
+def kill_workers(sweep: subprocess.Popen[str]) -> None:
+    for child in psutil.Process(sweep.pid).children(recursive=True):
+        if "RayTrainWorker" in " ".join(child.cmdline()):
+            os.kill(child.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -94,6 +132,30 @@ def test_the_driver_is_killed(tiny_heads: str, store_environment: dict[str, str]
         scene.wait_for_the_moment()
         process.kill()
     succeed(*scene.arguments, timeout=400)
+    scene.check(tmp_path / "model")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_driver_of_a_search_with_asha_is_killed(
+    tiny_heads: str, store_environment: dict[str, str], tmp_path: Path, seed: int
+) -> None:
+    scene = AshaScene(unique_name("asha"), tiny_heads, seed)
+    for _ in range(2):
+        with scene.running() as process:
+            scene.wait_for_the_moment()
+            process.kill()
+    succeed(*scene.arguments, timeout=400)
+    scene.check(tmp_path / "model")
+
+
+def test_a_worker_of_a_search_with_asha_is_killed(
+    tiny_heads: str, store_environment: dict[str, str], tmp_path: Path
+) -> None:
+    scene = AshaScene(unique_name("asha"), tiny_heads, 0)
+    with scene.running() as process:
+        scene.wait_for_the_moment()
+        kill_workers(process)
+        finish(process)
     scene.check(tmp_path / "model")
 
 
@@ -122,9 +184,7 @@ def test_a_trials_worker_is_killed(
     scene = Scene(unique_name("worker"), tiny_heads, seed)
     with scene.running() as process:
         scene.wait_for_the_moment()
-        for child in psutil.Process(process.pid).children(recursive=True):
-            if "RayTrainWorker" in " ".join(child.cmdline()):
-                os.kill(child.pid, signal.SIGKILL)
+        kill_workers(process)
         finish(process)
     scene.check(tmp_path / "model")
 
