@@ -31,6 +31,7 @@ def importance(sweep: Sweep) -> list[Importance]:
 
     The share is PED-ANOVA's (Watanabe et al., 2023, as Optuna has it): how far the best quarter of the trials differs
     from all of them along the key. It needs no more than SciPy, and copes with trials that a sampler has chosen.
+    Compared are `sweep.comparable` values.
     """
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
@@ -38,11 +39,11 @@ def importance(sweep: Sweep) -> list[Importance]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize" if sweep.higher_is_better else "minimize")
     distributions = {key: parse_dimension(key, text).distribution() for key, text in sweep.space.items()}
+    values = sweep.comparable
     for trial in sweep.rated:
+        params, value = dict(trial.parameters), values[trial.id]
         try:
-            study.add_trial(
-                optuna.trial.create_trial(params=dict(trial.parameters), distributions=distributions, value=trial.value)
-            )
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
         except ValueError:
             continue  # outside of the space: it was searched with another one before
     if len(study.trials) < FEWEST:
@@ -52,7 +53,7 @@ def importance(sweep: Sweep) -> list[Importance]:
     return [Importance(key, share, _correlation(sweep, key)) for key, share in shares.items()]
 
 
-def importance_chart(found: Sequence[Importance]) -> list[Chart]:
+def importance_chart(found: Sequence[Importance], comparison: str) -> list[Chart]:
     if not found:
         return []
     figure = go.Figure()
@@ -71,7 +72,7 @@ def importance_chart(found: Sequence[Importance]) -> list[Chart]:
     signs = [f"{item.key} {item.correlation:+.2f}" for item in found if item.correlation is not None]
     note = (
         "PED-ANOVA: how far the best quarter of the trials differs from all trials along each key. "
-        f"Rank correlation with the metric: {', '.join(signs)}."
+        f"Rank correlation with the metric: {', '.join(signs)}. Metric: {comparison}."
     )
     return [chart("Importance of each key", note, figure, height=380, width="half")]
 
@@ -88,5 +89,6 @@ def _correlation(sweep: Sweep, key: str) -> float | None:
     rated = [trial for trial in sweep.rated if isinstance(trial.parameters.get(key), int | float)]
     if len(rated) < len(sweep.rated):
         return None
-    found = scipy.stats.spearmanr([trial.parameters[key] for trial in rated], [trial.value for trial in rated])
+    values = sweep.comparable
+    found = scipy.stats.spearmanr([trial.parameters[key] for trial in rated], [values[trial.id] for trial in rated])
     return None if math.isnan(found.statistic) else float(found.statistic)

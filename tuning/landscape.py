@@ -25,8 +25,7 @@ def landscape_chart(sweep: Sweep, states: Mapping[str, tuple[str, str]]) -> list
     pair = PREFERRED if set(PREFERRED) <= set(keys) else tuple(keys[:2])
     if len(pair) < 2:
         return []
-    rated, step = sweep.rated, sweep.common_step
-    shown = {trial.id: sweep.value_until(trial, step) for trial in rated}
+    rated, shown = sweep.rated, sweep.comparable
     values = np.array(list(shown.values()), dtype=float)
     figure = go.Figure()
     logs = [min(float(trial.parameters[key]) for trial in sweep.trials) > 0 for key in pair]
@@ -49,9 +48,8 @@ def landscape_chart(sweep: Sweep, states: Mapping[str, tuple[str, str]]) -> list
     _add_trials(figure, sweep, pair, shown, colours, surface is None, states)
     for key, log, update in zip(pair, logs, (figure.update_xaxes, figure.update_yaxes), strict=True):
         update(**(log_axis(key) if log else {"title": {"text": key}}))
-    until = "the best value" if step is None else f"the best until step {step}, which all trials reached"
     note = (
-        f"Colours: {until}. Surface: smoothed thin-plate spline through "
+        f"Colours: {sweep.comparison}. Surface: smoothed thin-plate spline through "
         "them, over whatever the other keys were; none is drawn outside the trials. Crosses have no value."
         if surface is not None
         else f"Too few trials for a surface (it takes {_FEWEST}). Crosses have no value."

@@ -70,8 +70,20 @@ def write_report(path: Path, urls: Sequence[str], evaluation: Path | None = None
     return written
 
 
-def _sweep(sweep: Sweep) -> dict[str, Any]:
+def gain_of(sweep: Sweep) -> tuple[float, str] | None:
+    """What the best trial is above the starting point, and against what: the same number of steps of both."""
     best, start = sweep.best, sweep.start
+    if best is None or start is None or best.value is None or start.value is None:
+        return None
+    if start.state == "finished":
+        return best.value - start.value, f"against the starting point ({start.value:.4f})"
+    ours = sweep.value_until(best, start.step)
+    until = f"against the starting point until step {start.step}, where that ended ({start.value:.4f})"
+    return None if ours is None else (ours - start.value, until)
+
+
+def _sweep(sweep: Sweep) -> dict[str, Any]:
+    best = sweep.best
     seconds = [trial.seconds for trial in sweep.trials if trial.seconds is not None]
     early = [trial for trial in sweep.trials if trial.state in _EARLY]
     per_step = [trial.num_images / trial.step for trial in sweep.trials if trial.step]
@@ -87,8 +99,7 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
         "space": sweep.space,
         "counts": state_counts(sweep.trials),
         "best": best,
-        "start": start,
-        "gain": best.value - start.value if best and start and best.value and start.value else None,
+        "gain": gain_of(sweep),
         "ranked": [*sweep.rated, *(trial for trial in sweep.trials if trial.value is None)],
         "early": early,
         "seconds": sum(seconds),

@@ -31,7 +31,7 @@ def sweep_charts(sweep: Sweep) -> list[Chart]:
     charts = [curves_chart(sweep)] if any(trial.curve(sweep.metric)[0] for trial in sweep.trials) else []
     if not sweep.rated:
         return charts
-    charts += [progress_chart(sweep), *importance_chart(importance(sweep)), parallel_chart(sweep)]
+    charts += [progress_chart(sweep), *importance_chart(importance(sweep), sweep.comparison), parallel_chart(sweep)]
     charts += landscape_chart(sweep, STATES)
     return [*charts, *(slice_chart(sweep, key) for key in sweep.keys)]
 
@@ -148,7 +148,8 @@ def parallel_chart(sweep: Sweep) -> Chart:
 
 
 def slice_chart(sweep: Sweep, key: str) -> Chart:
-    """The metric against one searched key, over whatever the others were."""
+    """The metric against one searched key, over whatever the others were, after as many steps for all trials."""
+    values = sweep.comparable
     rated = [trial for trial in sweep.rated if trial.parameters.get(key) is not None]
     axis = _Axis.of(key, [trial.parameters[key] for trial in rated])
     figure = go.Figure()
@@ -156,7 +157,7 @@ def slice_chart(sweep: Sweep, key: str) -> Chart:
         found = [trial for trial in rated if trial.state == state]
         figure.add_scatter(
             x=[trial.parameters[key] for trial in found],
-            y=[trial.value for trial in found],
+            y=[values[trial.id] for trial in found],
             mode="markers",
             name=state,
             marker=_marker(state),
@@ -167,7 +168,7 @@ def slice_chart(sweep: Sweep, key: str) -> Chart:
         places = np.array([axis.place(trial.parameters[key]) for trial in rated], dtype=float)
         grid = np.linspace(0, 1, 60)
         weights = np.exp(-0.5 * ((grid[:, None] - places[None, :]) / _BANDWIDTH) ** 2)
-        mean = weights @ np.array([trial.value for trial in rated], dtype=float) / weights.sum(axis=1)
+        mean = weights @ np.array([values[trial.id] for trial in rated]) / weights.sum(axis=1)
         figure.add_scatter(
             x=[axis.value(place) for place in grid],
             y=mean,
@@ -179,7 +180,7 @@ def slice_chart(sweep: Sweep, key: str) -> Chart:
     if (start := sweep.start) and start.value is not None:
         figure.add_scatter(
             x=[start.parameters[key]],
-            y=[start.value],
+            y=[values[start.id]],
             mode="markers",
             name="starting point",
             hoverinfo="skip",
@@ -187,7 +188,8 @@ def slice_chart(sweep: Sweep, key: str) -> Chart:
         )
     figure.update_layout(yaxis_title=sweep.metric, xaxis_title=key)
     figure.update_xaxes(**(log_axis(key) if axis.log else {"type": "linear" if axis.numeric else "category"}))
-    return chart(f"Slice: {key}", "Over all values of the other keys.", figure, height=330, width="third")
+    note = f"Over all values of the other keys: {sweep.comparison}."
+    return chart(f"Slice: {key}", note, figure, height=330, width="third")
 
 
 def shade_of(share: float | None) -> str:

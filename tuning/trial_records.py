@@ -92,6 +92,18 @@ class Sweep:
         return max(values) if self.higher_is_better else min(values)
 
     @property
+    def comparable(self) -> dict[str, float]:
+        """The best value of every trial with one until `common_step`, by id."""
+        values = {trial.id: self.value_until(trial, self.common_step) for trial in self.rated}
+        return {id: value for id, value in values.items() if value is not None}
+
+    @property
+    def comparison(self) -> str:
+        """What `comparable` has, in words."""
+        step = self.common_step
+        return "the best value" if step is None else f"the best until step {step}, which all trials reached"
+
+    @property
     def best(self) -> Trial | None:
         """The best finished trial, which is what `larmor pull` brings."""
         return next((trial for trial in self.rated if trial.state == "finished"), None)

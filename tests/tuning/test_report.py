@@ -24,7 +24,7 @@ from tests.browser import CHROMIUM, visit
 from tests.synthetic_sweep import SPACE, peak_psnr, write_sweep
 from tuning.importance import importance
 from tuning.landscape import interpolate
-from tuning.report import write_report
+from tuning.report import gain_of, write_report
 from tuning.sweep import describe_trial
 from tuning.sweep_folder import SweepFolder
 from tuning.trial_records import Sweep, read_sweep
@@ -266,3 +266,18 @@ def test_trials_that_were_stopped_compare_with_the_others_at_the_same_step(sweep
         seen = [value for at, value in zip(*trial.curve(sweep.metric), strict=True) if at <= step]
         assert sweep.value_until(trial, step) == max(seen)
         assert sweep.value_until(trial, None) == trial.value
+
+
+def test_the_best_compares_with_a_starting_point_that_ended_early_at_its_end(sweep: Sweep, tmp_path: Path) -> None:
+    early, best = next(trial for trial in sweep.trials if trial.state == "stopped"), sweep.best
+    assert best is not None
+    assert early.value is not None
+    config = {**sweep.config, "loss": dict(sweep.config["loss"]), "critic": dict(sweep.config["critic"])}
+    for key, value in early.parameters.items():
+        section, name = key.split(".")
+        config[section][name] = value
+    gain, against = gain_of(dataclasses.replace(sweep, config=config)) or (0.0, "")
+    ours = max(value for step, value in zip(*best.curve(sweep.metric), strict=True) if step <= early.step)
+    assert gain == pytest.approx(ours - early.value)
+    assert gain < best.value - early.value
+    assert f"until step {early.step}, where that ended" in against
