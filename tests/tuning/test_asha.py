@@ -7,10 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
-from ray.tune.search import Searcher
 
-from tuning.asha import LegSearch, WaitAtRungs
 from tuning.experiment import SweepConfig
 from tuning.ladder import Ladder
 from tuning.sampler import make_searcher
@@ -29,6 +26,8 @@ class Search:
     """A search of one trial at a time, as Tune leads it; `values` of a by trial, `steps` reached."""
 
     def __init__(self, num_new: int, ended: list[dict[str, Any]]) -> None:
+        from tuning.asha import LegSearch, WaitAtRungs
+
         self.went_on: list[str] = []
         desk: Any = SimpleNamespace(
             go_on=SimpleNamespace(remote=lambda trial, parameters: self.went_on.append(trial)),
@@ -45,20 +44,21 @@ class Search:
 
     def run(self) -> None:
         legs, went_on = 0, 0
-        while (parameters := self.searcher.suggest(f"tune-{legs}")) != Searcher.FINISHED:
+        while isinstance(parameters := self.searcher.suggest(f"tune-{legs}"), dict):
             if len(self.went_on) == went_on:
                 self.values[f"{len(self.steps) + 1:04d}"] = parameters["loss.a"]
                 self._train(f"tune-{legs}", f"{len(self.steps) + 1:04d}", figure(parameters["loss.a"]))
             else:
                 self._train(f"tune-{legs}", self.went_on[-1], figure(parameters["loss.a"]))
             legs, went_on = legs + 1, len(self.went_on)
+        assert parameters == self.searcher.FINISHED
 
     def _train(self, tune_id: str, trial: str, value: float) -> None:
         tune_trial: Any = SimpleNamespace(trial_id=tune_id)
         for step in (step for step in (18, 54, 162) if step > self.steps.get(trial, 0)):
             self.steps[trial] = step
             result = {"trial": trial, "step": step, METRIC: value, "training_iteration": step // 18}
-            if step == 162 or self.scheduler.on_trial_result(None, tune_trial, result) == WaitAtRungs.STOP:
+            if step == 162 or self.scheduler.on_trial_result(None, tune_trial, result) == self.scheduler.STOP:
                 self.searcher.on_trial_complete(tune_id, result)
                 return
             self.searcher.on_trial_result(tune_id, result)
@@ -66,6 +66,8 @@ class Search:
 
 @pytest.fixture(autouse=True)
 def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray  # not before: tests of clusters set what Ray reads when it is imported
+
     monkeypatch.setattr(ray, "get", lambda answer: answer)
 
 
