@@ -7,7 +7,7 @@ import signal
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cluster.experiment import Experiment, dump_yaml
@@ -86,12 +86,13 @@ def run_sweep(
             refuse_another(experiment, folder.config_yaml(), folder.url, MAY_DIFFER)
         ended = [trial for trial in folder.trials() if trial["state"] in ENDED]
         missing = planned_trials(config, dimensions) - len(ended)
-        ladder = _ladder(config, base, folder, ended) if config.scheduler == "asha" else None
-        legs = len(ladder.waiting()) if ladder and ladder.ready() else 0
+        unfinished = folder.unfinished()
+        ladder = _ladder(config, base, folder, ended, unfinished) if config.scheduler == "asha" else None
+        whole = any(trial["state"] == "finished" for trial in ended)
+        legs = len(ladder.waiting()) if ladder and (ladder.ready() or not whole) else 0
         if missing > 0 or legs:
             room = wait_for_room(bundle, base.cluster.fewest_workers, base.cluster.most_workers, say)
             count = min(max(missing, 0) + legs, config.concurrent_trials or room)
-            unfinished = folder.unfinished()
             earlier = earlier_trials(config.warm_start, config.metric, dimensions) if config.warm_start else []
             first = first_points(config, dimensions, base, list(unfinished.values()), [*ended, *earlier], ended)
             points = make_searcher(config, dimensions, first[:missing], [*ended, *earlier])
@@ -203,13 +204,21 @@ def _run_trials(
     slots.join(GOODBYE_SECONDS)
 
 
-def _ladder(config: SweepConfig, base: Experiment, folder: SweepFolder, ended: Sequence[Mapping[str, Any]]) -> Ladder:
-    """The rungs, with what trials of an earlier call reached on them."""
+def _ladder(
+    config: SweepConfig,
+    base: Experiment,
+    folder: SweepFolder,
+    ended: Sequence[Mapping[str, Any]],
+    unfinished: Iterable[str],
+) -> Ladder:
+    """The rungs, with what trials of an earlier call reached on them; unfinished ones until their last checkpoint."""
     training, metric = base.training, f"val/{config.metric}"
     first = config.first_rung(training.num_steps, training.validate_every)
     ladder = Ladder(first, config.reduction_factor, training.num_steps, HIGHER_IS_BETTER[config.metric])
-    for trial in (each for each in ended if each["state"] in RATED):
-        history = folder.trial_run(trial["id"]).history()
-        curve = {int(row["step"]): row[metric] for row in history if metric in row}
-        ladder.remember(trial["id"], curve, waits=trial["state"] == "stopped")
+    stopped = {trial["id"]: trial["state"] == "stopped" for trial in ended if trial["state"] in RATED}
+    for trial in [*stopped, *unfinished]:
+        run = folder.trial_run(trial)
+        last = run.latest()
+        rows = (row for row in run.history() if metric in row and last is not None and row["step"] <= last.step)
+        ladder.remember(trial, {int(row["step"]): row[metric] for row in rows}, waits=stopped.get(trial, False))
     return ladder

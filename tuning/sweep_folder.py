@@ -4,7 +4,7 @@ lease/NUMBER.json     who runs it (cluster/lease.py)
 sweep.yaml            the experiment with its search; created only once
 trials/ID/…           a run folder (cluster/run_folder.py): the training with the experiment's own seed
 trials/ID/seeds/N/…   run folders of the trainings with the N following seeds, if there are several
-trials/ID/begun.json  parameters; written when the trial begins
+trials/ID/begun.json  parameters; written when the trial begins, or goes on after it was stopped
 trials/ID/trial.json  parameters, state, metrics, steps, images, seconds; written when the trial has ended
 result.json           all trials and the best one; written when the sweep has finished
 """
@@ -84,17 +84,19 @@ class SweepFolder:
     def begin_trial(self, trial: str, parameters: Mapping[str, Any]) -> tuple[float, float]:
         """Record what a trial is, unless it has begun before; when it began, and the seconds that it took until now.
 
-        Seconds since 1970, and those of its record: of the legs that it has behind it.
+        One that was stopped and goes on has not ended any more: its record is removed. Seconds since 1970, and those of
+        that record.
         """
-        record: dict[str, Any] = {"parameters": dict(parameters), "began": time.time()}
-        path = f"trials/{trial}/begun.json"
+        record: dict[str, Any] = {"parameters": dict(parameters), "began": time.time(), "seconds": 0.0}
+        path, end = f"trials/{trial}/begun.json", f"trials/{trial}/trial.json"
         if not self.store.create(path, json.dumps(record).encode()):
             record = json.loads(self.store.read(path))
-        try:
-            before = json.loads(self.store.read(f"trials/{trial}/trial.json"))["seconds"]
-        except FileNotFoundError:
-            before = 0.0
-        return float(record["began"]), float(before)
+        if self.store.exists(end) and (ended := json.loads(self.store.read(end)))["state"] == "stopped":
+            self.check_lease()
+            record["seconds"] = ended["seconds"]
+            self.store.write(path, json.dumps(record).encode())
+            self.store.delete(end)
+        return float(record["began"]), float(record["seconds"])
 
     def unfinished(self) -> dict[str, dict[str, Any]]:
         """Parameters of the trials, by id, that have begun and not ended, or ended with an error; by age."""

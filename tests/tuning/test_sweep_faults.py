@@ -107,7 +107,9 @@ class AshaScene(Scene):
         ladder = Ladder(5, 2, 20, higher_is_better=True)
         for name, trial in after.items():
             assert (trial["state"], trial["steps"]) in [("stopped", 5), ("stopped", 10), ("finished", 20)]
-            curve = {row["step"]: row["val/psnr"] for row in self.folder.trial_run(name).history() if "val/psnr" in row}
+            curve = {
+                int(row["step"]): row["val/psnr"] for row in self.folder.trial_run(name).history() if "val/psnr" in row
+            }
             ladder.remember(name, curve, waits=trial["state"] == "stopped")
         assert ladder.ready() is None
         assert {trial["state"] for trial in after.values()} == {"stopped", "finished"}
@@ -123,6 +125,20 @@ def kill_workers(sweep: subprocess.Popen[str]) -> None:
     for child in psutil.Process(sweep.pid).children(recursive=True):
         if "RayTrainWorker" in " ".join(child.cmdline()):
             os.kill(child.pid, signal.SIGKILL)
+
+
+def test_the_head_is_lost(tiny_heads: str, store_environment: dict[str, str], tmp_path: Path) -> None:
+    """The command ends by itself, and a cluster of its own later goes on."""
+    scene = AshaScene(unique_name("head"), tiny_heads, 1)
+    with scene.running() as process:
+        scene.wait_for_the_moment()
+        for child in psutil.Process(process.pid).children(recursive=True):
+            if child.name() in ("gcs_server", "raylet"):
+                child.kill()
+        process.communicate(timeout=300)
+        assert process.returncode not in (0, None)
+    succeed(*scene.arguments, timeout=400)
+    scene.check(tmp_path / "model")
 
 
 @pytest.mark.parametrize("seed", range(3))

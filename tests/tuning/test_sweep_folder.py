@@ -34,6 +34,20 @@ def test_a_trial_is_unfinished_from_its_beginning_to_its_end(folder: SweepFolder
     assert folder.next_number() == 3
 
 
+def test_a_stopped_trial_that_goes_on_is_unfinished_and_its_seconds_count(folder: SweepFolder) -> None:
+    began, before = folder.begin_trial("0001", {"loss.a": 0.1})
+    assert before == 0
+    folder.write_trial("0001", {**record(20.0, "stopped"), "seconds": 7.0})
+    assert folder.unfinished() == {}
+    for _ in range(2):  # and again, after a restart
+        assert folder.begin_trial("0001", {"loss.a": 0.1}) == (began, 7.0)
+        assert list(folder.unfinished()) == ["0001"]
+        assert folder.trials() == []
+    folder.write_trial("0001", record(21.0))
+    folder.begin_trial("0001", {"loss.a": 0.1})
+    assert folder.trials()[0]["state"] == "finished", "an end that counts stays"
+
+
 @pytest.mark.parametrize(("state", "again"), [("stopped", False), ("diverged", False), ("failed", True)])
 def test_only_what_failed_is_tried_again(folder: SweepFolder, state: str, again: bool) -> None:
     folder.begin_trial("0001", {"loss.a": 0.1})
