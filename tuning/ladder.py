@@ -25,22 +25,17 @@ class Ladder:
 
     def arrive(self, trial: str, step: int, value: float) -> int | None:
         """`trial` was validated at `step`: the rung at which it waits from now on, or None if it trains on."""
-        new = [rung for rung in self.rungs if rung <= step and trial not in self._reached[rung]]
-        for rung in new:
-            self._reached[rung][trial] = self._sign * value
-        if not new or trial in self._best(new[-1]):
+        rung = self._reach(trial, step, value)
+        if rung is None or trial in self._best(rung):
             return None
-        self._waiting[trial] = new[-1]
-        return new[-1]
+        self._waiting[trial] = rung
+        return rung
 
     def remember(self, trial: str, curve: Mapping[int, float], waits: bool) -> None:
         """What an earlier call saw of a trial: values by step. One that `waits` does so at its highest rung."""
-        rung = None
-        for step in sorted(curve):
-            for rung in (each for each in self.rungs if each <= step and trial not in self._reached[each]):
-                self._reached[rung][trial] = self._sign * curve[step]
-        if waits and rung is not None:
-            self._waiting[trial] = rung
+        rungs = [rung for step in sorted(curve) if (rung := self._reach(trial, step, curve[step])) is not None]
+        if waits and rungs:
+            self._waiting[trial] = rungs[-1]
 
     def waits(self, trial: str) -> bool:
         return trial in self._waiting
@@ -67,6 +62,13 @@ class Ladder:
     def go_on(self, trial: str) -> None:
         """`trial` does not wait any more."""
         del self._waiting[trial]
+
+    def _reach(self, trial: str, step: int, value: float) -> int | None:
+        """The highest rung that `trial` had not reached before; its value counts there and at those below."""
+        new = [rung for rung in self.rungs if rung <= step and trial not in self._reached[rung]]
+        for rung in new:
+            self._reached[rung][trial] = self._sign * value
+        return new[-1] if new else None
 
     def _best(self, rung: int) -> list[str]:
         reached = self._reached[rung]

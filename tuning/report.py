@@ -78,7 +78,7 @@ def gain_of(sweep: Sweep) -> tuple[float, str] | None:
     if start.state == "finished":
         return best.value - start.value, f"against the starting point ({start.value:.4f})"
     ours = sweep.value_until(best, start.step)
-    until = f"against the starting point until step {start.step}, where that ended ({start.value:.4f})"
+    until = f"against the starting point until step {start.step}, which that reached ({start.value:.4f})"
     return None if ours is None else (ours - start.value, until)
 
 

@@ -49,8 +49,8 @@ def make_searcher(config: SweepConfig, dimensions: Sequence[Dimension], first: S
         value = trial["metrics"].get(name, math.nan) if trial["state"] == "finished" else math.nan
         rated = math.isfinite(value)
         told: Any = value if rated else None
-        last = trial["last"][name] if trial["state"] == "stopped" and name in trial.get("last", {}) else None
-        seen = None if last is None else [last]
+        last = trial.get("last", {}) if trial["state"] == "stopped" else {}
+        seen = [last[name]] if name in last else None
         searcher.add_evaluated_point(dict(trial["parameters"]), told, pruned=not rated, intermediate_values=seen)
     return searcher
 

@@ -79,9 +79,9 @@ class Sweep:
 
     @property
     def common_step(self) -> int | None:
-        """The last validated step that every trial with a value has reached; None if no history tells."""
-        reached = [steps[-1] for trial in self.rated if (steps := trial.curve(self.metric)[0])]
-        return int(min(reached)) if reached else None
+        """The last validated step that every trial with a value has reached; None if all have gone equally far."""
+        reached = {steps[-1] for trial in self.rated if (steps := trial.curve(self.metric)[0])}
+        return int(min(reached)) if len(reached) > 1 else None
 
     def value_until(self, trial: Trial, step: int | None) -> float | None:
         """The best value of a trial up to `step`: so trials that were stopped compare with those that went on."""

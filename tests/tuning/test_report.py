@@ -266,6 +266,8 @@ def test_trials_that_were_stopped_compare_with_the_others_at_the_same_step(sweep
         seen = [value for at, value in zip(*trial.curve(sweep.metric), strict=True) if at <= step]
         assert sweep.value_until(trial, step) == max(seen)
         assert sweep.value_until(trial, None) == trial.value
+    finished = dataclasses.replace(sweep, trials=[trial for trial in sweep.trials if trial.state == "finished"])
+    assert finished.comparable == {trial.id: trial.value for trial in finished.trials}
 
 
 def test_the_best_compares_with_a_starting_point_that_ended_early_at_its_end(sweep: Sweep, tmp_path: Path) -> None:
@@ -280,4 +282,4 @@ def test_the_best_compares_with_a_starting_point_that_ended_early_at_its_end(swe
     ours = max(value for step, value in zip(*best.curve(sweep.metric), strict=True) if step <= early.step)
     assert gain == pytest.approx(ours - early.value)
     assert gain < best.value - early.value
-    assert f"until step {early.step}, where that ended" in against
+    assert f"until step {early.step}, which that reached" in against
