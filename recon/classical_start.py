@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recon.settings import StartConfig
-from recon.wavelets import GRID, denoise_wavelets
+from recon.wavelets import GRID, denoise_wavelets, magnitude
 
 Consistent = Callable[[Tensor], Tensor]
 """An image (batch, 1 or 2, height, width) → the nearest one that has the measured points."""
@@ -75,7 +75,7 @@ class TotalVariation:
         for _ in range(_INNER_ITERATIONS):
             primal = _constrain(image - threshold * difference_adjoint(extrapolated))
             before, dual = dual, extrapolated + differences(primal) / (8 * threshold)  # 8 ≥ ‖differences‖²
-            dual = dual / torch.linalg.vector_norm(dual, dim=1, keepdim=True).clamp_min(1)
+            dual = dual / magnitude(dual).clamp_min(1)
             last, momentum = momentum, (1 + math.sqrt(1 + 4 * momentum**2)) / 2
             extrapolated = dual + (last - 1) / momentum * (dual - before)
         self._dual = dual
@@ -83,7 +83,7 @@ class TotalVariation:
 
 
 def differences(image: Tensor) -> Tensor:
-    """(batch, channels, height, width) → (batch, 2 · channels, …): from the neighbours above and to the left, cyclic."""
+    """(batch, channels, height, width) → (batch, 2 · channels, …): from the neighbours above and left, cyclic."""
     return torch.cat([image - image.roll(1, axis) for axis in (-2, -1)], dim=1)
 
 

@@ -39,10 +39,10 @@ class Engine(Protocol):
 
     module: nn.Module
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
         """Forward pass whose result will be handed (as a loss) to this engine's `backward`."""
 
-    def bare_forward(self, *inputs: Tensor) -> Tensor:
+    def bare_forward(self, *inputs: Tensor | None) -> Tensor:
         """Forward pass of the module alone, in the engine's precision, unknown to the engine.
 
         For whatever this engine does not train on: the generator's images while the critic trains,
@@ -115,9 +115,9 @@ def build_engine(
     """Wrap `module` (float32, on any device) for training on `device`.
 
     Rank 0's initial weights are copied to all ranks. With `clip` the weights of convolutions and dense
-    layers are clamped to ±clip now and after every update (the paper's eq. 4). `auto` takes DeepSpeed if it is installed. With
-    more than one rank the caller has initialised `torch.distributed`. Raises InputError if the
-    settings, the device and the backend do not fit together.
+    layers are clamped to ±clip now and after every update (the paper's eq. 4). `auto` takes DeepSpeed if it
+    is installed. With more than one rank the caller has initialised `torch.distributed`. Raises InputError
+    if the settings, the device and the backend do not fit together.
     """
     device = torch.device(device)
     if backend == "auto":
@@ -169,10 +169,10 @@ class DeepSpeedEngine:
         if self._dtype is not torch.float32:
             lower_buffers(self.module, self._dtype)
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
         return self._engine(*lowered(inputs, self._dtype)).float()
 
-    def bare_forward(self, *inputs: Tensor) -> Tensor:
+    def bare_forward(self, *inputs: Tensor | None) -> Tensor:
         return self.module(*lowered(inputs, self._dtype)).float()
 
     def backward(self, loss: Tensor) -> None:
@@ -312,9 +312,9 @@ class DeepSpeedEngine:
             deepspeed.utils.safe_set_full_optimizer_state(parameter, tensor, moment)
 
 
-def lowered(inputs: Iterable[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Real floating-point inputs in `dtype`; masks and complex k-space as they are."""
-    return [x.to(dtype) if x.is_floating_point() else x for x in inputs]
+def lowered(inputs: Iterable[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """Real floating-point inputs in `dtype`; masks, complex k-space and None as they are."""
+    return [x.to(dtype) if x is not None and x.is_floating_point() else x for x in inputs]
 
 
 def deepspeed_config(settings: EngineSettings, num_parameters: int) -> dict[str, Any]:

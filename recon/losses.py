@@ -73,12 +73,16 @@ def generator_loss(
     The terms are `adversarial`, `frequency` and one called as `config.content`.
     """
     terms: dict[str, Tensor] = {}
-    loss = torch.zeros((), device=reconstruction.device)
     if fake_scores is not None:
         terms["adversarial"] = adversarial_loss(fake_scores, config.adversarial)
-        loss = loss + terms["adversarial"]
     if config.critic_sees == "image":
         terms[config.content] = content_loss(target, reconstruction, config.content)
         terms["frequency"] = frequency_loss(target, reconstruction, config.frequency)
-        loss = loss + config.a * terms[config.content] + config.b * terms["frequency"]
+    weights = term_weights(config)
+    loss = sum((weights[name] * term for name, term in terms.items()), torch.zeros((), device=reconstruction.device))
     return {"loss": loss, **terms}
+
+
+def term_weights(config: LossConfig) -> dict[str, float]:
+    """The weights of eq. (9): of each term that `generator_loss` may give."""
+    return {"adversarial": 1.0, config.content: config.a, "frequency": config.b}

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from recon.settings import OptimizerConfig
 from storage.errors import InputError
 
-
 _CLIPPED_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 
 
@@ -30,7 +29,7 @@ def clip_weights_(module: nn.Module, clip: float) -> None:
     clamp_(clipped_weights(module), checked_clip(clip))
 
 
-def clipped_weights(module: nn.Module) -> list[nn.Parameter]:
+def clipped_weights(module: nn.Module) -> list[Tensor]:
     """The weights that the clipping constant c of eq. (4) holds: those of convolutions and dense layers.
 
     Biases do not change a slope. The scale of a normalisation does, but if it is clamped to 0.01 every residual

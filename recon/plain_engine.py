@@ -50,10 +50,10 @@ class PlainEngine:
         self._device = device
         self._micro_steps = 0
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
         return self.bare_forward(*inputs)
 
-    def bare_forward(self, *inputs: Tensor) -> Tensor:
+    def bare_forward(self, *inputs: Tensor | None) -> Tensor:
         with self._precision():
             output: Tensor = self.module(*inputs)
         return output.float()

@@ -30,7 +30,8 @@ class Sample:
     largest magnitude is 1. `zero_filled` = F⁻¹(mask · F(target)), in `magnitude` mode its absolute value. `kspace`
     (batch, coil, height, width) complex64 is what was measured, in the target's units and 0 elsewhere; `mask`
     (batch, 1, height, width) bool; `scale` (batch, 2): minimum and maximum before eq. (1); `maps` as `kspace`, None
-    for a single coil; `samples` (batch, 2): epoch and slice index.
+    for a single coil; `samples` (batch, 2): epoch and slice index. `start` is the image that the generator begins with,
+    as `zero_filled`, where it is known already (`recon.starts`).
     """
 
     target: Tensor
@@ -40,10 +41,13 @@ class Sample:
     scale: Tensor
     samples: np.ndarray
     maps: Tensor | None = None
+    start: Tensor | None = None
 
     @property
-    def measurement(self) -> tuple[Tensor, ...]:
-        """What a generator is called with: zero_filled, kspace, mask, and maps where there are any."""
+    def measurement(self) -> tuple[Tensor | None, ...]:
+        """What a generator is called with: zero_filled, kspace, mask, and maps and start where there are any."""
+        if self.start is not None:
+            return (self.zero_filled, self.kspace, self.mask, self.maps, self.start)
         return (self.zero_filled, self.kspace, self.mask, *([] if self.maps is None else [self.maps]))
 
 

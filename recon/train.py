@@ -66,10 +66,11 @@ def train(recipe: Recipe, worker: Worker) -> bool:
             gan.set_learning_rates(state.step)
             for _ in range(gan.critic_steps):
                 clock.enter("data", state.step)
-                samples = [
+                prepared = (
                     prepare(next(fed), recipe.data.crop, recipe.mask, worker.device, change, recipe.signal)
                     for _ in range(config.gradient_accumulation)
-                ]
+                )
+                samples = [gan.starts.add(sample) for sample in prepared]
                 clock.enter("critic", state.step)
                 critic_terms = gan.train_critic(samples, state.global_batches) if gan.critic else []
                 state.global_batches += 1
@@ -77,6 +78,8 @@ def train(recipe: Recipe, worker: Worker) -> bool:
             terms = gan.train_generator(samples)
             state.step += 1
             log.add(state.step, terms, critic_terms, samples)
+            if state.step % config.log_every == 0:
+                log.balance(gan.balance(samples))
 
             stopping = worker.should_stop()
             last = state.step == config.num_steps

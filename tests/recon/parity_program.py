@@ -307,7 +307,7 @@ class Trainer:
 
 
 def largest_weights(engine: Any, case: Case) -> tuple[float, float]:
-    """Of the clipped weights: largest |float32 master|, largest |working weight|. DeepSpeed shows masters from stage 1."""
+    """Of the clipped weights, the largest |float32 master| and |working weight| (DeepSpeed: from ZeRO 1)."""
     if case.zero_stage == 0:
         state = engine.state_dict()
         masters = [float(state[f"{name}.weight"].abs().max()) for name in ("first", "second", "dense")]
