@@ -15,7 +15,7 @@ from recon.wavelets import GRID, denoise_wavelets, magnitude
 Consistent = Callable[[Tensor], Tensor]
 """An image (batch, 1 or 2, height, width) → the nearest one that has the measured points."""
 
-_FIRST_THRESHOLD = 0.03  # of an image in [0, 1]
+_FIRST_THRESHOLD = 0.05  # of an image in [0, 1]
 _INNER_ITERATIONS = 2  # of total variation's denoising in each iteration: its dual is kept, which makes few enough
 
 
@@ -44,7 +44,7 @@ def classical_start(zero_filled: Tensor, consistent: Consistent, config: StartCo
 
 
 def thresholds(last: float, iterations: int) -> list[float]:
-    """Falling by a constant factor from 0.03, from the half of the iterations on at `last`."""
+    """Falling by a constant factor from 0.05, from the half of the iterations on at `last`."""
     ratio = max(1.0, _FIRST_THRESHOLD / last) if last > 0 else 1.0
     return [last * ratio ** max(0.0, 1 - 2 * number / iterations) for number in range(iterations)]
 

@@ -19,8 +19,8 @@ class StartConfig(BaseModel):
     method: Literal["none", "wavelet", "total_variation", "alternating"] = Field(
         "none", description="what is sparse: wavelets, differences (total variation), or both by turns"
     )
-    iterations: int = Field(50, ge=1)
-    weight: float = Field(3e-4, gt=0, description="λ, for images scaled to [0, 1]", allow_inf_nan=False)
+    iterations: int = Field(100, ge=1)
+    weight: float = Field(1e-4, gt=0, description="λ, for images scaled to [0, 1]", allow_inf_nan=False)
     cache_bytes: int = Field(
         2**30,
         ge=0,

@@ -109,7 +109,7 @@ def test_total_variation_flattens_noise_and_keeps_an_edge() -> None:
 
 def test_thresholds_fall_to_the_weight_in_the_first_half() -> None:
     falling = thresholds(3e-4, 10)
-    assert falling[0] == pytest.approx(0.03)
+    assert falling[0] == pytest.approx(0.05)
     assert falling[5:] == pytest.approx([3e-4] * 5)
     assert falling == sorted(falling, reverse=True)
     assert thresholds(0.1, 4) == pytest.approx([0.1] * 4), "never below the weight"
