@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 
 from recon.figures import Example
-from recon.inference import ZERO_FILLED, Method, Physics, Reconstructed, reconstruct_split
+from recon.inference import ZERO_FILLED, Method, Physics, Reconstructed, check_finite, reconstruct_split
 from recon.metrics import METRICS, Preset, slice_metrics, volume_metrics
 from recon.segmentation import Segmentation, SegmentationConfig, dice_per_class, segment
 from recon.segmentation_figure import SegmentationExample, SegmentedImage
@@ -117,7 +117,7 @@ def evaluate(
     the source, data range = maximum of the target volume. With `segmentation` volumes are also rated by Dice: the
     mean over tissues of the overlap between the segmentations of reconstruction and target.
 
-    Raises `InputError` if the data set's slices are smaller than the images.
+    Raises `InputError` if the data set's slices are smaller than the images, and for images that are not finite.
     """
     info = reader.info
     _check_size(info, physics)
@@ -138,6 +138,7 @@ def evaluate(
         batches = []
         chosen = [int(index) for index in indices]
         for batch in reconstruct_split(methods, reader, chosen, physics, batch_size, torch.device(device)):
+            check_finite(batch, lambda index: f"slice {int(info.index[index])} of {info.volumes[info.volume[index]]}")
             slices += _slice_rows(batch, volume)
             batches.append(batch)
             done += len(batch.indices)

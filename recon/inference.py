@@ -15,6 +15,7 @@ from recon.engine import lowered
 from recon.masks import MaskConfig
 from recon.samples import MAGNITUDE, Sample, display, prepare
 from recon.signal import SignalConfig
+from storage.errors import InputError
 from storage.loader import Batch
 from storage.reader import SliceReader
 
@@ -85,6 +86,24 @@ def reconstruct_sample(methods: Mapping[str, Method], sample: Sample, indices: t
         seconds[name] = time.perf_counter() - began
         images[name] = _array(display(output))
     return Reconstructed(indices, _array(display(sample.target)), images, _array(sample.scale), seconds)
+
+
+def check_finite(result: Reconstructed, name_of: Callable[[int], str]) -> None:
+    """Raises `InputError` for images with NaN or infinite values: no figure and no file may be made of them.
+
+    `name_of` says what the slice with an index is called.
+    """
+    for place, index in enumerate(result.indices):
+        if not np.isfinite([result.target[place], result.images[ZERO_FILLED][place]]).all():
+            raise InputError(
+                f"{name_of(index)} holds values that are not finite; `larmor verify` shows what is broken in a data set"
+            )
+        for method, images in result.images.items():
+            if not np.isfinite(images[place]).all():
+                raise InputError(
+                    f"{method} gives values that are not finite for {name_of(index)}; pull another checkpoint of the "
+                    "run (larmor pull), or train the model again at lower learning rates"
+                )
 
 
 def _array(tensor: Any) -> np.ndarray:

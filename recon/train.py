@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -33,8 +36,8 @@ def train(recipe: Recipe, worker: Worker) -> bool:
     sequence of losses is, at a constant world size, the same bit for bit whether the training was interrupted or
     not; at another world size the samples and their order are.
 
-    Raises `TrainingDiverged` if a loss is not finite any more or the critic runs away, and `InputError` if the data
-    do not fit or hold values that are not finite.
+    Raises `TrainingDiverged` if a loss or a validation metric is not finite any more or the critic runs away,
+    and `InputError` if the data do not fit or hold values that are not finite.
     """
     config = recipe.training
     clock = StepClock(timeline(worker.device), worker.progress)
@@ -107,6 +110,12 @@ class EarlyStop:
     def reached(self) -> bool:
         return self._patience is not None and self.in_vain >= self._patience
 
+    def load(self, counters: Mapping[str, Any]) -> None:
+        """What `TrainingState.save` wrote. A best that is not finite, of an older Larmor, is none."""
+        best = counters["best"]
+        known = best is not None and math.isfinite(best)
+        self.best, self.in_vain = (best, counters["validations_in_vain"]) if known else (None, 0)
+
     def add(self, validated: dict[str, float]) -> None:
         """The figures of a validation, `val/psnr` and so on."""
         value = validated[f"val/{self._name}"] * (1 if HIGHER_IS_BETTER[self._name] else -1)
@@ -155,4 +164,4 @@ class TrainingState:
         torch.set_rng_state(torch.load(folder / f"random-rank-{rank:04d}.pt", weights_only=True))
         self.step, self.global_batches = counters["step"], counters["global_batches"]
         self.training_seconds = counters.get("training_seconds", 0.0)
-        self.early_stop.best, self.early_stop.in_vain = counters["best"], counters["validations_in_vain"]
+        self.early_stop.load(counters)

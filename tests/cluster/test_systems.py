@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cluster.experiment import Experiment, load_experiment
 from cluster.run_folder import RunFolder
@@ -18,6 +19,7 @@ from recon.evaluate import evaluate
 from recon.history import TrainingDiverged
 from recon.inference import Physics
 from recon.methods import table_cells
+from recon.metrics import HIGHER_IS_BETTER
 from recon.model import Model
 from recon.networks import build_generator
 from recon.systems import SYSTEMS
@@ -43,6 +45,18 @@ class InterruptedWorker(LocalWorker):
         super().save(step, metrics, write)
         if step == 2:
             raise Interrupted
+
+
+class PoisonedWorker(LocalWorker):
+    """Its averaged weights, which validation rates, are NaN; training itself goes on with good ones."""
+
+    def restore(self, read: Callable[[Path], None]) -> bool:
+        def poisoned(folder: Path) -> None:
+            weights = load_file(folder / "generator.safetensors")
+            save_file({name: value * np.nan for name, value in weights.items()}, folder / "generator.safetensors")
+            read(folder)
+
+        return super().restore(poisoned)
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +228,40 @@ def test_values_that_are_not_finite_name_their_slice(tmp_path: Path) -> None:
     run = run_in(tmp_path)
     with pytest.raises(InputError, match=r"not finite in slice 7 of train1 of .*larmor verify"):
         trained(tiny(store.url), run)
+
+
+def strictly(content: bytes) -> object:
+    """JSON as the standard has it: without NaN and Infinity. Raises `ValueError`."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    return json.loads(content, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("metric", ["psnr", "ssim", "nmse"])
+def test_a_validation_that_is_not_finite_is_a_divergence(kspace_url: str, tmp_path: Path, metric: str) -> None:
+    experiment = tiny(kspace_url, "training.ema_decay=0.5", f"training.best_metric={metric}")
+    run = run_in(tmp_path)
+    with pytest.raises(Interrupted):
+        trained(experiment, run, InterruptedWorker)
+    before = run.best(f"val/{metric}", HIGHER_IS_BETTER[metric])
+    with pytest.raises(TrainingDiverged, match=r"diverged: val/.* is nan at step 4.*checkpoints before this step"):
+        trained(experiment, run, PoisonedWorker)
+    assert [item.step for item in run.checkpoints()] == [2]
+    assert run.best(f"val/{metric}", HIGHER_IS_BETTER[metric]) == before
+    for path in run.store.list():
+        if path.endswith(".json"):
+            strictly(run.store.read(path))
+    assert trained(experiment, run).history() == trained(experiment, run_in(tmp_path)).history()
+
+
+def test_an_early_stop_forgets_a_best_that_is_no_number(kspace_url: str) -> None:
+    stop = EarlyStop(tiny(kspace_url, "training.early_stop=2").training)
+    for kept, in_vain in ((float("nan"), 1), (float("inf"), 1), (None, 0)):
+        stop.load({"best": kept, "validations_in_vain": in_vain})
+        stop.add({"val/psnr": 20.0})
+        assert (stop.best, stop.in_vain) == (20.0, 0)
 
 
 def test_a_critic_that_runs_away_stops_the_training(kspace_url: str, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from recon.inference import Physics, network_method
 from recon.masks import make_mask
 from recon.metrics import METRICS, PRESETS
 from recon.model import Model, load_model
+from recon.samples import Sample
 from recon.tables import PAPER, latex, markdown, table_text, text_table, write_evaluation
 from storage import dataset
 from storage.errors import InputError
@@ -238,6 +239,15 @@ def test_a_model_for_larger_images_is_refused(reader: SliceReader, tmp_path: Pat
     model = load_model(write_model(tmp_path / "model", recipe))
     with pytest.raises(InputError, match="images of 48×32 are wanted, the data set has slices of 40×50; convert"):
         run(model, reader, "paper")
+
+
+def test_images_that_are_no_numbers_are_not_rated(model: Model, reader: SliceReader) -> None:
+    def broken(sample: Sample) -> torch.Tensor:
+        return torch.where(torch.from_numpy(sample.samples[:, 1] == 6).view(-1, 1, 1, 1), torch.nan, sample.zero_filled)
+
+    methods = {"good": network_method(model.generator), "bad": broken}
+    with pytest.raises(InputError, match=r"bad gives values that are not finite for slice 51 of ann2.*checkpoint"):
+        evaluate(methods, model.physics, reader, "paper", 3, lambda *_: None)
 
 
 def test_the_figure_does_not_grow_with_the_number_of_volumes(

@@ -295,6 +295,15 @@ class TestDataSet:
 
 
 class TestManyScans:
+    def test_a_model_that_gives_no_numbers_writes_no_images(self, tmp_path: Path) -> None:
+        write_heads(tmp_path / "in", ["ann"])
+        model = make_model(trained=True)
+        with torch.no_grad():
+            next(model.generator.parameters()).fill_(torch.nan)
+        (report,), _ = run_all(model, tmp_path / "in", tmp_path / "out")
+        assert "ann: the model gives values that are not finite for slice 0" in report.problem
+        assert not (tmp_path / "out").exists()
+
     def test_a_bad_scan_does_not_stop_the_others(self, tmp_path: Path) -> None:
         write_heads(tmp_path / "in" / "deep", ["ann", "cid"])
         (tmp_path / "in" / "ben.nii.gz").write_text("hello")
