@@ -29,6 +29,7 @@ def save_evaluation(result: Evaluation, path: Path, facts: dict[str, Any]) -> No
         "preset": result.preset,
         "methods": list(result.methods),
         "subject_of": dict(result.subject_of),
+        "num_constant": result.num_constant,
         "slices": [dataclasses.asdict(row) for row in result.slices],
         "volumes": [dataclasses.asdict(row) for row in result.volumes],
         "examples": [example.title for example in result.examples],
@@ -65,5 +66,12 @@ def load_evaluation(path: Path) -> Evaluation:
         for number, title in enumerate(content["examples"])
     ]
     return Evaluation(
-        physics, content["preset"], tuple(content["methods"]), slices, volumes, examples, content["subject_of"]
+        physics,
+        content["preset"],
+        tuple(content["methods"]),
+        slices,
+        volumes,
+        examples,
+        content["subject_of"],
+        num_constant=content.get("num_constant", 0),
     )

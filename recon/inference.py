@@ -15,6 +15,7 @@ from recon.engine import lowered
 from recon.masks import MaskConfig
 from recon.samples import MAGNITUDE, Sample, display, prepare
 from recon.signal import SignalConfig
+from storage.constant import is_constant
 from storage.errors import InputError
 from storage.loader import Batch
 from storage.reader import SliceReader
@@ -37,6 +38,11 @@ class Reconstructed:
     images: Mapping[str, np.ndarray]
     scale: np.ndarray
     seconds: Mapping[str, float]
+
+    @property
+    def shows(self) -> np.ndarray:
+        """(batch,) bool: False for a target that is constant, of which there are no figures (`storage.constant`)."""
+        return ~is_constant(self.scale[:, 0], self.scale[:, 1])
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from recon.fourier import fft2c, ifft2c
 from recon.masks import MaskConfig, make_mask
 from recon.sense import complex_to_channels, sense_reduce
 from recon.signal import SignalConfig
+from storage.constant import ROUNDING
 from storage.errors import InputError
 from storage.loader import Batch
 
@@ -129,7 +130,7 @@ def prepare(
         maps = _wanted_maps(group) if sense else None
         if augment:
             image, maps = _augmented(augment, image, maps, moved.samples[group.rows])
-        parts.append(centre_fit(image, crop))
+        parts.append(_cut(image, crop))
         map_parts.append(None if maps is None else centre_fit(maps, crop))
     rows = [group.rows for group in moved.groups]
     images, maps = _in_order(parts, rows), _maps_in_order(map_parts, rows)
@@ -148,6 +149,13 @@ def prepare(
     return Sample(
         complex_to_channels(target), complex_to_channels(zero_filled), kspace, measured, scale, moved.samples, maps
     )
+
+
+def _cut(images: Tensor, crop: tuple[int, int]) -> Tensor:
+    """`centre_fit`; of an image that shows nothing within the crop no rounding is left, which scaling would blow up."""
+    fitted = centre_fit(images, crop)
+    most, left = (part.abs().amax(dim=(1, 2, 3), keepdim=True) for part in (images, fitted))
+    return torch.where(left <= ROUNDING * most, 0, fitted)  # NaN stays
 
 
 def _wanted_maps(group: DeviceGroup) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -27,6 +28,9 @@ from recon.validate import validate
 from recon.worker import Worker
 from storage.config import open_loader, open_reader
 from storage.loader import Share
+from storage.reader import SliceReader
+
+_LOG = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, worker: Worker) -> bool:
@@ -51,6 +55,8 @@ def train(recipe: Recipe, worker: Worker) -> bool:
             )
             for split in (recipe.data.train_split, recipe.data.validation_split)
         )
+        if worker.rank == 0:
+            _count_constant(train_reader, validation_reader)
         share = Share(worker.rank, worker.world_size, config.global_batch_size, config.gradient_accumulation)
         loader = open_loader(recipe.data, train_reader, share, recipe.seed, page_locked(worker.device))
 
@@ -96,6 +102,13 @@ def train(recipe: Recipe, worker: Worker) -> bool:
                 clock.enter("checkpoint", state.step)
                 worker.save(state.step, log.metrics, state.save)
         return ended
+
+
+def _count_constant(*readers: SliceReader) -> None:
+    for info in (reader.info for reader in readers):
+        if info.num_constant:
+            whole = info.num_constant + info.num_slices
+            _LOG.warning("%s: %d of %d slices are constant and left out", info.name, info.num_constant, whole)
 
 
 class EarlyStop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -17,19 +18,29 @@ from skimage.metrics import structural_similarity
 
 from recon import evaluate as evaluation
 from recon.evaluate import Evaluation, evaluate
+from recon.evaluation_file import load_evaluation, save_evaluation
 from recon.inference import Physics, network_method
 from recon.masks import make_mask
 from recon.metrics import METRICS, PRESETS
 from recon.model import Model, load_model
 from recon.samples import Sample
-from recon.tables import PAPER, latex, markdown, table_text, text_table, write_evaluation
+from recon.tables import PAPER, caption, latex, markdown, table_text, text_table, write_evaluation
 from storage import dataset
+from storage.config import DataConfig, open_reader
 from storage.errors import InputError
 from storage.layout import SplitLayout
 from storage.object_store import ObjectStore
 from storage.reader import SliceReader
 from storage.volumes import centre_fit, image_to_kspace
-from tests.helpers import ellipsoid, random_kspace, small_recipe, stored_volume, write_layout, write_model
+from tests.helpers import (
+    ellipsoid,
+    random_kspace,
+    small_recipe,
+    stored_volume,
+    write_images,
+    write_layout,
+    write_model,
+)
 
 CROP = (32, 32)
 VOLUMES = {"ann1": ("ann", 5, (40, 44)), "ann2": ("ann", 3, (36, 50)), "bob": ("bob", 4, (40, 44))}
@@ -239,6 +250,30 @@ def test_a_model_for_larger_images_is_refused(reader: SliceReader, tmp_path: Pat
     model = load_model(write_model(tmp_path / "model", recipe))
     with pytest.raises(InputError, match="images of 48×32 are wanted, the data set has slices of 40×50; convert"):
         run(model, reader, "paper")
+
+
+@pytest.mark.parametrize("preset", ["paper", "fastmri"])
+def test_constant_slices_are_left_out_and_counted(model: Model, tmp_path: Path, preset: Any) -> None:
+    """Two are constant as stored, one within the crop; the figures are those of the others."""
+    images = ellipsoid((48, 12, 48))[:, 3:10].transpose(1, 2, 0)
+    images[[0, 2, 4]] = 0
+    images[4, 1, 1] = 90  # outside the crop
+    write_images(ObjectStore(tmp_path / "with"), {"test": images})
+    write_images(ObjectStore(tmp_path / "without"), {"test": images[[1, 3, 5, 6]]})
+    results = []
+    for name in ("with", "without"):
+        with contextlib.closing(open_reader(DataConfig(url=str(tmp_path / name)), "test")) as reader:
+            results.append(run(model, reader, preset))
+    found, expected = results
+    assert [row.slice_index for row in found.slices if row.method == "model"] == [0, 1, 3, 4]
+    if not model.physics.mask.per_slice:
+        for method in METHODS:
+            mean = {name: expected.mean(method)[name] for name in METRICS}
+            assert {name: found.mean(method)[name] for name in METRICS} == pytest.approx(mean, rel=1e-3)
+    assert "4 slices (3 constant ones left out)" in text_table(found)[0]
+    assert "left out" not in text_table(expected)[0]
+    save_evaluation(found, tmp_path / "kept.json", {})
+    assert caption(load_evaluation(tmp_path / "kept.json")) == caption(found)
 
 
 def test_images_that_are_no_numbers_are_not_rated(model: Model, reader: SliceReader) -> None:
