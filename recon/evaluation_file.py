@@ -16,7 +16,7 @@ from recon.masks import MaskConfig
 from recon.signal import SignalConfig
 
 _TARGET = "target"
-_WHITE = 2**16 - 1  # images in [0, 1] are kept as uint16
+_WHITE = 2**16 - 1  # example images are shown in [0, 1], and kept as uint16
 
 
 def save_evaluation(result: Evaluation, path: Path, facts: dict[str, Any]) -> None:
@@ -36,7 +36,7 @@ def save_evaluation(result: Evaluation, path: Path, facts: dict[str, Any]) -> No
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     images = {
-        f"{number}/{name}": np.round(image * _WHITE).astype(np.uint16)
+        f"{number}/{name}": np.round(image.clip(0, 1) * _WHITE).astype(np.uint16)
         for number, example in enumerate(result.examples)
         for name, image in {_TARGET: example.target, **example.images}.items()
     }

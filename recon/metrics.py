@@ -2,7 +2,7 @@
 
 Two presets, because SSIM's data range alone moves it by 0.07–0.22:
 
-paper    per slice, images in [0, 1], data range 1
+paper    per slice, target in [0, 1], data range 1
 fastmri  per volume: data range = maximum of the target volume; NMSE without root; SSIM window 7, mean over slices
 """
 
@@ -16,7 +16,7 @@ from storage.errors import InputError
 
 Preset = Literal["paper", "fastmri"]
 PRESETS: dict[Preset, str] = {
-    "paper": "per slice, images in [0, 1], data range 1, SSIM window 7, mean over slices",
+    "paper": "per slice, target in [0, 1], data range 1, SSIM window 7, mean over slices",
     "fastmri": "per volume, data range = maximum of the volume, NMSE without root, SSIM window 7",
 }
 METRICS = ("psnr", "ssim", "mse", "rmse", "nmse")

@@ -80,14 +80,14 @@ def directly(model: Model, reader: SliceReader) -> list[dict[str, Any]]:
         image = np.abs(np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace), norm="ortho")))
         image = centre_fit(image, CROP)
         low, high = image.min(), image.max()
-        target = (image - low) / (high - low)
         mask = make_mask(model.physics.mask, CROP, (0, index))
-        measured = np.fft.ifftshift(np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(target), norm="ortho")) * mask)
+        measured = np.fft.ifftshift(np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image), norm="ortho")) * mask)
         zero_filled = np.abs(np.fft.fftshift(np.fft.ifft2(measured, norm="ortho"))).astype(np.float32)
-        found = model.generator(torch.from_numpy(zero_filled)[None, None])[0, 0].numpy()
+        unit = zero_filled.max()
+        found = model.generator(torch.from_numpy(zero_filled / unit)[None, None])[0, 0].numpy()
         volume = reader.info.volumes[reader.info.volume[index]]
-        images = {"target": target, "zero_filled": zero_filled.clip(0, 1), "model": found.clip(0, 1)}
-        bright = {name: values * (high - low) + low for name, values in images.items()}
+        bright = {"target": image, "zero_filled": zero_filled, "model": found.clip(0) * unit}
+        images = {name: (values - low) / (high - low) for name, values in bright.items()}
         rows.append({"volume": volume, "slice": index, "images": images, "bright": bright})
     return rows
 
