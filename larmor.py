@@ -621,7 +621,7 @@ def load_model(place: str | Path, metric: str = "psnr", trial: str | None = None
     """The generator of a model directory, or the best one of a run or a sweep by its URL: a `torch.nn.Module`.
 
     It is ready to use (evaluation mode, on `device`), called with zero-filled images (batch, channels, height, width)
-    float32 in [0, 1]; one with data consistency also takes the measured k-space and the mask, as
+    float32 whose largest magnitude is 1; one with data consistency also takes the measured k-space and the mask, as
     `recon.samples.Sample` has them. From a URL it is pulled, verified and not kept; `metric` and `trial` choose as
     `larmor pull` does. Raises `storage.errors.InputError`.
     """

@@ -83,7 +83,7 @@ def _validated(record: Mapping[str, Any], config: Mapping[str, Any]) -> list[str
     return [
         f"Of validation, while it trained ({f'{slices} evenly spaced slices' if slices else 'all slices'} of the split",
         f"`{config.get('data', {}).get('validation_split', 'validation')}`), preset `{record['preset']}`: mean over",
-        "slices, images in [0, 1], data range 1. The checkpoint was chosen by them, so they flatter it, and they have",
+        "slices, target in [0, 1], data range 1. The checkpoint was chosen by them, so they flatter it, and they have",
         "no interval: `larmor evaluate` rates it on subjects that no training has seen, and writes the result here.",
         "",
         *_table(("metric", "value"), ((name.upper(), _figure(name, value)) for name, value in sorted(found))),

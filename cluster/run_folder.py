@@ -281,9 +281,9 @@ def _unreadable(folder: str, problem: str) -> Checkpoint:
 
 
 def _ranked(found: Iterable[Checkpoint], metric: str, higher_is_better: bool) -> list[Checkpoint]:
-    """Those that have the metric, the best first; of equal ones the earlier first."""
+    """Those whose metric is a finite number, the best first; of equal ones the earlier first."""
     sign = -1 if higher_is_better else 1
-    rated = [item for item in found if not math.isnan(item.metrics.get(metric, math.nan))]
+    rated = [item for item in found if math.isfinite(item.metrics.get(metric, math.nan))]
     return sorted(rated, key=lambda item: (sign * item.metrics[metric], item.step))
 
 

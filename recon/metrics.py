@@ -2,7 +2,7 @@
 
 Two presets, because SSIM's data range alone moves it by 0.07–0.22:
 
-paper    per slice, images in [0, 1], data range 1
+paper    per slice, target in [0, 1], data range 1
 fastmri  per volume: data range = maximum of the target volume; NMSE without root; SSIM window 7, mean over slices
 """
 
@@ -16,12 +16,13 @@ from storage.errors import InputError
 
 Preset = Literal["paper", "fastmri"]
 PRESETS: dict[Preset, str] = {
-    "paper": "per slice, images in [0, 1], data range 1, SSIM window 7, mean over slices",
+    "paper": "per slice, target in [0, 1], data range 1, SSIM window 7, mean over slices",
     "fastmri": "per volume, data range = maximum of the volume, NMSE without root, SSIM window 7",
 }
 METRICS = ("psnr", "ssim", "mse", "rmse", "nmse")
 HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "mse": False, "rmse": False, "nmse": False}
 SSIM_WINDOW = 7
+LARGEST_PSNR = 20 * 23 * float(np.log10(2))  # dB of float32's rounding: images that are nearer to each other are equal
 
 
 def check_preset(name: str) -> Preset:
@@ -35,7 +36,8 @@ def check_preset(name: str) -> Preset:
 def slice_metrics(target: np.ndarray, reconstruction: np.ndarray, data_range: float = 1.0) -> dict[str, float]:
     """PSNR (dB), SSIM, MSE, RMSE and NMSE (‖e‖²/‖target‖²) of one image (height, width).
 
-    PSNR of identical images is infinite. SSIM: uniform window of 7, as scikit-image and fastMRI compute it.
+    PSNR ends at `LARGEST_PSNR`. Where an image holds NaN, every figure that it enters is NaN. SSIM:
+    uniform window of 7, as scikit-image and fastMRI compute it.
     """
     from skimage.metrics import structural_similarity  # here: the names above serve `larmor pull`, which has no skimage
 
@@ -45,7 +47,7 @@ def slice_metrics(target: np.ndarray, reconstruction: np.ndarray, data_range: fl
     power = float(np.mean(target**2))
     ssim = structural_similarity(target, reconstruction, data_range=data_range, win_size=SSIM_WINDOW)
     return {
-        "psnr": float(10 * np.log10(data_range**2 / mse)) if mse > 0 else float("inf"),
+        "psnr": _psnr(mse, data_range),
         "ssim": float(ssim),
         "mse": mse,
         "rmse": mse**0.5,
@@ -59,9 +61,14 @@ def volume_metrics(target: np.ndarray, reconstruction: np.ndarray) -> dict[str, 
     mse = float(np.mean((target.astype(np.float64) - reconstruction) ** 2))
     ssim = [slice_metrics(t, r, data_range)["ssim"] for t, r in zip(target, reconstruction, strict=True)]
     return {
-        "psnr": float(10 * np.log10(data_range**2 / mse)) if mse > 0 else float("inf"),
+        "psnr": _psnr(mse, data_range),
         "ssim": float(np.mean(ssim)),
         "mse": mse,
         "rmse": mse**0.5,
         "nmse": mse / float(np.mean(target.astype(np.float64) ** 2)),
     }
+
+
+def _psnr(mse: float, data_range: float) -> float:
+    """In dB; NaN stays NaN, which comparisons would make the best of all."""
+    return LARGEST_PSNR if mse == 0 else float(np.minimum(LARGEST_PSNR, 10 * np.log10(data_range**2 / mse)))

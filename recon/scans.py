@@ -67,7 +67,8 @@ def open_scans(
         yield [Scan(ref.name, partial(_open_file, ref, physics, undersample)) for ref in find_sources([source])]
         return
     config = DataConfig(url=source, memory_cache_bytes=0, disk_cache_bytes=0)
-    with closing(open_reader(config, split or "test", with_maps=physics.signal.needs_maps)) as reader:
+    with_maps = physics.signal.needs_maps
+    with closing(open_reader(config, split or "test", with_maps=with_maps, constant=True)) as reader:
         for name in reader.info.volumes:
             if Path(name).name != name:
                 raise InputError(

@@ -63,10 +63,11 @@ def caption(result: Evaluation) -> str:
     """What the figures of one evaluation are of."""
     subjects = len(set(result.subject_of.values()))
     slices = len(result.slices) // len(result.methods)
+    constant = f" ({result.num_constant} constant ones left out)" if result.num_constant else ""
     spread = "; [95 % bootstrap interval over subjects]" if subjects > 1 else "; one subject, so no interval"
     return (
-        f"{result.label}: mean over {len(result.subject_of)} volume(s), {slices} slices; preset '{result.preset}': "
-        f"{PRESETS[result.preset]}{spread}"
+        f"{result.label}: mean over {len(result.subject_of)} volume(s), {slices} slices{constant}; "
+        f"preset '{result.preset}': {PRESETS[result.preset]}{spread}"
     )
 
 

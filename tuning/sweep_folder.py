@@ -154,7 +154,7 @@ def best_trial(trials: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     """
     name = f"val/{metric}"
     finished = [
-        trial for trial in trials if trial["state"] in RATED and not math.isnan(trial["metrics"].get(name, math.nan))
+        trial for trial in trials if trial["state"] in RATED and math.isfinite(trial["metrics"].get(name, math.nan))
     ]
     if not finished:
         errors = [reason for trial in trials if (reason := trial.get("reason") or trial.get("error"))]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
+from safetensors.torch import load, save
 
 from tests.faults.scene import LOCAL, Broken, Scene, Training, moment
 from tests.faulty_proxy import FaultyProxy, proxied_environment
@@ -117,6 +120,36 @@ def checkpoint_damaged(training: Training, source: random.Random) -> str:
     return f"kill -9 after step {step}, a byte of {Path(path).name} of step {latest.step} changed"
 
 
+def validated_nan(training: Training, source: random.Random) -> str:
+    """Killed, and the averaged weights in the newest checkpoint become NaN, with a checksum that fits: losses stay
+    finite, the next validation does not. The training ends there, and goes on once the file is as it was."""
+    with training.attempt() as process:
+        step = training.wait_for_step(moment(source, first=10), process)
+        process.kill()
+    run = training.run
+    latest = run.latest()
+    if latest is None:
+        raise Broken(f"no checkpoint by step {step}")
+    path = f"{latest.folder}/generator.safetensors"
+    good = run.store.read(path)
+    poisoned = save({name: value * float("nan") for name, value in load(good).items()})
+    entry = {"size": len(poisoned), "sha256": hashlib.sha256(poisoned).hexdigest()}
+    run.store.write(path, poisoned)
+    run.publish(replace(latest, files={**latest.files, "generator.safetensors": entry}))
+    with training.attempt() as process:
+        training.wait_for_end(process, [1])
+    if "training diverged: val/" not in training.log():
+        raise Broken(f"the divergence is not named: {training.log()}")
+    if (newest := run.latest()) is None or newest.step != latest.step:
+        raise Broken(f"a checkpoint was saved with the validation that is not finite: {newest}")
+    if odd := [path for path in run.store.list() if path.endswith(".json") and b"NaN" in run.store.read(path)]:
+        raise Broken(f"NaN is in {odd}")
+    run.store.write(path, good)
+    run.publish(latest)
+    training.finish()
+    return f"kill -9 after step {step}, the average of step {latest.step} made NaN, then put back"
+
+
 def network_faults(training: Training, source: random.Random) -> str:
     """Every twelfth answer of the store is an error, cut short, damaged, or comes very slowly."""
     endpoint = training.scene.store.status().endpoint
@@ -160,8 +193,11 @@ LOCAL_FAULTS: dict[str, tuple[Fault, tuple[int, ...]]] = {
     "killed during an upload": (half_uploaded, (12, 13)),
     "newest checkpoint damaged": (checkpoint_damaged, (14, 15)),
     "faults of the network": (network_faults, (16, 17)),
+    "NaN in a validated step": (validated_nan, (18, 19)),
 }
+# what a fault's training has beside the others' settings
+LOCAL_SETTINGS: dict[str, tuple[str, ...]] = {"NaN in a validated step": ("training.ema_decay=0.9",)}
 
 
-def local_training(scene: Scene, name: str) -> Training:
-    return scene.training(name, *LOCAL)
+def local_training(scene: Scene, name: str, fault: str) -> Training:
+    return scene.training(name, *LOCAL, *LOCAL_SETTINGS.get(fault, ()))

@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import uniform_filter
 from skimage.metrics import mean_squared_error, normalized_root_mse, peak_signal_noise_ratio, structural_similarity
 
-from recon.metrics import HIGHER_IS_BETTER, METRICS, PRESETS, slice_metrics, volume_metrics
+from recon.metrics import HIGHER_IS_BETTER, LARGEST_PSNR, METRICS, PRESETS, slice_metrics, volume_metrics
 
 
 def pair(*shape: int, brightness: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -72,8 +72,17 @@ def test_the_brightness_of_a_volume_does_not_matter() -> None:
 @pytest.mark.parametrize("rate", [slice_metrics, volume_metrics])
 def test_identical_images_are_perfect(rate: object) -> None:
     target = pair(12, 16)[0] if rate is slice_metrics else pair(2, 12, 16)[0]
-    expected = {"psnr": np.inf, "ssim": 1.0, "mse": 0.0, "rmse": 0.0, "nmse": 0.0}
+    expected = {"psnr": LARGEST_PSNR, "ssim": 1.0, "mse": 0.0, "rmse": 0.0, "nmse": 0.0}
     assert rate(target, target.copy()) == pytest.approx(expected)  # type: ignore[operator]
+    nearly = np.where(target == target.max(), np.nextafter(target, np.float32(0)), target)
+    assert 130 < rate(target, nearly)["psnr"] <= LARGEST_PSNR  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("rate", [slice_metrics, volume_metrics])
+def test_what_is_not_a_number_is_not_perfect(rate: object) -> None:
+    target, found = pair(12, 16) if rate is slice_metrics else pair(2, 12, 16)
+    found.flat[17] = np.nan
+    assert np.isnan(list(rate(target, found).values())).all()  # type: ignore[operator]
 
 
 def test_an_empty_target_has_no_relative_error() -> None:
