@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from recon.metrics import METRICS
 from storage.errors import InputError
 
 # what a disk answers to a place that the user chose; any other OSError is a defect
@@ -420,7 +421,7 @@ def list_runs(
 def pull(
     url: Annotated[str, typer.Argument(help="A run's or a sweep's URL.")],
     to: Annotated[Path, typer.Option(help="The model directory to make.")],
-    metric: Annotated[str, typer.Option(help="Validation metric: psnr, ssim, mse, rmse or nmse.")] = "psnr",
+    metric: Annotated[str, typer.Option(help=f"Validation metric: {', '.join(METRICS)}.")] = "psnr",
     trial: Annotated[
         str | None, typer.Option(help="Of a sweep: this trial (its id or how it begins), not the best one.")
     ] = None,

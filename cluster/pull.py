@@ -26,7 +26,7 @@ import yaml
 from cluster.model_card import write_card
 from cluster.origin import read_origin
 from cluster.run_folder import Checkpoint, RunFolder
-from recon.metrics import HIGHER_IS_BETTER
+from recon.metrics import HIGHER_IS_BETTER, check_metric
 from storage.errors import InputError
 from storage.store_errors import StoreAway
 
@@ -45,9 +45,7 @@ class Pulled:
 
 def metric_direction(metric: str) -> tuple[str, bool]:
     """`val/psnr` or `psnr` → ("val/psnr", True). Raises `InputError` for an unknown metric."""
-    short = metric.removeprefix("val/")
-    if short not in HIGHER_IS_BETTER:
-        raise InputError(f"'{metric}' is not a validation metric; choose one of {', '.join(HIGHER_IS_BETTER)}")
+    short = check_metric(metric)
     return f"val/{short}", HIGHER_IS_BETTER[short]
 
 

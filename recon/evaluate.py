@@ -12,14 +12,13 @@ import torch
 
 from recon.figures import Example
 from recon.inference import ZERO_FILLED, Method, Physics, Reconstructed, check_finite, reconstruct_split
-from recon.metrics import METRICS, Preset, slice_metrics, volume_metrics
+from recon.metrics import DICE, METRICS, Preset, slice_metrics, volume_metrics
 from recon.segmentation import Segmentation, SegmentationConfig, dice_per_class, segment
 from recon.segmentation_figure import SegmentationExample, SegmentedImage
 from storage.dataset import SplitInfo
 from storage.errors import InputError
 from storage.reader import SliceReader
 
-DICE = "dice"
 _TARGET = ""  # no method has that name
 _MOST_PICTURED = 8  # volumes in the figure, which matplotlib cannot draw at any height
 _RESAMPLES = 2000
@@ -58,7 +57,7 @@ class Evaluation:
     @cached_property
     def metrics(self) -> tuple[str, ...]:
         """The names of the figures that the volumes have."""
-        return (*METRICS, DICE) if DICE in self.volumes[0].metrics else METRICS
+        return (*METRICS, DICE) if DICE in self.volumes[0].metrics else tuple(METRICS)
 
     @property
     def size(self) -> str:

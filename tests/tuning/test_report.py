@@ -221,7 +221,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_page_names_the_volumes_of_an_evaluation(tmp_path: Path) -> None:
-    mean = {"psnr": 31.25, "ssim": 0.9, "mse": 1e-3, "rmse": 0.03, "nmse": 0.01, "seconds": 0.002}
+    mean = {"psnr": 31.25, "ssim": 0.9, "mse": 1e-3, "rmse": 0.03, "nmse": 0.01, "hfen": 0.4321, "seconds": 0.002}
     summary = {"preset": "fastmri", "definition": "by volume", "split": "test", "volumes": ["ann-1", "ann-2"]}
     mask = {"kind": "radial", "achieved_ratio": 0.25, "sha256": "ab" * 32}
     cell = {"label": "8×8, radial 25 %", "mask": mask, "mean": {"zero_filled": mean, "model": mean}, "figure": "a.png"}
@@ -229,8 +229,9 @@ def test_the_page_names_the_volumes_of_an_evaluation(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     write_report(tmp_path / "page.html", [], tmp_path)
     page = (tmp_path / "page.html").read_text()
-    for expected in ("Split <b>test</b>: ann-1, ann-2, 9 slices", "31.250", "25.00 % of k-space"):
+    for expected in ("Split <b>test</b>: ann-1, ann-2, 9 slices", "31.250", "HFEN", "0.4321", "25.00 % of k-space"):
         assert expected in page
+    assert "GMSD" not in page, "the evaluation is older than that metric"
     (tmp_path / "summary.json").write_text(json.dumps({key: value for key, value in summary.items() if key != "cells"}))
     with pytest.raises(InputError, match="older version"):
         write_report(tmp_path / "page.html", [], tmp_path)
