@@ -12,7 +12,6 @@ While a pull runs, or after it broke, what has arrived lies beside it in NAME.pa
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -23,14 +22,15 @@ from typing import Any
 
 import yaml
 
+from cluster.checkpoint import WEIGHTS, Checkpoint
 from cluster.model_card import write_card
 from cluster.origin import read_origin
-from cluster.run_folder import Checkpoint, RunFolder
+from cluster.run_folder import RunFolder
 from recon.metrics import HIGHER_IS_BETTER
 from storage.errors import InputError
+from storage.lock_file import locked
 from storage.store_errors import StoreAway
 
-WEIGHTS = "generator.safetensors"
 MODEL_FORMAT = 1  # as recon.model reads it, which needs PyTorch
 _TRIES = 5  # a run that is going on may remove a checkpoint between our look and our download
 
@@ -111,10 +111,12 @@ def check_target(target: Path, overwrite: bool) -> None:
 def _partial_folder(target: Path) -> Iterator[Path]:
     """The folder beside `target`, for one process alone; it stays if something in it is worth going on with."""
     partial = target.with_name(f"{target.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    with (partial / "lock").open("w") as lock:
+    if partial.is_symlink():
+        raise InputError(f"{partial}: is a link; remove it if you do not know it, or choose another --to")
+    partial.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(partial / "lock"))
         except BlockingIOError as error:
             raise InputError(f"{target}: another `larmor pull` is writing to it; wait for it") from error
         try:

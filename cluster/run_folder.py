@@ -18,42 +18,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.checkpoint import (
+    FOLDER,
+    Checkpoint,
+    DamagedCheckpoint,
+    Files,
+    check_files,
+    ranked,
+    read_manifest,
+    write_manifest,
+)
 from cluster.lease import check_lease, delete_all_but_lease
 from storage.errors import InputError
+from storage.local_names import inside
 from storage.object_store import ObjectStore
-
-MANIFEST_FORMAT = 1
-_FOLDER = re.compile(r"checkpoints/step-\d+-[^/]+")
-Files = Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A published checkpoint: its folder below the run's, step, metrics, and path → {size, sha256}.
-
-    `problem` says what is wrong with one that is not whole.
-    """
-
-    folder: str
-    step: int
-    metrics: Mapping[str, float]
-    files: Files
-    problem: str = ""
-
-
-class DamagedCheckpoint(InputError):
-    """A file of a checkpoint is not as it was written; `problem` says which, and why, without a remedy."""
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(f"{problem}; remove this checkpoint's folder to use another one")
-        self.problem = problem
 
 
 class RunFolder:
@@ -163,18 +145,16 @@ class RunFolder:
         paths = list(self.store.list(f"{checkpoint}/parts"))
         if len(paths) < num_ranks:
             return None
-        return {name: entry for path in paths for name, entry in json.loads(self.store.read(path)).items()}
+        try:
+            parts = [check_files(json.loads(self.store.read(path))) for path in paths]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{self.url}/{checkpoint}/parts: a part of the manifest {error}") from error
+        return {name: entry for part in parts for name, entry in part.items()}
 
     def publish(self, checkpoint: Checkpoint) -> None:
         """Write the manifest: from now on the checkpoint is whole."""
         self.check_lease()
-        document = {
-            "format": MANIFEST_FORMAT,
-            "step": checkpoint.step,
-            "metrics": dict(checkpoint.metrics),
-            "files": dict(checkpoint.files),
-        }
-        self.store.write(f"{checkpoint.folder}/manifest.json", json.dumps(document, indent=1).encode())
+        self.store.write(f"{checkpoint.folder}/manifest.json", write_manifest(checkpoint))
 
     def published(self) -> list[Checkpoint]:
         """Every checkpoint that has a manifest, by step, with what is wrong with it.
@@ -183,7 +163,7 @@ class RunFolder:
         """
         sizes = self.store.list("checkpoints")
         folders = {path.removesuffix("/manifest.json") for path in sizes if path.endswith("/manifest.json")}
-        found = (self._read_manifest(folder, sizes) for folder in sorted(folders) if _FOLDER.fullmatch(folder))
+        found = (self._read_manifest(folder, sizes) for folder in sorted(folders) if FOLDER.fullmatch(folder))
         return sorted((item for item in found if item), key=lambda item: item.step)
 
     def checkpoints(self) -> list[Checkpoint]:
@@ -200,20 +180,20 @@ class RunFolder:
         """
         published = self.published()
         found = [item for item in published if not item.problem]
-        ranked = _ranked(found, metric, higher_is_better)
-        if not ranked:
+        rated = ranked(found, metric, higher_is_better)
+        if not rated:
             known = sorted({name for item in found for name in item.metrics})
             gap = "".join(f" ({item.folder}/{item.problem})" for item in published[:1])
             have = f"its metrics are {', '.join(known)}" if found else f"it has no whole checkpoint yet{gap}"
             raise InputError(f"{self.url}: no checkpoint with the metric '{metric}'; {have}")
-        return ranked[0]
+        return rated[0]
 
     def download(
         self, checkpoint: Checkpoint, target: Path, names: Iterable[str] | None = None, resume: bool = False
     ) -> None:
         """Get files of a checkpoint and verify each; `resume` as `ObjectStore` has it. Raises `DamagedCheckpoint`."""
         for name in names or checkpoint.files:
-            path = target / name
+            path = inside(target, name)
             if path.is_file() and sha256(path) == checkpoint.files[name]["sha256"]:
                 continue
             try:
@@ -243,57 +223,20 @@ class RunFolder:
         found = [item for item in published if not item.problem]
         if not found:
             return
-        kept = {item.folder for item in [*found[-newest:], *_ranked(found, metric, higher_is_better)[:best]]}
+        kept = {item.folder for item in [*found[-newest:], *ranked(found, metric, higher_is_better)[:best]]}
         for item in published:
             if item.folder not in kept:
                 self.unpublish(item)  # first: no half-deleted one is ever chosen
-        folders = {match[0] for path in self.store.list("checkpoints") if (match := _FOLDER.match(path))}
+        folders = {match[0] for path in self.store.list("checkpoints") if (match := FOLDER.match(path))}
         for folder in sorted(folders - kept):
             self.store.delete(folder)
 
     def _read_manifest(self, folder: str, sizes: Mapping[str, int]) -> Checkpoint | None:
         """None if it has just been removed."""
         try:
-            document = json.loads(self.store.read(f"{folder}/manifest.json"))
+            return read_manifest(self.store.read(f"{folder}/manifest.json"), folder, sizes, self.url)
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            return _unreadable(folder, f"is not JSON ({error})")
-        written = document.get("format") if isinstance(document, dict) else None
-        if not isinstance(written, int):
-            return _unreadable(folder, "is not a manifest of Larmor")
-        if written > MANIFEST_FORMAT:
-            raise InputError(
-                f"{self.url}/{folder}: has manifest format {written}, this Larmor reads up to {MANIFEST_FORMAT}; "
-                "update Larmor"
-            )
-        try:
-            files = document["files"]
-            missing = [name for name, entry in files.items() if sizes.get(f"{folder}/{name}") != entry["size"]]
-            problem = f"{missing[0]} is missing or cut short" if missing else ""
-            return Checkpoint(folder, int(document["step"]), dict(document["metrics"]), files, problem)
-        except (KeyError, TypeError, ValueError, AttributeError):  # whatever else may be in JSON
-            return _unreadable(folder, "is not a manifest of Larmor")
-
-
-def _unreadable(folder: str, problem: str) -> Checkpoint:
-    return Checkpoint(folder, checkpoint_step(folder), {}, {}, f"manifest.json {problem}")
-
-
-def _ranked(found: Iterable[Checkpoint], metric: str, higher_is_better: bool) -> list[Checkpoint]:
-    """Those that have the metric, the best first; of equal ones the earlier first."""
-    sign = -1 if higher_is_better else 1
-    rated = [item for item in found if not math.isnan(item.metrics.get(metric, math.nan))]
-    return sorted(rated, key=lambda item: (sign * item.metrics[metric], item.step))
-
-
-def checkpoint_folder(step: int, token: str) -> str:
-    """Name of a checkpoint's folder. The token keeps two attempts at one step apart."""
-    return f"checkpoints/step-{step:08d}-{token}"
-
-
-def checkpoint_step(folder: str) -> int:
-    return int(folder.split("/")[-1].split("-")[1])
 
 
 def sha256(path: Path) -> str:

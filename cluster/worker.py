@@ -16,10 +16,11 @@ import torch.distributed
 
 from cluster.agreement import Agreement
 from cluster.attempts import Attempt
+from cluster.checkpoint import Checkpoint, DamagedCheckpoint, checkpoint_folder
 from cluster.heartbeat import Progress
 from cluster.lease import LeaseLost
 from cluster.reports import Reports
-from cluster.run_folder import Checkpoint, DamagedCheckpoint, RunFolder, checkpoint_folder
+from cluster.run_folder import RunFolder
 from cluster.scratch import Scratch
 from cluster.stopping import StopRequest
 from cluster.upload import Retention, Upload

@@ -17,6 +17,7 @@ from fsspec.core import url_to_fs
 
 from storage.errors import InputError
 from storage.http_ranges import HttpRanges, spread
+from storage.local_names import leads_out
 from storage.store_errors import beyond_the_end, endpoint, lost_condition, patience, persist, translated
 
 T = TypeVar("T")
@@ -88,7 +89,9 @@ class ObjectStore:
         return ObjectStore(f"{self.url}/{path.strip('/')}", self.client)
 
     def full_path(self, path: str) -> str:
-        """What the fsspec filesystem calls the object `path`."""
+        """What the fsspec filesystem calls the object `path`. Raises `InputError` if that leads out of `url`."""
+        if self.is_local and leads_out(path):
+            raise InputError(f"{self.url}: {path!r} leads out of this folder; do not trust who wrote it")
         return f"{self._root}/{path}" if path else self._root
 
     def check_access(self) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.checkpoint import Checkpoint
 from cluster.experiment import Experiment
 from cluster.lease import (
     Lease,
@@ -28,7 +29,7 @@ from cluster.lease import (
     refuse_if_held,
 )
 from cluster.run import claimed
-from cluster.run_folder import Checkpoint, RunFolder
+from cluster.run_folder import RunFolder
 from storage.errors import InputError
 from storage.object_store import ObjectStore
 from storage.store_errors import StoreAway

@@ -244,6 +244,24 @@ def test_two_pulls_do_not_write_to_one_place(run: RunFolder, target: Path) -> No
     assert beside(target) == {"mine"}
 
 
+@pytest.mark.parametrize("planted", ["lock", "folder"])
+def test_a_planted_link_is_not_followed(run: RunFolder, target: Path, tmp_path: Path, planted: str) -> None:
+    """Models are often pulled to a temporary folder, and what lies beside them has a name that others know."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "lock").write_text("precious")
+    partial = target.with_name("mine.partial")
+    partial.parent.mkdir(parents=True)
+    if planted == "folder":
+        partial.symlink_to(mine)
+    else:
+        partial.mkdir()
+        (partial / "lock").symlink_to(mine / "lock")
+    with pytest.raises(InputError, match=r"mine\.partial.* is a link; remove it"):
+        pull_run(run, "psnr", target)
+    assert contents_of(mine) == {"lock": b"precious"}
+
+
 class TestBrokenDownload:
     SIZE = 20_000_000  # more than two blocks
 

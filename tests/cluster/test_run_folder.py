@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run_folder import MANIFEST_FORMAT, RunFolder, checkpoint_folder, checkpoint_step
+from cluster.checkpoint import MANIFEST_FORMAT, checkpoint_folder, checkpoint_step
+from cluster.run_folder import RunFolder
 from storage.errors import InputError
 from tests.helpers import add_checkpoint, contents_of, flip_byte
 
