@@ -42,7 +42,8 @@ class RunFolder:
     """The folder of one run. Methods raise what `ObjectStore` raises.
 
     With the number of a `lease`, what tells others how far the run is (history, manifests, result) is written only
-    while that lease is the newest, else `LeaseLost` is raised; so is what removes checkpoints.
+    while that lease is the newest, else `LeaseLost` is raised; so is what removes checkpoints. The look comes right
+    before each request, since the store may keep a request waiting for longer than a lease lives.
     """
 
     def __init__(self, url: str, lease: int | None = None) -> None:
@@ -55,7 +56,7 @@ class RunFolder:
 
     def create(self, config_yaml: str) -> bool:
         """Claim the folder for this configuration; False if another run has it."""
-        return self.store.create("config.yaml", config_yaml.encode())
+        return self.store.create("config.yaml", config_yaml.encode(), guard=self.check_lease)
 
     def config_yaml(self) -> str:
         """Raises `InputError` if no run is there."""
@@ -67,18 +68,21 @@ class RunFolder:
 
     def delete(self) -> None:
         """Remove everything but the lease."""
-        delete_all_but_lease(self.store)
+        delete_all_but_lease(self.store, self.check_lease)
 
     def check_lease(self) -> None:
         """Raises `LeaseLost` if another process drives the run now."""
         if self.lease is not None:
             check_lease(self.store, self.lease)
 
+    def _write(self, path: str, content: bytes) -> None:
+        """Put what tells others how far the run is."""
+        self.store.write(path, content, guard=self.check_lease)
+
     # history
 
     def write_history(self, step: int, rows: Sequence[Mapping[str, float]]) -> None:
-        self.check_lease()
-        self.store.write(f"history/{step:08d}.json", json.dumps(list(rows)).encode())
+        self._write(f"history/{step:08d}.json", json.dumps(list(rows)).encode())
 
     def history(self, after: int = 0) -> list[dict[str, float]]:
         """Rows of all steps beyond `after`, in order; a step that was replayed counts once."""
@@ -92,8 +96,7 @@ class RunFolder:
     # result
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        self.check_lease()
-        self.store.write("result.json", json.dumps(dict(result), indent=2).encode())
+        self._write("result.json", json.dumps(dict(result), indent=2).encode())
 
     def result(self) -> dict[str, Any] | None:
         """What the finished run wrote, or None."""
@@ -104,8 +107,7 @@ class RunFolder:
 
     def write_failure(self, reason: str) -> None:
         """Record why the training cannot go on as it is."""
-        self.check_lease()
-        self.store.write("failure.txt", reason.encode())
+        self._write("failure.txt", reason.encode())
 
     def failure(self) -> str | None:
         """What `write_failure` recorded, or None."""
@@ -115,7 +117,7 @@ class RunFolder:
             return None
 
     def clear_failure(self) -> None:
-        self.store.delete("failure.txt")
+        self.store.remove(["failure.txt"], guard=self.check_lease)
 
     # warnings
 
@@ -153,8 +155,7 @@ class RunFolder:
 
     def publish(self, checkpoint: Checkpoint) -> None:
         """Write the manifest: from now on the checkpoint is whole."""
-        self.check_lease()
-        self.store.write(f"{checkpoint.folder}/manifest.json", write_manifest(checkpoint))
+        self._write(f"{checkpoint.folder}/manifest.json", write_manifest(checkpoint))
 
     def published(self) -> list[Checkpoint]:
         """Every checkpoint that has a manifest, by step, with what is wrong with it.
@@ -210,26 +211,26 @@ class RunFolder:
 
     def unpublish(self, checkpoint: Checkpoint) -> None:
         """Take a checkpoint out of the choice; the next `prune` removes its files."""
-        self.check_lease()
-        self.store.delete(f"{checkpoint.folder}/manifest.json")
+        self.store.remove([f"{checkpoint.folder}/manifest.json"], guard=self.check_lease)
 
     def prune(self, newest: int, best: int, metric: str, higher_is_better: bool) -> None:
         """Remove all but the `newest` last checkpoints and the `best` ones, and whatever is not whole.
 
-        Call it while no upload is on its way: one that is not whole was cut off, also if it is of a later step.
+        Call it while no upload is on its way: one that is not whole was cut off, also if it is of a later step. What is
+        removed was there while the lease still held: a successor's checkpoints are not known here, and not touched.
         """
-        self.check_lease()
         published = self.published()
         found = [item for item in published if not item.problem]
         if not found:
             return
         kept = {item.folder for item in [*found[-newest:], *ranked(found, metric, higher_is_better)[:best]]}
+        folders = {match[0] for path in self.store.list("checkpoints") if (match := FOLDER.match(path))}
+        self.check_lease()
         for item in published:
             if item.folder not in kept:
                 self.unpublish(item)  # first: no half-deleted one is ever chosen
-        folders = {match[0] for path in self.store.list("checkpoints") if (match := FOLDER.match(path))}
         for folder in sorted(folders - kept):
-            self.store.delete(folder)
+            self.store.delete(folder, guard=self.check_lease)
 
     def _read_manifest(self, folder: str, sizes: Mapping[str, int]) -> Checkpoint | None:
         """None if it has just been removed."""
