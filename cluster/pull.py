@@ -25,7 +25,7 @@ import yaml
 from cluster.checkpoint import WEIGHTS, Checkpoint
 from cluster.model_card import write_card
 from cluster.origin import read_origin
-from cluster.run_folder import RunFolder
+from cluster.run_folder import REMOVED, RunFolder
 from recon.metrics import HIGHER_IS_BETTER
 from storage.errors import InputError
 from storage.lock_file import locked
@@ -141,15 +141,15 @@ def _download_best(run: RunFolder, metric: str, higher: bool, partial: Path, ful
 
 
 def _best(run: RunFolder, metric: str, higher: bool) -> Checkpoint:
-    """`RunFolder.best`, but damage to the best one is an error: the next best is another model."""
+    """`RunFolder.best`, but damage to the best one's weights is an error: the next best is another model."""
     best = run.best(metric, higher)
     sign = 1 if higher else -1
     for item in run.published():
         value = item.metrics.get(metric)
-        if item.problem and value is not None and sign * value > sign * best.metrics[metric]:
+        if item.weights_problem and value is not None and sign * value > sign * best.metrics[metric]:
             raise InputError(
-                f"{run.url}/{item.folder}/{item.problem}, and this checkpoint is the best by {metric}; remove its "
-                "folder to take the next best one"
+                f"{run.url}/{item.folder}/{item.weights_problem}, and this checkpoint is the best by {metric}; remove "
+                "its folder to take the next best one"
             )
     if WEIGHTS not in best.files:
         raise InputError(f"{run.url}/{best.folder}: its manifest names no {WEIGHTS}; remove this checkpoint's folder")
@@ -187,6 +187,9 @@ def _notes(run: RunFolder, config: str, metric: str, best: Checkpoint) -> Iterat
         yield f"the run keeps its best checkpoint by {kept_by}: by {metric} this is the best of those that are kept"
     elif result and result.get("checkpoint", best.folder) != best.folder:
         yield f"the run's result names another checkpoint, {result['checkpoint']}, which is not there any more"
+    if best.problem:
+        yield f"no training can go on from {best.folder}, of which only the weights are whole: {best.problem}"
+    yield from (warning for warning in run.warnings() if REMOVED in warning)
     for item in run.published():
         if item.problem and metric not in item.metrics:
             yield f"{item.folder} was left out: {item.problem}"

@@ -16,6 +16,7 @@ Needs neither Ray nor DeepSpeed, so that `larmor pull` runs anywhere.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,6 +37,8 @@ from cluster.lease import check_lease, delete_all_but_lease
 from storage.errors import InputError
 from storage.local_names import inside
 from storage.object_store import ObjectStore
+
+REMOVED = " was removed: "  # in a warning about a checkpoint
 
 
 class RunFolder:
@@ -123,7 +126,7 @@ class RunFolder:
 
     def write_warning(self, checkpoint: str, text: str) -> None:
         """Record what was wrong with a checkpoint's folder."""
-        self.store.write(f"warnings/{checkpoint.split('/')[-1]}.txt", text.encode())
+        self._write(f"warnings/{checkpoint.split('/')[-1]}.txt", text.encode())
 
     def warnings(self) -> list[str]:
         return [self.store.read(path).decode() for path in self.store.list("warnings")]
@@ -175,12 +178,13 @@ class RunFolder:
         return max(self.checkpoints(), key=lambda item: item.step, default=None)
 
     def best(self, metric: str, higher_is_better: bool) -> Checkpoint:
-        """The whole checkpoint with the best value of `metric`; of equal ones the earliest.
+        """The checkpoint with the best value of `metric`, of those whose weights are there; of equal ones the earliest.
 
-        Raises `InputError` if there is none, naming the metrics there are.
+        It may lack what only a training needs: then it has a `problem`. Raises `InputError` if there is none, naming
+        the metrics there are.
         """
         published = self.published()
-        found = [item for item in published if not item.problem]
+        found = [item for item in published if not item.weights_problem]
         rated = ranked(found, metric, higher_is_better)
         if not rated:
             known = sorted({name for item in found for name in item.metrics})
@@ -213,8 +217,15 @@ class RunFolder:
         """Take a checkpoint out of the choice; the next `prune` removes its files."""
         self.store.remove([f"{checkpoint.folder}/manifest.json"], guard=self.check_lease)
 
+    def take_back(self, checkpoint: Checkpoint, problem: str, is_model: bool) -> None:
+        """Let no training go on from a checkpoint that was found damaged; as a model it counts if `is_model`."""
+        if is_model:
+            self.publish(dataclasses.replace(checkpoint, problem=problem))
+        else:
+            self.unpublish(checkpoint)
+
     def prune(self, newest: int, best: int, metric: str, higher_is_better: bool) -> None:
-        """Remove all but the `newest` last checkpoints and the `best` ones, and whatever is not whole.
+        """Remove all but the `newest` last whole checkpoints and the `best` models, and what was not uploaded whole.
 
         Call it while no upload is on its way: one that is not whole was cut off, also if it is of a later step. What is
         removed was there while the lease still held: a successor's checkpoints are not known here, and not touched.
@@ -223,14 +234,24 @@ class RunFolder:
         found = [item for item in published if not item.problem]
         if not found:
             return
-        kept = {item.folder for item in [*found[-newest:], *ranked(found, metric, higher_is_better)[:best]]}
+        kept = {item.folder for item in [*found[-newest:], *ranked(published, metric, higher_is_better)[:best]]}
         folders = {match[0] for path in self.store.list("checkpoints") if (match := FOLDER.match(path))}
         self.check_lease()
+        self._tell_of_lost(published, best, metric, higher_is_better)
         for item in published:
             if item.folder not in kept:
                 self.unpublish(item)  # first: no half-deleted one is ever chosen
         for folder in sorted(folders - kept):
             self.store.delete(folder, guard=self.check_lease)
+
+    def _tell_of_lost(self, published: Sequence[Checkpoint], best: int, metric: str, higher_is_better: bool) -> None:
+        """Keep in mind which of the best ones go because their weights are damaged."""
+        undamaged = [dataclasses.replace(item, weights_problem="") for item in published]
+        wanted = {item.folder for item in ranked(undamaged, metric, higher_is_better)[:best]}
+        for item in published:
+            if item.folder in wanted and item.weights_problem:
+                value = f"by {metric} ({item.metrics[metric]:g}) it was among the best {best}"
+                self.write_warning(item.folder, f"{item.folder}{REMOVED}{item.weights_problem}; {value}")
 
     def _read_manifest(self, folder: str, sizes: Mapping[str, int]) -> Checkpoint | None:
         """None if it has just been removed."""

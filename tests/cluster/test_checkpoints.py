@@ -296,6 +296,28 @@ class TestRestore:
             save(worker, 30)
         assert folders(run) == {item.folder for item in run.checkpoints()}
 
+    @pytest.mark.parametrize("kind", ["changed", "short", "gone"])
+    def test_a_model_stays_if_only_the_state_beside_it_is_damaged(self, run: RunFolder, kind: str) -> None:
+        with worker_of(run, keep_checkpoints=9) as worker:
+            save(worker, 40, psnr=35.0)
+        folder = self.damage(run, 40, kind)
+        for _ in range(2):
+            assert restored(run) == 30
+        with worker_of(run, keep_checkpoints=1) as worker:
+            save(worker, 50, 60)
+        best = run.best(PSNR, True)
+        assert (best.folder, best.metrics) == (folder, {PSNR: 35.0})
+        assert "engine/state.pt" in best.problem
+        assert run.store.read(f"{folder}/generator.safetensors") == b"weights of step 40"
+        assert folders(run) == {folder, run.latest().folder}  # type: ignore[union-attr]
+
+    def test_damaged_weights_are_no_model(self, run: RunFolder) -> None:
+        with worker_of(run, keep_checkpoints=9) as worker:
+            save(worker, 40, psnr=35.0)
+        flip_byte(run.store, f"{run.best(PSNR, True).folder}/generator.safetensors", 3)
+        assert restored(run) == 30
+        assert run.best(PSNR, True).step == 10
+
     def test_if_none_is_whole_it_is_an_error_and_nothing_is_removed(self, run: RunFolder) -> None:
         damaged = [self.damage(run, step, kind) for step, kind in ((10, "changed"), (20, "gone"), (30, "manifest"))]
         before = contents_of(Path(run.url))

@@ -173,6 +173,26 @@ def test_the_next_best_is_not_taken_for_the_best(run: RunFolder, target: Path, d
     assert pull_run(run, "nmse", target).checkpoint.step == 30, "another one is whole"
 
 
+def test_the_best_is_brought_without_a_file_that_only_the_training_needs(run: RunFolder, target: Path) -> None:
+    best = run.best("val/psnr", True)
+    run.store.delete(f"{best.folder}/training/rank0.pt")
+    pulled = pull_run(run, "psnr", target)
+    assert pulled.checkpoint.step == 20
+    assert any("training/rank0.pt is missing or cut short" in note for note in pulled.notes)
+    with pytest.raises(InputError, match=r"training/rank0.pt: the file is missing"):
+        pull_run(run, "psnr", target, overwrite=True, full=True)
+    assert (target / "generator.safetensors").read_bytes() == b"weights of step 20"
+
+
+def test_a_best_one_that_was_lost_is_told_of(run: RunFolder, target: Path) -> None:
+    folder = run.best("val/psnr", True).folder
+    run.store.delete(f"{folder}/generator.safetensors")
+    run.prune(9, 1, "val/psnr", True)
+    pulled = pull_run(run, "psnr", target)
+    assert pulled.checkpoint.step == 30
+    assert any(f"{folder} was removed: generator.safetensors is missing" in note for note in pulled.notes)
+
+
 def test_a_best_checkpoint_that_is_gone_is_named(run: RunFolder, target: Path) -> None:
     best = run.best("val/psnr", True)
     run.write_result({"step": 20, "checkpoint": best.folder})
