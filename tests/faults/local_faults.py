@@ -135,6 +135,7 @@ def network_faults(training: Training, source: random.Random) -> str:
 
 def replaced(training: Training, source: random.Random) -> str:
     """Stopped while it looks which checkpoints may go; another process takes over and ends; then it wakes."""
+    training.arguments = (*training.arguments, "cluster.hang_seconds=600")  # its sleep is no hang
     with _proxied(training, source) as (slow, proxy), slow.attempt() as process:
         slow.wait_for_step(moment(source, last=30), process)
         proxy.plan("slow", matches=r"list-type=2.*checkpoints", seconds=4)
