@@ -24,6 +24,7 @@ from cluster.reports import last_report
 from cluster.run_folder import RunFolder
 from recon.metrics import TABLE_METRICS
 from storage.errors import InputError
+from storage.local_names import inside
 from storage.provenance import larmor_version
 from tuning.charts import run_charts
 from tuning.importance import FEWEST
@@ -169,6 +170,6 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     if "cells" not in evaluation:
         raise InputError(f"{summary}: was written by an older version; make it anew with `larmor evaluate`")
     for cell in evaluation["cells"]:
-        panels = folder / cell["figure"]
+        panels = inside(folder, cell["figure"])
         cell["panels"] = base64.b64encode(panels.read_bytes()).decode() if panels.is_file() else None
     return evaluation

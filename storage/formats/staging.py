@@ -12,6 +12,7 @@ from typing import Any
 from storage.errors import InputError
 from storage.formats.s3_objects import is_s3, object_facts, split_url
 from storage.formats.source import SourceRef
+from storage.local_names import inside
 from storage.parallel import run_in_threads
 
 FileFacts = list[dict[str, Any]]
@@ -49,7 +50,7 @@ def staged(ref: SourceRef) -> Iterator[Staged]:
         yield Staged(tuple(Path(file) for file in ref.files))
         return
     with tempfile.TemporaryDirectory(prefix="larmor-source-") as folder:
-        files = [Path(folder) / file.rpartition("/")[2] for file in ref.files]
+        files = [inside(Path(folder), file.rpartition("/")[2]) for file in ref.files]
         run_in_threads(lambda pair: _fetch(*pair), list(zip(ref.files, files, strict=True)), _FETCHES)
         yield Staged(tuple(files), ref.files[0].rpartition("/")[0] + "/")
 

@@ -445,3 +445,14 @@ def test_a_pulled_model_reconstructs(tmp_path: Path) -> None:
     np.save(tmp_path / "scan.npy", GOOD)
     written = run(model, tmp_path / "scan.npy", tmp_path / "out")
     assert np.load(written[0]).shape == (2, *CROP)
+
+
+@pytest.mark.parametrize("name", ["../../planted", "deeper/planted"])
+def test_an_array_whose_name_is_no_files_is_refused(tmp_path: Path, name: str) -> None:
+    """Results are named for the arrays of an archive, and lie in the folder that was asked for."""
+    np.savez(tmp_path / "scan.npz", **{name: np.ones((2, 8, 8)), "good": np.ones((2, 8, 8))})
+    with (
+        pytest.raises(InputError, match=f"has a volume 'scan-{name}', which cannot be the name of a file"),
+        open_scans(str(tmp_path / "scan.npz"), make_model().physics),
+    ):
+        pass

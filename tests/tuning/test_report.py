@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from cluster.run_folder import RunFolder
 from storage.errors import InputError
 from tests.browser import CHROMIUM, visit
 from tests.synthetic_sweep import SPACE, peak_psnr, write_sweep
+from tuning.choice import choose_run
 from tuning.importance import importance
 from tuning.landscape import interpolate
 from tuning.report import gain_of, write_report
@@ -284,3 +286,19 @@ def test_the_best_compares_with_a_starting_point_that_ended_early_at_its_end(swe
     assert gain == pytest.approx(ours - early.value)
     assert gain < best.value - early.value
     assert f"until step {early.step}, which that reached" in against
+
+
+@pytest.mark.parametrize("state", ["stopped", "finished", "diverged", "failed"])
+def test_the_reports_best_is_what_pull_brings(folder: SweepFolder, tmp_path: Path, state: str) -> None:
+    """Also if it was stopped, and of equal ones; what diverged or failed is not brought."""
+    copied = SweepFolder(str(tmp_path / "laptop"))
+    shutil.copytree(folder.url, copied.url)
+    for wanted in ("t03", "t07"):
+        record = next(trial for trial in copied.trials() if trial["id"] == wanted)
+        copied.write_trial(wanted, {**record, "state": state, "metrics": {"val/psnr": 99.0}})
+    best = read_sweep(copied.url).best
+    assert best is not None
+    assert best.id == choose_run(copied.url, "psnr").run.url.rsplit("/", 1)[-1]
+    assert (best.id == "t03") == (state in ("stopped", "finished"))
+    text = (write_report(tmp_path / "report.html", [copied.url])[0]).read_text()
+    assert f"best val/psnr, trial {best.id}<" in text
