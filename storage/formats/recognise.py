@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import InputError
-from storage.formats.s3_objects import is_s3, list_objects, look_into_hdf5, look_into_npz, patient_of
+from storage.formats.s3_objects import is_s3, list_objects, look_into_hdf5, look_into_npz
 from storage.formats.source import Source, SourceOptions, SourceRef
 from storage.formats.staging import staged
 from storage.store_errors import StoreAway
@@ -148,36 +147,11 @@ def _stem(file: str) -> str:
 
 def _dicom_series(files: Iterable[str]) -> list[SourceRef]:
     wanted = [file for file in files if _format_of(file) == "dicom"]
-    local = [Path(file) for file in wanted if not is_s3(file)]
-    refs = []
-    if local:
-        from storage.formats.dicom import find_series
+    if not wanted:
+        return []
+    from storage.formats.dicom_series import find_series
 
-        refs += find_series(local)
-    folders: dict[str, list[str]] = {}
-    for file in wanted:
-        if is_s3(file):
-            folders.setdefault(file.rpartition("/")[0], []).append(file)
-    subjects: dict[str, str] = {}
-    for folder, name in sorted(_short_names(folders).items(), key=lambda item: item[1]):
-        patient = patient_of(min(folders[folder]))
-        subject = subjects.setdefault(patient, name) if patient else name
-        refs.append(SourceRef("dicom", name, subject, tuple(sorted(folders[folder]))))
-    return refs
-
-
-def _short_names(folders: Iterable[str]) -> dict[str, str]:
-    """A name for each folder: its last part, and as many before it as tell it from the others."""
-    parts = {folder: folder.removeprefix("s3://").split("/") for folder in folders}
-    shown = dict.fromkeys(parts, 1)
-    while True:
-        names = {folder: "-".join(parts[folder][-shown[folder] :]) for folder in parts}
-        count = Counter(names.values())
-        alike = [folder for folder in parts if count[names[folder]] > 1 and shown[folder] < len(parts[folder])]
-        if not alike:
-            return names
-        for folder in alike:
-            shown[folder] += 1
+    return find_series(wanted)
 
 
 def _single_files(files: Iterable[str]) -> list[SourceRef]:

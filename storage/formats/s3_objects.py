@@ -87,8 +87,14 @@ def _ask(url: str, question: Callable[[Any, str], T]) -> T:
     return persist(store.url, "", lambda: question(store.filesystem, store.full_path("")), patience())
 
 
+def read_start(url: str, count: int) -> bytes:
+    """The first bytes of an object, up to `count`. Raises `FileNotFoundError` if it is not there."""
+    store, name = split_url(url)
+    return store.read(name, 0, count)
+
+
 @contextmanager
-def _opened(url: str) -> Iterator[BinaryIO]:
+def opened(url: str) -> Iterator[BinaryIO]:
     """An object as a file of which only the parts that are looked at are fetched."""
     store = ObjectStore(url)
     with translated(url), store.filesystem.open(store.full_path(""), "rb", block_size=_BLOCK) as file:
@@ -105,7 +111,7 @@ def look_into_hdf5(url: str) -> tuple[str, list[str], str | None]:
     from storage.formats import hdf5, mrd_lines
 
     try:
-        with _opened(url) as opened, h5py.File(opened, "r") as file:
+        with opened(url) as stream, h5py.File(stream, "r") as file:
             if isinstance(file.get("kspace"), h5py.Dataset):
                 person = file.attrs.get("patient_id")
                 if isinstance(person, bytes):
@@ -124,25 +130,8 @@ def look_into_hdf5(url: str) -> tuple[str, list[str], str | None]:
 def look_into_npz(url: str) -> list[str]:
     """The arrays of an .npz archive by name, sorted; [""] if it has one. Raises `InputError` if it is none."""
     try:
-        with _opened(url) as opened, zipfile.ZipFile(opened) as archive:
+        with opened(url) as stream, zipfile.ZipFile(stream) as archive:
             names = sorted(name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy"))
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError(f"{url}: is not a complete .npz archive ({error}); put it there again") from error
     return names if len(names) > 1 else [""]
-
-
-def patient_of(url: str) -> str:
-    """The PatientID of a DICOM object, for grouping in memory only; empty if it has none or cannot be read."""
-    from pydicom import dcmread
-
-    from storage.formats.dicom_frames import UNREADABLE
-
-    try:
-        with _opened(url) as opened:
-            return str(
-                dcmread(opened, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID") or ""
-            ).strip()
-    except InputError:
-        raise
-    except UNREADABLE:
-        return ""  # said when the series is opened
