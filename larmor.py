@@ -202,8 +202,9 @@ def convert(
         sensitivity_maps=sensitivity_maps,
         num_threads=threads or default_threads(),
     )
+    found = find_sources(sources, partial(console.print, markup=False))
     with progress_bar() as show:
-        reports = conversion.convert(find_sources(sources), to, options, show)
+        reports = conversion.convert(found, to, options, show)
     for report in sorted(reports, key=lambda item: (item.split, item.volume)):
         console.print(conversion.describe_report(report, min_foreground), markup=False)
     if resumed := sum(report.resumed for report in reports):
@@ -470,7 +471,10 @@ def reconstruct(
 
     model = load_model(model_dir, device)
     check_places(source, to)
-    with progress_bar() as show, open_scans(source, model.physics, split, undersample) as scans:
+    with (
+        progress_bar() as show,
+        open_scans(source, model.physics, split, undersample, say=partial(console.print, markup=False)) as scans,
+    ):
         began = time.perf_counter()
         reports = reconstruct_scans(model, scans, to, batch_size, show)
         seconds = time.perf_counter() - began

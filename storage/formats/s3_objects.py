@@ -40,7 +40,7 @@ def list_objects(url: str, is_pattern: bool) -> tuple[list[str], bool]:
     store.check_access()
     if not is_pattern and url.count("/") > 2 and (_info(place) or {}).get("type") == "file":
         return [place], True
-    found = [f"{store.url}/{path}" for path, _ in store.list().items() if not _is_hidden(path)]
+    found = [f"{store.url}/{path}" for path in store.list()]
     if is_pattern:
         # what matches may be a folder, which is searched whole
         patterns = [re.compile(glob_translate(pattern)) for pattern in (url, f"{url.rstrip('/')}/**")]
@@ -48,10 +48,6 @@ def list_objects(url: str, is_pattern: bool) -> tuple[list[str], bool]:
     if not found:
         raise InputError(f"{url}: no such object, and none below it")
     return found, False
-
-
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") for part in path.split("/"))
 
 
 def object_facts(urls: Sequence[str]) -> list[dict[str, Any] | None]:
