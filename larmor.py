@@ -165,6 +165,14 @@ def convert(
     splits: Annotated[Path | None, typer.Option(help="YAML: {validation: [SUBJECT…], test: [SUBJECT…]}.")] = None,
     validation: Annotated[list[str] | None, typer.Option(help="A subject to validate on; repeatable.")] = None,
     test: Annotated[list[str] | None, typer.Option(help="A subject to test on; repeatable.")] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Who a scan shows: a regular expression found in its path (its last match, its first group), or the "
+            "number of folders above the file whose name says it. Default: headers, BIDS names, folders.",
+        ),
+    ] = None,
     matrix: Annotated[int, typer.Option(min=32, max=4096, help="Height and width of slices cut from images.")] = 256,
     min_foreground: Annotated[
         float, typer.Option(min=0, max=1, help="Least share of foreground pixels in slices cut from images.")
@@ -202,7 +210,7 @@ def convert(
         sensitivity_maps=sensitivity_maps,
         num_threads=threads or default_threads(),
     )
-    found = find_sources(sources, partial(console.print, markup=False))
+    found = find_sources(sources, partial(console.print, markup=False), subject)
     with progress_bar() as show:
         reports = conversion.convert(found, to, options, show)
     for report in sorted(reports, key=lambda item: (item.split, item.volume)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -21,7 +21,11 @@ def folder_of(file: str) -> Folder:
 
 def common_folder(files: Iterable[str]) -> Folder:
     """The lowest folder that holds all files."""
-    folders = [folder_of(file) for file in files]
+    return shared_start([folder_of(file) for file in files])
+
+
+def shared_start(folders: Sequence[Folder]) -> Folder:
+    """What all begin with."""
     pairs = zip(min(folders), max(folders), strict=False)  # what the first and the last in order share, all share
     return tuple(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from storage.errors import InputError
+from storage.formats.alike_names import tell_apart
 from storage.formats.listing import Listing, describe_passed_over, list_argument
 from storage.formats.s3_objects import is_s3, look_into_hdf5, look_into_npz
 from storage.formats.source import Source, SourceOptions, SourceRef
 from storage.formats.staging import staged
+from storage.formats.subjects import Candidate, bids_subject, name_subjects, warn_of_alike
 from storage.formats.suffixes import files_of, format_of, identity, stem_of, suffix_of
 from storage.provenance import about_file
 from storage.store_errors import StoreAway
 
+Say = Callable[[str], object]
 
-def find_sources(arguments: Sequence[str], say: Callable[[str], object] = lambda line: None) -> list[SourceRef]:
+
+def find_sources(arguments: Sequence[str], say: Say = lambda line: None, subject: str | None = None) -> list[SourceRef]:
     """The scans named by files, folders (searched whole), patterns (`*`, `?`, `[…]`, `**`) and `s3://` URLs.
 
-    Sorted by name. In folders and patterns, files of other kinds are passed over, and hidden ones; `say` is told.
+    Sorted by name. In folders and patterns, files of other kinds are passed over, and hidden ones. `subject` says who
+    they show (see `name_subjects`); without it headers, names and folders do. `say` is told what is passed over, and
+    what of persons is doubtful.
 
     Raises `InputError` for a path that does not exist, a folder or pattern without scans, a named file of an
-    unknown kind, and two scans of one name.
+    unknown kind, two scans of one name in one folder, and a `subject` that does not fit.
     """
     listings = [list_argument(argument) for argument in arguments]
     files: dict[str, str] = {}
     for listing in listings:
         for file in listing.files:
             files.setdefault(identity(file), file)
-    refs = [*_dicom_series(files.values()), *_single_files(files.values())]
+    refs = _who_is_who([*_dicom_series(files.values()), *_single_files(files.values())], say, subject)
     used = {identity(file) for ref in refs for file in ref.files}
     for listing in listings:
         if not any(identity(file) in used for file in listing.files):
@@ -42,7 +48,16 @@ def find_sources(arguments: Sequence[str], say: Callable[[str], object] = lambda
     return sorted(refs, key=lambda ref: ref.name)
 
 
-def _tell_passed_over(listings: Sequence[Listing], used: set[str], say: Callable[[str], object]) -> None:
+def _who_is_who(found: Sequence[Candidate], say: Say, subject: str | None) -> list[SourceRef]:
+    if subject is not None:
+        return name_subjects([one.ref for one in tell_apart(found, lambda line: None)], subject)
+    told = tell_apart(found, say)
+    if warning := warn_of_alike([one.ref for one in told if not one.is_known]):
+        say(warning)
+    return [one.ref for one in told]
+
+
+def _tell_passed_over(listings: Sequence[Listing], used: set[str], say: Say) -> None:
     def unused(files: Iterable[str]) -> list[str]:
         return list({identity(file): file for file in files if identity(file) not in used}.values())
 
@@ -79,19 +94,17 @@ def open_files(ref: SourceRef, files: Sequence[Path], options: SourceOptions) ->
     return source
 
 
-def _dicom_series(files: Iterable[str]) -> list[SourceRef]:
+def _dicom_series(files: Iterable[str]) -> list[Candidate]:
     wanted = [file for file in files if format_of(file) == "dicom"]
     if not wanted:
         return []
     from storage.formats.dicom_series import find_series
 
-    return find_series(wanted)
+    return [Candidate(ref, is_known=True) for ref in find_series(wanted)]
 
 
-def _single_files(files: Iterable[str]) -> list[SourceRef]:
-    from storage.formats.nifti import subject_label
-
-    refs: list[SourceRef] = []
+def _single_files(files: Iterable[str]) -> list[Candidate]:
+    found: list[Candidate] = []
     persons: dict[str, str] = {}
     for file in sorted(files, key=lambda file: (os.path.basename(file), file)):
         kind, parts, person = format_of(file), [""], None
@@ -102,13 +115,20 @@ def _single_files(files: Iterable[str]) -> list[SourceRef]:
         elif suffix_of(file) == ".npz":
             parts = _look_into_npz(file)
         stem = stem_of(file)
+        subject = bids_subject(stem)
+        is_known = bool(person or subject)
+        if person:
+            subject = persons.setdefault(person, subject or _unused(stem, persons.values()))
         # all parts of a file show one person, whatever they are named
-        subject = persons.setdefault(person, subject_label(stem)) if person else subject_label(stem)
-        names = [f"{stem}-{part}" if part else stem for part in parts]
-        refs += [
-            SourceRef(str(kind), name, subject, files_of(file), part) for name, part in zip(names, parts, strict=True)
-        ]
-    return refs
+        for part in parts:
+            name = f"{stem}-{part}" if part else stem
+            found.append(Candidate(SourceRef(str(kind), name, subject or stem, files_of(file), part), is_known))
+    return found
+
+
+def _unused(name: str, used: Collection[str]) -> str:
+    names = (name, *(f"{name}-{number}" for number in range(2, len(used) + 2)))
+    return next(name for name in names if name not in used)
 
 
 def _look_into_hdf5(file: str) -> tuple[str, list[str], str | None]:
