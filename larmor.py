@@ -166,6 +166,14 @@ def convert(
     splits: Annotated[Path | None, typer.Option(help="YAML: {validation: [SUBJECT…], test: [SUBJECT…]}.")] = None,
     validation: Annotated[list[str] | None, typer.Option(help="A subject to validate on; repeatable.")] = None,
     test: Annotated[list[str] | None, typer.Option(help="A subject to test on; repeatable.")] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Who a scan shows: a regular expression found in its path (its last match, its first group), or the "
+            "number of folders above the file whose name says it. Default: headers, BIDS names, folders.",
+        ),
+    ] = None,
     matrix: Annotated[int, typer.Option(min=32, max=4096, help="Height and width of slices cut from images.")] = 256,
     min_foreground: Annotated[
         float, typer.Option(min=0, max=1, help="Least share of foreground pixels in slices cut from images.")
@@ -203,8 +211,9 @@ def convert(
         sensitivity_maps=sensitivity_maps,
         num_threads=threads or default_threads(),
     )
+    found = find_sources(sources, partial(console.print, markup=False), subject)
     with progress_bar() as show:
-        reports = conversion.convert(find_sources(sources), to, options, show)
+        reports = conversion.convert(found, to, options, show)
     for report in sorted(reports, key=lambda item: (item.split, item.volume)):
         console.print(conversion.describe_report(report, min_foreground), markup=False)
     if resumed := sum(report.resumed for report in reports):
@@ -471,7 +480,10 @@ def reconstruct(
 
     model = load_model(model_dir, device)
     check_places(source, to)
-    with progress_bar() as show, open_scans(source, model.physics, split, undersample) as scans:
+    with (
+        progress_bar() as show,
+        open_scans(source, model.physics, split, undersample, say=partial(console.print, markup=False)) as scans,
+    ):
         began = time.perf_counter()
         reports = reconstruct_scans(model, scans, to, batch_size, show)
         seconds = time.perf_counter() - began

@@ -53,19 +53,23 @@ class Scan:
 
 @contextmanager
 def open_scans(
-    source: str, physics: Physics, split: str | None = None, undersample: bool = False
+    source: str,
+    physics: Physics,
+    split: str | None = None,
+    undersample: bool = False,
+    say: Callable[[str], object] = lambda line: None,
 ) -> Iterator[Sequence[Scan]]:
     """The scans that `source` names: a file, folder, pattern or URL (see `find_sources`), or a data set's split.
 
     Images, and the slices of a data set (`split`: test, if it is not given), are whole. The k-space of other files is
-    taken as measured; with `undersample` it is to be whole too.
+    taken as measured; with `undersample` it is to be whole too. `say` is told what is passed over.
 
     Raises `InputError` if there is nothing of the kind.
     """
     if not _is_dataset(source):
         if split is not None:
             raise InputError(f"--split {split}: {source} is not a data set, which alone has splits; leave it out")
-        refs = find_sources([source])
+        refs = find_sources([source], say)
         _check_names(source, [ref.name for ref in refs], "give the arrays in it other names")
         yield [Scan(ref.name, partial(_open_file, ref, physics, undersample)) for ref in refs]
         return

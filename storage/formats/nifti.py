@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,15 +22,9 @@ def subject_of(path: Path) -> str:
     """The volume's name: the file name without its NIfTI suffix."""
     name = path.name
     for suffix in (".nii.gz", ".nii"):
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
     raise InputError(f"{path}: not a NIfTI file name; expected one of {', '.join(SUFFIXES)}")
-
-
-def subject_label(name: str) -> str:
-    """The person a volume of this name shows: `sub-XXX` of a BIDS name (`sub-XXX_ses-1_T1w`), else the name."""
-    match = re.match(r"(sub-[0-9A-Za-z]+)(?:_|$)", name)
-    return match[1] if match else name
 
 
 def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -> VolumeSource:
@@ -79,7 +72,7 @@ def _slabs(path: Path, stored: Any) -> Iterator[np.ndarray]:
     """What nibabel's array proxy `stored` stands for, (x, y, depth) at a time, scaled, in one pass over the file."""
     from nibabel.arrayproxy import ArrayProxy
 
-    compressed = path.name.endswith(".gz")
+    compressed = path.name.lower().endswith(".gz")
     file: IO[bytes]
     with gzip.open(path) if compressed else path.open("rb") as file:  # type: ignore[assignment]
         # over our own file, for nibabel would open and decompress it again for every slab
