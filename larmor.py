@@ -245,19 +245,21 @@ def verify(
 @app.command()
 def inspect(
     url: Annotated[str, typer.Argument(help="A data set made by `larmor convert`.")],
-    to: Annotated[Path, typer.Option(help="The contact sheet.")] = Path("contact-sheet.png"),
+    to: Annotated[Path | None, typer.Option(help="Also write a contact sheet there (PNG).")] = None,
 ) -> None:
-    """Shapes, chunks, shards, subjects, provenance; and a contact sheet as PNG."""
+    """Print shapes, chunks, shards, subjects and provenance. With `--to` a contact sheet of its slices is drawn."""
     from cluster.console import console
-    from recon.sheet import write_contact_sheet
     from storage.dataset import describe
     from storage.object_store import ObjectStore
 
     store = ObjectStore(url)
     for line in describe(store):
         console.print(line)
-    write_contact_sheet(store, to)
-    console.print(f"contact sheet: {to}")
+    if to:
+        from recon.sheet import write_contact_sheet
+
+        write_contact_sheet(store, to)
+        console.print(f"contact sheet: {to}")
 
 
 @app.command()
