@@ -536,6 +536,10 @@ def evaluate(
     segmentation: Annotated[
         bool, typer.Option("--segmentation", help="Rate tissue segmentations too: Dice. Takes a minute per volume.")
     ] = False,
+    every: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Rate one slice in N of each volume; the table says so."),
+    ] = 1,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     preset: Annotated[str, typer.Option(help="How figures are defined: paper or fastmri.")] = "paper",
     to: Annotated[Path | None, typer.Option(help="Folder for the tables; default: MODEL_DIR/evaluation.")] = None,
@@ -563,7 +567,7 @@ def evaluate(
     with progress_bar() as bar:
         for number, cell in enumerate(cells, start=1):
             show = partial(bar, f"evaluating {number}/{len(cells)}")
-            results.append(rate(cell.methods, cell.physics, reader, rules, batch_size, show, device, tissues))
+            results.append(rate(cell.methods, cell.physics, reader, rules, batch_size, show, device, tissues, every))
     records = {name: model.record for name, model in models.items()}
     written = write_evaluation(results, reader.info, records, to or model_dirs[0] / "evaluation")
     summary = next(path for path in written if path.name == "summary.json")
