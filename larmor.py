@@ -673,7 +673,6 @@ def load_model(
     from cluster.pull import pull_run
     from tuning.choice import choose_run
 
-    _use_embedded_store()
     choice = choose_run(str(place), metric, trial, prefer)
     with tempfile.TemporaryDirectory(prefix="larmor-") as scratch:
         pull_run(choice.run, choice.metric, Path(scratch) / "model", about=choice.about)
@@ -696,24 +695,13 @@ def _cluster(config: Any, address: str | None) -> Iterator[None]:
         yield
 
 
-def _use_embedded_store() -> None:
-    """Lead s3:// to the embedded store if it runs and nothing in the environment names another."""
-    named = ("PROFILE", "ACCESS_KEY_ID", "ENDPOINT_URL", "ENDPOINT_URL_S3", "SHARED_CREDENTIALS_FILE")
-    if any(os.environ.get(f"AWS_{name}") for name in named):
-        return
-    from storage.embedded_store import EmbeddedStore
-
-    store = EmbeddedStore(EmbeddedStore.default_root())
-    if store.is_running:
-        os.environ.update(store.environment())
-
-
 def main() -> None:
     """Run the command line: mistakes of the user end in a sentence and exit code 1, not in a traceback."""
     from cluster.stopping import Stopped
+    from storage.default_store import use_embedded_store
 
     if "store" not in sys.argv[1:2]:
-        _use_embedded_store()
+        use_embedded_store()
     try:
         app()
     except Stopped as stopped:
