@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from recon.metrics import METRICS
 from storage.errors import InputError
 
 # what a disk answers to a place that the user chose; any other OSError is a defect
@@ -429,7 +430,7 @@ def list_runs(
 def pull(
     url: Annotated[str, typer.Argument(help="A run's or a sweep's URL.")],
     to: Annotated[Path, typer.Option(help="The model directory to make.")],
-    metric: Annotated[str, typer.Option(help="Validation metric: psnr, ssim, mse, rmse or nmse.")] = "psnr",
+    metric: Annotated[str, typer.Option(help=f"Validation metric: {', '.join(METRICS)}.")] = "psnr",
     trial: Annotated[
         str | None, typer.Option(help="Of a sweep: this trial (its id or how it begins), not the best one.")
     ] = None,
@@ -633,7 +634,7 @@ def load_model(place: str | Path, metric: str = "psnr", trial: str | None = None
     """The generator of a model directory, or the best one of a run or a sweep by its URL: a `torch.nn.Module`.
 
     It is ready to use (evaluation mode, on `device`), called with zero-filled images (batch, channels, height, width)
-    float32 in [0, 1]; one with data consistency also takes the measured k-space and the mask, as
+    float32 whose largest magnitude is 1; one with data consistency also takes the measured k-space and the mask, as
     `recon.samples.Sample` has them. From a URL it is pulled, verified and not kept; `metric` and `trial` choose as
     `larmor pull` does. Raises `storage.errors.InputError`.
     """

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from recon.balance import figures as balance_figures
 from recon.recipe import Recipe
 from recon.samples import Sample
 from recon.speed import Speed
@@ -18,7 +19,7 @@ from storage.errors import InputError
 
 
 class TrainingDiverged(InputError):
-    """A loss is not finite any more, or the critic ran away.
+    """A loss or a validation metric is not finite any more, or the critic ran away.
 
     Raised by all ranks at the same step; a restart would only repeat it.
     """
@@ -33,6 +34,7 @@ class History:
         self._worker, self._recipe, self._info, self._speed = worker, recipe, info, speed
         self._inputs: list[tuple[np.ndarray, Tensor]] = []
         self._rows: list[tuple[int, dict[str, Tensor]]] = []
+        self._balance: list[dict[str, float]] = []
 
     def add(
         self,
@@ -47,6 +49,10 @@ class History:
         # sums stay on the device: only if a loss is not finite are they looked at
         self._inputs += [(sample.samples, sample.target.sum(dim=(1, 2, 3))) for sample in samples]
 
+    def balance(self, parts: list[dict[str, float]]) -> None:
+        """What `recon.balance` says of the newest step's micro-batches."""
+        self._balance = parts
+
     def validation(self, metrics: dict[str, float]) -> None:
         """Validation metrics that belong to the newest step."""
         self.validated = metrics
@@ -54,13 +60,14 @@ class History:
     def flush(self) -> bool:
         """Report the rows since the last flush; whether the training shall end with them.
 
-        Raises `TrainingDiverged` at a loss that is not finite.
+        Raises `TrainingDiverged` at a loss or a validation metric that is not finite: it is never reported, and no
+        checkpoint with it is saved.
         """
         self._speed.enter_report(self._rows[-1][0])
         names = sorted(self._rows[0][1])
         local = torch.stack([torch.stack([row[name].float() for name in names]) for _, row in self._rows]).cpu()
-        parts = self._worker.gather((local, self._speed.lap()))
-        mean = torch.stack([losses for losses, _ in parts]).mean(dim=0)
+        parts = self._worker.gather((local, self._speed.lap(), self._balance))
+        mean = torch.stack([losses for losses, _, _ in parts]).mean(dim=0)
         history: list[dict[str, float]] = [
             {"step": step, **dict(zip(names, values.tolist(), strict=True))}
             for (step, _), values in zip(self._rows, mean, strict=True)
@@ -68,9 +75,11 @@ class History:
         self._rows.clear()
         for row in history:
             self._check(row)
+        self._refuse(int(history[-1]["step"]), self.validated)
         self._inputs.clear()
-        history[-1] |= self.validated
-        figures = self._speed.figures([lap for _, lap in parts], len(history))
+        self._balance = []
+        history[-1] |= balance_figures([part for _, _, balances in parts for part in balances]) | self.validated
+        figures = self._speed.figures([lap for _, lap, _ in parts], len(history))
         self.metrics = {name: value for name, value in history[-1].items() if name != "step"} | figures
         self.validated = {}
         return self._worker.report(int(history[-1]["step"]), self.metrics, history)
@@ -78,8 +87,7 @@ class History:
     def _check(self, row: dict[str, float]) -> None:
         """Raises `TrainingDiverged`, or `InputError` if it was the data, on every rank alike."""
         step = int(row["step"])
-        bad = [name for name, value in row.items() if not math.isfinite(value)]
-        if bad:
+        if not all(map(math.isfinite, row.values())):
             broken = sorted({name for part in self._worker.gather(self._broken_slices()) for name in part})
             if broken:
                 raise InputError(
@@ -88,10 +96,7 @@ class History:
                     f"({self._info.name}); `larmor verify` "
                     "shows what else is broken; the checkpoints before this step are kept"
                 )
-            raise TrainingDiverged(
-                f"training diverged: {bad[0]} is {row[bad[0]]} at step {step}; lower the learning rates or "
-                "critic.clip; the checkpoints before this step are kept"
-            )
+            self._refuse(step, row)
         limit = self._recipe.training.largest_critic_loss
         if abs(row.get("critic_loss", 0.0)) > limit:
             raise TrainingDiverged(
@@ -99,6 +104,16 @@ class History:
                 f"training.largest_critic_loss={limit:g}; lower critic_optimizer.learning_rate or critic.clip, or "
                 "choose another critic.lipschitz; the checkpoints before this step are kept"
             )
+
+    @staticmethod
+    def _refuse(step: int, figures: Mapping[str, float]) -> None:
+        """Raises `TrainingDiverged` at a figure that is not finite."""
+        for name, value in figures.items():
+            if not math.isfinite(value):
+                raise TrainingDiverged(
+                    f"training diverged: {name} is {value} at step {step}; lower the learning rates or critic.clip; "
+                    "the checkpoints before this step are kept"
+                )
 
     def _broken_slices(self) -> list[str]:
         """The slices since the last flush, of this rank, whose image is not finite."""

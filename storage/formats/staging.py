@@ -13,6 +13,7 @@ from typing import Any
 from storage.errors import InputError
 from storage.formats.s3_objects import is_s3, object_facts, split_url
 from storage.formats.source import SourceRef
+from storage.local_names import inside
 from storage.parallel import run_in_threads
 
 FileFacts = list[dict[str, Any]]
@@ -55,7 +56,7 @@ def staged(ref: SourceRef) -> Iterator[Staged]:
         # a folder for each folder: a series may lie in several, in files of the same names
         urls = sorted({file.rpartition("/")[0] for file in ref.files})
         folders = {url: Path(place) / str(number) for number, url in enumerate(urls)}
-        files = [folders[url] / name for url, _, name in (file.rpartition("/") for file in ref.files)]
+        files = [inside(folders[url], name) for url, _, name in (file.rpartition("/") for file in ref.files)]
         run_in_threads(lambda pair: _fetch(*pair), list(zip(ref.files, files, strict=True)), _FETCHES)
         yield Staged(tuple(files), {folder: url for url, folder in folders.items()})
 
