@@ -245,19 +245,21 @@ def verify(
 @app.command()
 def inspect(
     url: Annotated[str, typer.Argument(help="A data set made by `larmor convert`.")],
-    to: Annotated[Path, typer.Option(help="The contact sheet.")] = Path("contact-sheet.png"),
+    to: Annotated[Path | None, typer.Option(help="Also write a contact sheet there (PNG).")] = None,
 ) -> None:
-    """Shapes, chunks, shards, subjects, provenance; and a contact sheet as PNG."""
+    """Print shapes, chunks, shards, subjects and provenance. With `--to` a contact sheet of its slices is drawn."""
     from cluster.console import console
-    from recon.sheet import write_contact_sheet
     from storage.dataset import describe
     from storage.object_store import ObjectStore
 
     store = ObjectStore(url)
     for line in describe(store):
         console.print(line)
-    write_contact_sheet(store, to)
-    console.print(f"contact sheet: {to}")
+    if to:
+        from recon.sheet import write_contact_sheet
+
+        write_contact_sheet(store, to)
+        console.print(f"contact sheet: {to}")
 
 
 @app.command()
@@ -330,20 +332,22 @@ def sweep(
     from cluster.follow import Follower
     from cluster.ray_cluster import connected, leave_at_once
     from cluster.stopping import Interrupted
+    from tuning.spread import gains
     from tuning.sweep import check_sweep, count_trials, describe_trial, run_sweep
     from tuning.sweep_folder import SweepFolder, new_trials
+    from tuning.trial_records import read_sweep
 
     config = _load(experiment, [*(overrides or []), *([f"sweep.num_trials={trials}"] if trials else [])])
     folder = SweepFolder(config.sweep_url)
     result = check_sweep(config, folder, overwrite)
     if result is None:
         planned = count_trials(config)
-        console.print(f"sweep: {folder.url}, {planned} trials, by val/{config.sweep.metric}")
+        console.print(f"sweep: {folder.url}, {planned} trials, by {' and '.join(config.sweep.objectives.keys)}")
         try:
             with progress_bar() as bar, connected(address):
 
                 def show(trial: Mapping[str, Any]) -> None:
-                    console.print(describe_trial(trial, config.sweep.metric))
+                    console.print(describe_trial(trial, config.sweep.objectives))
                     bar("trials", len(folder.trials()), planned)
 
                 bar("trials", 0, planned)
@@ -352,7 +356,11 @@ def sweep(
         except Interrupted as interrupted:
             errors.print(f"larmor: {interrupted.message}", markup=False)
             leave_at_once(int(interrupted.code or 0))
-    console.print(f"best: {describe_trial(result['best'], config.sweep.metric)}")
+    if "front" in result:
+        console.print(f"front: {len(result['front'])} trials ({', '.join(result['front'])}); --prefer chooses from it")
+    console.print(f"best: {describe_trial(result['best'], config.sweep.objectives)}")
+    for gain in gains(read_sweep(folder.url)):
+        console.print(f"gain of val/{gain.name}: {gain.text}, {gain.against}", markup=False)
     console.print(f"next: larmor train {experiment} --best-of {folder.url}, or larmor pull {folder.url} --to MODEL_DIR")
 
 
@@ -430,7 +438,17 @@ def list_runs(
 def pull(
     url: Annotated[str, typer.Argument(help="A run's or a sweep's URL.")],
     to: Annotated[Path, typer.Option(help="The model directory to make.")],
-    metric: Annotated[str, typer.Option(help=f"Validation metric: {', '.join(METRICS)}.")] = "psnr",
+    metric: Annotated[
+        str | None,
+        typer.Option(help=f"Validation metric: {', '.join(METRICS)}; default: the run's or the sweep's own."),
+    ] = None,
+    prefer: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a sweep by two metrics: METRIC, or METRIC=WEIGHT,METRIC=WEIGHT, chooses from the front; default: "
+            "nearest to the best of both, in parts of the front's range."
+        ),
+    ] = None,
     trial: Annotated[
         str | None, typer.Option(help="Of a sweep: this trial (its id or how it begins), not the best one.")
     ] = None,
@@ -447,8 +465,8 @@ def pull(
     from cluster.pull import pull_run
     from tuning.choice import choose_run
 
-    choice = choose_run(url, metric, trial)
-    pulled = pull_run(choice.run, metric, to, overwrite, full, choice.about)
+    choice = choose_run(url, metric, trial, prefer)
+    pulled = pull_run(choice.run, choice.metric, to, overwrite, full, choice.about)
     for note in pulled.notes:
         console.print(f"note: {note}", markup=False)
     figures = ", ".join(
@@ -534,6 +552,10 @@ def evaluate(
     segmentation: Annotated[
         bool, typer.Option("--segmentation", help="Rate tissue segmentations too: Dice. Takes a minute per volume.")
     ] = False,
+    every: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Rate one slice in N of each volume; the table says so."),
+    ] = 1,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     preset: Annotated[str, typer.Option(help="How figures are defined: paper or fastmri.")] = "paper",
     to: Annotated[Path | None, typer.Option(help="Folder for the tables; default: MODEL_DIR/evaluation.")] = None,
@@ -561,7 +583,7 @@ def evaluate(
     with progress_bar() as bar:
         for number, cell in enumerate(cells, start=1):
             show = partial(bar, f"evaluating {number}/{len(cells)}")
-            results.append(rate(cell.methods, cell.physics, reader, rules, batch_size, show, device, tissues))
+            results.append(rate(cell.methods, cell.physics, reader, rules, batch_size, show, device, tissues, every))
     records = {name: model.record for name, model in models.items()}
     written = write_evaluation(results, reader.info, records, to or model_dirs[0] / "evaluation")
     summary = next(path for path in written if path.name == "summary.json")
@@ -630,13 +652,19 @@ def report(
         console.print(str(path), markup=False)
 
 
-def load_model(place: str | Path, metric: str = "psnr", trial: str | None = None, device: str = "cpu") -> Any:
+def load_model(
+    place: str | Path,
+    metric: str | None = None,
+    trial: str | None = None,
+    device: str = "cpu",
+    prefer: str | None = None,
+) -> Any:
     """The generator of a model directory, or the best one of a run or a sweep by its URL: a `torch.nn.Module`.
 
     It is ready to use (evaluation mode, on `device`), called with zero-filled images (batch, channels, height, width)
     float32 whose largest magnitude is 1; one with data consistency also takes the measured k-space and the mask, as
-    `recon.samples.Sample` has them. From a URL it is pulled, verified and not kept; `metric` and `trial` choose as
-    `larmor pull` does. Raises `storage.errors.InputError`.
+    `recon.samples.Sample` has them. From a URL it is pulled, verified and not kept; `metric`, `trial` and `prefer`
+    choose as `larmor pull` does. Raises `storage.errors.InputError`.
     """
     from recon import model
 
@@ -646,9 +674,9 @@ def load_model(place: str | Path, metric: str = "psnr", trial: str | None = None
     from tuning.choice import choose_run
 
     _use_embedded_store()
-    choice = choose_run(str(place), metric, trial)
+    choice = choose_run(str(place), metric, trial, prefer)
     with tempfile.TemporaryDirectory(prefix="larmor-") as scratch:
-        pull_run(choice.run, metric, Path(scratch) / "model", about=choice.about)
+        pull_run(choice.run, choice.metric, Path(scratch) / "model", about=choice.about)
         return model.load_model(Path(scratch) / "model", device).generator
 
 

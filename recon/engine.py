@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ Backend = Literal["deepspeed", "plain", "auto"]
 Precision = Literal["float32", "bfloat16"]
 
 _BUCKET_LIMIT = 50_000_000  # elements; with DeepSpeed's own 5e8 a buffer takes 2 GB
+
+_groups_in_use: weakref.WeakSet[Any] = weakref.WeakSet()  # process groups that DeepSpeed has built engines in
 
 
 class Engine(Protocol):
@@ -146,6 +149,7 @@ class DeepSpeedEngine:
         clip: float | None = None,
     ) -> None:
         deepspeed = import_deepspeed(device)
+        _forget_groups_that_are_gone(deepspeed)
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; `device_rank` is what it uses
         index = device.index if device.index is not None else _current_device_index(device)
         groups = parameter_groups(module, clip)
@@ -392,6 +396,17 @@ def _require_process_group(device: torch.device, create: bool) -> None:
     if create:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def _forget_groups_that_are_gone(deepspeed: Any) -> None:
+    """DeepSpeed derives groups from the process group once, and keeps them when it is left and another one joined.
+
+    A module that is loaded again starts with none; functions that others imported from it see that too. Its own
+    `destroy_process_group` forgets them as well (from 0.19 on), but only whoever leaves the group could call it.
+    """
+    if dist.group.WORLD not in _groups_in_use:
+        importlib.reload(deepspeed.utils.groups)
+        _groups_in_use.add(dist.group.WORLD)
 
 
 def _current_device_index(device: torch.device) -> int:

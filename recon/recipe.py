@@ -111,6 +111,11 @@ class Recipe(BaseModel):
                 f"generator.data_consistency={self.generator.data_consistency} compares with the measured "
                 "k-space, which signal.coils=rss has lost; set signal.coils=sense"
             )
+        if self.generator.start.enabled and not self.signal.measured:
+            raise ValueError(
+                f"generator.start.method={self.generator.start.method} solves for the image behind the measured "
+                "k-space, which signal.coils=rss has lost; set signal.coils=sense, or generator.start.method=none"
+            )
         if self.loss.critic_sees == "measurement" and self.signal.channels == 2:
             raise ValueError("loss.critic_sees=measurement works on magnitude images; set signal.mode=magnitude")
         return self

@@ -57,11 +57,13 @@ def table_text(result: Evaluation) -> tuple[list[str], list[list[str]]]:
 def caption(result: Evaluation) -> str:
     """What the figures of one evaluation are of."""
     subjects = len(set(result.subject_of.values()))
-    slices = len(result.slices) // len(result.methods)
+    slices = f"{len(result.slices) // len(result.methods)} slices"
+    if result.every > 1:
+        slices += f" (one in {result.every} of each volume, the same ones in every row)"
     constant = f" ({result.num_constant} constant ones left out)" if result.num_constant else ""
     spread = "; [95 % bootstrap interval over subjects]" if subjects > 1 else "; one subject, so no interval"
     return (
-        f"{result.label}: mean over {len(result.subject_of)} volume(s), {slices} slices{constant}; "
+        f"{result.label}: mean over {len(result.subject_of)} volume(s), {slices}{constant}; "
         f"preset '{result.preset}': {PRESETS[result.preset]}{spread}"
     )
 

@@ -41,6 +41,7 @@ from tests.helpers import (
     write_volume,
 )
 from tuning.experiment import load_sweep_experiment
+from tuning.sweep_folder import SweepFolder
 
 SMALL = ("--matrix", "64", "--min-foreground", "0.02")
 SUBJECTS = ("ann", "bob", "cat")
@@ -473,6 +474,20 @@ class TestPull:
         refused((*command, "fid"), "'fid'", "choose one of psnr, ssim, mse, rmse, nmse")
         refused((*command, "ssim"), run.url, "'val/ssim'", "its metrics are val/psnr")
 
+    def test_a_preference_without_a_front(self, run: RunFolder, refused: Refused) -> None:
+        command = ("pull", run.url, "--to", "model", "--prefer")
+        refused((*command, "hfen"), run.url, "is not a sweep", "no front of trade-offs", "--metric")
+        sweep = SweepFolder("results/sweeps/mine")
+        sweep.create("sweep: {metric: psnr}")
+        command = ("pull", sweep.url, "--to", "model", "--prefer")
+        refused((*command, "hfen"), sweep.url, "its metric is psnr", "leave --prefer out")
+        sweep.store.write("sweep.yaml", b"sweep: {metric: [psnr, hfen]}")
+        refused((*command, "fid"), "'fid' is not a validation metric", "choose one of psnr")
+        refused((*command, "ssim"), "--prefer ssim", "psnr, hfen, not 'ssim'")
+        refused((*command, "psnr=a"), "--prefer psnr=a", "'a' is no weight", "METRIC=NUMBER")
+        refused((*command, "hfen", "--metric", "psnr"), "--prefer hfen", "--metric chooses by itself")
+        refused((*command, "hfen"), "none of 0 trials has finished", "'val/psnr' and 'val/hfen'")
+
     def test_targets_that_are_taken(self, run: RunFolder, cli: Command, refused: Refused, tmp_path: Path) -> None:
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "notes.txt").write_text("precious")
@@ -601,6 +616,14 @@ class TestSweepAndStore:
             ("space.loss.a=loguniform(0,1)", ("loguniform(0,1)", "above 0")),
             ("space.loss.a", ("'space.loss.a'", "space.KEY=loguniform(low,high)")),
             ("sweep.metric=loss", ("sweep.metric='loss'", "psnr")),
+            (
+                "sweep.metric=[psnr,loss]",
+                ("sweep.metric=['psnr', 'loss']", "'loss' is not a validation metric", "hfen"),
+            ),
+            ("sweep.metric=[psnr,psnr]", ("sweep.metric=['psnr', 'psnr']", "'psnr' twice", "must be another one")),
+            ("sweep.metric=[psnr,ssim,hfen]", ("3 metrics", "a list of two")),
+            ("sweep.metric=3", ("sweep.metric=3", "a list of two, such as [psnr, hfen]")),
+            ("sweep.start_seeds=0", ("sweep.start_seeds=0", "greater than or equal to 1")),
             ("sweep.overrides={colour: 1}", ("unknown key 'colour'", "Valid keys")),
         ],
     )
