@@ -165,7 +165,7 @@ def convert(
     to: Annotated[str, typer.Option(help="Where the data set goes: a folder or s3://BUCKET/PREFIX.")],
     splits: Annotated[Path | None, typer.Option(help="YAML: {validation: [SUBJECT…], test: [SUBJECT…]}.")] = None,
     validation: Annotated[list[str] | None, typer.Option(help="A subject to validate on; repeatable.")] = None,
-    test: Annotated[list[str] | None, typer.Option(help="A subject to test on; repeatable.")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="A subject to test on; repeatable, optional.")] = None,
     subject: Annotated[
         str | None,
         typer.Option(
