@@ -458,6 +458,9 @@ def reconstruct(
     undersample: Annotated[
         bool, typer.Option("--undersample", help="Measured k-space is whole: undersample it with the model's mask.")
     ] = False,
+    mask: Annotated[
+        str | None, typer.Option(help="Which points of k-space were measured: .npy (height, width), 1 or 0.")
+    ] = None,
     skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Bad scans do not make it fail.")] = False,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -470,7 +473,7 @@ def reconstruct(
 
     model = load_model(model_dir, device)
     check_places(source, to)
-    with progress_bar() as show, open_scans(source, model.physics, split, undersample) as scans:
+    with progress_bar() as show, open_scans(source, model.physics, split, undersample, mask) as scans:
         began = time.perf_counter()
         reports = reconstruct_scans(model, scans, to, batch_size, show)
         seconds = time.perf_counter() - began
