@@ -184,6 +184,7 @@ def convert(
     from storage import convert as conversion
     from storage.dataset import read_root
     from storage.formats.recognise import find_sources
+    from storage.notes import describe_notes
     from storage.object_store import ObjectStore
     from storage.parallel import default_threads
     from storage.splits import read_splits_file
@@ -206,6 +207,8 @@ def convert(
         reports = conversion.convert(find_sources(sources), to, options, show)
     for report in sorted(reports, key=lambda item: (item.split, item.volume)):
         console.print(conversion.describe_report(report, min_foreground), markup=False)
+    for line in describe_notes((report.volume, report.notes) for report in reports):
+        console.print(line, markup=False)
     if resumed := sum(report.resumed for report in reports):
         console.print(f"went on with a conversion that was interrupted; {resumed} scans had been read before")
     console.print(f"{sum(report.kept for report in reports)} slices in {to}")
@@ -470,6 +473,7 @@ def reconstruct(
     from recon.model import load_model
     from recon.reconstruct import check_places, describe_speed, reconstruct_scans
     from recon.scans import open_scans
+    from storage.notes import describe_notes
 
     model = load_model(model_dir, device)
     check_places(source, to)
@@ -482,6 +486,8 @@ def reconstruct(
         console.print(str(path))
     if len(bad) < len(reports):
         console.print(describe_speed(reports, seconds, device))
+    for line in describe_notes((report.name, report.notes) for report in reports):
+        console.print(line, markup=False)
     if bad and (not skip_invalid or len(bad) == len(reports)):
         raise InputError("\n".join(report.problem for report in bad))
     for report in bad:

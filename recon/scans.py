@@ -34,13 +34,15 @@ class Slices:
     scan), which masks depend on.
 
     `measured`: the k-space is as it was measured, zero where nothing was; else it is whole and is undersampled.
-    `affine` (4, 4) is that of all slices as a volume (see `slice_affine`), if they are of one.
+    `affine` (4, 4) is that of all slices as a volume (see `slice_affine`), if they are of one; `notes` are those of
+    `Source`.
     """
 
     num_slices: int
     read: Callable[[Sequence[int]], Batch]
     measured: bool
     affine: np.ndarray | None = None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -128,4 +130,4 @@ def _open_file(ref: SourceRef, physics: Physics, undersample: bool, mask: str | 
             return Batch.of(kspace, np.array([(0, place) for place in places]), maps)
 
         affine = source.affine(physics.crop) if isinstance(source, VolumeSource) else None
-        yield Slices(source.num_slices, read, not whole, affine)
+        yield Slices(source.num_slices, read, not whole, affine, source.notes)

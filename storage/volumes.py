@@ -20,12 +20,13 @@ class Volume:
 
     `data` is float32 (left→right, posterior→anterior, inferior→superior), in the file's own intensity
     unit, finite and not constant; `voxel_size` is in mm, in the same order; `affine` maps its voxel
-    indices to RAS+ mm.
+    indices to RAS+ mm; `notes` are sentences about its file, see `Source`.
     """
 
     data: np.ndarray
     voxel_size: tuple[float, float, float]
     affine: np.ndarray
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class CoronalSlice:
     position: float
 
 
-def canonical_volume(data: np.ndarray, affine: np.ndarray) -> Volume:
+def canonical_volume(data: np.ndarray, affine: np.ndarray, notes: tuple[str, ...] = ()) -> Volume:
     """Turn an array (i, j, k) with its `affine` (4, 4) to RAS+ mm to the canonical orientation, as a view.
 
     Raises `nibabel.orientations.OrientationError` or `numpy.linalg.LinAlgError` for an affine that is none.
@@ -53,7 +54,7 @@ def canonical_volume(data: np.ndarray, affine: np.ndarray) -> Volume:
     canonical = affine @ inv_ornt_aff(orientation, data.shape)
     # affines are stored in float32: without rounding, pixels that are square would look almost square
     x_size, y_size, z_size = (float(f"{size:.6g}") for size in voxel_sizes(canonical))
-    return Volume(turned, (x_size, y_size, z_size), canonical)
+    return Volume(turned, (x_size, y_size, z_size), canonical, notes)
 
 
 def coronal_slice(volume: Volume, index: int, matrix: tuple[int, int], floor: float) -> CoronalSlice:
@@ -119,6 +120,7 @@ class VolumeSource:
         pixel = min(volume.voxel_size[0], volume.voxel_size[2])
         self.voxel_size: tuple[float, float, float] | None = (pixel, pixel, volume.voxel_size[1])
         self.about: dict[str, Any] = {"voxel_size_mm": list(volume.voxel_size), **(about or {})}
+        self.notes: Sequence[str] = volume.notes
 
     def kept_slices(self) -> Sequence[int]:
         """The slices with at least the share `min_foreground` of their pixels above the foreground threshold."""

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from s3fs import S3FileSystem
@@ -237,6 +238,21 @@ class TestConvert:
         root = tmp_path / "data" / "zarr.json"
         root.write_text(root.read_text().replace(f'"format": {dataset.FORMAT_VERSION}', '"format": 1'))
         refused((*command, "--if-missing"), tmp_path / "data", "has format 1", "convert again with --overwrite")
+
+    def test_what_was_taken_for_granted_is_said_once(self, heads: list[Path], cli: Command, tmp_path: Path) -> None:
+        for head in heads[:2]:
+            image = nibabel.load(head)
+            nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None), head)
+        names = ", ".join(head.name.removesuffix(".nii.gz") for head in heads[:2])
+        write_model(tmp_path / "model", small_recipe())
+        commands = (("convert", "heads", "--to", "data", *SMALL), ("reconstruct", "model", "heads", "--to", "images"))
+        for command in commands:
+            outcome = cli(*command)
+            assert outcome.code == 0, outcome
+            said = " ".join(outcome.out.split())
+            assert said.count(f"note: {names}: the header states no orientation") == 1
+            assert said.count("note:") == 1
+        assert "no orientation" in ObjectStore(tmp_path / "data").read("zarr.json").decode()
 
     def test_damage_is_named_and_counted(
         self, heads: list[Path], cli: Command, refused: Refused, tmp_path: Path

@@ -21,7 +21,8 @@ class MeasuredKspace:
 
     `read` gives slice `index` as (coil, height, width), centred and orthonormal, of any complex type;
     `positions` are those of the slices in mm where the file states them; `mask` (slice, height, width) bool
-    is what the file says was measured, None if it does not say; `release` closes the file.
+    is what the file says was measured, None if it does not say; `release` closes the file;
+    `notes` are those of `Source`.
     """
 
     file: Path
@@ -33,6 +34,7 @@ class MeasuredKspace:
     positions: Sequence[float] = ()
     release: Callable[[], None] = lambda: None
     mask: np.ndarray | None = field(default=None, kw_only=True)
+    notes: Sequence[str] = field(default=(), kw_only=True)
     plane: str = field(default="acquired", init=False)
 
     def kept_slices(self) -> Sequence[int]:
