@@ -38,7 +38,8 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
     """The slices of one scan; `ref.part` chooses among those of `list_parts`. Of `options` only `undersampled` applies.
 
     (height, width) is (readout, first phase encoding), with the readout's oversampling. Averages are
-    averaged. Calibration lines of the scan itself are lines like the others. With a second phase encoding (3-D) each stack is transformed to slices, as a whole.
+    averaged. Calibration lines of the scan itself are lines like the others. With a second phase encoding (3-D)
+    each stack is transformed to slices, as a whole.
 
     Raises `InputError` for a file or a part that cannot be read, or k-space that is not Cartesian, complete (unless
     it may be undersampled, in two dimensions) and free of reversed readouts.

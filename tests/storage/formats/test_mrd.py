@@ -253,8 +253,7 @@ CALIBRATION = ismrmrd.ACQ_IS_PARALLEL_CALIBRATION
 
 
 def accelerated(kspace: np.ndarray, reference: np.ndarray) -> list[Any]:
-    """Every third line of (coil, height, width) k-space as an image line, the 23 in the middle from `reference`: alone, or
-    (where an image line is) once more."""
+    """Every third line of (coil, height, width) k-space as an image line, and the 23 in the middle of `reference`."""
     lines = [line(kspace[..., y], kspace_encode_step_1=y) for y in range(0, kspace.shape[-1], 3)]
     calibration = [line(reference[..., y], [CALIBRATION], kspace_encode_step_1=y) for y in range(9, 32)]
     return [*calibration, *lines]
