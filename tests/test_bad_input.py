@@ -572,14 +572,12 @@ class TestModel:
         (tmp_path / "scan.dcm").write_text("something else")
         (tmp_path / "empty").mkdir()
         np.save(tmp_path / "line.npy", np.zeros(32))
-        np.save(tmp_path / "small.npy", np.zeros((3, 16, 16), np.complex64))
         for source, parts in {
             "nothere.nii.gz": ("no such file",),
             "empty": ("no volume in this folder", ".nii.gz"),
             "scan.dcm": ("is no DICOM image", ".npy"),
             "words.npy": ("is not a complete array of numbers",),
             "line.npy": ("(32,)", "float64", "is expected"),
-            "small.npy": ("32×32", "16×16"),
         }.items():
             named = (source.removesuffix(".npy"),)
             refused(("reconstruct", "model", source, "--to", "images"), *named, *parts)
@@ -587,6 +585,16 @@ class TestModel:
         refused(
             ("reconstruct", "model", "heads", "--to", "images", "--split", "test"), "--split test", "not a data set"
         )
+
+    def test_a_url_is_no_path_of_this_machine(
+        self, model: Path, data: str, heads: list[Path], refused: Refused, tmp_path: Path
+    ) -> None:
+        url = "s3://bucket/runs/mine"
+        for command in self.commands(data):
+            refused((command[0], url, *command[2:]), url, "is a URL", "larmor pull")
+            refused((*command[:-1], url), url, "is a URL", "path on this machine")
+        refused(("export", url, "--to", "model.onnx"), url, "is a URL", "larmor pull")
+        refused(("convert", "heads", "--to", "data", "--splits", url), url, "is a URL")
 
     def test_a_bad_scan_among_others(self, model: Path, heads: list[Path], cli: Command, tmp_path: Path) -> None:
         (tmp_path / "heads" / "bad.nii.gz").write_text("hello")
