@@ -25,8 +25,8 @@ _DISK_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.E
 def _local_path(text: str | Path) -> Path:
     if "://" in str(text):
         raise typer.BadParameter(
-            f"{text}: is a URL, and a path on this machine is expected (of a run, `larmor pull {text} --to MODEL_DIR` makes "
-            "a model directory)"
+            f"{text}: is a URL, and a path on this machine is expected (of a run, `larmor pull {text} --to MODEL_DIR` "
+            "makes a model directory)"
         )
     return Path(text)
 

@@ -17,6 +17,7 @@ import numpy as np
 from storage.errors import InputError
 from storage.formats import ismrmrd_header
 from storage.formats.hdf5 import open_file
+from storage.formats.kspace_energy import notes_on_slice
 from storage.formats.measured import MeasuredKspace, num_gaps, only_file
 from storage.formats.source import Source, SourceOptions, SourceRef
 
@@ -79,7 +80,10 @@ def _source(path: Path, file: h5py.File, undersampled: bool) -> Source:
         return np.asarray(stored[index]).reshape(slice_shape)
 
     about = {name: value for name, value in about.items() if value is not None}
-    return MeasuredKspace(path, read, shape[0], slice_shape, voxel_size, about, mask=mask, release=file.close)
+    notes = notes_on_slice(read(shape[0] // 2))
+    return MeasuredKspace(
+        path, read, shape[0], slice_shape, voxel_size, about, mask=mask, release=file.close, notes=notes
+    )
 
 
 def _mask(path: Path, file: h5py.File, shape: tuple[int, ...]) -> np.ndarray | None:
