@@ -56,7 +56,7 @@ def notes_on_axes(stack: np.ndarray) -> list[str]:
         ]
     if _is_sharp(along_slices):
         return [
-            f"the energy lies about the middle of all axes of the array of shape {stack.shape}, as that of 3-D k-space, "
+            f"the energy of the array of shape {stack.shape} lies about the middle of all axes, as that of 3-D k-space, "
             "but slices are expected: apply the inverse FFT along the first axis, and save the array again"
         ]
     return []
