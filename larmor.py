@@ -476,7 +476,7 @@ def reconstruct(
         bool, typer.Option("--undersample", help="Measured k-space is whole: undersample it with the model's mask.")
     ] = False,
     mask: Annotated[
-        str | None, typer.Option(help="Which points of k-space were measured: .npy (height, width), 1 or 0.")
+        Path | None, typer.Option(help="Which points of k-space were measured: .npy (height, width), 1 or 0.", **_LOCAL)
     ] = None,
     skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Bad scans do not make it fail.")] = False,
     batch_size: BatchSize = 8,
@@ -491,7 +491,10 @@ def reconstruct(
 
     model = load_model(model_dir, device)
     check_places(source, to)
-    with progress_bar() as show, open_scans(source, model.physics, split, undersample, mask) as scans:
+    with (
+        progress_bar() as show,
+        open_scans(source, model.physics, split, undersample, str(mask) if mask else None) as scans,
+    ):
         began = time.perf_counter()
         reports = reconstruct_scans(model, scans, to, batch_size, show)
         seconds = time.perf_counter() - began

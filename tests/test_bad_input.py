@@ -586,6 +586,18 @@ class TestModel:
             ("reconstruct", "model", "heads", "--to", "images", "--split", "test"), "--split test", "not a data set"
         )
 
+    def test_a_mask_for_measured_kspace_alone(
+        self, model: Path, data: str, heads: list[Path], cli: Command, refused: Refused, tmp_path: Path
+    ) -> None:
+        np.save(tmp_path / "mask.npy", np.eye(32) + np.eye(32)[::-1])
+        np.save(tmp_path / "scan.npy", np.ones((2, 32, 32), np.complex64))
+        reconstruct, mask = ("reconstruct", "model"), ("--to", "images", "--mask", "mask.npy")
+        refused((*reconstruct, "scan.npy", *mask, "--undersample"), "--mask mask.npy", "--undersample", "leave one")
+        refused((*reconstruct, data, *mask), "--mask mask.npy", "is a data set, which is whole")
+        refused((*reconstruct, "heads/ann.nii.gz", *mask), "ann: holds whole images", "leave it out")
+        refused((*reconstruct, "scan.npy", *mask[:3], "no.npy"), "no.npy does not exist", "1/0 in (height, width)")
+        assert cli(*reconstruct, "scan.npy", *mask).code == 0
+
     def test_a_url_is_no_path_of_this_machine(
         self, model: Path, data: str, heads: list[Path], refused: Refused, tmp_path: Path
     ) -> None:

@@ -56,8 +56,8 @@ def notes_on_axes(stack: np.ndarray) -> list[str]:
         ]
     if _is_sharp(along_slices):
         return [
-            f"the energy of the array of shape {stack.shape} lies about the middle of all axes, as that of 3-D k-space, "
-            "but slices are expected: apply the inverse FFT along the first axis, and save the array again"
+            f"the energy of the array of shape {stack.shape} lies about the middle of all axes, as in 3-D k-space: "
+            "apply the inverse FFT along the first axis to get slices, and save the array again"
         ]
     return []
 

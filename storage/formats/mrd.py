@@ -68,7 +68,11 @@ def _source(path: Path, file: h5py.File, part: str, undersampled: bool) -> Sourc
     if number >= len(header.encoding):
         raise InputError(f"{path}: its acquisitions refer to encoding {number}; the header has {len(header.encoding)}")
     encoding = header.encoding[number]
-    if ismrmrd_header.calibrates_apart(encoding):
+    notes = []
+    if ismrmrd_header.calibrates_apart(encoding) and lines["calibration"].any():
+        notes.append(
+            "its calibration lines are of another scan, as the header says (calibrationMode), and are not used"
+        )
         lines = lines[~lines["calibration"]]
     grid = grid_of(path, lines, encoding, undersampled)
     scan = _Scan(path, group["data"], lines, grid)
@@ -91,6 +95,7 @@ def _source(path: Path, file: h5py.File, part: str, undersampled: bool) -> Sourc
         about,
         _positions(lines, scan.slices) if depth == 1 else (),
         release,
+        notes=notes,
     )
 
 

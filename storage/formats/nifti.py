@@ -84,7 +84,11 @@ def _read_header(path: Path) -> NiftiHeader:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+    return gzip.open(path) if _is_compressed(path) else path.open("rb")  # type: ignore[return-value]
+
+
+def _is_compressed(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
 
 
 def _slabs(path: Path, header: Any) -> Iterator[np.ndarray]:
@@ -98,5 +102,5 @@ def _slabs(path: Path, header: Any) -> Iterator[np.ndarray]:
         for first in range(0, proxy.shape[2], depth):
             planes = slice(first, min(first + depth, proxy.shape[2]))
             yield proxy[(slice(None), slice(None), planes, *[0] * (len(proxy.shape) - 3))]
-        while path.name.endswith(".gz") and file.read(2**20):
+        while _is_compressed(path) and file.read(2**20):
             pass  # its checksum stands at the end

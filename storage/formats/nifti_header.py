@@ -18,7 +18,7 @@ from storage.errors import InputError
 LARGEST_HEADER = 540  # bytes: NIfTI-2
 LONGEST_QUATERNION = 1 + 1e-4
 """Squared: what rounding to five decimal places can make of a unit quaternion."""
-_MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
+_OTHER_UNITS = {1: ("m", 1e3), 3: ("µm", 1e-3)}  # of xyzt_units; all else is taken as mm
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,11 @@ def parse_header(path: Path, block: bytes) -> NiftiHeader:
     try:
         header: Any = kind(block[: kind.sizeof_hdr], check=False)
         notes = [*_repair_sizes(header), *_check(header), *_repair_quaternion(path, header), *_orientation(header)]
-        return NiftiHeader(header, _in_millimetres(header), tuple(notes))
-    except (HeaderDataError, ValueError, OverflowError, np.linalg.LinAlgError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
+        affine, more = _in_millimetres(header)
+        return NiftiHeader(header, affine, (*notes, *more))
+    except InputError:
+        raise
+    except (HeaderDataError, ValueError, OverflowError, np.linalg.LinAlgError) as error:
         raise InputError(f"{path}: its header makes no sense ({error}); export the volume again") from error
 
 
@@ -115,7 +116,10 @@ def _orientation(header: Any) -> list[str]:
     ]
 
 
-def _in_millimetres(header: Any) -> np.ndarray:
+def _in_millimetres(header: Any) -> tuple[np.ndarray, list[str]]:
     affine = np.array(header.get_best_affine(), np.float64)
-    affine[:3] *= _MILLIMETRES[header.get_xyzt_units()[0]]
-    return affine
+    unit, factor = _OTHER_UNITS.get(int(header["xyzt_units"]) % 8, ("mm", 1.0))
+    affine[:3] *= factor
+    return affine, [] if unit == "mm" else [
+        f"the header states lengths in {unit} (xyzt_units); they are converted to mm"
+    ]

@@ -16,7 +16,7 @@ from tests.helpers import coil_scan, ellipsoid
 SIZE = (48, 40)
 AXES = "does not lie as that of"
 CORNER = "lies at the ends of its {}, but zero frequency is expected"
-VOLUME = "as that of 3-D k-space"
+VOLUME = "as in 3-D k-space"
 
 
 @pytest.fixture(scope="module")

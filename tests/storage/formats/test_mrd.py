@@ -250,6 +250,7 @@ def test_lines_that_make_no_image_are_skipped(tmp_path: Path) -> None:
 
 
 CALIBRATION = ismrmrd.ACQ_IS_PARALLEL_CALIBRATION
+APART = ("separate", "external")
 
 
 def accelerated(kspace: np.ndarray, reference: np.ndarray) -> list[Any]:
@@ -272,10 +273,12 @@ def test_calibration_lines_are_measured_lines_unless_of_another_scan(tmp_path: P
     kspace, reference = random_kspace(2, 2, 8, 40)
     path = write(tmp_path / "a.h5", with_mode(xml((8, 40, 1), (0, 39, 20)), mode), accelerated(kspace, reference))
     expected = np.zeros_like(kspace)
-    if mode not in ("separate", "external"):
+    if mode not in APART:
         expected[..., 9:32] = reference[..., 9:32]
     expected[..., ::3] = kspace[..., ::3]
-    np.testing.assert_array_equal(undersampled(path).kspace(0), expected)
+    source = undersampled(path)
+    np.testing.assert_array_equal(source.kspace(0), expected)
+    assert ["calibration lines are of another scan" in note for note in source.notes] == [True] * (mode in APART)
     assert mrd.list_parts(path) == [""]
 
 

@@ -218,6 +218,12 @@ def test_sizes_are_in_mm_whatever_the_unit(tmp_path: Path, unit: str, factor: fl
     volume, plain = nifti.read_volume(path), nifti.read_volume(with_header(tmp_path / "mm.nii", vox_offset=352))
     assert volume.voxel_size == pytest.approx(plain.voxel_size)
     np.testing.assert_allclose(volume.affine, plain.affine, rtol=1e-5, atol=1e-5)
+    assert [("converted to mm" in note) for note in volume.notes] == [True] * (factor != 1)
+
+
+def test_a_unit_that_is_none_is_mm(tmp_path: Path) -> None:
+    volume = nifti.read_volume(with_header(tmp_path / "head.nii", vox_offset=352, xyzt_units=255))
+    assert volume.voxel_size == nifti.read_volume(with_header(tmp_path / "mm.nii", vox_offset=352)).voxel_size
 
 
 def test_the_name_is_the_file_name() -> None:
