@@ -246,7 +246,9 @@ class TestKspace:
         np.save(tmp_path / "clean.npy", kspace)
         np.save(tmp_path / "residue.npy", (kspace + residue).astype(np.complex64))
         model = make_model(generator={"width": 4, "data_consistency": "hard"})
-        torch.nn.init.normal_(model.generator.network.last.weight, std=0.02)
+        for name, weight in model.generator.named_parameters():
+            if name.endswith("last.weight"):
+                torch.nn.init.normal_(weight, std=0.02)
         clean, found = (
             np.load(run(model, tmp_path / f"{name}.npy", tmp_path / "out")[0]) for name in ("clean", "residue")
         )
