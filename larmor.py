@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from recon.metrics import METRICS
 from storage.errors import InputError
 
 # what a disk answers to a place that the user chose; any other OSError is a defect
@@ -179,6 +180,14 @@ def convert(
     ] = None,
     validation: Annotated[list[str] | None, typer.Option(help="A subject to validate on; repeatable.")] = None,
     test: Annotated[list[str] | None, typer.Option(help="A subject to test on; repeatable.")] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Who a scan shows: a regular expression found in its path (its last match, its first group), or the "
+            "number of folders above the file whose name says it. Default: headers, BIDS names, folders.",
+        ),
+    ] = None,
     matrix: Annotated[int, typer.Option(min=32, max=4096, help="Height and width of slices cut from images.")] = 256,
     min_foreground: Annotated[
         float, typer.Option(min=0, max=1, help="Least share of foreground pixels in slices cut from images.")
@@ -217,8 +226,9 @@ def convert(
         sensitivity_maps=sensitivity_maps,
         num_threads=threads or default_threads(),
     )
+    found = find_sources(sources, partial(console.print, markup=False), subject)
     with progress_bar() as show:
-        reports = conversion.convert(find_sources(sources), to, options, show)
+        reports = conversion.convert(found, to, options, show)
     for report in sorted(reports, key=lambda item: (item.split, item.volume)):
         console.print(conversion.describe_report(report, min_foreground), markup=False)
     for line in describe_notes((report.volume, report.notes) for report in reports):
@@ -252,19 +262,21 @@ def verify(
 @app.command()
 def inspect(
     url: Annotated[str, typer.Argument(help="A data set made by `larmor convert`.")],
-    to: Annotated[Path, typer.Option(help="The contact sheet.", **_LOCAL)] = Path("contact-sheet.png"),
+    to: Annotated[Path | None, typer.Option(help="Also write a contact sheet there (PNG).", **_LOCAL)] = None,
 ) -> None:
-    """Shapes, chunks, shards, subjects, provenance; and a contact sheet as PNG."""
+    """Print shapes, chunks, shards, subjects and provenance. With `--to` a contact sheet of its slices is drawn."""
     from cluster.console import console
-    from recon.sheet import write_contact_sheet
     from storage.dataset import describe
     from storage.object_store import ObjectStore
 
     store = ObjectStore(url)
     for line in describe(store):
         console.print(line)
-    write_contact_sheet(store, to)
-    console.print(f"contact sheet: {to}")
+    if to:
+        from recon.sheet import write_contact_sheet
+
+        write_contact_sheet(store, to)
+        console.print(f"contact sheet: {to}")
 
 
 @app.command()
@@ -437,7 +449,7 @@ def list_runs(
 def pull(
     url: Annotated[str, typer.Argument(help="A run's or a sweep's URL.")],
     to: Annotated[Path, typer.Option(help="The model directory to make.", **_LOCAL)],
-    metric: Annotated[str, typer.Option(help="Validation metric: psnr, ssim, mse, rmse or nmse.")] = "psnr",
+    metric: Annotated[str, typer.Option(help=f"Validation metric: {', '.join(METRICS)}.")] = "psnr",
     trial: Annotated[
         str | None, typer.Option(help="Of a sweep: this trial (its id or how it begins), not the best one.")
     ] = None,
@@ -493,7 +505,14 @@ def reconstruct(
     check_places(source, to)
     with (
         progress_bar() as show,
-        open_scans(source, model.physics, split, undersample, str(mask) if mask else None) as scans,
+        open_scans(
+            source,
+            model.physics,
+            split,
+            undersample,
+            str(mask) if mask else None,
+            partial(console.print, markup=False),
+        ) as scans,
     ):
         began = time.perf_counter()
         reports = reconstruct_scans(model, scans, to, batch_size, show)
@@ -547,6 +566,10 @@ def evaluate(
     segmentation: Annotated[
         bool, typer.Option("--segmentation", help="Rate tissue segmentations too: Dice. Takes a minute per volume.")
     ] = False,
+    every: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Rate one slice in N of each volume; the table says so."),
+    ] = 1,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     preset: Annotated[str, typer.Option(help="How figures are defined: paper or fastmri.")] = "paper",
     to: Annotated[
@@ -576,7 +599,7 @@ def evaluate(
     with progress_bar() as bar:
         for number, cell in enumerate(cells, start=1):
             show = partial(bar, f"evaluating {number}/{len(cells)}")
-            results.append(rate(cell.methods, cell.physics, reader, rules, batch_size, show, device, tissues))
+            results.append(rate(cell.methods, cell.physics, reader, rules, batch_size, show, device, tissues, every))
     records = {name: model.record for name, model in models.items()}
     written = write_evaluation(results, reader.info, records, to or model_dirs[0] / "evaluation")
     summary = next(path for path in written if path.name == "summary.json")
@@ -651,7 +674,7 @@ def load_model(place: str | Path, metric: str = "psnr", trial: str | None = None
     """The generator of a model directory, or the best one of a run or a sweep by its URL: a `torch.nn.Module`.
 
     It is ready to use (evaluation mode, on `device`), called with zero-filled images (batch, channels, height, width)
-    float32 in [0, 1]; one with data consistency also takes the measured k-space and the mask, as
+    float32 whose largest magnitude is 1; one with data consistency also takes the measured k-space and the mask, as
     `recon.samples.Sample` has them. From a URL it is pulled, verified and not kept; `metric` and `trial` choose as
     `larmor pull` does. Raises `storage.errors.InputError`.
     """

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from recon.metrics import brief_figures
 from recon.silent_critic import SilentCritic
 
 console = Console(highlight=False, soft_wrap=True)
@@ -60,8 +61,8 @@ def training_progress(num_steps: int) -> Iterator[Callable[[Mapping[str, float]]
 def describe_row(row: Mapping[str, float], num_steps: int) -> str:
     """One line about a report: losses, speed, what held the training up, the validation."""
     parts = [f"step {int(row['step']):>6}/{num_steps}", _losses(row, "  ")]
-    if "val/psnr" in row:
-        parts.append(f"validation: PSNR {row['val/psnr']:.2f} dB, SSIM {row['val/ssim']:.4f} (preset paper)")
+    if validation := brief_figures(row):
+        parts.append(f"validation: {validation} (preset paper)")
     if "slices_per_second" in row:
         parts.append(f"{row['slices_per_second']:.1f} slices/s")
     if "compute_share" in row:

@@ -18,7 +18,7 @@ class DaganGenerator(nn.Module):
     """(batch, channels, height, width) zero-filled → the same shape; `width=64` is as published: 98.6 M parameters.
 
     Eight convolutions of stride 2, eight transposed ones with the encoder's features beside them, tanh, added to the
-    input; magnitudes are clipped to [0, 1], complex images are not. Any size: the image is extended to a multiple of
+    input; magnitudes are clipped at 0, complex images are not. Any size: the image is extended to a multiple of
     256, so that the bottom is at least 1×1, and cut back.
 
     Departs from the published code in one point: the normalisation is not batch norm but one that looks at each image
@@ -61,7 +61,7 @@ class DaganGenerator(nn.Module):
             if features:
                 hidden = torch.cat([hidden, features.pop()], dim=1)
         result = zero_filled + torch.tanh(self.last(hidden))[..., :height, :width]
-        return result.clamp(0, 1) if self._clip else result
+        return result.clamp_min(0) if self._clip else result
 
 
 class DaganDiscriminator(nn.Module):

@@ -16,7 +16,7 @@ from recon.masks import MaskConfig
 from recon.signal import SignalConfig
 
 _TARGET = "target"
-_WHITE = 2**16 - 1  # images in [0, 1] are kept as uint16
+_WHITE = 2**16 - 1  # example images are shown in [0, 1], and kept as uint16
 
 
 def save_evaluation(result: Evaluation, path: Path, facts: dict[str, Any]) -> None:
@@ -29,13 +29,15 @@ def save_evaluation(result: Evaluation, path: Path, facts: dict[str, Any]) -> No
         "preset": result.preset,
         "methods": list(result.methods),
         "subject_of": dict(result.subject_of),
+        "num_constant": result.num_constant,
+        "every": result.every,
         "slices": [dataclasses.asdict(row) for row in result.slices],
         "volumes": [dataclasses.asdict(row) for row in result.volumes],
         "examples": [example.title for example in result.examples],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     images = {
-        f"{number}/{name}": np.round(image * _WHITE).astype(np.uint16)
+        f"{number}/{name}": np.round(image.clip(0, 1) * _WHITE).astype(np.uint16)
         for number, example in enumerate(result.examples)
         for name, image in {_TARGET: example.target, **example.images}.items()
     }
@@ -65,5 +67,13 @@ def load_evaluation(path: Path) -> Evaluation:
         for number, title in enumerate(content["examples"])
     ]
     return Evaluation(
-        physics, content["preset"], tuple(content["methods"]), slices, volumes, examples, content["subject_of"]
+        physics,
+        content["preset"],
+        tuple(content["methods"]),
+        slices,
+        volumes,
+        examples,
+        content["subject_of"],
+        num_constant=content.get("num_constant", 0),
+        every=content.get("every", 1),
     )

@@ -28,7 +28,7 @@ from storage.errors import InputError
 from storage.provenance import larmor_version
 
 SUFFIXES = (".onnx", ".pt2")
-TOLERANCE = 1e-4  # of images in [0, 1]
+TOLERANCE = 1e-4  # of zero-filled images in [0, 1]
 _KEY = "larmor"  # of the metadata
 _LARGEST = 4096  # height and width where they may vary
 Inputs = dict[str, Tensor]
@@ -213,17 +213,12 @@ def _shapes(inputs: Inputs, dynamic_size: bool) -> dict[str, tuple[int | str, ..
 
 def _about(model: Model, config: ExportConfig, shapes: Mapping[str, tuple[int | str, ...]]) -> dict[str, Any]:
     """What a program must know to feed the model: stands in the file as JSON, under `larmor`."""
-    magnitude = model.physics.signal.mode == "magnitude"
     return {
         "larmor": larmor_version(),
         "system": model.recipe.system,
         "inputs": shapes,
         "output": "reconstruction, of the shape and in the units of zero_filled",
-        "units": (
-            "magnitudes in [0, 1]: (image − minimum) / (maximum − minimum) of each image"
-            if magnitude
-            else "each image divided by its largest magnitude"
-        ),
+        "units": "each image and its k-space divided by the largest magnitude of its zero-filled image",
         "channels": ["magnitude"] if model.physics.signal.channels == 1 else ["real", "imaginary"],
         "kspace": "centred orthonormal FFT of the image in those units, 0 where not mask; last axis real, imaginary",
         "size_multiple": _network(model).multiple if config.dynamic_size else None,

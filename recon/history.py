@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from storage.errors import InputError
 
 
 class TrainingDiverged(InputError):
-    """A loss is not finite any more, or the critic ran away.
+    """A loss or a validation metric is not finite any more, or the critic ran away.
 
     Raised by all ranks at the same step; a restart would only repeat it.
     """
@@ -60,7 +60,8 @@ class History:
     def flush(self) -> bool:
         """Report the rows since the last flush; whether the training shall end with them.
 
-        Raises `TrainingDiverged` at a loss that is not finite.
+        Raises `TrainingDiverged` at a loss or a validation metric that is not finite: it is never reported, and no
+        checkpoint with it is saved.
         """
         self._speed.enter_report(self._rows[-1][0])
         names = sorted(self._rows[0][1])
@@ -74,6 +75,7 @@ class History:
         self._rows.clear()
         for row in history:
             self._check(row)
+        self._refuse(int(history[-1]["step"]), self.validated)
         self._inputs.clear()
         self._balance = []
         history[-1] |= balance_figures([part for _, _, balances in parts for part in balances]) | self.validated
@@ -85,8 +87,7 @@ class History:
     def _check(self, row: dict[str, float]) -> None:
         """Raises `TrainingDiverged`, or `InputError` if it was the data, on every rank alike."""
         step = int(row["step"])
-        bad = [name for name, value in row.items() if not math.isfinite(value)]
-        if bad:
+        if not all(map(math.isfinite, row.values())):
             broken = sorted({name for part in self._worker.gather(self._broken_slices()) for name in part})
             if broken:
                 raise InputError(
@@ -95,10 +96,7 @@ class History:
                     f"({self._info.name}); `larmor verify` "
                     "shows what else is broken; the checkpoints before this step are kept"
                 )
-            raise TrainingDiverged(
-                f"training diverged: {bad[0]} is {row[bad[0]]} at step {step}; lower the learning rates or "
-                "critic.clip; the checkpoints before this step are kept"
-            )
+            self._refuse(step, row)
         limit = self._recipe.training.largest_critic_loss
         if abs(row.get("critic_loss", 0.0)) > limit:
             raise TrainingDiverged(
@@ -106,6 +104,16 @@ class History:
                 f"training.largest_critic_loss={limit:g}; lower critic_optimizer.learning_rate or critic.clip, or "
                 "choose another critic.lipschitz; the checkpoints before this step are kept"
             )
+
+    @staticmethod
+    def _refuse(step: int, figures: Mapping[str, float]) -> None:
+        """Raises `TrainingDiverged` at a figure that is not finite."""
+        for name, value in figures.items():
+            if not math.isfinite(value):
+                raise TrainingDiverged(
+                    f"training diverged: {name} is {value} at step {step}; lower the learning rates or critic.clip; "
+                    "the checkpoints before this step are kept"
+                )
 
     def _broken_slices(self) -> list[str]:
         """The slices since the last flush, of this rank, whose image is not finite."""

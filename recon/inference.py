@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from recon.engine import lowered
 from recon.masks import MaskConfig
-from recon.samples import MAGNITUDE, Sample, display, prepare
+from recon.samples import MAGNITUDE, Sample, denormalize, display, normalize, normalize_by, prepare
 from recon.signal import SignalConfig
+from storage.constant import is_constant
+from storage.errors import InputError
 from storage.loader import Batch
 from storage.reader import SliceReader
 
@@ -25,10 +27,11 @@ Method = Callable[[Sample], Tensor]
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """A batch of results. Images are magnitudes (batch, height, width) float32 in the target's range [0, 1].
+    """A batch of results: magnitudes (batch, height, width) float32, scaled so that the target has the range [0, 1].
 
-    `images` and `seconds` have an entry for each method, `images` one for `zero_filled` as well; `scale` (batch, 2)
-    maps them back; `seconds` is the time of the method alone, for the batch.
+    `images` and `seconds` have an entry for each method, `images` one for `zero_filled` as well; what is brighter than
+    the target's maximum is above 1, what is darker than its minimum below 0. `scale` (batch, 2): minimum and maximum
+    of the target, which map them back; `seconds` is the time of the method alone, for the batch.
     """
 
     indices: tuple[int, ...]
@@ -36,6 +39,11 @@ class Reconstructed:
     images: Mapping[str, np.ndarray]
     scale: np.ndarray
     seconds: Mapping[str, float]
+
+    @property
+    def shows(self) -> np.ndarray:
+        """(batch,) bool: False for a target that is constant, of which there are no figures (`storage.constant`)."""
+        return ~is_constant(self.scale[:, 0], self.scale[:, 1])
 
 
 @dataclass(frozen=True)
@@ -76,15 +84,44 @@ def reconstruct_split(
 @torch.no_grad()
 def reconstruct_sample(methods: Mapping[str, Method], sample: Sample, indices: tuple[int, ...]) -> Reconstructed:
     """Run every method on one prepared batch; results are float32 on the CPU."""
-    images, seconds = {ZERO_FILLED: _array(display(sample.zero_filled))}, {}
+    target, scale = normalize(_intensities(sample.target, sample))
+    images, seconds = {ZERO_FILLED: _rated(sample.zero_filled, sample, scale)}, {}
     for name, method in methods.items():
         _synchronize(sample.target.device)
         began = time.perf_counter()
         output = method(sample)
         _synchronize(sample.target.device)
         seconds[name] = time.perf_counter() - began
-        images[name] = _array(display(output))
-    return Reconstructed(indices, _array(display(sample.target)), images, _array(sample.scale), seconds)
+        images[name] = _rated(output, sample, scale)
+    return Reconstructed(indices, _array(target[:, 0]), images, _array(scale), seconds)
+
+
+def _intensities(images: Tensor, sample: Sample) -> Tensor:
+    """Magnitudes (batch, 1, height, width) in the source's intensities, of images in the sample's units."""
+    return denormalize(display(images).unsqueeze(1), sample.scale.to(images.device))
+
+
+def _rated(images: Tensor, sample: Sample, scale: Tensor) -> np.ndarray:
+    """Images in the sample's units as (batch, height, width) in those of the target's range `scale`."""
+    return _array(normalize_by(_intensities(images, sample), scale.to(images.device))[:, 0])
+
+
+def check_finite(result: Reconstructed, name_of: Callable[[int], str]) -> None:
+    """Raises `InputError` for images with NaN or infinite values: no figure and no file may be made of them.
+
+    `name_of` says what the slice with an index is called.
+    """
+    for place, index in enumerate(result.indices):
+        if not np.isfinite([result.target[place], result.images[ZERO_FILLED][place]]).all():
+            raise InputError(
+                f"{name_of(index)} holds values that are not finite; `larmor verify` shows what is broken in a data set"
+            )
+        for method, images in result.images.items():
+            if not np.isfinite(images[place]).all():
+                raise InputError(
+                    f"{method} gives values that are not finite for {name_of(index)}; pull another checkpoint of the "
+                    "run (larmor pull), or train the model again at lower learning rates"
+                )
 
 
 def _array(tensor: Any) -> np.ndarray:

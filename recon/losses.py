@@ -12,9 +12,13 @@ from recon.settings import Content, LossConfig
 
 
 def normalized_root_mse_loss(target: Tensor, reconstruction: Tensor) -> Tensor:
-    """Eq. (7): ‖i − G(n)‖ / ‖i‖ per image, mean over the batch. The paper calls it NMSE; it has the root."""
+    """Eq. (7): ‖i − G(n)‖ / ‖i‖ per image, mean over the batch. The paper calls it NMSE; it has the root.
+
+    An image of zeros has no relative error, and counts as 0.
+    """
     error = torch.linalg.vector_norm(target - reconstruction, dim=(1, 2, 3))
-    return (error / torch.linalg.vector_norm(target, dim=(1, 2, 3)).clamp_min(1e-12)).mean()
+    size = torch.linalg.vector_norm(target, dim=(1, 2, 3))
+    return torch.where(size > 0, error / size.clamp_min(1e-12), 0).mean()
 
 
 def frequency_loss(target: Tensor, reconstruction: Tensor, kind: str) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from recon.figures import contact_sheet
-from recon.inference import ZERO_FILLED, Reconstructed, network_method, reconstruct_sample
+from recon.inference import ZERO_FILLED, Reconstructed, check_finite, network_method, reconstruct_sample
 from recon.measured import measured_sample
 from recon.model import Model
 from recon.samples import denormalize, prepare
@@ -23,7 +23,7 @@ from storage.errors import InputError
 from storage.loader import Batch
 from storage.store_errors import StoreAway
 
-_MODEL = "model"
+_MODEL = "the model"
 _PICTURED = 8  # slices on the contact sheet
 Progress = Callable[[str, int, int], None]
 
@@ -115,7 +115,9 @@ def _results(model: Model, slices: Slices, batch_size: int) -> Iterator[Reconstr
             sample = measured_sample(batch, model, device)
         else:
             sample = prepare(batch, physics.crop, physics.mask, device, signal=physics.signal)
-        yield reconstruct_sample(methods, sample, tuple(range(len(batch.samples))))
+        result = reconstruct_sample(methods, sample, tuple(int(place) for place in batch.samples[:, 1]))
+        check_finite(result, "slice {}".format)
+        yield result
 
 
 def _read_ahead(slices: Slices, batch_size: int) -> Iterator[Batch]:

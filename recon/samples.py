@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -15,23 +15,24 @@ from recon.fourier import fft2c, ifft2c
 from recon.masks import MaskConfig, make_mask
 from recon.sense import complex_to_channels, sense_reduce
 from recon.signal import SignalConfig
+from storage.constant import ROUNDING
 from storage.errors import InputError
 from storage.loader import Batch
 
 MAGNITUDE = SignalConfig()
-_TINY = 1e-30
 
 
 @dataclass(frozen=True)
 class Sample:
     """A batch on the device. Images are (batch, channels, height, width) float32.
 
-    `target` is the fully sampled image: a magnitude in [0, 1], or real and imaginary part of a complex image whose
-    largest magnitude is 1. `zero_filled` = F⁻¹(mask · F(target)), in `magnitude` mode its absolute value. `kspace`
-    (batch, coil, height, width) complex64 is what was measured, in the target's units and 0 elsewhere; `mask`
-    (batch, 1, height, width) bool; `scale` (batch, 2): minimum and maximum before eq. (1); `maps` as `kspace`, None
-    for a single coil; `samples` (batch, 2): epoch and slice index. `start` is the image that the generator begins with,
-    as `zero_filled`, where it is known already (`recon.starts`).
+    Everything is in units of the largest magnitude of the zero-filled image, which a measurement gives whether the
+    target is known or not: in training, evaluation and reconstruction alike. `target` is the fully sampled image: a
+    magnitude, or real and imaginary part; parts of it may be above 1. `zero_filled` = F⁻¹(mask · F(target)), in
+    `magnitude` mode its absolute value. `kspace` (batch, coil, height, width) complex64 is what was measured, 0
+    elsewhere; `mask` (batch, 1, height, width) bool; `scale` (batch, 2): 0 and that largest magnitude in the source's
+    intensities; `maps` as `kspace`, None for a single coil; `samples` (batch, 2): epoch and slice index. `start` is the
+    image that the generator begins with, as `zero_filled`, where it is known already (`recon.starts`).
     """
 
     target: Tensor
@@ -62,14 +63,18 @@ def centre_fit(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def normalize(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. (1) with the target range [0, 1], per image of (batch, 1, height, width).
+    """Eq. (1) with the target range [0, 1], per image of (batch, 1, height, width): in which images are rated.
 
     Returns the image and (batch, 2) minimum and maximum, which `denormalize` takes. A constant image → 0.
     """
-    low = image.amin(dim=(1, 2, 3))
-    high = image.amax(dim=(1, 2, 3))
-    span = torch.where(high > low, high - low, torch.ones_like(high))
-    return (image - low.view(-1, 1, 1, 1)) / span.view(-1, 1, 1, 1), torch.stack([low, high], dim=1)
+    scale = torch.stack([image.amin(dim=(1, 2, 3)), image.amax(dim=(1, 2, 3))], dim=1)
+    return normalize_by(image, scale), scale
+
+
+def normalize_by(image: Tensor, scale: Tensor) -> Tensor:
+    """As `normalize`, with the minimum and maximum `scale` (batch, 2) of another image."""
+    low, high = (scale[:, side].view(-1, 1, 1, 1) for side in (0, 1))
+    return (image - low) / torch.where(high > low, high - low, 1)
 
 
 def denormalize(image: Tensor, scale: Tensor) -> Tensor:
@@ -94,9 +99,9 @@ def magnitude(kspace: Tensor) -> Tensor:
 
 
 def display(images: Tensor) -> Tensor:
-    """Magnitudes (batch, height, width) in [0, 1] of images with one channel or two."""
+    """Magnitudes (batch, height, width) of images with one channel or two: not negative, and NaN where infinite."""
     shown = images[:, 0] if images.shape[1] == 1 else torch.linalg.vector_norm(images, dim=1)
-    return shown.clamp(0, 1)
+    return shown.clamp_min(0) + 0 * shown
 
 
 Augment = Callable[[Tensor, np.ndarray], Tensor]
@@ -110,7 +115,7 @@ def prepare(
     augment: Augment | None = None,
     signal: SignalConfig = MAGNITUDE,
 ) -> Sample:
-    """Fit the images to `crop`, normalise them, undersample their k-space; all of it on `device`.
+    """Fit the images to `crop`, undersample their k-space, scale both; all of it on `device`.
 
     `augment` changes the images (n, coil, height, width) of the samples (n, 2), and their maps alike, before they are
     cut. With maps the target is Σ conj(map) · coil image. Reproducible from (seeds, epoch, slice index) alone. Raises
@@ -124,25 +129,35 @@ def prepare(
         maps = _wanted_maps(group) if sense else None
         if augment:
             image, maps = _augmented(augment, image, maps, moved.samples[group.rows])
-        parts.append(centre_fit(image, crop))
+        parts.append(_cut(image, crop))
         map_parts.append(None if maps is None else centre_fit(maps, crop))
     rows = [group.rows for group in moved.groups]
     images, maps = _in_order(parts, rows), _maps_in_order(map_parts, rows)
     measured = _masks(mask, crop, moved.samples).to(device)
-    if magnitudes:
-        target, scale = normalize(images)
-        kspace = fft2c(target) * measured
-        return Sample(target, ifft2c(kspace).abs(), kspace, measured, scale, moved.samples)
-    combined = sense_reduce(images, maps) if sense else root_sum_of_squares(images)
-    scale = _largest(combined.abs())
-    span = scale[:, 1].clamp_min(_TINY).view(-1, 1, 1, 1)
-    kspace = fft2c(images / span) * measured
-    if not sense:
-        return Sample(combined / span, root_sum_of_squares(ifft2c(kspace)), kspace, measured, scale, moved.samples)
-    target, zero_filled = combined / span, sense_reduce(ifft2c(kspace), maps)
-    return Sample(
-        complex_to_channels(target), complex_to_channels(zero_filled), kspace, measured, scale, moved.samples, maps
+    kspace = fft2c(images) * measured
+    if sense:
+        target, zero_filled = (sense_reduce(coils, maps) for coils in (images, ifft2c(kspace)))
+    else:
+        target, zero_filled = images if magnitudes else root_sum_of_squares(images), magnitude(kspace)
+    return scaled(Sample(target, zero_filled, kspace, measured, torch.empty(0), moved.samples, maps))
+
+
+def scaled(sample: Sample) -> Sample:
+    """A sample in its units, from one in the source's intensities whose images may be complex (see `Sample`)."""
+    scale = _largest(sample.zero_filled.abs())
+    span = torch.where(scale[:, 1] > 0, scale[:, 1], 1).view(-1, 1, 1, 1)
+    target, zero_filled = (
+        complex_to_channels(image / span) if image.is_complex() else image / span
+        for image in (sample.target, sample.zero_filled)
     )
+    return replace(sample, target=target, zero_filled=zero_filled, kspace=sample.kspace / span, scale=scale)
+
+
+def _cut(images: Tensor, crop: tuple[int, int]) -> Tensor:
+    """`centre_fit`; of an image that shows nothing within the crop no rounding is left, which scaling would blow up."""
+    fitted = centre_fit(images, crop)
+    most, left = (part.abs().amax(dim=(1, 2, 3), keepdim=True) for part in (images, fitted))
+    return torch.where(left <= ROUNDING * most, 0, fitted)  # NaN stays
 
 
 def _wanted_maps(group: DeviceGroup) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from storage.formats.measured import MeasuredKspace
 from storage.formats.recognise import find_sources, open_source
 from storage.formats.source import SourceOptions, SourceRef
 from storage.loader import Batch
+from storage.local_names import leads_out
 from storage.object_store import ObjectStore
 from storage.reader import SliceReader
 from storage.sensitivity import estimate_sensitivity_maps
@@ -55,13 +56,19 @@ class Scan:
 
 @contextmanager
 def open_scans(
-    source: str, physics: Physics, split: str | None = None, undersample: bool = False, mask: str | None = None
+    source: str,
+    physics: Physics,
+    split: str | None = None,
+    undersample: bool = False,
+    mask: str | None = None,
+    say: Callable[[str], object] = lambda line: None,
 ) -> Iterator[Sequence[Scan]]:
     """The scans that `source` names: a file, folder, pattern or URL (see `find_sources`), or a data set's split.
 
     Images, and the slices of a data set (`split`: test, if it is not given), are whole. The k-space of other files is
     taken as measured, where the .npy file `mask` says (see `MaskConfig`), else where the scan says, else where it holds
-    more than a residue; with `undersample` it is to be whole too.
+    more than a residue; with `undersample` it is to be whole too. `say` is told what is
+    passed over.
 
     Raises `InputError` if there is nothing of the kind.
     """
@@ -71,16 +78,22 @@ def open_scans(
     if not _is_dataset(source):
         if split is not None:
             raise InputError(f"--split {split}: {source} is not a data set, which alone has splits; leave it out")
-        yield [Scan(ref.name, partial(_open_file, ref, physics, undersample, mask)) for ref in find_sources([source])]
+        refs = find_sources([source], say)
+        _check_names(source, [ref.name for ref in refs], "give the arrays in it other names")
+        yield [Scan(ref.name, partial(_open_file, ref, physics, undersample, mask)) for ref in refs]
         return
     config = DataConfig(url=source, memory_cache_bytes=0, disk_cache_bytes=0)
-    with closing(open_reader(config, split or "test", with_maps=physics.signal.needs_maps)) as reader:
-        for name in reader.info.volumes:
-            if Path(name).name != name:
-                raise InputError(
-                    f"{source}: has a volume '{name}', which cannot be the name of a file; convert it again"
-                )
+    with_maps = physics.signal.needs_maps
+    with closing(open_reader(config, split or "test", with_maps=with_maps, constant=True)) as reader:
+        _check_names(source, reader.info.volumes, "convert it again")
         yield [Scan(name, partial(_open_volume, reader, name)) for name in reader.info.volumes]
+
+
+def _check_names(source: str, names: Iterable[str], remedy: str) -> None:
+    """Raises `InputError` if a scan cannot lend its name to the files that are made of it."""
+    for name in names:
+        if "/" in name or leads_out(name):
+            raise InputError(f"{source}: has a volume '{name}', which cannot be the name of a file; {remedy}")
 
 
 def _is_dataset(source: str) -> bool:

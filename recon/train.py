@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,6 +28,9 @@ from recon.validate import validate
 from recon.worker import Worker
 from storage.config import open_loader, open_reader
 from storage.loader import Share
+from storage.reader import SliceReader
+
+_LOG = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, worker: Worker) -> bool:
@@ -33,8 +40,8 @@ def train(recipe: Recipe, worker: Worker) -> bool:
     sequence of losses is, at a constant world size, the same bit for bit whether the training was interrupted or
     not; at another world size the samples and their order are.
 
-    Raises `TrainingDiverged` if a loss is not finite any more or the critic runs away, and `InputError` if the data
-    do not fit or hold values that are not finite.
+    Raises `TrainingDiverged` if a loss or a validation metric is not finite any more or the critic runs away,
+    and `InputError` if the data do not fit or hold values that are not finite.
     """
     config = recipe.training
     clock = StepClock(timeline(worker.device), worker.progress)
@@ -48,6 +55,8 @@ def train(recipe: Recipe, worker: Worker) -> bool:
             )
             for split in (recipe.data.train_split, recipe.data.validation_split)
         )
+        if worker.rank == 0:
+            _count_constant(train_reader, validation_reader)
         share = Share(worker.rank, worker.world_size, config.global_batch_size, config.gradient_accumulation)
         loader = open_loader(recipe.data, train_reader, share, recipe.seed, page_locked(worker.device))
 
@@ -98,6 +107,13 @@ def train(recipe: Recipe, worker: Worker) -> bool:
         return ended
 
 
+def _count_constant(*readers: SliceReader) -> None:
+    for info in (reader.info for reader in readers):
+        if info.num_constant:
+            whole = info.num_constant + info.num_slices
+            _LOG.warning("%s: %d of %d slices are constant and left out", info.name, info.num_constant, whole)
+
+
 class EarlyStop:
     """Whether `training.early_stop` validations in a row were no better than the best before them."""
 
@@ -109,6 +125,12 @@ class EarlyStop:
     @property
     def reached(self) -> bool:
         return self._patience is not None and self.in_vain >= self._patience
+
+    def load(self, counters: Mapping[str, Any]) -> None:
+        """What `TrainingState.save` wrote. A best that is not finite, of an older Larmor, is none."""
+        best = counters["best"]
+        known = best is not None and math.isfinite(best)
+        self.best, self.in_vain = (best, counters["validations_in_vain"]) if known else (None, 0)
 
     def add(self, validated: dict[str, float]) -> None:
         """The figures of a validation, `val/psnr` and so on."""
@@ -158,4 +180,4 @@ class TrainingState:
         torch.set_rng_state(torch.load(folder / f"random-rank-{rank:04d}.pt", weights_only=True))
         self.step, self.global_batches = counters["step"], counters["global_batches"]
         self.training_seconds = counters.get("training_seconds", 0.0)
-        self.early_stop.best, self.early_stop.in_vain = counters["best"], counters["validations_in_vain"]
+        self.early_stop.load(counters)

@@ -9,6 +9,7 @@ from recon.inference import Physics, network_method, reconstruct_split
 from recon.metrics import METRICS, slice_metrics
 from recon.recipe import Recipe
 from recon.worker import Worker
+from storage.errors import InputError
 from storage.reader import SliceReader
 
 
@@ -19,10 +20,12 @@ def validation_indices(num_slices: int, wanted: int | None) -> np.ndarray:
 
 
 def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: Worker, step: int) -> dict[str, float]:
-    """Mean of each metric (preset `paper`) over the validation slices, as `val/psnr`, …
+    """Mean of each metric (preset `paper`) over the validation slices that are not constant, as `val/psnr`, …
 
     Each rank reconstructs its share. All run equally many forwards (with ZeRO 3 a forward is a collective
     call): short shares are filled up with repeats that are not counted. `step` is what the worker is told.
+
+    Raises `InputError`, on all ranks alike, if every slice is constant.
     """
     worker.progress(step, "validation")
     indices = validation_indices(reader.info.num_slices, recipe.training.validation_slices)
@@ -33,13 +36,20 @@ def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: 
     batch_size = recipe.micro_batch_size(worker.world_size)
     was_training = generator.training
     generator.eval()
-    rows: list[tuple[int, dict[str, float]]] = []
+    rows: list[tuple[int, dict[str, float] | None]] = []  # None: the target shows nothing
     methods = {"generator": network_method(generator)}
     for batch in reconstruct_split(methods, reader, padded.tolist(), physics, batch_size, worker.device):
         worker.progress(step, "validation")
-        for index, target, found in zip(batch.indices, batch.target, batch.images["generator"], strict=True):
-            rows.append((index, slice_metrics(target, found)))
+        images = zip(batch.indices, batch.shows, batch.target, batch.images["generator"], strict=True)
+        rows += [(index, slice_metrics(target, found) if shows else None) for index, shows, target, found in images]
     generator.train(was_training)
     by_slice = {index: row for part in worker.gather(rows[: len(mine)]) for index, row in part}
-    # summed in the order of the slices, so that the figure does not depend on who computed what
-    return {f"val/{name}": float(np.mean([by_slice[int(i)][name] for i in indices])) for name in METRICS}
+    # in the order of the slices, so that the figure does not depend on who computed what
+    rated = [row for index in indices if (row := by_slice[int(index)]) is not None]
+    if not rated:
+        height, width = physics.crop
+        raise InputError(
+            f"{reader.info.name}: none of its {len(indices)} slices shows anything within {height}×{width}; raise "
+            "data.crop, or validate with other volumes"
+        )
+    return {f"val/{name}": float(np.mean([row[name] for row in rated])) for name in METRICS}

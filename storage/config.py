@@ -43,24 +43,35 @@ class DataConfig(BaseModel):
     disk_cache: str | None = Field(None, description="folder of the disk cache; null: the user's cache folder")
 
 
-def open_reader(config: DataConfig, split: str, patient: bool = False, with_maps: bool = False) -> SliceReader:
+def open_reader(
+    config: DataConfig, split: str, patient: bool = False, with_maps: bool = False, constant: bool = False
+) -> SliceReader:
     """A reader of one split of `config.url`. With `patient` a store that is away now is waited for as it is later.
 
-    `with_maps` opens the sensitivity maps too (`SliceReader.maps`; None if every slice has one coil), with half of
-    the memory for each. Raises `InputError` if the data set lacks them.
+    Constant slices are left out (`info.num_constant`), unless `constant` asks for them. `with_maps` opens the
+    sensitivity maps too (`SliceReader.maps`; None if every slice has one coil), with half of the memory for each.
+    Raises `InputError` if the data set lacks them, or if every slice is constant.
     """
     store = ObjectStore(config.url, config.client)
     if not patient:
         store.check_access()
-    info = read_split(store, split)
+    whole = read_split(store, split)
+    info = whole if constant else whole.without_constant()
+    if not info.num_slices and whole.num_slices:
+        raise InputError(
+            f"{store.url}/{split}: all of its {whole.num_slices} slices are constant and show nothing; convert other "
+            "volumes"
+        )
+    # slices are numbered anew where some are left out: a cache must not take the one for the other
+    part = split if info is whole else f"{split}-shown"
     memory, maps = config.memory_cache_bytes, None
     if with_maps and any(bucket.shape[0] > 1 for bucket in info.buckets):
         check_maps(store, info)
         memory //= 2
         options = ReadOptions(config.read_threads, config.block_bytes, memory)
-        maps = SliceReader(store, info, options, _open_cache(config, info, f"{split}-maps"), "sensitivity_maps")
+        maps = SliceReader(store, info, options, _open_cache(config, info, f"{part}-maps"), "sensitivity_maps")
     options = ReadOptions(config.read_threads, config.block_bytes, memory)
-    return SliceReader(store, info, options, _open_cache(config, info, split), maps=maps)
+    return SliceReader(store, info, options, _open_cache(config, info, part), maps=maps)
 
 
 def _open_cache(config: DataConfig, info: SplitInfo, part: str) -> DiskCache | None:

@@ -15,12 +15,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from storage.constant import is_constant
 from storage.errors import InputError
 from storage.layout import ShardPlan, SliceShape, SplitLayout, array_name, chunk_bytes, part_slices
 from storage.object_store import ObjectStore
@@ -55,7 +56,10 @@ class BucketInfo:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """What a reader needs of one split. The arrays hold a value for each slice; `identity` names the content."""
+    """What a reader needs of one split. The arrays hold a value for each slice; `identity` names the content.
+
+    `num_constant` slices of the data set are constant, and are not among these.
+    """
 
     name: str
     buckets: tuple[BucketInfo, ...]
@@ -70,6 +74,7 @@ class SplitInfo:
     bucket: np.ndarray
     row: np.ndarray
     has_sensitivity_maps: bool = field(default=False)
+    num_constant: int = 0
 
     @property
     def num_slices(self) -> int:
@@ -83,6 +88,17 @@ class SplitInfo:
     def bucket_of(self, index: int) -> BucketInfo:
         """The array in which the slice `index` lies."""
         return self.buckets[int(self.bucket[index])]
+
+    def without_constant(self) -> SplitInfo:
+        """The slices that show something, numbered anew, and the volumes and subjects that have some."""
+        shown = ~is_constant(self.scale[:, 0], self.scale[:, 1])
+        if shown.all():
+            return self
+        changes: dict[str, Any] = {name: getattr(self, name)[shown] for name in COLUMNS}
+        for column, names in (("volume", self.volumes), ("subject", self.subjects)):
+            kept, changes[column] = np.unique(changes[column], return_inverse=True)
+            changes[f"{column}s"] = tuple(names[number] for number in kept)
+        return replace(self, num_constant=self.num_constant + int((~shown).sum()), **changes)
 
     def slices_of(self, volume: str) -> np.ndarray:
         """Indices of the slices of one volume, in stored order."""
@@ -302,6 +318,7 @@ def read_split(store: ObjectStore, split: str) -> SplitInfo:
         subjects=subjects,
         identity=identity,
         has_sensitivity_maps=any("sensitivity_maps" in bucket.checksums for bucket in buckets),
+        num_constant=0,
         **columns,
     )
 

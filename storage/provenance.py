@@ -12,6 +12,7 @@ from typing import Any
 from storage.errors import InputError
 from storage.formats.s3_objects import is_s3, split_url
 from storage.formats.source import Source, SourceRef
+from storage.formats.suffixes import stem_of
 
 _STATED = ("package", "version", "member", "licence", "source", "synthetic")
 _MOST_FILES = 16  # of one scan that are named each; a DICOM series has hundreds, and every reader loads this
@@ -68,9 +69,14 @@ def _digests(files: Sequence[Path]) -> list[dict[str, Any]]:
     return [{"file": f"{files[0].name} … {files[-1].name}", "num_files": len(files), "sha256": whole}]
 
 
+def about_file(ref: SourceRef) -> str:
+    """The path or URL of the JSON that states licence and origin of a scan, if it is there: beside it, of its name."""
+    folder, slash, _ = ref.files[0].rpartition("/")
+    return f"{folder}{slash}{ref.name if ref.format == 'dicom' else stem_of(ref.files[0])}.json"
+
+
 def _stated_beside(ref: SourceRef) -> dict[str, Any]:
-    name = ref.name.removesuffix(f"-{ref.part}") if ref.part else ref.name
-    beside = f"{ref.files[0].rpartition('/')[0]}/{name}.json" if "/" in ref.files[0] else f"{name}.json"
+    beside = about_file(ref)
     try:
         content = _read(beside)
         stated = json.loads(content) if content is not None else {}

@@ -26,7 +26,7 @@ def assign_splits(subjects: Iterable[str], held_out: Mapping[str, Sequence[str]]
         if len(subjects) < 3:
             raise InputError(
                 f"{len(subjects)} subject(s) cannot be divided into train, validation and test; give at least 3, "
-                "or name them with --validation and --test"
+                "name them with --validation and --test, or say who is who with --subject"
             )
         ordered = sorted(subjects, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
         count = max(1, len(ordered) // 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import yaml
 from hypothesis import settings
 from safetensors.torch import save_file
 
-from cluster.run_folder import Checkpoint, RunFolder, checkpoint_folder
+from cluster.checkpoint import Checkpoint, checkpoint_folder
+from cluster.run_folder import RunFolder
 from recon.generator import ResNet50Generator
 from recon.recipe import Recipe
 from storage import dataset
@@ -74,6 +76,18 @@ def write_split(store: ObjectStore, split: str, kspace: np.ndarray, subjects: in
         for number, part in enumerate(parts)
     )
     return write_layout(store, SplitLayout(split, volumes), parts)
+
+
+def write_images(store: ObjectStore, contents: Mapping[str, np.ndarray]) -> None:
+    """A published data set of these images (slice, height, width), one subject a split, with their true scales."""
+    splits = {}
+    for split, images in contents.items():
+        kspace = image_to_kspace(images)[:, None]
+        record = stored_volume(f"{split}0", split, kspace.shape[1:], len(kspace))
+        scales = tuple((float(image.min()), float(image.max())) for image in images)
+        layout = SplitLayout(split, (dataclasses.replace(record, scales=scales),))
+        splits[split] = write_layout(store, layout, [kspace])
+    dataset.publish(store, splits, [])
 
 
 def write_dataset(store: ObjectStore, contents: Mapping[str, np.ndarray], subjects: int = 2) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.experiment import Experiment, build, parse_override, read_content, set_dotted
+from recon.recipe import MetricName
 from storage.errors import InputError
 
 
@@ -18,9 +19,7 @@ class SweepConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_trials: int = Field(8, ge=1, description="points of the space; a grid has as many as it has")
-    metric: Literal["psnr", "ssim", "mse", "rmse", "nmse"] = Field(
-        "psnr", description="validation metric, without a, b"
-    )
+    metric: MetricName = Field("psnr", description="validation metric, without a, b")
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     scheduler: Literal["none", "asha"] = "none"
     grace_steps: int | None = Field(

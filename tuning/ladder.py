@@ -67,7 +67,8 @@ class Ladder:
         """The highest rung that `trial` had not reached before; its value counts there and at those below."""
         new = [rung for rung in self.rungs if rung <= step and trial not in self._reached[rung]]
         for rung in new:
-            self._reached[rung][trial] = self._sign * value
+            # NaN would leave the others in any order
+            self._reached[rung][trial] = self._sign * value if math.isfinite(value) else -math.inf
         return new[-1] if new else None
 
     def _best(self, rung: int) -> list[str]:

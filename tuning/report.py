@@ -22,7 +22,9 @@ from cluster.attempts import first_and_last
 from cluster.origin import read_origin
 from cluster.reports import last_report
 from cluster.run_folder import RunFolder
+from recon.metrics import TABLE_METRICS
 from storage.errors import InputError
+from storage.local_names import inside
 from storage.provenance import larmor_version
 from tuning.charts import run_charts
 from tuning.importance import FEWEST
@@ -42,7 +44,13 @@ def write_report(path: Path, urls: Sequence[str], evaluation: Path | None = None
     """
     if not (urls or evaluation):
         raise InputError("nothing to report on: give the URL of a sweep or a run, or --evaluation")
-    page: dict[str, Any] = {"sweeps": [], "runs": [], "states": STATES, "number": describe_value}
+    page: dict[str, Any] = {
+        "sweeps": [],
+        "runs": [],
+        "states": STATES,
+        "number": describe_value,
+        "metrics": TABLE_METRICS,
+    }
     page["made"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     page["larmor"] = larmor_version()
     if evaluation:
@@ -162,6 +170,6 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     if "cells" not in evaluation:
         raise InputError(f"{summary}: was written by an older version; make it anew with `larmor evaluate`")
     for cell in evaluation["cells"]:
-        panels = folder / cell["figure"]
+        panels = inside(folder, cell["figure"])
         cell["panels"] = base64.b64encode(panels.read_bytes()).decode() if panels.is_file() else None
     return evaluation

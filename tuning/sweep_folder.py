@@ -62,14 +62,14 @@ class SweepFolder:
         return self.store.exists("sweep.yaml")
 
     def create(self, config_yaml: str) -> bool:
-        return self.store.create("sweep.yaml", config_yaml.encode())
+        return self.store.create("sweep.yaml", config_yaml.encode(), guard=self.check_lease)
 
     def config_yaml(self) -> str:
         return self.store.read("sweep.yaml").decode()
 
     def delete(self) -> None:
         """Remove everything but the lease."""
-        delete_all_but_lease(self.store)
+        delete_all_but_lease(self.store, self.check_lease)
 
     def check_lease(self) -> None:
         """Raises `LeaseLost` if another process runs the sweep now."""
@@ -89,13 +89,12 @@ class SweepFolder:
         """
         record: dict[str, Any] = {"parameters": dict(parameters), "began": time.time(), "seconds": 0.0}
         path, end = f"trials/{trial}/begun.json", f"trials/{trial}/trial.json"
-        if not self.store.create(path, json.dumps(record).encode()):
+        if not self.store.create(path, json.dumps(record).encode(), guard=self.check_lease):
             record = json.loads(self.store.read(path))
         if self.store.exists(end) and (ended := json.loads(self.store.read(end)))["state"] == "stopped":
-            self.check_lease()
             record["seconds"] = ended["seconds"]
-            self.store.write(path, json.dumps(record).encode())
-            self.store.delete(end)
+            self.store.write(path, json.dumps(record).encode(), guard=self.check_lease)
+            self.store.remove([end], guard=self.check_lease)
         return float(record["began"]), float(record["seconds"])
 
     def unfinished(self) -> dict[str, dict[str, Any]]:
@@ -112,8 +111,8 @@ class SweepFolder:
         return max(numbers, default=0) + 1
 
     def write_trial(self, trial: str, record: Mapping[str, Any]) -> None:
-        self.check_lease()
-        self.store.write(f"trials/{trial}/trial.json", json.dumps({"id": trial, **record}, indent=2).encode())
+        content = json.dumps({"id": trial, **record}, indent=2).encode()
+        self.store.write(f"trials/{trial}/trial.json", content, guard=self.check_lease)
 
     def write_failure(self, trial: str, failure: Mapping[str, Any]) -> None:
         """The record of a trial that its own workers could not write, unless they did."""
@@ -133,10 +132,9 @@ class SweepFolder:
 
     def write_result(self, metric: str) -> dict[str, Any]:
         """Write and return all trials and the best. Raises `InputError` if no trial has finished."""
-        self.check_lease()
         trials = self.trials()
         result = {"state": "finished", "metric": f"val/{metric}", "trials": trials, "best": best_trial(trials, metric)}
-        self.store.write("result.json", json.dumps(result, indent=2).encode())
+        self.store.write("result.json", json.dumps(result, indent=2).encode(), guard=self.check_lease)
         return result
 
     def result(self) -> dict[str, Any] | None:
@@ -154,7 +152,7 @@ def best_trial(trials: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     """
     name = f"val/{metric}"
     finished = [
-        trial for trial in trials if trial["state"] in RATED and not math.isnan(trial["metrics"].get(name, math.nan))
+        trial for trial in trials if trial["state"] in RATED and math.isfinite(trial["metrics"].get(name, math.nan))
     ]
     if not finished:
         errors = [reason for trial in trials if (reason := trial.get("reason") or trial.get("error"))]

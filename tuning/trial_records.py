@@ -16,7 +16,7 @@ import yaml
 from recon.metrics import HIGHER_IS_BETTER, METRICS
 from storage.errors import InputError
 from tuning.space import describe_value
-from tuning.sweep_folder import SweepFolder
+from tuning.sweep_folder import SweepFolder, best_trial
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,13 @@ class Sweep:
 
     @property
     def best(self) -> Trial | None:
-        """The best finished trial, which is what `larmor pull` brings."""
-        return next((trial for trial in self.rated if trial.state == "finished"), None)
+        """What `larmor pull` brings; None if no trial has a value that counts."""
+        records = [{"id": trial.id, "state": trial.state, "metrics": trial.metrics} for trial in self.trials]
+        try:
+            best = best_trial(records, self.metric.removeprefix("val/"))["id"]
+        except InputError:
+            return None
+        return next(trial for trial in self.trials if trial.id == best)
 
     @property
     def start(self) -> Trial | None:

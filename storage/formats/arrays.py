@@ -42,7 +42,7 @@ def list_parts(path: Path) -> list[str]:
 
     Raises `InputError` for a file that is missing, not an .npz archive, or empty.
     """
-    if path.suffix != ".npz":
+    if path.suffix.lower() != ".npz":
         return [""]
     members = _members(path)
     return sorted(members) if len(members) > 1 else [""]
@@ -61,7 +61,7 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
     path = only_file(files)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    array = _map_member(path, ref.part) if path.suffix == ".npz" else _map(path, path)
+    array = _map_member(path, ref.part) if path.suffix.lower() == ".npz" else _map(path, path)
     if array.dtype.kind not in "ciuf":
         raise InputError(
             f"{path}: holds {array.dtype}; complex numbers (k-space) or real ones (magnitude images) are expected"

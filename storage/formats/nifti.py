@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,15 +23,9 @@ def subject_of(path: Path) -> str:
     """The volume's name: the file name without its NIfTI suffix."""
     name = path.name
     for suffix in (".nii.gz", ".nii"):
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
     raise InputError(f"{path}: not a NIfTI file name; expected one of {', '.join(SUFFIXES)}")
-
-
-def subject_label(name: str) -> str:
-    """The person a volume of this name shows: `sub-XXX` of a BIDS name (`sub-XXX_ses-1_T1w`), else the name."""
-    match = re.match(r"(sub-[0-9A-Za-z]+)(?:_|$)", name)
-    return match[1] if match else name
 
 
 def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -> VolumeSource:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cluster.experiment import Experiment, load_experiment
 from cluster.run_folder import RunFolder
@@ -18,6 +19,7 @@ from recon.evaluate import evaluate
 from recon.history import TrainingDiverged
 from recon.inference import Physics
 from recon.methods import table_cells
+from recon.metrics import HIGHER_IS_BETTER
 from recon.model import Model
 from recon.networks import build_generator
 from recon.systems import SYSTEMS
@@ -25,7 +27,7 @@ from recon.train import EarlyStop, train
 from storage.config import DataConfig, open_reader
 from storage.errors import InputError
 from storage.object_store import ObjectStore
-from tests.helpers import coil_scan, random_kspace, write_coil_splits, write_dataset
+from tests.helpers import coil_scan, ellipsoid, random_kspace, write_coil_splits, write_dataset, write_images
 from tests.workbench import TINY, unique_name
 from tuning.experiment import SweepExperiment
 
@@ -43,6 +45,18 @@ class InterruptedWorker(LocalWorker):
         super().save(step, metrics, write)
         if step == 2:
             raise Interrupted
+
+
+class PoisonedWorker(LocalWorker):
+    """Its averaged weights, which validation rates, are NaN; training itself goes on with good ones."""
+
+    def restore(self, read: Callable[[Path], None]) -> bool:
+        def poisoned(folder: Path) -> None:
+            weights = load_file(folder / "generator.safetensors")
+            save_file({name: value * np.nan for name, value in weights.items()}, folder / "generator.safetensors")
+            read(folder)
+
+        return super().restore(poisoned)
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +228,70 @@ def test_values_that_are_not_finite_name_their_slice(tmp_path: Path) -> None:
     run = run_in(tmp_path)
     with pytest.raises(InputError, match=r"not finite in slice 7 of train1 of .*larmor verify"):
         trained(tiny(store.url), run)
+
+
+def strictly(content: bytes) -> object:
+    """JSON as the standard has it: without NaN and Infinity. Raises `ValueError`."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    return json.loads(content, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("metric", ["psnr", "ssim", "nmse"])
+def test_a_validation_that_is_not_finite_is_a_divergence(kspace_url: str, tmp_path: Path, metric: str) -> None:
+    experiment = tiny(kspace_url, "training.ema_decay=0.5", f"training.best_metric={metric}")
+    run = run_in(tmp_path)
+    with pytest.raises(Interrupted):
+        trained(experiment, run, InterruptedWorker)
+    before = run.best(f"val/{metric}", HIGHER_IS_BETTER[metric])
+    with pytest.raises(TrainingDiverged, match=r"diverged: val/.* is nan at step 4.*checkpoints before this step"):
+        trained(experiment, run, PoisonedWorker)
+    assert [item.step for item in run.checkpoints()] == [2]
+    assert run.best(f"val/{metric}", HIGHER_IS_BETTER[metric]) == before
+    for path in run.store.list():
+        if path.endswith(".json"):
+            strictly(run.store.read(path))
+    assert trained(experiment, run).history() == trained(experiment, run_in(tmp_path)).history()
+
+
+def test_an_early_stop_forgets_a_best_that_is_no_number(kspace_url: str) -> None:
+    stop = EarlyStop(tiny(kspace_url, "training.early_stop=2").training)
+    for kept, in_vain in ((float("nan"), 1), (float("inf"), 1), (None, 0)):
+        stop.load({"best": kept, "validations_in_vain": in_vain})
+        stop.add({"val/psnr": 20.0})
+        assert (stop.best, stop.in_vain) == (20.0, 0)
+
+
+@pytest.mark.parametrize("system", ["gan_resnet50", "unet_dssim"])
+def test_constant_slices_do_not_count(tmp_path: Path, system: str) -> None:
+    """Five empty slices among the others change no digit: neither of the losses nor of the validation."""
+    images = ellipsoid((40, 12, 32))[:, 3:10].transpose(1, 2, 0)
+    empty = np.zeros((2, *images.shape[1:]), np.float32)
+    stores = [ObjectStore(str(tmp_path / name)) for name in ("with", "without")]
+    write_images(stores[0], {name: np.concatenate([empty, images, empty + 3]) for name in ("train", "validation")})
+    write_images(stores[1], dict.fromkeys(("train", "validation"), images))
+    found, expected = (trained(tiny(store.url, f"system={system}"), run_in(tmp_path)).history() for store in stores)
+    assert found == expected
+    assert all(row["loss"] < 1e3 for row in found)
+
+
+def test_a_slice_that_is_constant_within_the_crop_does_not_count(tmp_path: Path) -> None:
+    """The data set cannot know the crop: such a slice neither drives the loss up nor has a figure."""
+    images = ellipsoid((80, 12, 64))[:, 3:10].transpose(1, 2, 0)
+    images[[1, 4]] = 0
+    images[[1, 4], 2, 3] = 90  # outside the crop
+    store = ObjectStore(str(tmp_path / "set"))
+    write_images(store, {"train": images, "validation": images})
+    rows = trained(tiny(store.url), run_in(tmp_path)).history()
+    assert all(row["normalized_root_mse"] < 10 for row in rows)
+    validated = [row for row in rows if "val/psnr" in row]
+    assert validated
+    assert all(5 < row["val/psnr"] < 60 for row in validated)
+    write_images(ObjectStore(str(tmp_path / "empty")), {"train": images, "validation": images[[1, 4]]})
+    with pytest.raises(InputError, match=r"validation: none of its 2 slices shows anything within 32×40"):
+        trained(tiny(str(tmp_path / "empty")), run_in(tmp_path))
 
 
 def test_a_critic_that_runs_away_stops_the_training(kspace_url: str, tmp_path: Path) -> None:

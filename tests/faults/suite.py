@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.local_faults import LOCAL_FAULTS, local_training
+from tests.faults.local_faults import LOCAL_FAULTS, LOCAL_SETTINGS, local_training
 from tests.faults.ray_faults import RAY_FAULTS, RayCluster, ray_cluster, ray_training
 from tests.faults.scene import LOCAL, Scene, check, scene
 
@@ -66,7 +66,7 @@ def run_case(stage: Scene, cluster: RayCluster | None, case: Case) -> Outcome:
             losses = check(training, undisturbed(stage, cluster, case), plan.exact)
         else:
             local_fault, _ = LOCAL_FAULTS[case.fault]
-            training = local_training(stage, case.name)
+            training = local_training(stage, case.name, case.fault)
             done = local_fault(training, source)
             losses = check(training, undisturbed(stage, cluster, case), exact=True)
     except Exception as error:
@@ -93,7 +93,7 @@ def undisturbed(stage: Scene, cluster: RayCluster | None, case: Case) -> list[di
     """The history of the same training without a fault; trained once. With a range of workers it is one process."""
     plan = RAY_FAULTS.get(case.fault)
     on_two = plan is not None and plan.exact
-    more = plan.more if plan else ()
+    more = plan.more if plan else LOCAL_SETTINGS.get(case.fault, ())
     name = "-".join(["undisturbed", "2" if on_two else "1", *(text.partition("=")[2] for text in more)])
     if name not in stage.undisturbed:
         assert cluster is not None or not on_two

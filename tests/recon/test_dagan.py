@@ -85,15 +85,15 @@ def test_both_take_any_size_with_the_same_weights(norm: Any) -> None:
 
 
 @torch.no_grad()
-def test_magnitudes_stay_within_zero_and_one_and_complex_images_do_not() -> None:
+def test_magnitudes_are_not_negative_and_may_be_brighter_than_the_input() -> None:
     image = random_images(2, 64, 64)
     for channels in (1, 2):
         generator = generator_of(channels=channels)
         nn.init.normal_(generator.last.weight)
         result = generator(image.repeat(1, channels, 1, 1) * 2 - 0.5)
         assert result.shape == (2, channels, 64, 64)
-        inside = bool(((result >= 0) & (result <= 1)).all())
-        assert inside == (channels == 1)
+        assert bool((result >= 0).all()) == (channels == 1)
+        assert result.max() > 1.5, "a target may be brighter than its zero-filled image"
 
 
 @torch.no_grad()

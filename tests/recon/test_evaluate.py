@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -17,18 +18,30 @@ from skimage.metrics import structural_similarity
 
 from recon import evaluate as evaluation
 from recon.evaluate import Evaluation, evaluate
+from recon.evaluation_file import load_evaluation, save_evaluation
 from recon.inference import Physics, network_method
 from recon.masks import make_mask
 from recon.metrics import METRICS, PRESETS
 from recon.model import Model, load_model
-from recon.tables import PAPER, latex, markdown, table_text, text_table, write_evaluation
+from recon.samples import Sample
+from recon.tables import PAPER, caption, latex, markdown, table_text, text_table, write_evaluation
+from recon.texture import edges, gmsd
 from storage import dataset
+from storage.config import DataConfig, open_reader
 from storage.errors import InputError
 from storage.layout import SplitLayout
 from storage.object_store import ObjectStore
 from storage.reader import SliceReader
 from storage.volumes import centre_fit, image_to_kspace
-from tests.helpers import ellipsoid, random_kspace, small_recipe, stored_volume, write_layout, write_model
+from tests.helpers import (
+    ellipsoid,
+    random_kspace,
+    small_recipe,
+    stored_volume,
+    write_images,
+    write_layout,
+    write_model,
+)
 
 CROP = (32, 32)
 VOLUMES = {"ann1": ("ann", 5, (40, 44)), "ann2": ("ann", 3, (36, 50)), "bob": ("bob", 4, (40, 44))}
@@ -68,14 +81,14 @@ def directly(model: Model, reader: SliceReader) -> list[dict[str, Any]]:
         image = np.abs(np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace), norm="ortho")))
         image = centre_fit(image, CROP)
         low, high = image.min(), image.max()
-        target = (image - low) / (high - low)
         mask = make_mask(model.physics.mask, CROP, (0, index))
-        measured = np.fft.ifftshift(np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(target), norm="ortho")) * mask)
+        measured = np.fft.ifftshift(np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image), norm="ortho")) * mask)
         zero_filled = np.abs(np.fft.fftshift(np.fft.ifft2(measured, norm="ortho"))).astype(np.float32)
-        found = model.generator(torch.from_numpy(zero_filled)[None, None])[0, 0].numpy()
+        unit = zero_filled.max()
+        found = model.generator(torch.from_numpy(zero_filled / unit)[None, None])[0, 0].numpy()
         volume = reader.info.volumes[reader.info.volume[index]]
-        images = {"target": target, "zero_filled": zero_filled.clip(0, 1), "model": found.clip(0, 1)}
-        bright = {name: values * (high - low) + low for name, values in images.items()}
+        bright = {"target": image, "zero_filled": zero_filled, "model": found.clip(0) * unit}
+        images = {name: (values - low) / (high - low) for name, values in bright.items()}
         rows.append({"volume": volume, "slice": index, "images": images, "bright": bright})
     return rows
 
@@ -87,7 +100,12 @@ def rate(target: np.ndarray, found: np.ndarray, peak: float) -> dict[str, float]
     ssim = [structural_similarity(t, f, data_range=peak, win_size=7) for t, f in zip(target, found, strict=True)]
     nmse = np.linalg.norm(target - found) ** 2 / np.linalg.norm(target) ** 2
     psnr = 10 * np.log10(peak**2 / mse)
-    return {"psnr": psnr, "ssim": float(np.mean(ssim)), "mse": mse, "rmse": mse**0.5, "nmse": nmse}
+    log = [np.stack([edges(image) for image in images]) for images in (target - found, target)]
+    texture = {
+        "hfen": np.linalg.norm(log[0]) / np.linalg.norm(log[1]),
+        "gmsd": float(np.mean([gmsd(t, f, peak) for t, f in zip(target, found, strict=True)])),
+    }
+    return {"psnr": psnr, "ssim": float(np.mean(ssim)), "mse": mse, "rmse": mse**0.5, "nmse": nmse, **texture}
 
 
 def run(model: Model, reader: SliceReader, preset: Any, batch_size: int = 3) -> Evaluation:
@@ -188,7 +206,7 @@ def test_the_printed_table_names_the_preset_and_the_means(model: Model, reader: 
     for row, method in zip(rows, METHODS, strict=True):
         mean = result.mean(method)
         assert row[0] == method
-        assert [float(text.split()[0]) for text in row[1:6]] == pytest.approx(
+        assert [float(text.split()[0]) for text in row[1 : 1 + len(METRICS)]] == pytest.approx(
             [mean[name] for name in METRICS], rel=2e-3, abs=6e-5
         )
     gain = float(lines[-1].split()[3])
@@ -238,6 +256,39 @@ def test_a_model_for_larger_images_is_refused(reader: SliceReader, tmp_path: Pat
     model = load_model(write_model(tmp_path / "model", recipe))
     with pytest.raises(InputError, match="images of 48×32 are wanted, the data set has slices of 40×50; convert"):
         run(model, reader, "paper")
+
+
+@pytest.mark.parametrize("preset", ["paper", "fastmri"])
+def test_constant_slices_are_left_out_and_counted(model: Model, tmp_path: Path, preset: Any) -> None:
+    """Two are constant as stored, one within the crop; the figures are those of the others."""
+    images = ellipsoid((48, 12, 48))[:, 3:10].transpose(1, 2, 0)
+    images[[0, 2, 4]] = 0
+    images[4, 1, 1] = 90  # outside the crop
+    write_images(ObjectStore(tmp_path / "with"), {"test": images})
+    write_images(ObjectStore(tmp_path / "without"), {"test": images[[1, 3, 5, 6]]})
+    results = []
+    for name in ("with", "without"):
+        with contextlib.closing(open_reader(DataConfig(url=str(tmp_path / name)), "test")) as reader:
+            results.append(run(model, reader, preset))
+    found, expected = results
+    assert [row.slice_index for row in found.slices if row.method == "model"] == [0, 1, 3, 4]
+    if not model.physics.mask.per_slice:
+        for method in METHODS:
+            mean = {name: expected.mean(method)[name] for name in METRICS}
+            assert {name: found.mean(method)[name] for name in METRICS} == pytest.approx(mean, rel=1e-3)
+    assert "4 slices (3 constant ones left out)" in text_table(found)[0]
+    assert "left out" not in text_table(expected)[0]
+    save_evaluation(found, tmp_path / "kept.json", {})
+    assert caption(load_evaluation(tmp_path / "kept.json")) == caption(found)
+
+
+def test_images_that_are_no_numbers_are_not_rated(model: Model, reader: SliceReader) -> None:
+    def broken(sample: Sample) -> torch.Tensor:
+        return torch.where(torch.from_numpy(sample.samples[:, 1] == 6).view(-1, 1, 1, 1), torch.nan, sample.zero_filled)
+
+    methods = {"good": network_method(model.generator), "bad": broken}
+    with pytest.raises(InputError, match=r"bad gives values that are not finite for slice 51 of ann2.*checkpoint"):
+        evaluate(methods, model.physics, reader, "paper", 3, lambda *_: None)
 
 
 def test_the_figure_does_not_grow_with_the_number_of_volumes(

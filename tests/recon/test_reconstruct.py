@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pickle
 import tracemalloc
@@ -85,6 +86,29 @@ def images(num_slices: int, *size: int) -> np.ndarray:
     return np.random.default_rng(0).uniform(3, 90, (num_slices, *size)).astype(np.float32)
 
 
+def lesion(size: tuple[int, int]) -> np.ndarray:
+    """A grey disc with one small bright spot of 1.0."""
+    rows, columns = np.meshgrid(*(np.linspace(-1, 1, length) for length in size), indexing="ij")
+    image = np.where(rows**2 + columns**2 < 0.8, 0.3, 0).astype(np.float32)
+    image[size[0] // 3, size[1] // 3] = 1.0
+    return image
+
+
+def zero_filled_of(kspace: np.ndarray) -> np.ndarray:
+    return np.abs(np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, (-2, -1)), norm="ortho"), (-2, -1)))
+
+
+class Oracle(torch.nn.Module):
+    """Returns the truth (height, width), in units of the zero-filled image, whatever it is given."""
+
+    def __init__(self, truth: np.ndarray) -> None:
+        super().__init__()
+        self.truth = torch.nn.Parameter(torch.from_numpy(truth.astype(np.float32)))
+
+    def forward(self, zero_filled: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        return self.truth.expand_as(zero_filled)
+
+
 class TestVolume:
     @pytest.mark.parametrize("crop", [(32, 32), (27, 31), (64, 48)])
     def test_with_everything_measured_the_volume_comes_back(self, tmp_path: Path, crop: tuple[int, int]) -> None:
@@ -130,10 +154,9 @@ class TestVolume:
         found = data_of(report.files[0])
         middle = volume.data[::-1, 3, ::-1].T[2:34, 4:36]
         assert np.abs(found[3] - middle).mean() > 1
-        span = np.ptp(middle)
-        measured = image_to_kspace((middle - middle.min()) / span) * make_mask(untrained.physics.mask, CROP)
-        expected = np.abs(np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(measured), norm="ortho"))).clip(0, 1)
-        assert np.abs(found[3] - (expected * span + middle.min())).max() < 1e-2
+        measured = image_to_kspace(middle) * make_mask(untrained.physics.mask, CROP)
+        expected = np.abs(np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(measured), norm="ortho")))
+        assert np.abs(found[3] - expected).max() < 1e-2
         changed = data_of(run(make_model(ratio=0.3, trained=True), path, tmp_path / "trained")[0])
         assert np.abs(changed[3] - found[3]).mean() > 0.1
 
@@ -161,12 +184,27 @@ class TestKspace:
         np.save(tmp_path / "scan.npy", kspace)
         found = np.load(run(model, tmp_path / "scan.npy", tmp_path / "out")[0])
         zero_filled = np.abs(np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, (1, 2)), norm="ortho"), (1, 2)))
-        low, high = (edge(zero_filled, axis=(1, 2), keepdims=True) for edge in (np.min, np.max))
+        high = zero_filled.max(axis=(1, 2), keepdims=True)
         with torch.no_grad():
-            normal = torch.from_numpy(((zero_filled - low) / (high - low)).astype(np.float32))[:, None]
-            expected = model.generator(normal)[:, 0].clamp(0, 1).numpy() * (high - low) + low
+            scaled = torch.from_numpy((zero_filled / high).astype(np.float32))[:, None]
+            expected = model.generator(scaled)[:, 0].clamp_min(0).numpy() * high
         assert np.abs(found - expected).max() < 1e-2
         assert np.abs(found - zero_filled).max() > 1
+
+    @pytest.mark.parametrize("consistency", ["none", "hard"])
+    @pytest.mark.parametrize("ratio", [0.1, 0.3])
+    def test_a_highlight_is_not_cut(self, tmp_path: Path, ratio: float, consistency: str) -> None:
+        """A small lesion is much fainter in the zero-filled image; a model that returns the truth writes it all."""
+        truth = lesion(CROP)
+        mask = make_mask(MaskConfig(kind="gaussian2d", sampling_ratio=ratio), CROP)
+        kspace = image_to_kspace(truth) * mask
+        high = zero_filled_of(kspace).max()
+        assert high < 0.9 * truth.max()
+        np.save(tmp_path / "scan.npy", kspace)
+        model = make_model(generator={"width": 4, "data_consistency": consistency})
+        model = dataclasses.replace(model, generator=Oracle(truth / high))
+        found = np.load(run(model, tmp_path / "scan.npy", tmp_path / "out")[0])[0]
+        np.testing.assert_allclose(found, truth, atol=1e-5)
 
     @pytest.mark.parametrize("name", ["scan.h5", "scan.mrd", "scan.cfl", "scan.npz"])
     def test_every_format_gives_what_npy_gives(self, tmp_path: Path, name: str) -> None:
@@ -368,6 +406,15 @@ class TestDataSet:
 
 
 class TestManyScans:
+    def test_a_model_that_gives_no_numbers_writes_no_images(self, tmp_path: Path) -> None:
+        write_heads(tmp_path / "in", ["ann"])
+        model = make_model(trained=True)
+        with torch.no_grad():
+            next(model.generator.parameters()).fill_(torch.nan)
+        (report,), _ = run_all(model, tmp_path / "in", tmp_path / "out")
+        assert "ann: the model gives values that are not finite for slice 0" in report.problem
+        assert not (tmp_path / "out").exists()
+
     def test_a_bad_scan_does_not_stop_the_others(self, tmp_path: Path) -> None:
         write_heads(tmp_path / "in" / "deep", ["ann", "cid"])
         (tmp_path / "in" / "ben.nii.gz").write_text("hello")
@@ -470,3 +517,14 @@ def test_a_pulled_model_reconstructs(tmp_path: Path) -> None:
     np.save(tmp_path / "scan.npy", GOOD)
     written = run(model, tmp_path / "scan.npy", tmp_path / "out")
     assert np.load(written[0]).shape == (2, *CROP)
+
+
+@pytest.mark.parametrize("name", ["../../planted", "deeper/planted"])
+def test_an_array_whose_name_is_no_files_is_refused(tmp_path: Path, name: str) -> None:
+    """Results are named for the arrays of an archive, and lie in the folder that was asked for."""
+    np.savez(tmp_path / "scan.npz", **{name: np.ones((2, 8, 8)), "good": np.ones((2, 8, 8))})
+    with (
+        pytest.raises(InputError, match=f"has a volume 'scan-{name}', which cannot be the name of a file"),
+        open_scans(str(tmp_path / "scan.npz"), make_model().physics),
+    ):
+        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from itertools import islice
 from pathlib import Path
@@ -11,12 +12,21 @@ import platformdirs
 import pytest
 from pydantic import ValidationError
 
-from storage import layout
+from storage import dataset, layout
 from storage.config import DataConfig, open_loader, open_reader
 from storage.errors import InputError
 from storage.loader import Share
 from storage.object_store import ObjectStore
-from tests.helpers import SHAPE, contents_of, random_kspace, write_dataset
+from storage.volumes import image_to_kspace
+from tests.helpers import (
+    SHAPE,
+    contents_of,
+    random_kspace,
+    stored_volume,
+    write_dataset,
+    write_images,
+    write_layout,
+)
 
 NUM_SLICES = 22
 KSPACE = random_kspace(NUM_SLICES)
@@ -189,3 +199,62 @@ class TestLoader:
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         DataConfig.model_validate(wrong)
+
+
+CONSTANT = (0, 2, 3, 9)
+
+
+def some_constant(num_slices: int = 10) -> np.ndarray:
+    """(slice, height, width): four of them constant, one of these not zero."""
+    images = np.random.default_rng(0).uniform(1, 2, (num_slices, 12, 16)).astype(np.float32)
+    images[list(CONSTANT)] = 0
+    images[3] = 7.3
+    return images
+
+
+def test_slices_that_show_nothing_are_left_out_and_counted(tmp_path: Path) -> None:
+    images = some_constant()
+    write_images(ObjectStore(tmp_path / "data"), {"train": images})
+    config = DataConfig(url=str(tmp_path / "data"))
+    reader = open_reader(config, "train")
+    shown = [place for place in range(10) if place not in CONSTANT]
+    assert (reader.info.num_slices, reader.info.num_constant) == (6, 4)
+    assert reader.info.index.tolist() == shown
+    np.testing.assert_allclose(np.stack(reader.read(range(6)))[:, 0], image_to_kspace(images[shown]), atol=1e-5)
+    reader.close()
+    whole = open_reader(config, "train", constant=True)
+    assert (whole.info.num_slices, whole.info.num_constant) == (10, 0)
+    whole.close()
+
+
+def test_volumes_and_subjects_that_show_nothing_are_left_out_too(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path / "data")
+    empty, full = (stored_volume(name, name, (1, 12, 16), 3) for name in ("ann", "bob"))
+    layout_ = layout.SplitLayout("train", (dataclasses.replace(empty, scales=((5.0, 5.0),) * 3), full))
+    kspace = [image_to_kspace(np.full((3, 12, 16), 5.0))[:, None], random_kspace(3, (1, 12, 16))]
+    dataset.publish(store, {"train": write_layout(store, layout_, kspace)}, [])
+    reader = open_reader(DataConfig(url=store.url), "train")
+    assert (reader.info.volumes, reader.info.subjects, reader.info.num_constant) == (("bob",), ("bob",), 3)
+    assert reader.info.slices_of("bob").tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(np.stack(reader.read([2, 0])), kspace[1][[2, 0]])
+    reader.close()
+
+
+def test_a_split_that_shows_nothing_is_refused(tmp_path: Path) -> None:
+    write_images(ObjectStore(tmp_path / "data"), {"train": np.full((3, 12, 16), 5.0, np.float32)})
+    with pytest.raises(InputError, match=r"train: all of its 3 slices are constant.*convert"):
+        open_reader(DataConfig(url=str(tmp_path / "data")), "train")
+
+
+def test_the_disk_cache_does_not_mix_slices_with_and_without_constant_ones(
+    tmp_path: Path, store_environment: dict[str, str]
+) -> None:
+    store = ObjectStore(f"s3://larmor/{uuid.uuid4().hex}")
+    images = some_constant()
+    write_images(store, {"train": images})
+    config = DataConfig(url=store.url, disk_cache=str(tmp_path / "cache"), memory_cache_bytes=0)
+    for constant in (True, False, True, False):
+        reader = open_reader(config, "train", constant=constant)
+        for place, index in enumerate(reader.info.index):
+            np.testing.assert_allclose(reader.read([place])[0][0], image_to_kspace(images[index]), atol=1e-5)
+        reader.close()

@@ -46,12 +46,20 @@ def test_the_best_pulled_is_the_best_reported_byte_for_byte(whole: SweepFolder, 
     assert f"Trial `{reported['id']}`" in (tmp_path / "model" / "model-card.md").read_text()
 
 
-@pytest.mark.parametrize("metric", ["ssim", "val/mse", "rmse", "nmse"])
+@pytest.mark.parametrize("metric", ["ssim", "val/mse", "rmse", "nmse", "val/hfen", "gmsd"])
 def test_by_another_metric_the_trial_with_the_best_checkpoint(small: SweepFolder, tmp_path: Path, metric: str) -> None:
     odd = next(
         trial["id"] for trial in small.trials() if trial["state"] == "finished" and trial["id"] != best_id(small)
     )
-    figures = {"val/psnr": 1.0, "val/ssim": 0.999, "val/mse": 1e-9, "val/rmse": 1e-9, "val/nmse": 1e-9}
+    figures = {
+        "val/psnr": 1.0,
+        "val/ssim": 0.999,
+        "val/mse": 1e-9,
+        "val/rmse": 1e-9,
+        "val/nmse": 1e-9,
+        "val/hfen": 1e-9,
+        "val/gmsd": 1e-9,
+    }
     add_checkpoint(small.trial_run(odd), tmp_path / "scratch", 40, figures, token="bb")
     assert choose_run(small.url, metric).run.url.endswith(odd)
     assert choose_run(small.url, "psnr").run.url.endswith(best_id(small))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,3 +90,18 @@ def test_what_is_remembered_is_what_was_seen(values: list[float]) -> None:
         seen.arrive("new", rung, 25.0) for rung in seen.rungs
     ]
     assert again.ready() == seen.ready()
+
+
+@given(st.lists(st.floats(0, 50), min_size=4, max_size=9, unique=True), st.booleans(), st.data())
+def test_a_value_that_is_no_number_is_the_worst_wherever_it_comes(
+    values: list[float], higher: bool, places: st.DataObject
+) -> None:
+    """Sorting by NaN would leave the others in any order."""
+    order = places.draw(st.permutations([*range(len(values)), -1, -2]))
+    ladder = Ladder(18, 3, 162, higher)
+    for number in order:
+        value = values[number] if number >= 0 else (math.nan, math.inf if higher else -math.inf)[-1 - number]
+        ladder.remember(str(number), {18: value}, waits=True)
+    best = ladder.ready()
+    assert best is not None
+    assert values[int(best)] == (max(values) if higher else min(values))

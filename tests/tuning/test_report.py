@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from cluster.run_folder import RunFolder
 from storage.errors import InputError
 from tests.browser import CHROMIUM, visit
 from tests.synthetic_sweep import SPACE, peak_psnr, write_sweep
+from tuning.choice import choose_run
 from tuning.importance import importance
 from tuning.landscape import interpolate
 from tuning.report import gain_of, write_report
@@ -221,7 +223,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_page_names_the_volumes_of_an_evaluation(tmp_path: Path) -> None:
-    mean = {"psnr": 31.25, "ssim": 0.9, "mse": 1e-3, "rmse": 0.03, "nmse": 0.01, "seconds": 0.002}
+    mean = {"psnr": 31.25, "ssim": 0.9, "mse": 1e-3, "rmse": 0.03, "nmse": 0.01, "hfen": 0.4321, "seconds": 0.002}
     summary = {"preset": "fastmri", "definition": "by volume", "split": "test", "volumes": ["ann-1", "ann-2"]}
     mask = {"kind": "radial", "achieved_ratio": 0.25, "sha256": "ab" * 32}
     cell = {"label": "8×8, radial 25 %", "mask": mask, "mean": {"zero_filled": mean, "model": mean}, "figure": "a.png"}
@@ -229,8 +231,9 @@ def test_the_page_names_the_volumes_of_an_evaluation(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     write_report(tmp_path / "page.html", [], tmp_path)
     page = (tmp_path / "page.html").read_text()
-    for expected in ("Split <b>test</b>: ann-1, ann-2, 9 slices", "31.250", "25.00 % of k-space"):
+    for expected in ("Split <b>test</b>: ann-1, ann-2, 9 slices", "31.250", "HFEN", "0.4321", "25.00 % of k-space"):
         assert expected in page
+    assert "GMSD" not in page, "the evaluation is older than that metric"
     (tmp_path / "summary.json").write_text(json.dumps({key: value for key, value in summary.items() if key != "cells"}))
     with pytest.raises(InputError, match="older version"):
         write_report(tmp_path / "page.html", [], tmp_path)
@@ -283,3 +286,19 @@ def test_the_best_compares_with_a_starting_point_that_ended_early_at_its_end(swe
     assert gain == pytest.approx(ours - early.value)
     assert gain < best.value - early.value
     assert f"until step {early.step}, which that reached" in against
+
+
+@pytest.mark.parametrize("state", ["stopped", "finished", "diverged", "failed"])
+def test_the_reports_best_is_what_pull_brings(folder: SweepFolder, tmp_path: Path, state: str) -> None:
+    """Also if it was stopped, and of equal ones; what diverged or failed is not brought."""
+    copied = SweepFolder(str(tmp_path / "laptop"))
+    shutil.copytree(folder.url, copied.url)
+    for wanted in ("t03", "t07"):
+        record = next(trial for trial in copied.trials() if trial["id"] == wanted)
+        copied.write_trial(wanted, {**record, "state": state, "metrics": {"val/psnr": 99.0}})
+    best = read_sweep(copied.url).best
+    assert best is not None
+    assert best.id == choose_run(copied.url, "psnr").run.url.rsplit("/", 1)[-1]
+    assert (best.id == "t03") == (state in ("stopped", "finished"))
+    text = (write_report(tmp_path / "report.html", [copied.url])[0]).read_text()
+    assert f"best val/psnr, trial {best.id}<" in text

@@ -58,6 +58,8 @@ def test_only_what_failed_is_tried_again(folder: SweepFolder, state: str, again:
 def test_a_stopped_trial_can_be_the_best_and_equal_ones_are_the_earliest() -> None:
     trials = [record(20.0), record(24.0, "stopped"), record(24.0), record(30.0, "failed"), record(None, "diverged")]
     assert best_trial(trials, "psnr") is trials[1]
+    odd = [record(float("nan")), record(float("inf")), *trials, record(float("nan"))]
+    assert best_trial(odd, "psnr") is trials[1]
     with pytest.raises(InputError, match="none of 1 trials has finished"):
         best_trial([record(None, "diverged")], "psnr")
 

@@ -229,20 +229,3 @@ def test_a_unit_that_is_none_is_mm(tmp_path: Path) -> None:
 def test_the_name_is_the_file_name() -> None:
     assert nifti.subject_of(Path("a/b/sub-01.T1.nii.gz")) == "sub-01.T1"
     assert nifti.subject_of(Path("sub-02.nii")) == "sub-02"
-
-
-@pytest.mark.parametrize(
-    ("name", "subject"),
-    [
-        ("sub-01_ses-2_T1w", "sub-01"),
-        ("sub-A7_T2w", "sub-A7"),
-        ("sub-01", "sub-01"),
-        ("sub-01.T1", "sub-01.T1"),
-        ("sub-01-T1", "sub-01-T1"),
-        ("sub-_T1w", "sub-_T1w"),
-        ("mysub-01_T1w", "mysub-01_T1w"),
-        ("ann_T1", "ann_T1"),
-    ],
-)
-def test_the_subject_is_what_bids_says(name: str, subject: str) -> None:
-    assert nifti.subject_label(name) == subject
