@@ -22,14 +22,17 @@ demo: install
 	$(LARMOR) inspect s3://larmor/heads --to $(DEMO)/contact-sheet.png
 	$(LARMOR) sweep laptop
 	$(LARMOR) train laptop --best-of s3://larmor/sweeps/laptop
+	$(LARMOR) train laptop name=gan_resnet50 system=gan_resnet50 generator.width=8
 	$(LARMOR) pull s3://larmor/runs/laptop --to $(DEMO)/model --overwrite
+	$(LARMOR) pull s3://larmor/runs/gan_resnet50 --to $(DEMO)/gan_resnet50 --overwrite
 	$(LARMOR) reconstruct $(DEMO)/model $(DEMO)/heads/petdeface01.nii.gz --to $(DEMO)/reconstruction
-	$(LARMOR) evaluate $(DEMO)/model s3://larmor/heads --to $(DEMO)/evaluation
+	$(LARMOR) evaluate $(DEMO)/gan_resnet50 $(DEMO)/model s3://larmor/heads --every 12 \
+		--method wavelet --method total_variation --method alternating --to $(DEMO)/evaluation
 	$(LARMOR) report s3://larmor/runs/laptop s3://larmor/sweeps/laptop \
 		--evaluation $(DEMO)/evaluation --to $(DEMO)/report.html
 	@echo
 	@echo "Figures: $(DEMO)/contact-sheet.png (the data), $(DEMO)/reconstruction/petdeface01-reconstruction.png (the"
-	@echo "whole head), $(DEMO)/evaluation/comparison-*.png (target, zero-filled, reconstruction, errors)."
+	@echo "whole head), $(DEMO)/evaluation/comparison-*.png (target, every row of the table, errors)."
 	@echo "Report:  $(DEMO)/report.html"
 
 test: install
