@@ -3,6 +3,7 @@
 python agreement_program.py RANK WORLD_SIZE RENDEZVOUS RUN_URL
 """
 
+import contextlib
 import gc
 import sys
 from pathlib import Path
@@ -34,10 +35,8 @@ def main(rank: int, world_size: int, rendezvous: Path, url: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
     process = psutil.Process()
     for number in range(TRIALS):
-        try:
+        with contextlib.suppress(Diverged):
             trial(RunFolder(url), number)
-        except Diverged:
-            pass
         gc.collect()
         print(process.num_threads(), process.num_fds(), flush=True)
     dist.barrier()
