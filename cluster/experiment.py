@@ -81,18 +81,16 @@ class Experiment(Recipe):
     @model_validator(mode="after")
     def _workers_divide_batch(self) -> Experiment:
         fewest, most = self.cluster.fewest_workers, self.cluster.most_workers
-        if fewest == most:
-            self.micro_batch_size(most)
-            return self
         batch, parts = self.training.global_batch_size, self.training.gradient_accumulation
         unfit = [str(number) for number in range(fewest, most + 1) if batch % (number * parts)]
-        if unfit:
+        if unfit and fewest < most:
             multiple = math.lcm(*range(fewest, most + 1)) * parts
             raise ValueError(
                 f"training.global_batch_size={batch} does not divide by {', '.join(unfit)} workers × {parts} "
                 f"micro-batches, and cluster.num_workers={{min: {fewest}, max: {most}}} allows that; use "
                 f"training.global_batch_size={-(-batch // multiple) * multiple}, or a narrower range"
             )
+        self.micro_batch_size(most)
         return self
 
     @property
