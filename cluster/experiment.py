@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -156,6 +157,11 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), _number(yaml.safe_load(value))
     except yaml.YAMLError as error:
         raise InputError(f"'{text}': the value is not YAML ({error})") from error
+
+
+def as_override(key: str, value: Any) -> str:
+    """The inverse of `parse_override`, for a value that JSON can hold: null is not the text None."""
+    return f"{key}={json.dumps(value)}"
 
 
 def _number(value: Any) -> Any:

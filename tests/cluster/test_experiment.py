@@ -10,6 +10,7 @@ import yaml
 
 from cluster.experiment import (
     Experiment,
+    as_override,
     differing_keys,
     dump_yaml,
     get_dotted,
@@ -249,6 +250,11 @@ def test_a_batch_that_the_message_names_fits_the_range(tmp_path: Path) -> None:
     assert "by 3, 5 workers × 2 micro-batches" in str(caught.value)
     remedy = str(caught.value).split("use ")[1].split(",")[0]
     assert load(tmp_path, text, remedy).training.global_batch_size == 120
+
+
+@pytest.mark.parametrize("value", [None, True, 3, 1e-05, 0.25, "bce", [64, 128], {"min": 1, "max": 2}])
+def test_an_override_holds_any_value_that_a_record_does(value: Any) -> None:
+    assert parse_override(as_override("some.key", value)) == ("some.key", value)
 
 
 class TestUnsupervised:

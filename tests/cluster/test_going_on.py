@@ -11,6 +11,8 @@ from cluster.experiment import Experiment
 from cluster.run import check, claimed, finish
 from cluster.run_folder import RunFolder
 from cluster.run_locally import train_locally
+from cluster.runs import summarise
+from recon.history import TrainingDiverged
 from storage.errors import InputError
 from tests.cluster.test_systems import kspace_url, tiny  # noqa: F401
 
@@ -86,3 +88,15 @@ def test_what_is_trained_may_not(kspace_url: str, tmp_path: Path, change: str) -
         pass
     with pytest.raises(InputError, match=f"differs in {change.split('=')[0]}"):
         check(tiny(kspace_url, change), run, overwrite=False)
+
+
+def test_a_training_that_diverged_here_says_so_until_it_goes_on(kspace_url: str, tmp_path: Path) -> None:  # noqa: F811
+    run = RunFolder(str(tmp_path))
+    diverging = tiny(kspace_url, "training.largest_critic_loss=1e-9", "training.log_every=1")
+    with pytest.raises(TrainingDiverged):
+        train(diverging, run)
+    assert "the critic diverged" in (run.failure() or "")
+    assert summarise(run).state == "failed"
+    with claimed(diverging, run, False, print):
+        train_locally(tiny(kspace_url), run, "cpu")
+    assert run.failure() is None
