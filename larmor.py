@@ -291,6 +291,7 @@ def train(
 ) -> None:
     """Train, or go on with a training: the same command again resumes it exactly where it stopped."""
     from cluster.console import console, describe_row, training_progress
+    from cluster.experiment import as_override
     from cluster.follow import Follower
     from cluster.ray_train import train_on_ray
     from cluster.reports import new_reports
@@ -300,7 +301,7 @@ def train(
     from tuning.sweep_folder import best_parameters
 
     found = best_parameters(best_of) if best_of else {}
-    whole = _load(experiment, [*(f"{key}={value}" for key, value in found.items()), *(overrides or [])])
+    whole = _load(experiment, [*(as_override(key, value) for key, value in found.items()), *(overrides or [])])
     config = whole.training_part()
     run = RunFolder(config.run_url)
     if check(config, run, overwrite):

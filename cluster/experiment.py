@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,18 +83,16 @@ class Experiment(Recipe):
     @model_validator(mode="after")
     def _workers_divide_batch(self) -> Experiment:
         fewest, most = self.cluster.fewest_workers, self.cluster.most_workers
-        if fewest == most:
-            self.micro_batch_size(most)
-            return self
         batch, parts = self.training.global_batch_size, self.training.gradient_accumulation
         unfit = [str(number) for number in range(fewest, most + 1) if batch % (number * parts)]
-        if unfit:
+        if unfit and fewest < most:
             multiple = math.lcm(*range(fewest, most + 1)) * parts
             raise ValueError(
                 f"training.global_batch_size={batch} does not divide by {', '.join(unfit)} workers × {parts} "
                 f"micro-batches, and cluster.num_workers={{min: {fewest}, max: {most}}} allows that; use "
                 f"training.global_batch_size={-(-batch // multiple) * multiple}, or a narrower range"
             )
+        self.micro_batch_size(most)
         return self
 
     @property
@@ -172,6 +171,11 @@ def _text(value: str) -> str | None:
     except yaml.YAMLError:
         return value
     return read if isinstance(read, str) or read is None else value
+
+
+def as_override(key: str, value: Any) -> str:
+    """The inverse of `parse_override`, for a value that JSON can hold: null is not the text None."""
+    return f"{key}={json.dumps(value)}"
 
 
 def _number(value: Any) -> Any:

@@ -17,6 +17,23 @@ from storage.dataset import read_split
 from storage.errors import InputError
 from storage.object_store import ObjectStore
 
+CHANGEABLE = (
+    "cluster.",
+    "data.client",
+    "data.read_threads",
+    "data.read_ahead_bytes",
+    "data.memory_cache_bytes",
+    "data.disk_cache",
+    "training.backend",
+    "training.compile",
+    "training.cuda_graphs",
+    "training.zero_stage",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep_",
+)
+"""What keys may begin with that say how something is trained and not what: checkpoints and samples belong to none."""
+
 
 def check_data(experiment: Experiment) -> None:
     """Raises `InputError` if the data set is not there, or lacks a split or the size that the experiment needs."""
@@ -34,15 +51,16 @@ def check_data(experiment: Experiment) -> None:
 def check(experiment: Experiment, run: RunFolder, overwrite: bool) -> bool:
     """Whether `run` has finished already. Writes nothing.
 
-    The same experiment again resumes; only its `cluster` section may differ. Raises `InputError` if another
-    experiment has the folder and `overwrite` is False, the data set lacks what the experiment needs, or another
-    process is known to write to the folder.
+    The same experiment again resumes, for longer if it has more steps; keys that are `CHANGEABLE` may differ. Raises
+    `InputError` if another experiment has the folder and `overwrite` is False, the data set lacks what the experiment
+    needs, or another process is known to write to the folder.
     """
     check_data(experiment)
     run.store.check_access()
     if not overwrite and run.store.exists("config.yaml"):
-        refuse_another(experiment, run.config_yaml(), run.url, may_differ=("cluster.",))
-        if run.result() is not None:
+        known_yaml = run.config_yaml()
+        refuse_another(experiment, known_yaml, run.url, _may_differ(experiment, known_yaml))
+        if run.result() is not None and not _is_longer(experiment, known_yaml):
             return True
     refuse_if_held(run.store)
     return False
@@ -58,10 +76,27 @@ def claimed(experiment: Experiment, run: RunFolder, overwrite: bool, say: Say) -
     with hold(run.store, say) as run.lease:
         if overwrite:
             run.delete()
-        if not run.create(dump_yaml(experiment)):
-            refuse_another(experiment, run.config_yaml(), run.url, may_differ=("cluster.",))
-        record_origin(experiment, run)
+        claim(experiment, run)
         yield
+
+
+def claim(experiment: Experiment, run: RunFolder) -> None:
+    """Make `run` the folder of `experiment`, and record how it is trained now. Raises what `refuse_another` raises."""
+    wanted = dump_yaml(experiment)
+    if not run.create(wanted) and (known_yaml := run.config_yaml()) != wanted:
+        refuse_another(experiment, known_yaml, run.url, _may_differ(experiment, known_yaml))
+        if _is_longer(experiment, known_yaml):
+            run.clear_result()  # first: it is that of the shorter training
+        run.replace_config(wanted)
+    record_origin(experiment, run)
+
+
+def _may_differ(experiment: Experiment, known_yaml: str) -> tuple[str, ...]:
+    return (*CHANGEABLE, "training.num_steps") if _is_longer(experiment, known_yaml) else CHANGEABLE
+
+
+def _is_longer(experiment: Experiment, known_yaml: str) -> bool:
+    return experiment.training.num_steps > yaml.safe_load(known_yaml)["training"]["num_steps"]
 
 
 def refuse_another(experiment: Experiment, known_yaml: str, url: str, may_differ: Sequence[str]) -> None:

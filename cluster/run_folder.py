@@ -69,6 +69,10 @@ class RunFolder:
         except FileNotFoundError as error:
             raise InputError(f"{self.url}: no run is there (no config.yaml); check the URL") from error
 
+    def replace_config(self, config_yaml: str) -> None:
+        self.check_lease()
+        self.store.write("config.yaml", config_yaml.encode())
+
     def delete(self) -> None:
         """Remove everything but the lease."""
         delete_all_but_lease(self.store, self.check_lease)
@@ -107,6 +111,11 @@ class RunFolder:
             return json.loads(self.store.read("result.json"))
         except FileNotFoundError:
             return None
+
+    def clear_result(self) -> None:
+        """The run goes on."""
+        self.check_lease()
+        self.store.delete("result.json")
 
     def write_failure(self, reason: str) -> None:
         """Record why the training cannot go on as it is."""

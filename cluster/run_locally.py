@@ -12,6 +12,7 @@ from cluster.run_folder import RunFolder
 from cluster.stopping import Stopped, StopRequest, withdraw_stop_order
 from cluster.worker import LocalWorker
 from recon.device import choose_device
+from recon.history import TrainingDiverged
 from recon.train import train
 from storage.errors import InputError
 
@@ -27,15 +28,23 @@ def check_local(experiment: Experiment, device: str) -> torch.device:
 
 
 def train_locally(experiment: Experiment, run: RunFolder, device: str, say: Say = print) -> None:
-    """Train in this process, without Ray. Raises what `check_local` raises, and `Stopped` after a signal to stop."""
+    """Train in this process, without Ray.
+
+    Raises what `check_local` raises, `Stopped` after a signal to stop, and `TrainingDiverged`, which is recorded too.
+    """
     chosen, cluster = check_local(experiment, device), experiment.cluster
     torch.set_num_threads(cluster.cpus_per_worker)
+    run.clear_failure()
     withdraw_stop_order(run.store)
     request = StopRequest(cluster.grace_seconds)
     with request.listening(signal.SIGTERM, signal.SIGINT, say=say):
         worker = LocalWorker(run, experiment.training, chosen, request)
-        with worker.watched(cluster.hang_seconds), worker:
-            finished = train(experiment, worker)
+        try:
+            with worker.watched(cluster.hang_seconds), worker:
+                finished = train(experiment, worker)
+        except TrainingDiverged as error:
+            run.write_failure(str(error))
+            raise
     if not finished:
         message = f"stopped after step {worker.place.step} ({request.reason}); the same command goes on"
         raise Stopped(message, request.number)

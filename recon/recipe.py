@@ -116,8 +116,20 @@ class Recipe(BaseModel):
                 f"generator.start.method={self.generator.start.method} solves for the image behind the measured "
                 "k-space, which signal.coils=rss has lost; set signal.coils=sense, or generator.start.method=none"
             )
-        if self.loss.critic_sees == "measurement" and self.signal.channels == 2:
+        return self
+
+    @model_validator(mode="after")
+    def _measurements_differ(self) -> Recipe:
+        if self.loss.critic_sees != "measurement":
+            return self
+        if self.signal.channels == 2:
             raise ValueError("loss.critic_sees=measurement works on magnitude images; set signal.mode=magnitude")
+        if not self.mask.per_slice or self.mask.kind == "file" or self.mask.sampling_ratio == 1:
+            # with measured points put back, real and fake would be the same image
+            raise ValueError(
+                "loss.critic_sees=measurement compares what the masks of two slices leave, and all slices have one "
+                "mask here; set mask.per_slice=true, a mask.kind other than file, and a mask.sampling_ratio below 1"
+            )
         return self
 
     @model_validator(mode="after")
@@ -131,14 +143,24 @@ class Recipe(BaseModel):
         return self
 
     def micro_batch_size(self, world_size: int) -> int:
-        """Slices of one forward on one rank. Raises `ValueError` if the batch does not divide evenly."""
+        """Slices of one forward on one rank.
+
+        Raises `ValueError` if the batch does not divide evenly, or leaves a single slice where two are compared.
+        """
         batch, parts = self.training.global_batch_size, self.training.gradient_accumulation
         if batch % (world_size * parts):
             raise ValueError(
                 f"training.global_batch_size={batch} does not divide by {world_size} workers × {parts} micro-batches; "
                 f"use a multiple of {world_size * parts}"
             )
-        return batch // (world_size * parts)
+        size = batch // (world_size * parts)
+        if size == 1 and self.loss.critic_sees == "measurement":
+            raise ValueError(
+                f"training.global_batch_size={batch} leaves one slice for each of {world_size} workers × {parts} "
+                "micro-batches, and loss.critic_sees=measurement needs the mask of another slice beside it; use at "
+                f"least {2 * batch}"
+            )
+        return size
 
 
 def learning_rate_factor(config: TrainingConfig, step: int) -> float:

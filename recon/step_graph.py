@@ -40,16 +40,14 @@ class StepGraph:
         self._terms: Terms = []
 
     def __call__(self, samples: Sequence[Sample], draws: Sequence[Tensor]) -> Terms:
-        """Raises `InputError` if the step does what a graph cannot hold."""
+        """Raises `InputError` if the step does what a graph cannot hold, or the inputs are not shaped as they were."""
         if self._calls < _WARM_UP:
             self._calls += 1
             return self._beside(samples, draws)
         if self._graph is None:
             self._graph = self._record(samples, draws)
         else:
-            for ours, given in zip(self._samples, samples, strict=True):
-                for name, tensor in _tensors(given).items():
-                    getattr(ours, name).copy_(tensor)
+            copy_inputs(self._samples, samples)
             for drawn, draw in zip(self._draws, draws, strict=True):
                 drawn.copy_(draw)
             self._engine.count(len(samples))
@@ -79,6 +77,30 @@ class StepGraph:
                 "to false"
             ) from error
         return graph
+
+
+def copy_inputs(recorded: Sequence[Sample], given: Sequence[Sample]) -> None:
+    """Put what is given where the recorded kernels look for it.
+
+    Raises `InputError` for other shapes: torch would copy a single coil over all, or leave old maps where there are
+    none.
+    """
+    pairs = [(_tensors(ours), _tensors(theirs)) for ours, theirs in zip(recorded, given, strict=True)]
+    for ours, theirs in pairs:
+        for name in (*ours, *theirs):
+            if _shape(ours.get(name)) != _shape(theirs.get(name)):
+                raise InputError(
+                    f"training.cuda_graphs=true repeats a step as it was recorded, but {name} is "
+                    f"{_shape(theirs.get(name))} in this batch and was {_shape(ours.get(name))}: slices differ in "
+                    "their number of coils; the run goes on with training.cuda_graphs=false"
+                )
+    for ours, theirs in pairs:
+        for name, tensor in theirs.items():
+            ours[name].copy_(tensor)
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else "×".join(map(str, tensor.shape))
 
 
 def _copied(sample: Sample) -> Sample:

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from cluster.experiment import Experiment, build, dump_yaml, get_dotted
+from cluster.experiment import Experiment, build, get_dotted
 from cluster.lease import LeaseLost
-from cluster.origin import record_origin
 from cluster.ray_worker import RayWorker
-from cluster.run import finish, refuse_another
+from cluster.run import claim, finish
 from cluster.run_folder import RunFolder
 from cluster.stopping import StopRequest
 from cluster.worker import LocalWorker
@@ -70,9 +69,7 @@ class SlotWorker(RayWorker):
         return self.stop_reason is not None
 
     def _claim(self) -> bool:
-        if not self._run.create(dump_yaml(self._experiment)):
-            refuse_another(self._experiment, self._run.config_yaml(), self._run.url, may_differ=("cluster.",))
-        record_origin(self._experiment, self._run)
+        claim(self._experiment, self._run)
         return self._run.result() is not None
 
     def _figures(self, finished: bool) -> dict[str, Any]:

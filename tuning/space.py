@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,8 +59,8 @@ def parse_dimension(key: str, text: str) -> Dimension:
             raise InputError(expected)
         if call.keywords:
             raise InputError(f"{expected}; write values without names")
-        arguments = tuple(ast.literal_eval(argument) for argument in call.args)
-    except (SyntaxError, ValueError) as error:
+        arguments = tuple(_as_recorded(ast.literal_eval(argument)) for argument in call.args)
+    except (SyntaxError, ValueError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(expected) from error
@@ -108,9 +109,14 @@ def with_values(experiment: Experiment, values: Mapping[str, Any], name: str | N
 
 def starting_point(dimensions: Sequence[Dimension], experiment: Experiment) -> dict[str, Any] | None:
     """The experiment's own values, tried first; None if one lies outside its range."""
-    values = {dimension.key: get_dotted(experiment, dimension.key) for dimension in dimensions}
+    values = {dimension.key: _as_recorded(get_dotted(experiment, dimension.key)) for dimension in dimensions}
     inside = all(dimension.contains(values[dimension.key]) for dimension in dimensions)
     return values if inside else None
+
+
+def _as_recorded(value: Any) -> Any:
+    """As the JSON records of trials give a value back: a tuple would not equal the list that it is there."""
+    return json.loads(json.dumps(value))
 
 
 def describe_value(value: Any) -> str:

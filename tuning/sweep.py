@@ -13,7 +13,7 @@ from typing import Any
 from cluster.experiment import Experiment, dump_yaml
 from cluster.lease import Say, hold, refuse_if_held
 from cluster.ray_cluster import require_resources, worker_bundle
-from cluster.run import check_data, refuse_another
+from cluster.run import CHANGEABLE, check_data, refuse_another
 from cluster.stopping import ending_at
 from recon.metrics import HIGHER_IS_BETTER
 from tuning.experiment import SweepConfig, SweepExperiment
@@ -24,7 +24,7 @@ from tuning.space import Dimension, describe_value, parse_space, starting_point,
 from tuning.sweep_folder import ENDED, RATED, SweepFolder
 
 # keys in which the same sweep may differ when it is started again
-MAY_DIFFER = ("cluster.", "sweep.num_trials", "sweep.concurrent_trials")
+MAY_DIFFER = (*CHANGEABLE, "sweep.num_trials", "sweep.concurrent_trials")
 GOODBYE_SECONDS = 10.0
 
 

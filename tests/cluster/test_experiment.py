@@ -10,6 +10,7 @@ import yaml
 
 from cluster.experiment import (
     Experiment,
+    as_override,
     differing_keys,
     dump_yaml,
     get_dotted,
@@ -272,3 +273,46 @@ def test_a_batch_that_the_message_names_fits_the_range(tmp_path: Path) -> None:
     assert "by 3, 5 workers × 2 micro-batches" in str(caught.value)
     remedy = str(caught.value).split("use ")[1].split(",")[0]
     assert load(tmp_path, text, remedy).training.global_batch_size == 120
+
+
+@pytest.mark.parametrize("value", [None, True, 3, 1e-05, 0.25, "bce", [64, 128], {"min": 1, "max": 2}])
+def test_an_override_holds_any_value_that_a_record_does(value: Any) -> None:
+    assert parse_override(as_override("some.key", value)) == ("some.key", value)
+
+
+class TestUnsupervised:
+    """The critic compares measurements under the masks of two slices, which must be two slices and two masks."""
+
+    GIVEN = ("system=unsupervised_gan", "cluster.num_workers=1", "training.global_batch_size=8")
+
+    def build(self, *overrides: str) -> Experiment:
+        return load_experiment("laptop", (*self.GIVEN, *overrides), SweepExperiment).training_part()
+
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            ["mask.per_slice=false"],
+            ["mask.per_slice=true", "mask.sampling_ratio=1"],
+            ["mask.per_slice=true", "mask.kind=file", "mask.file=mask.npy"],
+        ],
+        ids=" ".join,
+    )
+    def test_one_mask_for_all_is_refused(self, overrides: list[str]) -> None:
+        with pytest.raises(InputError, match=r"loss\.critic_sees=measurement .*mask\.per_slice=true"):
+            self.build(*overrides)
+
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            ["training.gradient_accumulation=8"],
+            ["cluster.num_workers=4", "training.gradient_accumulation=2"],
+            ["cluster.num_workers={min: 1, max: 2}", "training.gradient_accumulation=4"],
+        ],
+        ids=" ".join,
+    )
+    def test_a_slice_alone_is_refused(self, overrides: list[str]) -> None:
+        with pytest.raises(InputError, match=r"training\.global_batch_size=8 .* one slice .* use at least 16"):
+            self.build("mask.per_slice=true", *overrides)
+
+    def test_two_slices_of_two_masks_are_enough(self) -> None:
+        assert self.build("mask.per_slice=true", "training.gradient_accumulation=4").micro_batch_size(1) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import weakref
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from recon import step_graph
 from recon.gan import Gan
+from recon.masks import MaskConfig
 from recon.plain_engine import PlainEngine
 from recon.recipe import Recipe
 from recon.samples import Sample, prepare
@@ -145,6 +147,37 @@ def test_memory_is_given_back_without_the_garbage_collector() -> None:
         assert known() is None
     finally:
         gc.enable()
+
+
+def sample_of(coils: int, with_maps: bool = False, size: int = 2) -> Sample:
+    kspace = random_kspace(size, (coils, *SIZE))
+    sample = prepare(Batch.of(kspace, np.array([(0, n) for n in range(size)])), SIZE, MaskConfig(), torch.device("cpu"))
+    kspace_of_coils = torch.from_numpy(kspace)
+    return dataclasses.replace(sample, kspace=kspace_of_coils, maps=kspace_of_coils if with_maps else None)
+
+
+def test_inputs_replace_those_that_were_recorded() -> None:
+    recorded, given = sample_of(3, with_maps=True), sample_of(3, with_maps=True)
+    given.kspace.mul_(2)
+    step_graph.copy_inputs([recorded], [given])
+    assert torch.equal(recorded.kspace, given.kspace)
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (sample_of(1), "kspace is 2×1×64×96"),  # which would be copied over all coils
+        (sample_of(4), "kspace is 2×4×64×96"),
+        (sample_of(3, size=1), "target is 1×1×64×96"),
+        (sample_of(3, with_maps=True), "maps"),
+    ],
+)
+def test_a_batch_of_another_shape_is_refused(given: Sample, what: str) -> None:
+    recorded = sample_of(3)
+    before = recorded.kspace.clone()
+    with pytest.raises(InputError, match=f"{what}.*training.cuda_graphs=false"):
+        step_graph.copy_inputs([recorded], [given])
+    assert torch.equal(recorded.kspace, before)
 
 
 def test_on_the_cpu_it_makes_no_difference() -> None:

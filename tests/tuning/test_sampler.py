@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,17 @@ def test_what_was_begun_is_tried_first_and_then_the_experiments_own_values() -> 
     assert first_points(config, [A], experiment, [], [], []) == [own]
     assert first_points(config, [A], experiment, [{"loss.a": 2.0}], [], []) == [{"loss.a": 2.0}]
     assert first_points(config, [A], experiment, [], [record(1.0, 20.0)], [record(1.0, 20.0)]) == []
+
+
+def test_a_grid_of_tuples_knows_what_its_records_tell() -> None:
+    grid = [parse_dimension("data.crop", "choice((64, 64), (96, 96))"), parse_dimension("loss.a", "choice(1, 2)")]
+    config = SweepConfig(sampler="grid")
+    first, *others = grid_points(grid)
+    ended = [{**record(1, 20.0), "parameters": json.loads(json.dumps(first))}]
+    points = first_points(config, grid, SweepExperiment(), [], ended, ended)
+    assert points == others
+    searcher = make_searcher(config, grid, points, ended)
+    assert [searcher.suggest(f"t{number}") for number in range(3)] == others
 
 
 def test_a_grid_goes_on_with_what_is_left() -> None:

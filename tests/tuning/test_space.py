@@ -21,6 +21,7 @@ from tuning.space import Dimension, parse_dimension, parse_space, starting_point
         ("choice(1, 2, 4)", "choice", (1, 2, 4)),
         ("choice('wasserstein', 'bce')", "choice", ("wasserstein", "bce")),
         ("choice(None, 0.01)", "choice", (None, 0.01)),
+        ("choice((64, 64), [128, 256])", "choice", ([64, 64], [128, 256])),
     ],
 )
 def test_dimensions_are_read(text: str, kind: str, arguments: tuple[Any, ...]) -> None:
@@ -113,6 +114,8 @@ def test_an_empty_space_is_refused_with_an_example() -> None:
         ("critic.clip", "loguniform(0.001, 0.1)", None, False),
         ("critic.clip", "choice(None, 0.1)", None, True),
         ("loss.adversarial", "choice('bce', 'wasserstein')", "wasserstein", True),
+        ("data.crop", "choice((64, 64), (128, 128))", [64, 64], True),
+        ("data.crop", "choice((64, 64), (128, 128))", [64, 128], False),
     ],
 )
 def test_the_experiments_own_values_come_first_if_they_lie_inside(
