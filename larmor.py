@@ -471,7 +471,7 @@ def pull(
     ] = None,
     full: Annotated[
         bool,
-        typer.Option("--full", help="Also the whole training state, to look into or to keep: of your own runs only."),
+        typer.Option("--full", help="Also the whole training state, to look into or keep: of your own runs only."),
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
