@@ -471,7 +471,8 @@ def pull(
         str | None, typer.Option(help="Of a sweep: this trial (its id or how it begins), not the best one.")
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Also the whole training state. It holds pickles: of your own runs only.")
+        bool,
+        typer.Option("--full", help="Also the whole training state, to look into or keep: of your own runs only."),
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import psutil
 
+from storage.conditional_writes import check_conditional_writes
 from storage.errors import InputError
 from storage.object_store import ObjectStore
 from storage.store_errors import StoreAway
@@ -144,7 +145,7 @@ def hold(store: ObjectStore, say: Say, seconds: float = TIME_TO_LIVE, me: Owner 
 
     Raises `InputError` if another process has it, or the store would give it to several.
     """
-    store.check_conditions(f"{_FOLDER}/probe-{uuid.uuid4().hex}")
+    check_conditional_writes(store, f"{_FOLDER}/probe-{uuid.uuid4().hex}")
     lease = _acquire(store, me or Owner.this_process(), seconds, say)
     end = threading.Event()
     thread = threading.Thread(target=_keep, args=(store, lease, end), name="larmor-lease", daemon=True)

@@ -4,7 +4,7 @@
     config.yaml              the experiment
     metrics.json             where they come from: run, step, validation metrics, checksum, data set, mask, versions
     model-card.md            the same for people (cluster/model_card.py)
-    checkpoint/…             with `full`: every file of the checkpoint, to go on training from; it holds pickles
+    checkpoint/…             with `full`: every file of the checkpoint, as a training that goes on reads it
 
 While a pull runs, or after it broke, what has arrived lies beside it in NAME.partial; the next one goes on there.
 """

@@ -98,7 +98,7 @@ def _check_names(source: str, names: Iterable[str], remedy: str) -> None:
 
 def _is_dataset(source: str) -> bool:
     if source.startswith("s3://"):
-        return not any(character in source for character in "*?[") and ObjectStore(source).exists("zarr.json")
+        return ObjectStore(source).exists("zarr.json")
     return (Path(source) / "zarr.json").is_file()
 
 

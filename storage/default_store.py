@@ -6,7 +6,7 @@ import os
 
 from storage.embedded_store import EmbeddedStore
 
-_NAMES = ("PROFILE", "ACCESS_KEY_ID", "ENDPOINT_URL", "ENDPOINT_URL_S3", "SHARED_CREDENTIALS_FILE")
+_NAMES = ("PROFILE", "ACCESS_KEY_ID", "ENDPOINT_URL", "ENDPOINT_URL_S3", "SHARED_CREDENTIALS_FILE", "NO_SIGN_REQUEST")
 
 
 def use_embedded_store() -> None:

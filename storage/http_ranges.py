@@ -7,8 +7,6 @@ the standard library over connections that are kept open.
 from __future__ import annotations
 
 import http.client
-import os
-import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +14,8 @@ from contextlib import contextmanager
 from urllib.parse import SplitResult, urlsplit
 
 from storage.errors import InputError
+from storage.http_connection import Route
+from storage.signing import NO_SIGN_REQUEST, is_signed
 from storage.store_errors import StoreAway, endpoint
 
 _SIGNED_SECONDS = 3600
@@ -32,15 +32,20 @@ class HttpRanges:
     """
 
     def __init__(self, bucket: str) -> None:
+        import botocore
         import botocore.config
         import botocore.session
 
         session = botocore.session.Session()
-        if session.get_credentials() is None:
-            raise InputError(f"s3://{bucket}: no S3 credentials were found; set AWS_PROFILE, keys, or a role")
-        config = botocore.config.Config(signature_version="s3v4")
+        if is_signed() and session.get_credentials() is None:
+            raise InputError(
+                f"s3://{bucket}: no S3 credentials were found; set AWS_PROFILE, keys, or a role; {NO_SIGN_REQUEST}=YES "
+                "reads a public bucket"
+            )
+        config = botocore.config.Config(signature_version="s3v4" if is_signed() else botocore.UNSIGNED)
         self._bucket, self._s3 = bucket, session.create_client("s3", config=config)
         self._signed: dict[str, tuple[float, SplitResult]] = {}
+        self._route: Route | None = None  # one bucket has one server
         self._idle: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
 
@@ -82,9 +87,11 @@ class HttpRanges:
     def _get(self, key: str, headers: dict[str, str]) -> Iterator[http.client.HTTPResponse]:
         """The answer to a request, its body not received yet; the connection is used again if that was received."""
         place = self._sign(key)
-        connection = self._connect(place)
+        route = self._route = self._route or Route(place, _TIMEOUT)
+        connection = self._connect(route)
+        target, for_proxy = route.target(place)
         try:
-            connection.request("GET", f"{place.path}?{place.query}", headers=headers)
+            connection.request("GET", target, headers={**headers, **for_proxy})
             response = connection.getresponse()
             if response.status not in (200, _PARTIAL, _BEYOND_THE_END):
                 self._refuse(key, response)
@@ -111,14 +118,11 @@ class HttpRanges:
             self._signed[key] = known
         return known[1]
 
-    def _connect(self, place: SplitResult) -> http.client.HTTPConnection:
+    def _connect(self, route: Route) -> http.client.HTTPConnection:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        if place.scheme == "http":
-            return http.client.HTTPConnection(place.netloc, timeout=_TIMEOUT)
-        context = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE"))
-        return http.client.HTTPSConnection(place.netloc, timeout=_TIMEOUT, context=context)
+        return route.connect()
 
     def _drop_idle(self) -> None:
         with self._lock:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import uuid
 from base64 import b64encode
 from collections.abc import Callable, Sequence
@@ -15,10 +14,12 @@ from typing import Any, Literal, TypeVar
 
 from fsspec.core import url_to_fs
 
+from storage.atomic_file import write_atomically
 from storage.default_store import use_embedded_store
 from storage.errors import InputError
 from storage.http_ranges import HttpRanges, spread
 from storage.local_names import leads_out
+from storage.s3_options import READ_TIMEOUT, READ_TIMEOUT_OF_CHECK, s3_options
 from storage.store_errors import (
     StoreAway,
     beyond_the_end,
@@ -36,22 +37,6 @@ Guard = Callable[[], None]
 Client = Literal["s3fs", "http"]
 
 
-def _s3_options(read_timeout: int) -> dict[str, Any]:
-    return {
-        "use_listings_cache": False,
-        "config_kwargs": {
-            "connect_timeout": 5,
-            "read_timeout": read_timeout,
-            "max_pool_connections": 32,
-            # ObjectStore tries again, the same way for every client
-            "retries": {"total_max_attempts": 1, "mode": "standard"},
-            # newer checksum trailers break several S3-compatible stores
-            "request_checksum_calculation": "when_required",
-            "response_checksum_validation": "when_required",
-        },
-    }
-
-
 def _unguarded() -> None:
     """Any time is right for this change."""
 
@@ -60,17 +45,13 @@ _MOST_REMOVED = 1000  # by one request; S3's limit
 _DOWNLOAD_BLOCK = 8 * 2**20
 _MULTIPART = 100 * 2**20  # s3fs puts what has twice its `chunksize` in several requests
 
-# a store that goes away is waited for; one that is away at the start is a mistake
-_S3_OPTIONS = _s3_options(read_timeout=30)
-_S3_OPTIONS_OF_CHECK = _s3_options(read_timeout=10)
-
 
 class ObjectStore:
     """Everything below `url` (a local path, `file://`, `memory://` or `s3://bucket/prefix`).
 
     Paths given to the methods are relative to `url`, with forward slashes. S3 credentials and endpoint
-    come from the standard AWS environment, profile and role only, so that no key is ever pickled; where these name
-    none, the embedded store is meant (storage/default_store.py). `client`
+    come from the standard AWS environment, profile and role only, so that no key is ever pickled; where these
+    name none, the embedded store is meant (storage/default_store.py). `client`
     is what reads ranges from S3; everything else goes through s3fs.
 
     A request to S3 that fails for a reason that may pass is repeated for `LARMOR_STORE_PATIENCE` seconds. What changes
@@ -96,7 +77,7 @@ class ObjectStore:
             self._patience = patience()
             use_embedded_store()
         with translated(self.url):
-            self.filesystem, self._root = url_to_fs(self.url, **(_S3_OPTIONS if protocol == "s3" else {}))
+            self.filesystem, self._root = url_to_fs(self.url, **(s3_options(READ_TIMEOUT) if protocol == "s3" else {}))
         if protocol == "s3":
             self.filesystem.retries = 1
 
@@ -123,7 +104,7 @@ class ObjectStore:
         bucket, _, prefix = self._root.partition("/")
         try:
             with translated(self.url):
-                filesystem, _ = url_to_fs(self.url, **_S3_OPTIONS_OF_CHECK)
+                filesystem, _ = url_to_fs(self.url, **s3_options(READ_TIMEOUT_OF_CHECK))
                 filesystem.retries = 2
                 filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
         except OSError as error:
@@ -173,7 +154,7 @@ class ObjectStore:
         def attempt() -> None:
             guard()
             if self.is_local:
-                _write_atomically(Path(self.full_path(path)), data, overwrite=True)
+                write_atomically(Path(self.full_path(path)), data, overwrite=True)
             else:
                 self._put(path, data, part_bytes)
 
@@ -204,7 +185,7 @@ class ObjectStore:
             guard()
             try:
                 if self.is_local:
-                    _write_atomically(Path(self.full_path(path)), data, overwrite=False)
+                    write_atomically(Path(self.full_path(path)), data, overwrite=False)
                 else:
                     self._put(path, data, mode="create", **marked)
             except FileExistsError:
@@ -227,23 +208,6 @@ class ObjectStore:
             return False
 
         return self._persist(path, attempt) or (is_s3 and self._persist(path, is_ours))
-
-    def check_conditions(self, name: str) -> None:
-        """Raises `InputError` if the store lets `create` overwrite, after which nobody can tell who was first.
-
-        An object of that `name`, which nobody else may have, is there meanwhile.
-        """
-        if not self.url.startswith("s3://"):
-            return
-        try:
-            if self.create(name, b"") and self.create(name, b""):
-                raise InputError(
-                    f"{self.url}: {endpoint()} ignores If-None-Match, so several processes could take one run; use a "
-                    "store with conditional writes (AWS S3, MinIO, Ceph, Cloudflare R2, or the embedded one: "
-                    "`larmor store start`) or a local folder"
-                )
-        finally:
-            self.remove([name])
 
     def folders(self, prefix: str = "") -> list[str]:
         """Paths of the folders right below `prefix`, sorted; none if nothing is there."""
@@ -359,16 +323,3 @@ class ObjectStore:
             return None
         with translated(self.url):
             return HttpRanges(self._root.split("/")[0])
-
-
-def _write_atomically(target: Path, data: bytes, overwrite: bool) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
-    try:
-        partial.write_bytes(data)
-        if overwrite:
-            partial.replace(target)
-        else:
-            os.link(partial, target)  # fails if the target exists, unlike rename
-    finally:
-        partial.unlink(missing_ok=True)

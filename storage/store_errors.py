@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from storage.errors import InputError
+from storage.signing import NO_SIGN_REQUEST
 
 T = TypeVar("T")
 
@@ -188,7 +189,8 @@ def _translated_aws(url: str) -> Iterator[None]:
     except (aws.NoCredentialsError, aws.PartialCredentialsError) as error:
         raise InputError(
             f"{url}: no S3 credentials were found; start the embedded store (`larmor store start`) or set "
-            "AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role"
+            "AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role; a public bucket is read with "
+            f"{NO_SIGN_REQUEST}=YES"
         ) from error
     except aws.ProfileNotFound as error:
         raise InputError(f"{url}: {error}; correct AWS_PROFILE") from error

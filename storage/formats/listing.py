@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.errors import InputError
-from storage.formats.s3_objects import is_s3, list_objects, object_facts
+from storage.formats.s3_objects import is_s3, is_there, list_objects, object_facts
 from storage.formats.suffixes import EXPECTED, data_of, format_of, is_header, suffix_of
 
 _NAMED = 3  # files of one kind that are passed over and named; the others are counted
@@ -93,7 +93,9 @@ def _is_hidden(path: str) -> bool:
 
 def is_pattern(argument: str) -> bool:
     """Whether an argument is no file or folder, and holds `*`, `?` or `[`."""
-    return any(character in argument for character in "*?[") and (is_s3(argument) or not os.path.exists(argument))
+    if not any(character in argument for character in "*?["):
+        return False
+    return not (is_there(argument) if is_s3(argument) else os.path.exists(argument))
 
 
 def describe_passed_over(files: Iterable[str], hidden: Iterable[str]) -> str:

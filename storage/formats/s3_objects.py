@@ -30,6 +30,12 @@ def split_url(url: str) -> tuple[ObjectStore, str]:
     return ObjectStore(folder), name
 
 
+def is_there(url: str) -> bool:
+    """Whether an object of that name, or any below it, exists."""
+    store = ObjectStore(url)
+    return store.exists("") or bool(store.list())
+
+
 def list_objects(url: str, is_pattern: bool) -> tuple[list[str], bool]:
     """The objects below a prefix or matching a pattern, sorted; or the one object `url`, and True.
 

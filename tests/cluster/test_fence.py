@@ -19,6 +19,7 @@ from storage.store_errors import StoreAway
 from tests.faulty_proxy import FaultyProxy
 from tests.helpers import add_checkpoint
 from tests.workbench import unique_name
+from tuning.objectives import Objectives
 from tuning.sweep_folder import SweepFolder
 
 T = TypeVar("T")
@@ -115,7 +116,7 @@ SWEEP_ACTS: dict[str, Callable[[SweepFolder], Any]] = {
     "begin again": lambda sweep: sweep.begin_trial("0001", {"loss.a": 1.0}),
     "end": lambda sweep: sweep.write_trial("0001", {**TRIAL, "state": "finished"}),
     "failure": lambda sweep: sweep.write_failure("0003", {"parameters": {}, "state": "failed"}),
-    "result": lambda sweep: sweep.write_result("psnr"),
+    "result": lambda sweep: sweep.write_result(Objectives.of("psnr")),
 }
 
 
