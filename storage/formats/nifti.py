@@ -1,27 +1,27 @@
-"""NIfTI volumes, plain or compressed by gzip."""
+"""NIfTI volumes, plain or compressed by gzip or bzip2."""
 
 from __future__ import annotations
 
-import gzip
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from storage.errors import InputError
+from storage.formats.compressed import opened
 from storage.formats.source import SourceOptions, SourceRef
 from storage.volume_array import gather_slabs, slab_depth
 from storage.volumes import Volume, VolumeSource, canonical_volume
 
-SUFFIXES = (".nii", ".nii.gz")
+SUFFIXES = (".nii", ".nii.gz", ".nii.bz2")
 
 
 def subject_of(path: Path) -> str:
     """The volume's name: the file name without its NIfTI suffix."""
     name = path.name
-    for suffix in (".nii.gz", ".nii"):
+    for suffix in SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     raise InputError(f"{path}: not a NIfTI file name; expected one of {', '.join(SUFFIXES)}")
@@ -72,14 +72,10 @@ def _slabs(path: Path, stored: Any) -> Iterator[np.ndarray]:
     """What nibabel's array proxy `stored` stands for, (x, y, depth) at a time, scaled, in one pass over the file."""
     from nibabel.arrayproxy import ArrayProxy
 
-    compressed = path.name.lower().endswith(".gz")
-    file: IO[bytes]
-    with gzip.open(path) if compressed else path.open("rb") as file:  # type: ignore[assignment]
+    with opened(path) as file:
         # over our own file, for nibabel would open and decompress it again for every slab
         proxy = ArrayProxy(file, (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter))
         depth = slab_depth(stored.shape)
         for first in range(0, stored.shape[2], depth):
             planes = slice(first, min(first + depth, stored.shape[2]))
             yield proxy[(slice(None), slice(None), planes, *[0] * (len(stored.shape) - 3))]
-        while compressed and file.read(2**20):
-            pass  # its checksum stands at the end
