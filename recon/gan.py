@@ -19,7 +19,6 @@ from recon.losses import critic_loss, generator_loss
 from recon.networks import build_critic, build_generator
 from recon.recipe import Recipe, learning_rate_factor
 from recon.samples import Sample
-from recon.starts import Starts
 from recon.step_graph import Step, StepGraph
 from storage.errors import InputError
 
@@ -65,7 +64,6 @@ class Gan:
         if config.compile:
             for engine in self.engines.values():
                 engine.module.compile()
-        self.starts = Starts(self.generator.module, recipe)
         self._graphs = self._make_graphs(device) if recorded else {}
 
     @property

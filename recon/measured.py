@@ -8,7 +8,7 @@ import torch
 from recon.feed import to_device
 from recon.fourier import ifft2c
 from recon.model import Model
-from recon.samples import Sample, centre_crop, magnitude, scaled
+from recon.samples import Sample, centre_fit, magnitude, scaled
 from recon.sense import sense_reduce
 from storage.errors import InputError
 from storage.loader import Batch
@@ -21,9 +21,9 @@ def measured_sample(batch: Batch, model: Model, device: torch.device) -> Sample:
     """Slices of one shape, zero where nothing was measured; `target` is the zero-filled image, for want of another.
 
     A model with data consistency, or for complex images, works on the measured points themselves: there the matrix
-    stays as it is. Others see the magnitude, cut to the size that they were trained on.
+    stays as it is. Others see the magnitude, cut or padded to the size that they were trained on, as in training.
 
-    Raises `InputError` for several coils where the model cannot take them, and for slices below that size.
+    Raises `InputError` for several coils where the model cannot take them.
     """
     (group,) = to_device(batch, device).groups
     measured, maps = group.kspace, group.maps
@@ -39,7 +39,7 @@ def measured_sample(batch: Batch, model: Model, device: torch.device) -> Sample:
             "consistency"
         )
     image = magnitude(measured)
-    image = image if exact else centre_crop(image, model.physics.crop)
+    image = image if exact else centre_fit(image, model.physics.crop)
     return scaled(Sample(image, image, measured, mask, torch.empty(0), batch.samples))
 
 

@@ -52,15 +52,6 @@ class Sample:
         return (self.zero_filled, self.kspace, self.mask, *([] if self.maps is None else [self.maps]))
 
 
-def centre_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop the last two axes about their centre [n // 2]. Raises `InputError` if the image is smaller."""
-    height, width = image.shape[-2:]
-    if size[0] > height or size[1] > width:
-        raise InputError(f"a crop of {size[0]}×{size[1]} does not fit into slices of {height}×{width}; lower data.crop")
-    top, left = height // 2 - size[0] // 2, width // 2 - size[1] // 2
-    return image[..., top : top + size[0], left : left + size[1]]
-
-
 def centre_fit(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Crop or zero-pad the last two axes about their centre [n // 2], so that slices of any size fit together."""
     pads = []

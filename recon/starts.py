@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 
 import torch
@@ -11,19 +13,26 @@ from recon.data_consistency import ConsistentGenerator
 from recon.recipe import Recipe
 from recon.samples import Sample
 
+_kept_by_process: dict[str, dict[int, Tensor]] = {}  # of the newest training alone: the trials of a sweep share it
+
 
 class Starts:
-    """Gives samples their `start`, where the generator of `recipe` has a classical one.
+    """Gives samples of the split `identity` their `start`, where the generator of `recipe` has a classical one.
 
     A slice's start does not depend on what it is computed together with, so that it is the same, bit for bit on the
-    CPU, whether it was kept or made anew.
+    CPU, whether it was kept or made anew. What is kept serves the next training of this process too if data, mask and
+    start are the same.
     """
 
-    def __init__(self, generator: torch.nn.Module, recipe: Recipe) -> None:
+    def __init__(self, generator: torch.nn.Module, recipe: Recipe, identity: str) -> None:
         self._generator = generator if isinstance(generator, ConsistentGenerator) else None
-        self._is_fixed = not (recipe.mask.per_slice or recipe.augment.enabled)
-        self._room = recipe.generator.start.cache_bytes if self._is_fixed else 0
-        self._kept: dict[int, Tensor] = {}
+        is_fixed = not (recipe.mask.per_slice or recipe.augment.enabled)
+        key = _key(recipe, identity)
+        if key not in _kept_by_process:
+            _kept_by_process.clear()
+        self._kept = _kept_by_process.setdefault(key, {}) if is_fixed else {}
+        used = sum(image.numel() * image.element_size() for image in self._kept.values())
+        self._room = recipe.generator.start.cache_bytes - used if is_fixed else 0
 
     def add(self, sample: Sample) -> Sample:
         """The sample with its start; as it is where there is none."""
@@ -53,3 +62,9 @@ class Starts:
         if size <= self._room:
             self._kept[index] = image.to("cpu", copy=True)
             self._room -= size
+
+
+def _key(recipe: Recipe, identity: str) -> str:
+    parts = [recipe.signal, recipe.mask, recipe.generator.start.model_copy(update={"cache_bytes": 0})]
+    said = [identity, recipe.data.crop, *(part.model_dump(mode="json") for part in parts)]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()

@@ -52,7 +52,7 @@ class ConvertOptions:
 class VolumeReport:
     """What became of one source: `kept` of `total` slices, or why it was `left_out`.
 
-    `plane` is that of `Source`; `resumed` if an interrupted conversion had read it before.
+    `plane` and `notes` are those of `Source`; `resumed` if an interrupted conversion had read it before.
     """
 
     volume: str
@@ -63,6 +63,7 @@ class VolumeReport:
     left_out: str = ""
     plane: str = ""
     resumed: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def describe_report(report: VolumeReport, min_foreground: float) -> str:
@@ -117,7 +118,8 @@ def convert(
 def _report(ref: SourceRef, split: str, found: Examined) -> VolumeReport:
     plane = str(found.provenance.get("plane", ""))
     kept, total = len(found.indices), found.num_slices
-    return VolumeReport(ref.name, ref.subject, split, kept, total, found.left_out, plane, found.resumed)
+    notes = tuple(found.provenance.get("notes", ()))
+    return VolumeReport(ref.name, ref.subject, split, kept, total, found.left_out, plane, found.resumed, notes)
 
 
 def _check_subjects(refs: Sequence[SourceRef], split_of: Mapping[str, str]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from fsspec.core import url_to_fs
 
+from storage.default_store import use_embedded_store
 from storage.errors import InputError
 from storage.http_ranges import HttpRanges, spread
 from storage.local_names import leads_out
@@ -68,7 +69,8 @@ class ObjectStore:
     """Everything below `url` (a local path, `file://`, `memory://` or `s3://bucket/prefix`).
 
     Paths given to the methods are relative to `url`, with forward slashes. S3 credentials and endpoint
-    come from the standard AWS environment, profile and role only, so that no key is ever pickled. `client`
+    come from the standard AWS environment, profile and role only, so that no key is ever pickled; where these name
+    none, the embedded store is meant (storage/default_store.py). `client`
     is what reads ranges from S3; everything else goes through s3fs.
 
     A request to S3 that fails for a reason that may pass is repeated for `LARMOR_STORE_PATIENCE` seconds. What changes
@@ -89,7 +91,10 @@ class ObjectStore:
         self.is_local = protocol == "file"
         self.client: Client = client
         self.url = str(Path(place).expanduser().absolute()) if self.is_local else f"{protocol}://{place.rstrip('/')}"
-        self._patience = patience() if protocol == "s3" else 0.0
+        self._patience = 0.0
+        if protocol == "s3":
+            self._patience = patience()
+            use_embedded_store()
         with translated(self.url):
             self.filesystem, self._root = url_to_fs(self.url, **(_S3_OPTIONS if protocol == "s3" else {}))
         if protocol == "s3":

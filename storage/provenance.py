@@ -36,8 +36,9 @@ def write_about(folder: Path, subject: str, about: Mapping[str, Any]) -> Path:
 def provenance(ref: SourceRef, source: Source, files: Sequence[Path]) -> dict[str, Any]:
     """What is stored about one volume, whose content lies in the local `files`.
 
-    File names without their folders, SHA-256 of each file, what the scan says of itself (`Source.about`), and
-    what `NAME.json` beside the file states of licence and origin.
+    File names without their folders, SHA-256 of each file, what the scan says of itself (`Source.about`), what
+    was repaired in it or taken for granted (`Source.notes`), and what `NAME.json` beside the file states of
+    licence and origin.
 
     Raises `InputError` if that JSON cannot be read.
     """
@@ -50,6 +51,7 @@ def provenance(ref: SourceRef, source: Source, files: Sequence[Path]) -> dict[st
         "plane": source.plane,
         "slice_shape": list(source.slice_shape),
         "files": _digests(files),
+        **({"notes": list(source.notes)} if source.notes else {}),
         "licence": "not stated",
         **_stated_beside(ref),
     }

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from s3fs import S3FileSystem
@@ -238,6 +239,21 @@ class TestConvert:
         root = tmp_path / "data" / "zarr.json"
         root.write_text(root.read_text().replace(f'"format": {dataset.FORMAT_VERSION}', '"format": 1'))
         refused((*command, "--if-missing"), tmp_path / "data", "has format 1", "convert again with --overwrite")
+
+    def test_what_was_taken_for_granted_is_said_once(self, heads: list[Path], cli: Command, tmp_path: Path) -> None:
+        for head in heads[:2]:
+            image = nibabel.load(head)
+            nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None), head)
+        names = ", ".join(head.name.removesuffix(".nii.gz") for head in heads[:2])
+        write_model(tmp_path / "model", small_recipe())
+        commands = (("convert", "heads", "--to", "data", *SMALL), ("reconstruct", "model", "heads", "--to", "images"))
+        for command in commands:
+            outcome = cli(*command)
+            assert outcome.code == 0, outcome
+            said = " ".join(outcome.out.split())
+            assert said.count(f"note: {names}: the header states no orientation") == 1
+            assert said.count("note:") == 1
+        assert "no orientation" in ObjectStore(tmp_path / "data").read("zarr.json").decode()
 
     def test_damage_is_named_and_counted(
         self, heads: list[Path], cli: Command, refused: Refused, tmp_path: Path
@@ -571,14 +587,12 @@ class TestModel:
         (tmp_path / "scan.dcm").write_text("something else")
         (tmp_path / "empty").mkdir()
         np.save(tmp_path / "line.npy", np.zeros(32))
-        np.save(tmp_path / "small.npy", np.zeros((3, 16, 16), np.complex64))
         for source, parts in {
             "nothere.nii.gz": ("no such file",),
             "empty": ("no volume in this folder", ".nii.gz"),
             "scan.dcm": ("is no DICOM image", ".npy"),
             "words.npy": ("is not a complete array of numbers",),
             "line.npy": ("(32,)", "float64", "is expected"),
-            "small.npy": ("32×32", "16×16"),
         }.items():
             named = (source.removesuffix(".npy"),)
             refused(("reconstruct", "model", source, "--to", "images"), *named, *parts)
@@ -586,6 +600,28 @@ class TestModel:
         refused(
             ("reconstruct", "model", "heads", "--to", "images", "--split", "test"), "--split test", "not a data set"
         )
+
+    def test_a_mask_for_measured_kspace_alone(
+        self, model: Path, data: str, heads: list[Path], cli: Command, refused: Refused, tmp_path: Path
+    ) -> None:
+        np.save(tmp_path / "mask.npy", np.eye(32) + np.eye(32)[::-1])
+        np.save(tmp_path / "scan.npy", np.ones((2, 32, 32), np.complex64))
+        reconstruct, mask = ("reconstruct", "model"), ("--to", "images", "--mask", "mask.npy")
+        refused((*reconstruct, "scan.npy", *mask, "--undersample"), "--mask mask.npy", "--undersample", "leave one")
+        refused((*reconstruct, data, *mask), "--mask mask.npy", "is a data set, which is whole")
+        refused((*reconstruct, "heads/ann.nii.gz", *mask), "ann: holds whole images", "leave it out")
+        refused((*reconstruct, "scan.npy", *mask[:3], "no.npy"), "no.npy does not exist", "1/0 in (height, width)")
+        assert cli(*reconstruct, "scan.npy", *mask).code == 0
+
+    def test_a_url_is_no_path_of_this_machine(
+        self, model: Path, data: str, heads: list[Path], refused: Refused, tmp_path: Path
+    ) -> None:
+        url = "s3://bucket/runs/mine"
+        for command in self.commands(data):
+            refused((command[0], url, *command[2:]), url, "is a URL", "larmor pull")
+            refused((*command[:-1], url), url, "is a URL", "path on this machine")
+        refused(("export", url, "--to", "model.onnx"), url, "is a URL", "larmor pull")
+        refused(("convert", "heads", "--to", "data", "--splits", url), url, "is a URL")
 
     def test_a_bad_scan_among_others(self, model: Path, heads: list[Path], cli: Command, tmp_path: Path) -> None:
         (tmp_path / "heads" / "bad.nii.gz").write_text("hello")

@@ -88,5 +88,5 @@ def load_sweep_experiment(source: str, overrides: Sequence[str]) -> SweepExperim
                 raise InputError(f"'{override}': sweep.space is a value, not a section; remove it")
             space[key.removeprefix("space.")] = value
         else:
-            set_dotted(content, *parse_override(override))
+            set_dotted(content, *parse_override(override, SweepExperiment))
     return build(content, SweepExperiment, source)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import bz2
 import gzip
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".mgz": gzip.open, ".bz2": bz2.open}
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The content, unpacked as it is read. Who leaves without an error has read to the end, where a checksum stands."""
-    opener = _OPENERS.get(path.suffix.lower())
-    with opener(path) if opener else path.open("rb") as file:
-        yield file
-        while opener and file.read(2**20):
-            pass
+def open_unpacked(path: Path) -> IO[bytes]:
+    """The content, unpacked as it is read."""
+    opener = _OPENERS.get(path.suffix.lower(), Path.open)
+    file: IO[bytes] = opener(path, "rb")
+    return file
+
+
+def read_to_end(path: Path, file: IO[bytes]) -> None:
+    """Read what is left of a compressed file, at whose end a checksum stands, which raises as reading does."""
+    while path.suffix.lower() in _OPENERS and file.read(2**20):
+        pass

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from storage.errors import InputError
-from storage.formats.compressed import opened
+from storage.formats.compressed import open_unpacked, read_to_end
+from storage.formats.nifti import read_voxels
+from storage.formats.nifti_header import LARGEST_HEADER
 from storage.formats.source import SourceOptions, SourceRef
 from storage.volume_array import gather_slabs, slab_depth
 from storage.volumes import VolumeSource, canonical_volume
@@ -34,11 +36,13 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
             pair = ", which its other half needs; put it beside it" if len(files) > 1 else ""
             raise InputError(f"{path}: no such file{pair}")
     path = files[0]
-    image, about = _load(path)
+    if len(files) > 1 and _is_nifti(files[1]):
+        return VolumeSource(read_voxels(path, files[1]), options)
+    image = _load(path)
     shape = _checked_shape(path, image)
     try:
         data = gather_slabs(path, shape, _slabs(image))
-        return VolumeSource(canonical_volume(data, image.affine), options, about)
+        return VolumeSource(canonical_volume(data, image.affine, _notes(image)), options)
     except InputError:
         raise
     except (OrientationError, np.linalg.LinAlgError) as error:
@@ -47,7 +51,15 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
         raise InputError(f"{path}: cannot be read to its end ({error}); truncated? fetch or export it again") from error
 
 
-def _load(path: Path) -> tuple[Any, dict[str, Any]]:
+def _is_nifti(header: Path) -> bool:
+    from nibabel import Nifti1Header, Nifti2Header
+
+    with header.open("rb") as file:
+        block = file.read(LARGEST_HEADER)
+    return any(kind.may_contain_header(block) for kind in (Nifti1Header, Nifti2Header))
+
+
+def _load(path: Path) -> Any:
     import nibabel
     from nibabel.filebasedimages import ImageFileError
     from nibabel.minc1 import MincError
@@ -63,17 +75,19 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
         raise InputError(f"{path}: cannot be read to its end ({error}); truncated? fetch or export it again") from error
     except senseless as error:
         raise InputError(f"{path}: its header makes no sense ({error}); export or fetch it again") from error
-    return image, {} if _states_orientation(image) else {"orientation": "not stated; taken as right to left"}
+    return image
 
 
-def _states_orientation(image: Any) -> bool:
+def _notes(image: Any) -> tuple[str, ...]:
     from nibabel.analyze import AnalyzeHeader
-    from nibabel.nifti1 import Nifti1Header
 
-    if isinstance(image.header, Nifti1Header) or not isinstance(image.header, AnalyzeHeader):
-        return True
     mat = image.file_map.get("mat")
-    return mat is not None and Path(mat.filename).is_file()
+    if not isinstance(image.header, AnalyzeHeader) or (mat and Path(mat.filename).is_file()):
+        return ()
+    return (
+        "the header (Analyze) states no orientation; the axes are taken as right to left, posterior to anterior and "
+        "inferior to superior: if they are not, slices are not coronal, write the volume as NIfTI with its orientation",
+    )
 
 
 def _checked_shape(path: Path, image: Any) -> tuple[int, int, int]:
@@ -97,9 +111,11 @@ def _slabs(image: Any) -> Iterator[np.ndarray]:
     if type(stored) is not ArrayProxy:  # proxies of other kinds read from files that are not compressed
         yield from _planes(stored)
         return
-    with opened(Path(image.file_map["image"].filename)) as file:
+    path = Path(image.file_map["image"].filename)
+    with open_unpacked(path) as file:
         # over our own file, for nibabel would open and decompress it again for every slab
         yield from _planes(ArrayProxy(file, (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)))
+        read_to_end(path, file)
 
 
 def _planes(stored: Any) -> Iterator[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,12 @@ def sample(found: Recipe, epoch: int, indices: list[int]) -> Sample:
     return prepare(batch, found.data.crop, found.mask, torch.device("cpu"), signal=found.signal)
 
 
-def counted(found: Recipe) -> Starts:
+def counted(found: Recipe, identity: str = "") -> Starts:
     generator = build_generator(found.generator)
     generator.__class__ = Counting
     Counting.made = 0
-    return Starts(generator, found)
+    identity = identity or uuid.uuid4().hex  # another split each time, unless it is said
+    return Starts(generator, found, identity)
 
 
 def test_a_slice_is_made_once_and_is_the_same_in_any_company() -> None:
@@ -75,7 +77,19 @@ def test_nothing_is_kept_where_epochs_differ_or_memory_ends() -> None:
         assert Counting.made == made, sections
 
 
+def test_the_next_training_of_a_process_finds_what_the_last_one_kept() -> None:
+    found = recipe()
+    counted(found, "heads").add(sample(found, 0, [0, 1]))
+    counted(found, "heads").add(sample(found, 0, [0, 1]))
+    assert Counting.made == 0
+    counted(found, "knees").add(sample(found, 0, [0, 1]))
+    assert Counting.made == 2, "of other data nothing is taken"
+    other = recipe(mask={"seed": 1})
+    counted(other, "knees").add(sample(other, 0, [0, 1]))
+    assert Counting.made == 2, "nor of another mask"
+
+
 def test_without_a_classical_start_a_sample_stays_as_it_is() -> None:
     found = Recipe.model_validate({"data": {"crop": SIZE}, "generator": {"width": 4}})
     given = sample(found, 0, [0])
-    assert Starts(build_generator(found.generator), found).add(given) is given
+    assert Starts(build_generator(found.generator), found, "split").add(given) is given

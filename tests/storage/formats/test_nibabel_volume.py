@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -132,7 +133,21 @@ def test_an_analyze_file_without_orientation_says_so(tmp_path: Path) -> None:
         write(tmp_path / folder)
         (ref,) = find_sources([str(tmp_path / folder)])
         with open_source(ref, OPTIONS) as source:
-            assert ("orientation" in source.about) == (folder == "plain")
+            assert [("no orientation" in note) for note in source.notes] == [True] * (folder == "plain")
+
+
+def test_a_nifti_pair_is_repaired_as_a_single_file_is(tmp_path: Path) -> None:
+    """Its header is read as that of any NIfTI file."""
+    image = nibabel.Nifti1Pair(DATA, np.diag([-1.0, 1.5, 2, 1]))
+    image.set_sform(None, 0)
+    image.set_qform(image.affine, 1)
+    nibabel.save(image, tmp_path / "head.img")
+    content = bytearray((tmp_path / "head.hdr").read_bytes())
+    struct.pack_into("<3f", content, 256, 0, 1 + 2e-6, 0)  # quatern_b, quatern_c, quatern_d
+    (tmp_path / "head.hdr").write_bytes(content)
+    (ref,) = find_sources([str(tmp_path)])
+    with open_source(ref, OPTIONS) as source:
+        assert ["quaternion" in note for note in source.notes] == [True]
 
 
 def cut(name: str, count: int) -> Callable[[Path], None]:
@@ -149,7 +164,7 @@ def four(folder: Path) -> None:
 
 BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a cut .mgz": (".mgz", cut("head.mgz", 40), "head.mgz: cannot be read to its end"),
-    "a cut .nii.bz2": (".nii.bz2", cut("head.nii.bz2", 40), "head.nii.bz2: is not what its name says"),  # one block
+    "a cut .nii.bz2": (".nii.bz2", cut("head.nii.bz2", 40), "head.nii.bz2: cannot be read to its end"),
     "a cut .img": ("NIfTI pair", cut("head.img", 40), "head.img: cannot be read to its end"),
     "no .hdr": ("NIfTI pair", lambda folder: (folder / "head.hdr").unlink(), "head.hdr: no such file, which its other"),
     "no .PAR": ("Philips", lambda folder: (folder / "head.PAR").unlink(), "head.PAR: no such file, which its other"),
