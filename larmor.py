@@ -171,7 +171,8 @@ def convert(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="Scans: files, folders, patterns or s3:// URLs of NIfTI, DICOM, fastMRI, ISMRMRD, BART, npy or npz."
+            help="Scans: files, folders, patterns or s3:// URLs of NIfTI, DICOM, Analyze, MGH, MINC, PAR/REC, fastMRI, "
+            "ISMRMRD, BART, npy or npz."
         ),
     ],
     to: Annotated[str, typer.Option(help="Where the data set goes: a folder or s3://BUCKET/PREFIX.")],

@@ -61,7 +61,10 @@ def _named_file(argument: str, file: str) -> str:
     if is_header(file):
         names = data_of(file)
         known = object_facts(names) if is_s3(file) else [os.path.exists(name) or None for name in names]
-        return next((name for name, fact in zip(names, known, strict=True) if fact), names[0])
+        there = [name for name, fact in zip(names, known, strict=True) if fact]
+        if not there:
+            raise InputError(f"{argument}: is the header of {' or '.join(names)}, which is not there; put it beside it")
+        return there[0]
     if format_of(file) is None:
         raise InputError(f"{argument}: not a file of a known kind; expected {EXPECTED}")
     return file

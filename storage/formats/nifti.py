@@ -1,4 +1,4 @@
-"""NIfTI volumes, plain or compressed by gzip."""
+"""NIfTI volumes, plain or compressed by gzip or bzip2."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import gzip
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from storage.errors import InputError
+from storage.formats.compressed import open_unpacked, read_to_end
 from storage.formats.nifti_header import LARGEST_HEADER, NiftiHeader, parse_header
 from storage.formats.source import SourceOptions, SourceRef
 from storage.volume_array import gather_slabs, slab_depth
 from storage.volumes import Volume, VolumeSource, canonical_volume
 
-SUFFIXES = (".nii", ".nii.gz")
+SUFFIXES = (".nii", ".nii.gz", ".nii.bz2")
 
 
 def subject_of(path: Path) -> str:
     """The volume's name: the file name without its NIfTI suffix."""
     name = path.name
-    for suffix in (".nii.gz", ".nii"):
+    for suffix in SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     raise InputError(f"{path}: not a NIfTI file name; expected one of {', '.join(SUFFIXES)}")
@@ -40,12 +41,17 @@ def read_volume(path: Path) -> Volume:
     Raises `InputError` for a file that is missing, is not NIfTI, is cut short, has an impossible header, is
     not 3-D, holds non-finite values or anything but one real number per voxel, or is constant.
     """
-    from nibabel.orientations import OrientationError
-
     subject_of(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    header = _read_header(path)
+    return read_voxels(path, path)
+
+
+def read_voxels(path: Path, header_path: Path) -> Volume:
+    """The volume whose voxels lie in `path`, and whose header in `header_path`. Raises as `read_volume` does."""
+    from nibabel.orientations import OrientationError
+
+    header = _read_header(header_path)
     stored = header.stored
     shape = tuple(int(size) for size in stored.get_data_shape())
     if len(shape) != 3 and not (len(shape) == 4 and shape[3] == 1):
@@ -68,7 +74,7 @@ def read_volume(path: Path) -> Volume:
 
 def _read_header(path: Path) -> NiftiHeader:
     try:
-        with _open(path) as file:
+        with open_unpacked(path) as file:
             return parse_header(path, file.read(LARGEST_HEADER))
     except gzip.BadGzipFile as error:
         raise InputError(f"{path}: is not what its name says ({error}); a NIfTI file is expected") from error
@@ -76,24 +82,15 @@ def _read_header(path: Path) -> NiftiHeader:
         raise InputError(f"{path}: cannot be read to its end ({error}); truncated? fetch or export it again") from error
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if _is_compressed(path) else path.open("rb")  # type: ignore[return-value]
-
-
-def _is_compressed(path: Path) -> bool:
-    return path.name.lower().endswith(".gz")
-
-
 def _slabs(path: Path, header: Any) -> Iterator[np.ndarray]:
     """The voxels that nibabel's `header` describes, (x, y, depth) at a time, scaled, in one pass over the file."""
     from nibabel.arrayproxy import ArrayProxy
 
-    with _open(path) as file:
+    with open_unpacked(path) as file:
         # over our own file, for nibabel would open and decompress it again for every slab
         proxy = ArrayProxy(file, header)
         depth = slab_depth(proxy.shape)
         for first in range(0, proxy.shape[2], depth):
             planes = slice(first, min(first + depth, proxy.shape[2]))
             yield proxy[(slice(None), slice(None), planes, *[0] * (len(proxy.shape) - 3))]
-        while _is_compressed(path) and file.read(2**20):
-            pass  # its checksum stands at the end
+        read_to_end(path, file)

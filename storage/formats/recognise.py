@@ -20,6 +20,7 @@ from storage.formats.suffixes import files_of, format_of, identity, stem_of, suf
 from storage.provenance import about_file
 from storage.store_errors import StoreAway
 
+_MODULES = dict.fromkeys(("analyze", "mgh", "minc", "parrec"), "nibabel_volume")  # the others are called as the format
 Say = Callable[[str], object]
 
 
@@ -89,7 +90,7 @@ def open_files(ref: SourceRef, files: Sequence[Path], options: SourceOptions) ->
 
         kind = hdf5.kind(files[0])
     # a format's library is imported only where it is needed
-    module: Any = import_module(f"storage.formats.{kind}")
+    module: Any = import_module(f"storage.formats.{_MODULES.get(kind, kind)}")
     source: Source = module.open_source(ref, files, options)
     return source
 

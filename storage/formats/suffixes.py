@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from storage.formats.s3_objects import is_s3
+from storage.formats.s3_objects import is_s3, object_facts
 
-_FORMATS = {  # longer ones first
+_FORMATS = {
     ".nii.gz": "nifti",
     ".nii": "nifti",
     ".dcm": "dicom",
@@ -18,10 +18,17 @@ _FORMATS = {  # longer ones first
     ".ismrmrd": "hdf5",
     ".mrd": "hdf5",
     ".cfl": "bart",
+    ".nii.bz2": "nifti",
+    ".img": "analyze",
+    ".mgz": "mgh",
+    ".mgh": "mgh",
+    ".mnc": "minc",
+    ".rec": "parrec",
     ".npy": "arrays",
     ".npz": "arrays",
 }
-_HEADERS = {".cfl": ".hdr"}  # of data that lie in another file than their header
+_HEADERS = {".cfl": ".hdr", ".img": ".hdr", ".rec": ".par"}  # of data that lie in another file than their header
+_BESIDE = {".img": ".mat"}  # what SPM writes beside an Analyze pair: its orientation
 EXPECTED = f"{', '.join(_FORMATS)} files or DICOM without a suffix"
 
 
@@ -65,9 +72,14 @@ def data_of(header: str) -> list[str]:
 
 
 def files_of(file: str) -> tuple[str, ...]:
-    """The file, and its header where that is another one."""
-    header = _HEADERS.get(_suffix_of(file))
-    return (file, _with_suffix(file, header)) if header else (file,)
+    """The file, its header where that is another one, and what else belongs to it if it is there."""
+    header, beside = (table.get(_suffix_of(file)) for table in (_HEADERS, _BESIDE))
+    known = (file, _with_suffix(file, header)) if header else (file,)
+    if beside is None:
+        return known
+    other = _with_suffix(file, beside)
+    is_there = object_facts([other])[0] is not None if is_s3(file) else os.path.isfile(other)
+    return (*known, other) if is_there else known
 
 
 def _with_suffix(file: str, suffix: str) -> str:

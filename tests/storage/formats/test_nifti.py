@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import tempfile
 import tracemalloc
@@ -157,7 +158,8 @@ def with_header(path: Path, affine: np.ndarray = TURNED, **fields: float | tuple
     for name, value in fields.items():
         image.header[name] = value
     content = image.header.binaryblock + bytes(4) + np.asarray(image.dataobj).tobytes(order="F")
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress}.get(path.suffix, bytes)
+    path.write_bytes(pack(content))
     return path
 
 

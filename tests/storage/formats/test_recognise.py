@@ -135,6 +135,7 @@ def test_dicom_files_without_a_suffix_are_found(tmp_path: Path) -> None:
         ("empty/*", "no volume matches this pattern"),
         ("zoo/*.txt", "no volume matches this pattern"),
         ("zoo/notes.txt", "not a file of a known kind; expected .nii.gz, .nii, .dcm"),
+        ("zoo/orphan.hdr", "is the header of zoo/orphan.cfl or zoo/orphan.img, which is not there"),
         ("zoo/README", "is no DICOM image; expected"),
         ("zoo/fake.dcm", "is no DICOM image; expected"),
     ],
