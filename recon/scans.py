@@ -33,13 +33,15 @@ class Slices:
     scan), which masks depend on.
 
     `measured`: the k-space is as it was measured, zero where nothing was; else it is whole and is undersampled.
-    `affine` (4, 4) is that of all slices as a volume (see `slice_affine`), if they are of one.
+    `affine` (4, 4) is that of all slices as a volume (see `slice_affine`), if they are of one; `offset` is the
+    intensity that the source's images have beyond these.
     """
 
     num_slices: int
     read: Callable[[Sequence[int]], Batch]
     measured: bool
     affine: np.ndarray | None = None
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def _open_volume(reader: SliceReader, name: str) -> Iterator[Slices]:
         # by the number in the scan, so that the images are those of the scan's own file
         return Batch(batch.groups, np.array([(0, reader.info.index[index]) for index in chosen]))
 
-    yield Slices(len(indices), read, measured=False)
+    yield Slices(len(indices), read, measured=False, offset=reader.info.offsets.get(name, 0.0))
 
 
 @contextmanager
@@ -115,4 +117,4 @@ def _open_file(ref: SourceRef, physics: Physics, undersample: bool) -> Iterator[
             return Batch.of(kspace, np.array([(0, place) for place in places]), maps)
 
         affine = source.affine(physics.crop) if isinstance(source, VolumeSource) else None
-        yield Slices(source.num_slices, read, not whole, affine)
+        yield Slices(source.num_slices, read, not whole, affine, source.offset)

@@ -29,6 +29,7 @@ class MeasuredKspace:
     positions: Sequence[float] = ()
     release: Callable[[], None] = lambda: None
     plane: str = field(default="acquired", init=False)
+    offset: float = 0.0
 
     def kept_slices(self) -> Sequence[int]:
         """The slices with any non-zero value; reads them one by one.
