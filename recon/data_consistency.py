@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from recon.fourier import fft2c, ifft2c, mirrored
 from recon.sense import channels_to_complex, complex_to_channels, sense_expand, sense_reduce
 
+_REAL_ROUNDS = 10  # each halves, at least, what a real image of another phase lacks of the measured points
 Consistency = Literal["soft", "hard"]
 
 
@@ -32,8 +33,10 @@ class DataConsistency(nn.Module):
         `kspace`, with Σ|maps|² = 1 or 0 in each pixel, None for one coil.
 
         A real image seen by one coil has the complex conjugate of each point at the negative frequency, so every
-        measured point counts as two. With `hard` the error of an image never grows, and with one coil the result has
-        exactly the measured points; of several coils it is the nearest image that they see to one that has them.
+        measured point counts as two. With `maps` of one coil, its phase, the same is reached round by round: what a
+        real image cannot have is taken off, and the points are put back again. With `hard` the error of an image
+        never grows, and with one coil the result has exactly the measured points; of several coils it is the nearest
+        image that they see to one that has them.
         """
         value = image.float()
         whole = channels_to_complex(value) if value.shape[1] == 2 else torch.complex(value, torch.zeros_like(value))
@@ -46,8 +49,12 @@ class DataConsistency(nn.Module):
             weight = self.log_weight.float().exp()
             measured = (predicted + weight * kspace) / (1 + weight)
         corrected = sense_reduce(ifft2c(torch.where(mask, measured, predicted)), maps)
-        result = complex_to_channels(corrected) if value.shape[1] == 2 else corrected.real
-        return result.to(image.dtype)
+        if value.shape[1] == 2:
+            return complex_to_channels(corrected).to(image.dtype)
+        for _ in range(_REAL_ROUNDS - 1 if maps is not None else 0):
+            predicted = fft2c(sense_expand(torch.complex(corrected.real, torch.zeros_like(value)), maps))
+            corrected = sense_reduce(ifft2c(torch.where(mask, measured, predicted)), maps)
+        return corrected.real.to(image.dtype)
 
 
 class ConsistentGenerator(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from recon.feed import to_device
 from recon.fourier import ifft2c
 from recon.model import Model
+from recon.phase import phase_map
 from recon.samples import Sample, centre_crop, magnitude, scaled
 from recon.sense import sense_reduce
 from storage.errors import InputError
@@ -23,7 +24,10 @@ def measured_sample(batch: Batch, model: Model, device: torch.device) -> Sample:
     A model with data consistency, or for complex images, works on the measured points themselves: there the matrix
     stays as it is. Others see the magnitude, cut to the size that they were trained on.
 
-    Raises `InputError` for several coils where the model cannot take them, and for slices below that size.
+    Of a magnitude model with data consistency `maps` are the phase of the one coil, which its images do not have.
+
+    Raises `InputError` for several coils where the model cannot take them, for a phase that cannot be estimated, and
+    for slices below that size.
     """
     (group,) = to_device(batch, device).groups
     measured, maps = group.kspace, group.maps
@@ -40,7 +44,8 @@ def measured_sample(batch: Batch, model: Model, device: torch.device) -> Sample:
         )
     image = magnitude(measured)
     image = image if exact else centre_crop(image, model.physics.crop)
-    return scaled(Sample(image, image, measured, mask, torch.empty(0), batch.samples))
+    phase = phase_map(measured, mask) if exact else None
+    return scaled(Sample(image, image, measured, mask, torch.empty(0), batch.samples, phase))
 
 
 def calibrated_maps(kspace: np.ndarray) -> np.ndarray:
