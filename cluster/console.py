@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from recon.metrics import brief_figures
+from recon.silent_critic import SilentCritic
+
 console = Console(highlight=False, soft_wrap=True)
 TIME_SHARES = ("compute", "communication", "data", "validation", "checkpoint", "report")
+GRADIENT_SHARES = {"share/adversarial": "critic", "share/content": "content", "share/frequency": "frequency"}
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -41,12 +45,15 @@ def training_progress(num_steps: int) -> Iterator[Callable[[Mapping[str, float]]
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("training", total=num_steps, figures="starting the workers")
+        silent = SilentCritic()
 
         def show(row: Mapping[str, float]) -> None:
             speed = f" · {row['slices_per_second']:.1f} slices/s" if "slices_per_second" in row else ""
             bars.update(task, completed=int(row["step"]), figures=f"{_losses(row, ' · ')}{speed}")
             if "val/psnr" in row or not console.is_terminal:
                 console.print(describe_row(row, num_steps))
+            if message := silent.add(row):
+                console.print(message)
 
         yield show
 
@@ -54,8 +61,8 @@ def training_progress(num_steps: int) -> Iterator[Callable[[Mapping[str, float]]
 def describe_row(row: Mapping[str, float], num_steps: int) -> str:
     """One line about a report: losses, speed, what held the training up, the validation."""
     parts = [f"step {int(row['step']):>6}/{num_steps}", _losses(row, "  ")]
-    if "val/psnr" in row:
-        parts.append(f"validation: PSNR {row['val/psnr']:.2f} dB, SSIM {row['val/ssim']:.4f} (preset paper)")
+    if validation := brief_figures(row):
+        parts.append(f"validation: {validation} (preset paper)")
     if "slices_per_second" in row:
         parts.append(f"{row['slices_per_second']:.1f} slices/s")
     if "compute_share" in row:
@@ -75,5 +82,11 @@ def _shares(row: Mapping[str, float]) -> str:
 
 
 def _losses(row: Mapping[str, float], between: str) -> str:
-    critic = f"{between}critic {row['critic_loss']:+.5f}" if "critic_loss" in row else ""
-    return f"loss {row['loss']:.4f}{critic}"
+    """The loss; the terms' shares of the gradient at the reconstruction; what the critic says of real and fake."""
+    parts = [f"loss {row['loss']:.4f}"]
+    shares = [f"{title} {row[key]:.1%}" for key, title in GRADIENT_SHARES.items() if key in row]
+    if shares:
+        parts.append("gradient " + ", ".join(shares))
+    if "score/real" in row:
+        parts.append(f"scores real {row['score/real']:+.3g}, fake {row['score/fake']:+.3g}")
+    return between.join(parts)

@@ -7,6 +7,7 @@ import importlib.resources
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
@@ -116,7 +117,7 @@ def load_experiment(source: str, overrides: Sequence[str], model: type[E]) -> E:
     """
     content = read_content(source)
     for override in overrides:
-        set_dotted(content, *parse_override(override))
+        set_dotted(content, *parse_override(override, model))
     return build(content, model, source)
 
 
@@ -146,18 +147,31 @@ def build(content: Mapping[str, Any], model: type[E], source: str) -> E:
         raise InputError("\n".join(_explain(problem, model, source) for problem in error.errors())) from None
 
 
-def parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str, model: type[BaseModel] | None = None) -> tuple[str, Any]:
     """`training.num_steps=100` → ("training.num_steps", 100); the value is read as YAML.
 
-    Raises `InputError` if there is no `=`.
+    Where `model` has a text, the value is taken as it stands: `name=2024` and `name=1e5` are no numbers there. Raises
+    `InputError` if there is no `=`.
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise InputError(f"'{text}': expected key=value, such as training.num_steps=100")
+    kinds = _kinds(model, key.strip().split(".")) if model else set()
+    if str in kinds and kinds <= {str, NoneType}:
+        return key.strip(), _text(value.strip())
     try:
         return key.strip(), _number(yaml.safe_load(value))
     except yaml.YAMLError as error:
         raise InputError(f"'{text}': the value is not YAML ({error})") from error
+
+
+def _text(value: str) -> str | None:
+    """YAML's quotes, comments and null count; all else is text."""
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+    return read if isinstance(read, str) or read is None else value
 
 
 def _number(value: Any) -> Any:
@@ -216,6 +230,8 @@ def _explain(problem: Mapping[str, Any], model: type[BaseModel], source: str) ->
     if problem["type"] == "extra_forbidden":
         return f"{source}: {_unknown_key(location, _valid_keys(model, location[:-1]))}"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "string_type":
+        message += "; put it into quotes"
     if not location:
         return f"{source}: {message}"
     return f"{source}: {'.'.join(location)}={problem['input']!r}: {message[0].lower()}{message[1:]}"
@@ -228,13 +244,31 @@ def _unknown_key(location: Sequence[str], valid: Sequence[str]) -> str:
     return f"unknown key '{'.'.join(location)}'{hint} Valid keys of {section}: {', '.join(valid) or 'none'}"
 
 
+def _kinds(model: type[BaseModel], location: Sequence[str]) -> set[Any]:
+    """The types that the value of a key may have; none for a key that does not exist."""
+    *sections, last = location
+    section = _section(model, sections)
+    if section is None or last not in section.model_fields:
+        return set()
+    annotation = section.model_fields[last].annotation
+    return set(get_args(annotation)) if isinstance(annotation, UnionType) else {annotation}
+
+
 def _valid_keys(model: type[BaseModel], sections: Sequence[str]) -> list[str]:
+    section = _section(model, sections)
+    return [] if section is None else list(section.model_fields)
+
+
+def _section(model: type[BaseModel], sections: Sequence[str]) -> type[BaseModel] | None:
+    """The model of a section below `model`; None if there is no such section."""
     current: Any = model
     for section in sections:
+        if section not in current.model_fields:
+            return None
         annotation = current.model_fields[section].annotation
         choices = [getattr(choice, "__origin__", choice) for choice in (annotation, *get_args(annotation))]
         models = [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
         if not models:
-            return []
+            return None
         current = models[0]
-    return list(current.model_fields)
+    return current

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -18,11 +19,15 @@ from torch import nn
 from cluster.experiment import Experiment, build, read_content, set_dotted
 from cluster.grid_cell import FilledCell, Say, fill_cell
 from recon.evaluate import Evaluation
+from recon.metrics import TABLE_METRICS
 from recon.networks import build_critic, build_generator
 from recon.systems import SYSTEMS
 from recon.tables import write_tables
 from storage.config import DataConfig, open_reader
 from storage.errors import InputError
+
+_SPREAD_METRICS = ("psnr", "ssim", "hfen", "gmsd")
+_SEED = " (seed {})"  # after a system's name, for all seeds but the first
 
 
 class GridConfig(BaseModel):
@@ -44,6 +49,10 @@ class GridConfig(BaseModel):
     keep_runs: bool = Field(True, description="false: a run's checkpoints are deleted once its best one is pulled")
     overrides: Mapping[str, Any] = Field(default_factory=dict)
     systems: Mapping[str, Mapping[str, Any]] = Field(min_length=1)
+    seeds: Mapping[str, int] = Field(
+        default_factory=dict, description="systems that are trained several times, each time from another seed"
+    )
+    every: int = Field(1, ge=1, description="rate one slice in so many of each volume")
 
     @field_validator("systems")
     @classmethod
@@ -103,12 +112,13 @@ def cells(grid: GridConfig) -> list[Cell]:
 def experiments(grid: GridConfig, cell: Cell, name: str, data_url: str, output_url: str) -> dict[str, Experiment]:
     """Each system's training for one cell."""
     found = {}
-    for system, own in grid.systems.items():
+    for label, own, seed in _trainings(grid):
         content = read_content(grid.experiment)
         content.pop("sweep", None)
         given = {
-            "system": system,
-            "name": f"{name}-{cell}-{system}",
+            "system": label.split()[0],
+            "name": f"{name}-{cell}-{slug_of(label)}",
+            "seed": seed,
             "output_url": output_url,
             "data.url": data_url,
             "data.crop": list(cell.size),
@@ -117,8 +127,20 @@ def experiments(grid: GridConfig, cell: Cell, name: str, data_url: str, output_u
         }
         for key, value in {**given, **grid.overrides, **own}.items():
             set_dotted(content, key, value)
-        found[system] = build(_with_budget(content, grid), Experiment, grid.experiment)
+        found[label] = build(_with_budget(content, grid), Experiment, grid.experiment)
     return found
+
+
+def _trainings(grid: GridConfig) -> Iterator[tuple[str, Mapping[str, Any], int]]:
+    """(row of the table, its own keys, seed) of each training."""
+    for system, own in grid.systems.items():
+        for seed in range(grid.seeds.get(system, 1)):
+            yield f"{system}{_SEED.format(seed) if seed else ''}", own, seed
+
+
+def slug_of(label: str) -> str:
+    """A row's name as a part of a run's."""
+    return label.replace(" (seed ", "-seed-").rstrip(")")
 
 
 def _with_budget(content: dict[str, Any], grid: GridConfig) -> dict[str, Any]:
@@ -157,6 +179,7 @@ def fill(
                 say,
                 overwrite=overwrite,
                 keep_runs=grid.keep_runs,
+                every=grid.every,
             )
             for cell in cells(grid)
         ]
@@ -166,7 +189,30 @@ def fill(
 
 def write_grid(filled: Sequence[FilledCell], folder: Path) -> None:
     """The tables of the cells that are filled, with what was compared above them."""
-    write_tables([cell.result for cell in filled], folder, _about(filled))
+    write_tables([cell.result for cell in filled], folder, "\n\n".join(filter(None, [_about(filled), _spread(filled)])))
+
+
+def _spread(filled: Sequence[FilledCell]) -> str:
+    """Mean and standard deviation over the training seeds, of the systems that have several, as Markdown."""
+    lines = []
+    for cell in filled:
+        rows: dict[str, list[dict[str, float]]] = {}
+        for method in cell.result.methods:
+            rows.setdefault(method.split(" (seed ")[0], []).append(cell.result.mean(method))
+        for system, means in rows.items():
+            if len(means) > 1:
+                cells = [_mean_and_deviation(name, [mean[name] for mean in means]) for name in _SPREAD_METRICS]
+                lines.append(f"| {cell.result.label} | {system} | {len(means)} | " + " | ".join(cells) + " |")
+    if not lines:
+        return ""
+    titles = [TABLE_METRICS[name].heading for name in _SPREAD_METRICS]
+    heading = ["| cell | system | seeds | " + " | ".join(titles) + " |", "|" + " --- |" * (3 + len(titles))]
+    return "\n".join(["Mean ± standard deviation over training seeds:", "", *heading, *lines])
+
+
+def _mean_and_deviation(metric: str, values: Sequence[float]) -> str:
+    write = TABLE_METRICS[metric].write
+    return f"{write(fmean(values))} ± {write(stdev(values))}"
 
 
 def _about(filled: Sequence[FilledCell]) -> str:
@@ -176,12 +222,14 @@ def _about(filled: Sequence[FilledCell]) -> str:
     if len(set(seen.values())) > 1:
         budget = "equally many images of a cell (" + "; ".join(f"{each}: {n}" for each, n in seen.items()) + ")"
     lines = [
-        f"Every system saw {budget} (generator steps × batch) of the same split, from the same seed.",
+        f"Every system saw {budget} (generator steps × batch) of the same split, from the same seeds.",
         "",
         "| system | generator | width | parameters | critic | width | parameters |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, recipe in filled[0].trained.items():
+        if " (seed " in name:
+            continue
         with torch.device("meta"):  # only counted
             generator = build_generator(recipe.generator)
             critic = build_critic(recipe.critic) if recipe.loss.adversarial != "none" else None

@@ -46,6 +46,7 @@ def fill_cell(
     say: Say,
     overwrite: bool = False,
     keep_runs: bool = True,
+    every: int = 1,
 ) -> FilledCell:
     """Train each system and rate all; what `folder` and the runs have already is not done again.
 
@@ -64,15 +65,16 @@ def fill_cell(
         else:
             models[system] = model
     physics = physics_of(next(iter(trained.values())))
-    without = rate_classical(classical, physics, reader, folder)
+    without = rate_classical(classical, physics, reader, folder, every)
     facts: dict[str, Any] = {
-        "models": {name: sha256(model / "generator.safetensors") for name, model in models.items()}
+        "models": {name: sha256(model / "generator.safetensors") for name, model in models.items()},
+        "every": every,
     }
     path = folder / "cells" / f"{slug(physics)}.json"
     if saved_facts(path) == facts:
         return FilledCell(_joined(without, load_evaluation(path)), trained, tuple(diverged))
     methods = {name: network_method(load_model(model, device).generator) for name, model in models.items()}
-    found = _rate(methods, physics, reader, path, facts, device)
+    found = _rate(methods, physics, reader, path, facts, device, every)
     result = _joined(without, found)
     comparison(result.examples, folder / f"comparison-{slug(physics)}.png")
     for line in text_table(result):
@@ -85,7 +87,9 @@ def physics_of(experiment: Experiment) -> Physics:
     return Physics(experiment.data.crop, experiment.mask.model_copy(update={"per_slice": False}))
 
 
-def rate_classical(classical: Sequence[str], physics: Physics, reader: SliceReader, folder: Path) -> Evaluation | None:
+def rate_classical(
+    classical: Sequence[str], physics: Physics, reader: SliceReader, folder: Path, every: int = 1
+) -> Evaluation | None:
     """Zero-filled and compressed sensing; no training changes these figures, so they are kept in a file of their own.
 
     Another machine's file serves as well, so that compressed sensing need not run where the systems are trained.
@@ -96,16 +100,23 @@ def rate_classical(classical: Sequence[str], physics: Physics, reader: SliceRead
     info = reader.info
     # not a checksum: machines differ in the last bit of a Fourier transform
     data = [*info.volumes, info.index.tolist(), f"{info.scale.sum():.4g}"]
-    facts: dict[str, Any] = {"classical": list(classical), "data": data}
+    facts: dict[str, Any] = {"classical": list(classical), "data": data, "every": every}
     if saved_facts(path) == facts:
         return load_evaluation(path)
-    return _rate({name: classical_method(name, physics) for name in classical}, physics, reader, path, facts, "cpu")
+    methods = {name: classical_method(name, physics) for name in classical}
+    return _rate(methods, physics, reader, path, facts, "cpu", every)
 
 
 def _rate(
-    methods: Mapping[str, Method], physics: Physics, reader: SliceReader, path: Path, facts: dict[str, Any], device: str
+    methods: Mapping[str, Method],
+    physics: Physics,
+    reader: SliceReader,
+    path: Path,
+    facts: dict[str, Any],
+    device: str,
+    every: int,
 ) -> Evaluation:
-    result = evaluate(methods, physics, reader, "paper", _BATCH, lambda *_: None, device)
+    result = evaluate(methods, physics, reader, "paper", _BATCH, lambda *_: None, device, every=every)
     save_evaluation(result, path, facts)
     return result
 

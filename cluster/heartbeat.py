@@ -1,7 +1,7 @@
 """Where each rank of a run is: one small object per rank in the run's folder, and who keeps the others waiting.
 
-    heartbeats/rank-0001.json   step, phase, seconds in it, host, process; `count` grows with every heartbeat, `moves`
-                                with every change of step or phase
+    heartbeats/rank-0001.json   step, phase, seconds in it, host, process; `turn` counts the phases of the step before
+                                this one, `count` grows with every heartbeat, `moves` with every sign of work
 
 Nothing here compares clocks of two machines: what does not change between two readings stands still.
 """
@@ -16,18 +16,20 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from recon.step_clock import PHASES
 from storage.object_store import ObjectStore
 
-PHASES = ("start", "data", "critic", "generator", "validation", "checkpoint")
+START = "start"  # the phase before the first of `PHASES`
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """One rank at one moment. `step` counts finished steps."""
+    """One rank at one moment. `step` counts finished steps, `turn` the changes of phase since the last of them."""
 
     rank: int
     step: int
     phase: str
+    turn: int
     seconds: float
     moves: int
     count: int
@@ -36,8 +38,8 @@ class Heartbeat:
 
     @property
     def place(self) -> tuple[int, int]:
-        """How far the rank is."""
-        return self.step, PHASES.index(self.phase) if self.phase in PHASES else len(PHASES)
+        """How far the rank is. All ranks enter the same phases in the same order, some more than once in a step."""
+        return self.step, self.turn
 
     def describe(self) -> str:
         return f"rank {self.rank} (process {self.pid} on {self.host})"
@@ -48,7 +50,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._step, self._phase, self._moves = 0, PHASES[0], 0
+        self._step, self._phase, self._turn, self._moves = 0, START, 0, 0
         self._since = self._moved = time.monotonic()
 
     def at(self, step: int, phase: str) -> None:
@@ -57,6 +59,7 @@ class Progress:
             self._moved = time.monotonic()
             if (step, phase) != (self._step, self._phase):
                 self._since = self._moved
+                self._turn = self._turn + 1 if step == self._step else 0
             self._step, self._phase, self._moves = step, phase, self._moves + 1
 
     def excuse(self) -> None:
@@ -81,14 +84,13 @@ class Progress:
     @property
     def is_first_step(self) -> bool:
         """Whether nothing but starting and one step has been seen: compilers take their time then."""
-        return self._phase == PHASES[0] or self._moves < 2 * len(PHASES)
+        return self._phase == START or self._moves < 2 * len(PHASES)
 
     def heartbeat(self, rank: int, count: int) -> Heartbeat:
         with self._lock:
             seconds = round(time.monotonic() - self._since, 1)
-            return Heartbeat(
-                rank, self._step, self._phase, seconds, self._moves, count, socket.gethostname(), os.getpid()
-            )
+            place = self._step, self._phase, self._turn
+            return Heartbeat(rank, *place, seconds, self._moves, count, socket.gethostname(), os.getpid())
 
 
 def write_heartbeat(store: ObjectStore, beat: Heartbeat) -> None:

@@ -20,6 +20,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,18 +131,20 @@ def refuse_if_held(store: ObjectStore) -> None:
         raise _held(store, lease)
 
 
-def delete_all_but_lease(store: ObjectStore) -> None:
-    """Empty a folder whose lease this process holds."""
-    for name in sorted({path.split("/")[0] for path in store.list()} - {_FOLDER}):
-        store.delete(name)
+def delete_all_but_lease(store: ObjectStore, guard: Callable[[], None]) -> None:
+    """Empty a folder while this process holds its lease, as `guard` sees; what comes meanwhile stays."""
+    found = [path for path in store.list(unfinished=True) if not path.startswith(f"{_FOLDER}/")]
+    guard()
+    store.remove(found, guard)
 
 
 @contextlib.contextmanager
 def hold(store: ObjectStore, say: Say, seconds: float = TIME_TO_LIVE, me: Owner | None = None) -> Iterator[int]:
     """Hold the lease of a folder while the block runs; gives its number. `say` is told if that takes waiting.
 
-    Raises `InputError` if another process has it.
+    Raises `InputError` if another process has it, or the store would give it to several.
     """
+    store.check_conditions(f"{_FOLDER}/probe-{uuid.uuid4().hex}")
     lease = _acquire(store, me or Owner.this_process(), seconds, say)
     end = threading.Event()
     thread = threading.Thread(target=_keep, args=(store, lease, end), name="larmor-lease", daemon=True)

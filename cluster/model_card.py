@@ -10,16 +10,9 @@ from typing import Any
 import yaml
 
 from cluster.origin import trained_with
+from recon.metrics import TABLE_METRICS
 
 _MOST_SOURCES = 40  # rows of the table of volumes; metrics.json has all
-_FIGURES = {
-    "psnr": "{:.3f} dB",
-    "ssim": "{:.4f}",
-    "mse": "{:.4g}",
-    "rmse": "{:.4g}",
-    "nmse": "{:.4g}",
-    "dice": "{:.4f}",
-}
 _UNKNOWN = "not recorded by the Larmor that made the run"
 
 
@@ -86,7 +79,7 @@ def _validated(record: Mapping[str, Any], config: Mapping[str, Any]) -> list[str
         "slices, target in [0, 1], data range 1. The checkpoint was chosen by them, so they flatter it, and they have",
         "no interval: `larmor evaluate` rates it on subjects that no training has seen, and writes the result here.",
         "",
-        *_table(("metric", "value"), ((name.upper(), _figure(name, value)) for name, value in sorted(found))),
+        *_table(("metric", "value"), ((_title(name), _figure(name, value)) for name, value in found)),
     ]
 
 
@@ -106,7 +99,7 @@ def _evaluated(summary: Mapping[str, Any], method: str) -> list[str]:
         names = [name for name in cell["mean"][method] if name != "seconds"]
         lines += ["", f"{cell['label']}:", ""]
         lines += _table(
-            ("", *(name.upper() for name in names)),
+            ("", *(_title(name) for name in names)),
             ((row.replace("_", "-"), *(_with_interval(cell, row, name) for name in names)) for row in rows),
         )
     return lines
@@ -207,8 +200,15 @@ def _files(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _title(name: str) -> str:
+    return TABLE_METRICS[name].title if name in TABLE_METRICS else name
+
+
 def _figure(name: str, value: float) -> str:
-    return _FIGURES.get(name, "{:.4g}").format(value)
+    if name not in TABLE_METRICS:
+        return f"{value:.4g}"
+    metric = TABLE_METRICS[name]
+    return f"{metric.write(value)} {metric.unit}".strip()
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -12,7 +12,6 @@ While a pull runs, or after it broke, what has arrived lies beside it in NAME.pa
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -23,14 +22,15 @@ from typing import Any
 
 import yaml
 
+from cluster.checkpoint import WEIGHTS, Checkpoint
 from cluster.model_card import write_card
 from cluster.origin import read_origin
-from cluster.run_folder import Checkpoint, RunFolder
-from recon.metrics import HIGHER_IS_BETTER
+from cluster.run_folder import REMOVED, RunFolder
+from recon.metrics import HIGHER_IS_BETTER, check_metric
 from storage.errors import InputError
+from storage.lock_file import locked
 from storage.store_errors import StoreAway
 
-WEIGHTS = "generator.safetensors"
 MODEL_FORMAT = 1  # as recon.model reads it, which needs PyTorch
 _TRIES = 5  # a run that is going on may remove a checkpoint between our look and our download
 
@@ -45,9 +45,7 @@ class Pulled:
 
 def metric_direction(metric: str) -> tuple[str, bool]:
     """`val/psnr` or `psnr` → ("val/psnr", True). Raises `InputError` for an unknown metric."""
-    short = metric.removeprefix("val/")
-    if short not in HIGHER_IS_BETTER:
-        raise InputError(f"'{metric}' is not a validation metric; choose one of {', '.join(HIGHER_IS_BETTER)}")
+    short = check_metric(metric)
     return f"val/{short}", HIGHER_IS_BETTER[short]
 
 
@@ -111,10 +109,12 @@ def check_target(target: Path, overwrite: bool) -> None:
 def _partial_folder(target: Path) -> Iterator[Path]:
     """The folder beside `target`, for one process alone; it stays if something in it is worth going on with."""
     partial = target.with_name(f"{target.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    with (partial / "lock").open("w") as lock:
+    if partial.is_symlink():
+        raise InputError(f"{partial}: is a link; remove it if you do not know it, or choose another --to")
+    partial.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(partial / "lock"))
         except BlockingIOError as error:
             raise InputError(f"{target}: another `larmor pull` is writing to it; wait for it") from error
         try:
@@ -139,15 +139,15 @@ def _download_best(run: RunFolder, metric: str, higher: bool, partial: Path, ful
 
 
 def _best(run: RunFolder, metric: str, higher: bool) -> Checkpoint:
-    """`RunFolder.best`, but damage to the best one is an error: the next best is another model."""
+    """`RunFolder.best`, but damage to the best one's weights is an error: the next best is another model."""
     best = run.best(metric, higher)
     sign = 1 if higher else -1
     for item in run.published():
         value = item.metrics.get(metric)
-        if item.problem and value is not None and sign * value > sign * best.metrics[metric]:
+        if item.weights_problem and value is not None and sign * value > sign * best.metrics[metric]:
             raise InputError(
-                f"{run.url}/{item.folder}/{item.problem}, and this checkpoint is the best by {metric}; remove its "
-                "folder to take the next best one"
+                f"{run.url}/{item.folder}/{item.weights_problem}, and this checkpoint is the best by {metric}; remove "
+                "its folder to take the next best one"
             )
     if WEIGHTS not in best.files:
         raise InputError(f"{run.url}/{best.folder}: its manifest names no {WEIGHTS}; remove this checkpoint's folder")
@@ -185,6 +185,9 @@ def _notes(run: RunFolder, config: str, metric: str, best: Checkpoint) -> Iterat
         yield f"the run keeps its best checkpoint by {kept_by}: by {metric} this is the best of those that are kept"
     elif result and result.get("checkpoint", best.folder) != best.folder:
         yield f"the run's result names another checkpoint, {result['checkpoint']}, which is not there any more"
+    if best.problem:
+        yield f"no training can go on from {best.folder}, of which only the weights are whole: {best.problem}"
+    yield from (warning for warning in run.warnings() if REMOVED in warning)
     for item in run.published():
         if item.problem and metric not in item.metrics:
             yield f"{item.folder} was left out: {item.problem}"

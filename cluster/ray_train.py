@@ -64,6 +64,7 @@ def _fit_until(request: StopRequest, experiment: Experiment, run: RunFolder) -> 
     while thread.is_alive():
         thread.join(0.2)
         if request.reason and not ordered:
+            run.check_lease()  # another process's training must not be stopped by this one's signal
             order_stop(run.store, request.reason)
             ordered = True
     if errors:

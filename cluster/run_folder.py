@@ -16,51 +16,37 @@ Needs neither Ray nor DeepSpeed, so that `larmor pull` runs anywhere.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.checkpoint import (
+    FOLDER,
+    Checkpoint,
+    DamagedCheckpoint,
+    Files,
+    check_files,
+    ranked,
+    read_manifest,
+    write_manifest,
+)
 from cluster.lease import check_lease, delete_all_but_lease
 from storage.errors import InputError
+from storage.local_names import inside
 from storage.object_store import ObjectStore
 
-MANIFEST_FORMAT = 1
-_FOLDER = re.compile(r"checkpoints/step-\d+-[^/]+")
-Files = Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A published checkpoint: its folder below the run's, step, metrics, and path → {size, sha256}.
-
-    `problem` says what is wrong with one that is not whole.
-    """
-
-    folder: str
-    step: int
-    metrics: Mapping[str, float]
-    files: Files
-    problem: str = ""
-
-
-class DamagedCheckpoint(InputError):
-    """A file of a checkpoint is not as it was written; `problem` says which, and why, without a remedy."""
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(f"{problem}; remove this checkpoint's folder to use another one")
-        self.problem = problem
+REMOVED = " was removed: "  # in a warning about a checkpoint
 
 
 class RunFolder:
     """The folder of one run. Methods raise what `ObjectStore` raises.
 
     With the number of a `lease`, what tells others how far the run is (history, manifests, result) is written only
-    while that lease is the newest, else `LeaseLost` is raised; so is what removes checkpoints.
+    while that lease is the newest, else `LeaseLost` is raised; so is what removes checkpoints. The look comes right
+    before each request, since the store may keep a request waiting for longer than a lease lives.
     """
 
     def __init__(self, url: str, lease: int | None = None) -> None:
@@ -73,7 +59,7 @@ class RunFolder:
 
     def create(self, config_yaml: str) -> bool:
         """Claim the folder for this configuration; False if another run has it."""
-        return self.store.create("config.yaml", config_yaml.encode())
+        return self.store.create("config.yaml", config_yaml.encode(), guard=self.check_lease)
 
     def config_yaml(self) -> str:
         """Raises `InputError` if no run is there."""
@@ -85,18 +71,21 @@ class RunFolder:
 
     def delete(self) -> None:
         """Remove everything but the lease."""
-        delete_all_but_lease(self.store)
+        delete_all_but_lease(self.store, self.check_lease)
 
     def check_lease(self) -> None:
         """Raises `LeaseLost` if another process drives the run now."""
         if self.lease is not None:
             check_lease(self.store, self.lease)
 
+    def _write(self, path: str, content: bytes) -> None:
+        """Put what tells others how far the run is."""
+        self.store.write(path, content, guard=self.check_lease)
+
     # history
 
     def write_history(self, step: int, rows: Sequence[Mapping[str, float]]) -> None:
-        self.check_lease()
-        self.store.write(f"history/{step:08d}.json", json.dumps(list(rows)).encode())
+        self._write(f"history/{step:08d}.json", json.dumps(list(rows)).encode())
 
     def history(self, after: int = 0) -> list[dict[str, float]]:
         """Rows of all steps beyond `after`, in order; a step that was replayed counts once."""
@@ -110,8 +99,7 @@ class RunFolder:
     # result
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        self.check_lease()
-        self.store.write("result.json", json.dumps(dict(result), indent=2).encode())
+        self._write("result.json", json.dumps(dict(result), indent=2).encode())
 
     def result(self) -> dict[str, Any] | None:
         """What the finished run wrote, or None."""
@@ -122,8 +110,7 @@ class RunFolder:
 
     def write_failure(self, reason: str) -> None:
         """Record why the training cannot go on as it is."""
-        self.check_lease()
-        self.store.write("failure.txt", reason.encode())
+        self._write("failure.txt", reason.encode())
 
     def failure(self) -> str | None:
         """What `write_failure` recorded, or None."""
@@ -133,13 +120,13 @@ class RunFolder:
             return None
 
     def clear_failure(self) -> None:
-        self.store.delete("failure.txt")
+        self.store.remove(["failure.txt"], guard=self.check_lease)
 
     # warnings
 
     def write_warning(self, checkpoint: str, text: str) -> None:
         """Record what was wrong with a checkpoint's folder."""
-        self.store.write(f"warnings/{checkpoint.split('/')[-1]}.txt", text.encode())
+        self._write(f"warnings/{checkpoint.split('/')[-1]}.txt", text.encode())
 
     def warnings(self) -> list[str]:
         return [self.store.read(path).decode() for path in self.store.list("warnings")]
@@ -163,18 +150,15 @@ class RunFolder:
         paths = list(self.store.list(f"{checkpoint}/parts"))
         if len(paths) < num_ranks:
             return None
-        return {name: entry for path in paths for name, entry in json.loads(self.store.read(path)).items()}
+        try:
+            parts = [check_files(json.loads(self.store.read(path))) for path in paths]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{self.url}/{checkpoint}/parts: a part of the manifest {error}") from error
+        return {name: entry for part in parts for name, entry in part.items()}
 
     def publish(self, checkpoint: Checkpoint) -> None:
         """Write the manifest: from now on the checkpoint is whole."""
-        self.check_lease()
-        document = {
-            "format": MANIFEST_FORMAT,
-            "step": checkpoint.step,
-            "metrics": dict(checkpoint.metrics),
-            "files": dict(checkpoint.files),
-        }
-        self.store.write(f"{checkpoint.folder}/manifest.json", json.dumps(document, indent=1).encode())
+        self._write(f"{checkpoint.folder}/manifest.json", write_manifest(checkpoint))
 
     def published(self) -> list[Checkpoint]:
         """Every checkpoint that has a manifest, by step, with what is wrong with it.
@@ -183,7 +167,7 @@ class RunFolder:
         """
         sizes = self.store.list("checkpoints")
         folders = {path.removesuffix("/manifest.json") for path in sizes if path.endswith("/manifest.json")}
-        found = (self._read_manifest(folder, sizes) for folder in sorted(folders) if _FOLDER.fullmatch(folder))
+        found = (self._read_manifest(folder, sizes) for folder in sorted(folders) if FOLDER.fullmatch(folder))
         return sorted((item for item in found if item), key=lambda item: item.step)
 
     def checkpoints(self) -> list[Checkpoint]:
@@ -194,26 +178,27 @@ class RunFolder:
         return max(self.checkpoints(), key=lambda item: item.step, default=None)
 
     def best(self, metric: str, higher_is_better: bool) -> Checkpoint:
-        """The whole checkpoint with the best value of `metric`; of equal ones the earliest.
+        """The checkpoint with the best value of `metric`, of those whose weights are there; of equal ones the earliest.
 
-        Raises `InputError` if there is none, naming the metrics there are.
+        It may lack what only a training needs: then it has a `problem`. Raises `InputError` if there is none, naming
+        the metrics there are.
         """
         published = self.published()
-        found = [item for item in published if not item.problem]
-        ranked = _ranked(found, metric, higher_is_better)
-        if not ranked:
+        found = [item for item in published if not item.weights_problem]
+        rated = ranked(found, metric, higher_is_better)
+        if not rated:
             known = sorted({name for item in found for name in item.metrics})
             gap = "".join(f" ({item.folder}/{item.problem})" for item in published[:1])
             have = f"its metrics are {', '.join(known)}" if found else f"it has no whole checkpoint yet{gap}"
             raise InputError(f"{self.url}: no checkpoint with the metric '{metric}'; {have}")
-        return ranked[0]
+        return rated[0]
 
     def download(
         self, checkpoint: Checkpoint, target: Path, names: Iterable[str] | None = None, resume: bool = False
     ) -> None:
         """Get files of a checkpoint and verify each; `resume` as `ObjectStore` has it. Raises `DamagedCheckpoint`."""
         for name in names or checkpoint.files:
-            path = target / name
+            path = inside(target, name)
             if path.is_file() and sha256(path) == checkpoint.files[name]["sha256"]:
                 continue
             try:
@@ -230,70 +215,50 @@ class RunFolder:
 
     def unpublish(self, checkpoint: Checkpoint) -> None:
         """Take a checkpoint out of the choice; the next `prune` removes its files."""
-        self.check_lease()
-        self.store.delete(f"{checkpoint.folder}/manifest.json")
+        self.store.remove([f"{checkpoint.folder}/manifest.json"], guard=self.check_lease)
+
+    def take_back(self, checkpoint: Checkpoint, problem: str, is_model: bool) -> None:
+        """Let no training go on from a checkpoint that was found damaged; as a model it counts if `is_model`."""
+        if is_model:
+            self.publish(dataclasses.replace(checkpoint, problem=problem))
+        else:
+            self.unpublish(checkpoint)
 
     def prune(self, newest: int, best: int, metric: str, higher_is_better: bool) -> None:
-        """Remove all but the `newest` last checkpoints and the `best` ones, and whatever is not whole.
+        """Remove all but the `newest` last whole checkpoints and the `best` models, and what was not uploaded whole.
 
-        Call it while no upload is on its way: one that is not whole was cut off, also if it is of a later step.
+        Call it while no upload is on its way: one that is not whole was cut off, also if it is of a later step. What is
+        removed was there while the lease still held: a successor's checkpoints are not known here, and not touched.
         """
-        self.check_lease()
         published = self.published()
         found = [item for item in published if not item.problem]
         if not found:
             return
-        kept = {item.folder for item in [*found[-newest:], *_ranked(found, metric, higher_is_better)[:best]]}
+        kept = {item.folder for item in [*found[-newest:], *ranked(published, metric, higher_is_better)[:best]]}
+        folders = {match[0] for path in self.store.list("checkpoints") if (match := FOLDER.match(path))}
+        self.check_lease()
+        self._tell_of_lost(published, best, metric, higher_is_better)
         for item in published:
             if item.folder not in kept:
                 self.unpublish(item)  # first: no half-deleted one is ever chosen
-        folders = {match[0] for path in self.store.list("checkpoints") if (match := _FOLDER.match(path))}
         for folder in sorted(folders - kept):
-            self.store.delete(folder)
+            self.store.delete(folder, guard=self.check_lease)
+
+    def _tell_of_lost(self, published: Sequence[Checkpoint], best: int, metric: str, higher_is_better: bool) -> None:
+        """Keep in mind which of the best ones go because their weights are damaged."""
+        undamaged = [dataclasses.replace(item, weights_problem="") for item in published]
+        wanted = {item.folder for item in ranked(undamaged, metric, higher_is_better)[:best]}
+        for item in published:
+            if item.folder in wanted and item.weights_problem:
+                value = f"by {metric} ({item.metrics[metric]:g}) it was among the best {best}"
+                self.write_warning(item.folder, f"{item.folder}{REMOVED}{item.weights_problem}; {value}")
 
     def _read_manifest(self, folder: str, sizes: Mapping[str, int]) -> Checkpoint | None:
         """None if it has just been removed."""
         try:
-            document = json.loads(self.store.read(f"{folder}/manifest.json"))
+            return read_manifest(self.store.read(f"{folder}/manifest.json"), folder, sizes, self.url)
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            return _unreadable(folder, f"is not JSON ({error})")
-        written = document.get("format") if isinstance(document, dict) else None
-        if not isinstance(written, int):
-            return _unreadable(folder, "is not a manifest of Larmor")
-        if written > MANIFEST_FORMAT:
-            raise InputError(
-                f"{self.url}/{folder}: has manifest format {written}, this Larmor reads up to {MANIFEST_FORMAT}; "
-                "update Larmor"
-            )
-        try:
-            files = document["files"]
-            missing = [name for name, entry in files.items() if sizes.get(f"{folder}/{name}") != entry["size"]]
-            problem = f"{missing[0]} is missing or cut short" if missing else ""
-            return Checkpoint(folder, int(document["step"]), dict(document["metrics"]), files, problem)
-        except (KeyError, TypeError, ValueError, AttributeError):  # whatever else may be in JSON
-            return _unreadable(folder, "is not a manifest of Larmor")
-
-
-def _unreadable(folder: str, problem: str) -> Checkpoint:
-    return Checkpoint(folder, checkpoint_step(folder), {}, {}, f"manifest.json {problem}")
-
-
-def _ranked(found: Iterable[Checkpoint], metric: str, higher_is_better: bool) -> list[Checkpoint]:
-    """Those whose metric is a finite number, the best first; of equal ones the earlier first."""
-    sign = -1 if higher_is_better else 1
-    rated = [item for item in found if math.isfinite(item.metrics.get(metric, math.nan))]
-    return sorted(rated, key=lambda item: (sign * item.metrics[metric], item.step))
-
-
-def checkpoint_folder(step: int, token: str) -> str:
-    """Name of a checkpoint's folder. The token keeps two attempts at one step apart."""
-    return f"checkpoints/step-{step:08d}-{token}"
-
-
-def checkpoint_step(folder: str) -> int:
-    return int(folder.split("/")[-1].split("-")[1])
 
 
 def sha256(path: Path) -> str:

@@ -8,6 +8,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from storage.errors import InputError
+from storage.lock_file import is_own_folder, locked
+
 _PREFIX = "larmor-checkpoint-"
 _LOCK = ".lock"
 
@@ -36,7 +39,9 @@ class Scratch:
 
 
 def _remove_abandoned() -> None:
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
-        with contextlib.suppress(OSError), path.open("w") as lock:  # OSError: it is in use, or somebody else's
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path.parent, ignore_errors=True)
+    """Only what this account has made: others may put anything into the system's folder, links to our files too."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        if not is_own_folder(folder):
+            continue
+        with contextlib.suppress(OSError, InputError), locked(folder / _LOCK, create=False):  # else it is in use
+            shutil.rmtree(folder, ignore_errors=True)

@@ -9,8 +9,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.checkpoint import Checkpoint
 from cluster.lease import LeaseLost
-from cluster.run_folder import Checkpoint, RunFolder
+from cluster.run_folder import RunFolder
 from storage.errors import InputError
 from storage.store_errors import StoreAway
 

@@ -16,10 +16,11 @@ import torch.distributed
 
 from cluster.agreement import Agreement
 from cluster.attempts import Attempt
+from cluster.checkpoint import WEIGHTS, Checkpoint, DamagedCheckpoint, checkpoint_folder
 from cluster.heartbeat import Progress
 from cluster.lease import LeaseLost
 from cluster.reports import Reports
-from cluster.run_folder import Checkpoint, DamagedCheckpoint, RunFolder, checkpoint_folder
+from cluster.run_folder import RunFolder
 from cluster.scratch import Scratch
 from cluster.stopping import StopRequest
 from cluster.upload import Retention, Upload
@@ -81,6 +82,7 @@ class LocalWorker:
             if self._reports:
                 self._reports.close()
             self._scratch.remove()
+            self._agreement.close()
 
     def progress(self, step: int, phase: str) -> None:
         self.place.at(step, phase)
@@ -196,7 +198,20 @@ class LocalWorker:
             text = f"{checkpoint.folder} was skipped: {problem}; the training went on from step {used.step}"
             _LOG.warning("%s: %s", self._run.url, text)
             self._run.write_warning(checkpoint.folder, text)
-            self._run.unpublish(checkpoint)
+            self._run.take_back(checkpoint, problem, self._is_model(checkpoint))
+
+    def _is_model(self, checkpoint: Checkpoint) -> bool:
+        """Whether its weights are as they were written, whatever is wrong with the files beside them."""
+        if checkpoint.weights_problem or WEIGHTS not in checkpoint.files:
+            return False
+        local = self._scratch.folder()
+        try:
+            again_if_damaged(lambda: self._run.download(checkpoint, local, [WEIGHTS]))
+        except DamagedCheckpoint:
+            return False
+        finally:
+            shutil.rmtree(local, ignore_errors=True)
+        return True
 
     def _on_rank_0(self, act: Callable[[], T]) -> T:
         """What `act` returns on rank 0, on every rank; or its error."""

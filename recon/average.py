@@ -11,6 +11,9 @@ from torch import nn
 class AveragedWeights:
     """`module` holds average = decay · average + (1 − decay) · weights, in float32, whatever the training computes in.
 
+    The first updates take a smaller decay, (1 + n) / (10 + n) after n of them, or the weights that a training began
+    with would stay in the average of a short one.
+
     Made from the network before an engine takes it; equal on every rank, since the weights are. It wants whole
     weights, so not ZeRO 3.
     """
@@ -20,11 +23,12 @@ class AveragedWeights:
         self._decay = decay
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Take in the weights after a step. Whatever is not a floating-point number is copied."""
+    def update(self, network: nn.Module, number: int) -> None:
+        """Take in the weights after step `number`, from 0. Whatever is not a floating-point number is copied."""
+        decay = min(self._decay, (1 + number) / (10 + number))
         values = network.state_dict()
         for name, average in self.module.state_dict().items():
             if average.is_floating_point():
-                average.lerp_(values[name].to(average.dtype), 1 - self._decay)
+                average.lerp_(values[name].to(average.dtype), 1 - decay)
             else:
                 average.copy_(values[name])

@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from recon.engine_state import EngineFacts, counters_of, moments_of, new_moments, open_state, state_kind, write_part
-from recon.optimizers import build_optimizer, clip_parameters_
+from recon.optimizers import build_optimizer, clip_weights_, parameter_groups
 from recon.precision import lower_buffers
 from recon.settings import OptimizerConfig
 from storage.errors import InputError
@@ -29,6 +30,8 @@ Backend = Literal["deepspeed", "plain", "auto"]
 Precision = Literal["float32", "bfloat16"]
 
 _BUCKET_LIMIT = 50_000_000  # elements; with DeepSpeed's own 5e8 a buffer takes 2 GB
+
+_groups_in_use: weakref.WeakSet[Any] = weakref.WeakSet()  # process groups that DeepSpeed has built engines in
 
 
 class Engine(Protocol):
@@ -39,10 +42,10 @@ class Engine(Protocol):
 
     module: nn.Module
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
         """Forward pass whose result will be handed (as a loss) to this engine's `backward`."""
 
-    def bare_forward(self, *inputs: Tensor) -> Tensor:
+    def bare_forward(self, *inputs: Tensor | None) -> Tensor:
         """Forward pass of the module alone, in the engine's precision, unknown to the engine.
 
         For whatever this engine does not train on: the generator's images while the critic trains,
@@ -114,16 +117,16 @@ def build_engine(
 ) -> Engine:
     """Wrap `module` (float32, on any device) for training on `device`.
 
-    Rank 0's initial weights are copied to all ranks. With `clip` the weights are clamped to ±clip
-    now and after every update (the paper's eq. 4). `auto` takes DeepSpeed if it is installed. With
-    more than one rank the caller has initialised `torch.distributed`. Raises InputError if the
-    settings, the device and the backend do not fit together.
+    Rank 0's initial weights are copied to all ranks. With `clip` the weights of convolutions and dense
+    layers are clamped to ±clip now and after every update (the paper's eq. 4). `auto` takes DeepSpeed if it
+    is installed. With more than one rank the caller has initialised `torch.distributed`. Raises InputError
+    if the settings, the device and the backend do not fit together.
     """
     device = torch.device(device)
     if backend == "auto":
         backend = "plain" if importlib.util.find_spec("deepspeed") is None else "deepspeed"
     if clip is not None:
-        clip_parameters_(module, clip)
+        clip_weights_(module, clip)
     if backend not in ("deepspeed", "plain"):
         raise InputError(f"engine backend {backend!r}: use deepspeed, plain or auto")
     _require_process_group(device, create=backend == "deepspeed")
@@ -146,9 +149,12 @@ class DeepSpeedEngine:
         clip: float | None = None,
     ) -> None:
         deepspeed = import_deepspeed(device)
+        _forget_groups_that_are_gone(deepspeed)
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; `device_rank` is what it uses
         index = device.index if device.index is not None else _current_device_index(device)
-        self._base_optimizer = build_optimizer(module.parameters(), optimizer_config, clip)
+        groups = parameter_groups(module, clip)
+        self._groups: list[list[nn.Parameter]] = [list(group["params"]) for group in groups]  # ZeRO replaces them
+        self._base_optimizer = build_optimizer(groups, optimizer_config, clip)
         with _nothing_compiled():
             self._engine, *_ = deepspeed.initialize(
                 args=SimpleNamespace(device_rank=index),
@@ -161,16 +167,16 @@ class DeepSpeedEngine:
         self._masters: dict[int, Tensor] = {}  # by the parameter's id
         if settings.zero_stage == 0:  # the base optimiser holds them, whole and in order
             held = [parameter for group in self._base_optimizer.param_groups for parameter in group["params"]]
-            pairs = zip(self.module.parameters(), held, strict=True)
-            self._masters = {id(parameter): master for parameter, master in pairs}
+            ours = [parameter for group in self._groups for parameter in group]
+            self._masters = {id(parameter): master for parameter, master in zip(ours, held, strict=True)}
         self._dtype: torch.dtype = getattr(torch, settings.dtype)
         if self._dtype is not torch.float32:
             lower_buffers(self.module, self._dtype)
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
         return self._engine(*lowered(inputs, self._dtype)).float()
 
-    def bare_forward(self, *inputs: Tensor) -> Tensor:
+    def bare_forward(self, *inputs: Tensor | None) -> Tensor:
         return self.module(*lowered(inputs, self._dtype)).float()
 
     def backward(self, loss: Tensor) -> None:
@@ -185,7 +191,9 @@ class DeepSpeedEngine:
 
     def save(self, folder: Path) -> None:
         assert self._engine.micro_steps % self._settings.gradient_accumulation == 0, "save between updates"
-        state = self._optimizer_states()[0][1]
+        states = self._optimizer_states()
+        self._link_moments(states)
+        state = states[0][1]
         rate = self._base_optimizer.param_groups[0]["lr"]
         facts = EngineFacts(self._engine.micro_steps, rate, counters_of(state))
         write_part(folder, self._tensors(moments_of(state)), facts, dist.get_rank(), dist.get_world_size())
@@ -277,13 +285,24 @@ class DeepSpeedEngine:
 
     def _create_moments(self, moments: Sequence[str], counters: Mapping[str, float]) -> None:
         """Make the state that torch would make at the first update, so that it can be filled."""
+        states = self._optimizer_states()
+        for parameter, state in states:
+            state.update(new_moments(parameter, moments, counters))
+        self._link_moments(states)
+
+    def _link_moments(self, states: Sequence[tuple[Tensor, dict[str, Any]]]) -> None:
+        """Let each parameter find its moments in the flat partition of its group.
+
+        DeepSpeed (0.19) does that once, after the update of the first group, when the others have none yet.
+        """
         import deepspeed
 
-        for parameter, state in self._optimizer_states():
-            state.update(new_moments(parameter, moments, counters))
-            if self._settings.zero_stage in (1, 2):
-                trained = [parameter for _, parameter in _trained(self.module)]
-                deepspeed.utils.lazy_init_hp_params_optimizer_state(trained, parameter, self._base_optimizer.state)
+        if self._settings.zero_stage not in (1, 2):
+            return
+        for parameters, (partition, state) in zip(self._groups, states, strict=True):
+            if state:
+                trained = [parameter for parameter in parameters if parameter.requires_grad]
+                deepspeed.utils.lazy_init_hp_params_optimizer_state(trained, partition, {partition: state})
 
     def _set_moment(self, parameter: nn.Parameter, moment: str, tensor: Tensor) -> None:
         import deepspeed
@@ -297,9 +316,9 @@ class DeepSpeedEngine:
             deepspeed.utils.safe_set_full_optimizer_state(parameter, tensor, moment)
 
 
-def lowered(inputs: Iterable[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Real floating-point inputs in `dtype`; masks and complex k-space as they are."""
-    return [x.to(dtype) if x.is_floating_point() else x for x in inputs]
+def lowered(inputs: Iterable[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """Real floating-point inputs in `dtype`; masks, complex k-space and None as they are."""
+    return [x.to(dtype) if x is not None and x.is_floating_point() else x for x in inputs]
 
 
 def deepspeed_config(settings: EngineSettings, num_parameters: int) -> dict[str, Any]:
@@ -377,6 +396,17 @@ def _require_process_group(device: torch.device, create: bool) -> None:
     if create:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def _forget_groups_that_are_gone(deepspeed: Any) -> None:
+    """DeepSpeed derives groups from the process group once, and keeps them when it is left and another one joined.
+
+    A module that is loaded again starts with none; functions that others imported from it see that too. Its own
+    `destroy_process_group` forgets them as well (from 0.19 on), but only whoever leaves the group could call it.
+    """
+    if dist.group.WORLD not in _groups_in_use:
+        importlib.reload(deepspeed.utils.groups)
+        _groups_in_use.add(dist.group.WORLD)
 
 
 def _current_device_index(device: torch.device) -> int:

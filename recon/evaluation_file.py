@@ -30,6 +30,7 @@ def save_evaluation(result: Evaluation, path: Path, facts: dict[str, Any]) -> No
         "methods": list(result.methods),
         "subject_of": dict(result.subject_of),
         "num_constant": result.num_constant,
+        "every": result.every,
         "slices": [dataclasses.asdict(row) for row in result.slices],
         "volumes": [dataclasses.asdict(row) for row in result.volumes],
         "examples": [example.title for example in result.examples],
@@ -74,4 +75,5 @@ def load_evaluation(path: Path) -> Evaluation:
         examples,
         content["subject_of"],
         num_constant=content.get("num_constant", 0),
+        every=content.get("every", 1),
     )

@@ -113,7 +113,7 @@ def _consistent(model: Model) -> bool:
 
 
 def _network(model: Model) -> Any:
-    return model.generator.network if isinstance(model.generator, ConsistentGenerator) else model.generator
+    return model.generator.networks[0] if isinstance(model.generator, ConsistentGenerator) else model.generator
 
 
 def _random_inputs(model: Model, size: tuple[int, int], batch: int, num_coils: int, seed: int = 0) -> Inputs:

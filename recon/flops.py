@@ -34,7 +34,9 @@ def _of_one_slice(recipe: Recipe) -> tuple[int, int]:
     with torch.device("meta"):
         image = torch.empty(1, channels, *recipe.data.crop)
         kspace = torch.empty(1, 1, *recipe.data.crop, dtype=torch.complex64)
-        measurement = image, kspace, torch.empty(1, 1, *recipe.data.crop, dtype=torch.bool)
+        measurement: list[Tensor | None] = [image, kspace, torch.empty(1, 1, *recipe.data.crop, dtype=torch.bool)]
+        if recipe.generator.start.enabled:  # known before the step
+            measurement += [None, image]
         generator, critic = _counted(build_generator(recipe.generator, channels)), None
         if recipe.loss.adversarial != "none":
             critic = _counted(build_critic(recipe.critic, channels))
@@ -61,12 +63,12 @@ class _Counted:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
         return self.bare_forward(*inputs)
 
-    def bare_forward(self, *inputs: Tensor) -> Tensor:
+    def bare_forward(self, *inputs: Tensor | None) -> Tensor:
         # the counter's hooks on modules cannot bear gradients with respect to their very inputs (gradient penalty)
-        output: Tensor = self.module(*(x * 1 if x.requires_grad else x for x in inputs))
+        output: Tensor = self.module(*(x * 1 if x is not None and x.requires_grad else x for x in inputs))
         return output
 
     def backward(self, loss: Tensor) -> None:

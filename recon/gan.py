@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from recon.average import AveragedWeights
+from recon.balance import Judge, measure
 from recon.engine import Engine, EngineSettings, build_engine
 from recon.fourier import fft2c, ifft2c
-from recon.gan_step import View, as_it_is, critic_step, generator_step
+from recon.gan_step import View, as_it_is, critic_step, frozen, generator_step
 from recon.lipschitz import draw_shares
 from recon.losses import critic_loss, generator_loss
 from recon.networks import build_critic, build_generator
@@ -32,7 +33,7 @@ class Gan:
 
     def __init__(self, recipe: Recipe, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
         config = recipe.training
-        self._recipe, self._rank = recipe, rank
+        self._recipe, self._rank, self._step = recipe, rank, 0
         recorded = config.cuda_graphs and device.type == "cuda"
         if recorded and world_size > 1:
             raise InputError(
@@ -94,6 +95,7 @@ class Gan:
 
     def set_learning_rates(self, step: int) -> None:
         """The learning rates of generator step `step`, counted from 0."""
+        self._step = step
         factor = learning_rate_factor(self._recipe.training, step)
         self.generator.set_learning_rate(self._recipe.generator_optimizer.learning_rate * factor)
         if self.critic:
@@ -111,19 +113,40 @@ class Gan:
         """One generator update; the loss terms of each micro-batch."""
         terms = self._graphs.get("generator", self._step_generator)(samples, ())
         if self.average:
-            self.average.update(self.generator.module)
+            self.average.update(self.generator.module, self._step)
         return terms
+
+    def balance(self, samples: Sequence[Sample]) -> list[dict[str, float]]:
+        """What `recon.balance` says of each micro-batch, with the weights as they are. Every rank calls."""
+        found = []
+        with frozen(self.critic):
+            for sample in samples:
+                with torch.no_grad():
+                    reconstruction = self.generator.bare_forward(*sample.measurement)
+                found.append(measure(sample.target, reconstruction, self._recipe.loss, self._judge(sample)))
+        return found
+
+    def _judge(self, sample: Sample) -> Judge | None:
+        if self.critic is None:
+            return None
+        critic, view = self.critic, self._view(sample)
+        with torch.no_grad():
+            real_scores = critic.bare_forward(self._real(sample))
+        return Judge(lambda image: critic.bare_forward(view(image)), real_scores)
+
+    def _real(self, sample: Sample) -> Tensor:
+        """What the critic is to take for real."""
+        return sample.zero_filled if self._recipe.loss.critic_sees == "measurement" else sample.target
 
     def _step_critic(self, samples: Sequence[Sample], shares: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         assert self.critic
         score = partial(critic_loss, kind=self._recipe.loss.adversarial)
-        measured = self._recipe.loss.critic_sees == "measurement"
         return [
             critic_step(
                 self.generator,
                 self.critic,
                 sample.measurement,
-                sample.zero_filled if measured else sample.target,
+                self._real(sample),
                 score,
                 self._view(sample),
                 (self._recipe.critic.penalty_weight, shares[number]) if shares else None,

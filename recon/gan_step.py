@@ -32,7 +32,7 @@ def as_it_is(reconstruction: Tensor) -> Tensor:
 def critic_step(
     generator: Engine,
     critic: Engine,
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Tensor | None],
     real: Tensor,
     loss_fn: CriticLoss,
     view: View = as_it_is,
@@ -68,7 +68,7 @@ def critic_step(
 def generator_step(
     generator: Engine,
     critic: Engine | None,
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Tensor | None],
     loss_fn: GeneratorLoss,
     view: View = as_it_is,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -78,7 +78,7 @@ def generator_step(
     meanwhile and called bare: gradients pass through it to the images, its own weights collect none and its
     engine notices nothing.
     """
-    with _frozen(critic):
+    with frozen(critic):
         reconstruction = generator(*inputs)
         terms = loss_fn(reconstruction, None if critic is None else critic.bare_forward(view(reconstruction)))
         generator.backward(terms["loss"])
@@ -87,7 +87,8 @@ def generator_step(
 
 
 @contextmanager
-def _frozen(critic: Engine | None) -> Iterator[None]:
+def frozen(critic: Engine | None) -> Iterator[None]:
+    """No gradient reaches the weights of `critic` meanwhile."""
     parameters = () if critic is None else critic.module.parameters()
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in trainable:

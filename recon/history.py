@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recon.balance import figures as balance_figures
 from recon.recipe import Recipe
 from recon.samples import Sample
 from recon.speed import Speed
@@ -33,6 +34,7 @@ class History:
         self._worker, self._recipe, self._info, self._speed = worker, recipe, info, speed
         self._inputs: list[tuple[np.ndarray, Tensor]] = []
         self._rows: list[tuple[int, dict[str, Tensor]]] = []
+        self._balance: list[dict[str, float]] = []
 
     def add(
         self,
@@ -47,6 +49,10 @@ class History:
         # sums stay on the device: only if a loss is not finite are they looked at
         self._inputs += [(sample.samples, sample.target.sum(dim=(1, 2, 3))) for sample in samples]
 
+    def balance(self, parts: list[dict[str, float]]) -> None:
+        """What `recon.balance` says of the newest step's micro-batches."""
+        self._balance = parts
+
     def validation(self, metrics: dict[str, float]) -> None:
         """Validation metrics that belong to the newest step."""
         self.validated = metrics
@@ -60,8 +66,8 @@ class History:
         self._speed.enter_report(self._rows[-1][0])
         names = sorted(self._rows[0][1])
         local = torch.stack([torch.stack([row[name].float() for name in names]) for _, row in self._rows]).cpu()
-        parts = self._worker.gather((local, self._speed.lap()))
-        mean = torch.stack([losses for losses, _ in parts]).mean(dim=0)
+        parts = self._worker.gather((local, self._speed.lap(), self._balance))
+        mean = torch.stack([losses for losses, _, _ in parts]).mean(dim=0)
         history: list[dict[str, float]] = [
             {"step": step, **dict(zip(names, values.tolist(), strict=True))}
             for (step, _), values in zip(self._rows, mean, strict=True)
@@ -71,8 +77,9 @@ class History:
             self._check(row)
         self._refuse(int(history[-1]["step"]), self.validated)
         self._inputs.clear()
-        history[-1] |= self.validated
-        figures = self._speed.figures([lap for _, lap in parts], len(history))
+        self._balance = []
+        history[-1] |= balance_figures([part for _, _, balances in parts for part in balances]) | self.validated
+        figures = self._speed.figures([lap for _, lap, _ in parts], len(history))
         self.metrics = {name: value for name, value in history[-1].items() if name != "step"} | figures
         self.validated = {}
         return self._worker.report(int(history[-1]["step"]), self.metrics, history)

@@ -22,17 +22,17 @@ def normalized_root_mse_loss(target: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 def frequency_loss(target: Tensor, reconstruction: Tensor, kind: str) -> Tensor:
-    """Eq. (8) with the orthonormal FFT, mean over pixels, so that b does not depend on the image's size.
+    """Eq. (8), ‖F{i} − F{G(n)}‖²: the sum over k-space of an orthonormal FFT, mean over the batch.
 
-    `magnitude`: squared difference of FFT magnitudes (DAGAN's). `complex`: of the FFTs themselves, which by
-    Parseval equals the mean squared error of the images.
+    DAGAN's released loss is the same number: the mean over an unnormalised FFT. So the published b = 0.1 means here
+    what it meant there. `magnitude`: squared difference of FFT magnitudes, as DAGAN computes it. `complex`: of the
+    FFTs themselves, which by Parseval equals the squared error of the images.
     """
     wanted, found = (
         fft2c(image if image.shape[1] == 1 else channels_to_complex(image)) for image in (target, reconstruction)
     )
-    if kind == "magnitude":
-        return (wanted.abs() - found.abs()).square().mean()
-    return (wanted - found).abs().square().mean()
+    error = wanted.abs() - found.abs() if kind == "magnitude" else (wanted - found).abs()
+    return error.square().sum(dim=(1, 2, 3)).mean()
 
 
 def critic_loss(real_scores: Tensor, fake_scores: Tensor, kind: str) -> Tensor:
@@ -77,12 +77,16 @@ def generator_loss(
     The terms are `adversarial`, `frequency` and one called as `config.content`.
     """
     terms: dict[str, Tensor] = {}
-    loss = torch.zeros((), device=reconstruction.device)
     if fake_scores is not None:
         terms["adversarial"] = adversarial_loss(fake_scores, config.adversarial)
-        loss = loss + terms["adversarial"]
     if config.critic_sees == "image":
         terms[config.content] = content_loss(target, reconstruction, config.content)
         terms["frequency"] = frequency_loss(target, reconstruction, config.frequency)
-        loss = loss + config.a * terms[config.content] + config.b * terms["frequency"]
+    weights = term_weights(config)
+    loss = sum((weights[name] * term for name, term in terms.items()), torch.zeros((), device=reconstruction.device))
     return {"loss": loss, **terms}
+
+
+def term_weights(config: LossConfig) -> dict[str, float]:
+    """The weights of eq. (9): of each term that `generator_loss` may give."""
+    return {"adversarial": 1.0, config.content: config.a, "frequency": config.b}

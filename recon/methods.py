@@ -10,23 +10,29 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from recon.bart import bart_compressed_sensing
+from recon.classical_start import classical_start
 from recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
+from recon.data_consistency import Measured
 from recon.inference import Method, Physics, network_method
 from recon.masks import MaskConfig
 from recon.model import Model
 from recon.samples import Sample
+from recon.settings import StartConfig
 from storage.errors import InputError
 
-CLASSICAL = ("wavelet", "total_variation", "bart")
+CLASSICAL = ("wavelet", "total_variation", "alternating", "bart")
 
 
 def classical_method(name: str, physics: Physics) -> Method:
     """Compressed sensing by name, in the library's default settings (see `recon.compressed_sensing`).
 
-    Raises `InputError` for another name.
+    `alternating`, wavelets and total variation by turns, is what the system `larmor` starts from (see
+    `recon.classical_start`): batches, on the device where they lie. Raises `InputError` for another name.
     """
     if name not in CLASSICAL:
         raise InputError(f"method '{name}': choose one of {', '.join(CLASSICAL)}; zero-filled is always in the table")
+    if name == "alternating":
+        return _alternating
     solve = bart_compressed_sensing if name == "bart" else compressed_sensing
     kind = "total_variation" if name == "total_variation" else "wavelet"
     config = CompressedSensingConfig(kind=kind, signal=physics.signal.mode)
@@ -35,6 +41,15 @@ def classical_method(name: str, physics: Physics) -> Method:
         return solve(sample.kspace, sample.mask, config, sample.maps).to(sample.target.device)
 
     return reconstruct
+
+
+def _alternating(sample: Sample) -> Tensor:
+    measured = Measured(sample.kspace, sample.mask, sample.maps, sample.target.shape[1])
+    if not measured.is_one_image:
+        raise InputError(
+            "method 'alternating' needs the sensitivity maps of the coils; convert the data with --sensitivity-maps"
+        )
+    return classical_start(sample.zero_filled, measured.put_back, StartConfig(method="alternating"))
 
 
 @dataclass(frozen=True)

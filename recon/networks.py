@@ -9,6 +9,7 @@ from recon.dagan import DaganDiscriminator, DaganGenerator
 from recon.data_consistency import ConsistentGenerator
 from recon.generator import ResNet50Generator
 from recon.lipschitz import apply_spectral_norm
+from recon.residual_unet import ResidualUNet
 from recon.settings import CriticConfig, GeneratorConfig
 from recon.unet import UNetGenerator
 
@@ -16,19 +17,23 @@ from recon.unet import UNetGenerator
 def build_generator(config: GeneratorConfig, channels: int = 1) -> nn.Module:
     """A generator for images of 1 (magnitude) or 2 (complex) channels.
 
-    It is called with zero_filled (batch, channels, height, width), kspace, mask and, for several coils, maps (see
-    `recon.samples.Sample`), and ignores what it does not need.
+    It is called with zero_filled (batch, channels, height, width), kspace, mask, for several coils maps, and where it
+    has one a start that is known already (see `recon.samples.Sample`); it ignores what it does not need.
     """
-    network: nn.Module
+    if config.data_consistency == "none" and not config.start.enabled:
+        return _network(config, channels)
+    networks = [_network(config, channels) for _ in range(config.cascades)]
+    return ConsistentGenerator(networks, config.data_consistency, config.iterations, config.start)
+
+
+def _network(config: GeneratorConfig, channels: int) -> nn.Module:
     if config.name == "dagan":
-        network = DaganGenerator(config.width, channels, config.norm)
-    elif config.name == "unet":
-        network = UNetGenerator(config.width, channels, config.norm)
-    else:
-        network = ResNet50Generator(config, channels)
-    if config.data_consistency == "none":
-        return network
-    return ConsistentGenerator(network, config.data_consistency, config.iterations)
+        return DaganGenerator(config.width, channels, config.norm)
+    if config.name == "unet":
+        return UNetGenerator(config.width, channels, config.norm)
+    if config.name == "residual_unet":
+        return ResidualUNet(config.width, config.levels, channels, config.norm)
+    return ResNet50Generator(config, channels)
 
 
 def build_critic(config: CriticConfig, channels: int = 1) -> nn.Module:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from recon.settings import OptimizerConfig
 from storage.errors import InputError
 
+_CLIPPED_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+
 
 def clamp_(tensors: Iterable[Tensor], clip: float) -> None:
     """Clamp every tensor to [−clip, clip] in place, without a trace in the autograd graph."""
@@ -19,12 +21,34 @@ def clamp_(tensors: Iterable[Tensor], clip: float) -> None:
             torch._foreach_clamp_max_(tensors, clip)
 
 
-def clip_parameters_(module: nn.Module, clip: float) -> None:
-    """Clamp all parameters of `module` to [−clip, clip] in place: a critic has to start inside.
+def clip_weights_(module: nn.Module, clip: float) -> None:
+    """Clamp the clipped weights of `module` to [−clip, clip] in place: a critic has to start inside.
 
     Raises InputError if `clip` is not positive.
     """
-    clamp_(module.parameters(), checked_clip(clip))
+    clamp_(clipped_weights(module), checked_clip(clip))
+
+
+def clipped_weights(module: nn.Module) -> list[Tensor]:
+    """The weights that the clipping constant c of eq. (4) holds: those of convolutions and dense layers.
+
+    Biases do not change a slope. The scale of a normalisation does, but if it is clamped to 0.01 every residual
+    branch vanishes and the critic tells nothing apart any more (docs/methods.md).
+    """
+    return [layer.weight for layer in module.modules() if isinstance(layer, _CLIPPED_LAYERS)]
+
+
+def parameter_groups(module: nn.Module, clip: float | None) -> list[dict[str, Any]]:
+    """The parameters of `module` for `build_optimizer`: with `clip` the clipped weights and, apart, the rest."""
+    everything = list(module.parameters())
+    if clip is None:
+        return [{"params": everything}]
+    inside = {id(weight) for weight in clipped_weights(module)}
+    groups = [
+        {"params": [parameter for parameter in everything if (id(parameter) in inside) == clipped], "clipped": clipped}
+        for clipped in (True, False)
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def checked_clip(clip: float) -> float:
@@ -34,7 +58,7 @@ def checked_clip(clip: float) -> float:
 
 
 class _ClippingStep(torch.optim.Optimizer):
-    """Mixed in before a torch optimiser: clamps whatever `param_groups` holds after each update.
+    """Mixed in before a torch optimiser: clamps what the groups marked `clipped` hold after each update.
 
     ZeRO puts its float32 master partitions there (one sub-group at a time in stage 3), so clamping
     here is exact in every stage and costs no communication. Clamping from outside is not: the
@@ -50,7 +74,8 @@ class _ClippingStep(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = super().step(closure)
         for group in self.param_groups:
-            clamp_(group["params"], self.clip)
+            if group["clipped"]:
+                clamp_(group["params"], self.clip)
         return loss
 
 
@@ -68,12 +93,12 @@ def build_optimizer(
     clip: float | None = None,
     recorded_on: torch.device | None = None,
 ) -> torch.optim.Optimizer:
-    """An optimiser over `parameters` (tensors or parameter groups).
+    """An optimiser over `parameters`: tensors, or parameter groups such as those of `parameter_groups`.
 
     `recorded_on` is the GPU of a CUDA graph that its step is to be part of: learning rate and counters lie there.
 
-    With `clip`, every `step()` ends with all parameters in [−clip, clip]: the Lipschitz constraint
-    of the paper's eq. (4) by weight clipping. Raises InputError if `clip` is not positive.
+    With `clip`, every `step()` ends with the parameters of each group whose `clipped` is not False in
+    [−clip, clip]: the Lipschitz constraint of the paper's eq. (4). Raises InputError if `clip` is not positive.
     """
     kind: type[torch.optim.Optimizer]
     if config.name == "rmsprop":
@@ -89,4 +114,6 @@ def build_optimizer(
     if isinstance(optimizer, _ClippingStep):
         assert clip is not None
         optimizer.clip = checked_clip(clip)
+        for group in optimizer.param_groups:
+            group.setdefault("clipped", True)
     return optimizer

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from recon.engine import EngineSettings
 from recon.engine_state import EngineFacts, counters_of, moments_of, new_moments, open_state, state_kind, write_part
-from recon.optimizers import build_optimizer
+from recon.optimizers import build_optimizer, parameter_groups
 from recon.precision import keep_autocast_in_norms
 from recon.settings import OptimizerConfig
 from storage.errors import InputError
@@ -42,17 +42,18 @@ class PlainEngine:
             for tensor in self.module.state_dict().values():
                 dist.broadcast(tensor, src=0)
         self._recorded_on = device if settings.recorded else None
-        self._optimizer = build_optimizer(self.module.parameters(), optimizer_config, clip, self._recorded_on)
+        groups = parameter_groups(self.module, clip)
+        self._optimizer = build_optimizer(groups, optimizer_config, clip, self._recorded_on)
         if settings.dtype == "bfloat16":
             keep_autocast_in_norms(self.module)
         self._settings = settings
         self._device = device
         self._micro_steps = 0
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
         return self.bare_forward(*inputs)
 
-    def bare_forward(self, *inputs: Tensor) -> Tensor:
+    def bare_forward(self, *inputs: Tensor | None) -> Tensor:
         with self._precision():
             output: Tensor = self.module(*inputs)
         return output.float()

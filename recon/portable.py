@@ -7,10 +7,12 @@ more for real arithmetic, with the transform as two matrix products: exact for a
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from recon.classical_start import classical_start
 from recon.data_consistency import ConsistentGenerator
 from recon.fourier import mirrored
 
@@ -34,8 +36,10 @@ class PortableConsistentGenerator(nn.Module):
 
     def __init__(self, generator: ConsistentGenerator) -> None:
         super().__init__()
-        self.network = generator.network
-        self.log_weight = generator.consistency.log_weight
+        self.networks = generator.networks
+        self.start_config = generator.start_config
+        self.is_consistent = generator.consistency is not None
+        self.log_weight = None if generator.consistency is None else generator.consistency.log_weight
         self.iterations = generator.iterations
 
     def forward(self, zero_filled: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
@@ -43,17 +47,23 @@ class PortableConsistentGenerator(nn.Module):
             conjugate = mirrored(kspace, (-3, -2)) * kspace.new_tensor([1.0, -1.0])
             kspace, mask = torch.where(mask.unsqueeze(-1), kspace, conjugate), mask | mirrored(mask)
         image = zero_filled
+        if self.start_config.enabled:
+            put_back = partial(self._consistent, kspace=kspace, mask=mask, maps=maps)
+            image = classical_start(zero_filled, put_back, self.start_config)
+        weight = None if self.log_weight is None else self.log_weight.exp()
         for _ in range(self.iterations):
-            image = self._consistent(self.network(image), kspace, mask, maps)
+            for network in self.networks:
+                image = network(image)
+                if self.is_consistent:
+                    image = self._consistent(image, kspace, mask, maps, weight)
         return image
 
-    def _consistent(self, image: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None) -> Tensor:
+    def _consistent(
+        self, image: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None, weight: Tensor | None = None
+    ) -> Tensor:
         whole = torch.stack([image[:, :1], image[:, 1:] if image.shape[1] == 2 else torch.zeros_like(image)], dim=-1)
         predicted = centred_dft(whole if maps is None else _times(maps, whole))
-        measured = kspace
-        if self.log_weight is not None:
-            weight = self.log_weight.exp()
-            measured = (predicted + weight * kspace) / (1 + weight)
+        measured = kspace if weight is None else (predicted + weight * kspace) / (1 + weight)
         corrected = centred_dft(torch.where(mask.unsqueeze(-1), measured, predicted), inverse=True)
         if maps is not None:
             corrected = _times(maps * maps.new_tensor([1.0, -1.0]), corrected).sum(dim=1, keepdim=True)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from recon.masks import MaskConfig
+from recon.metrics import check_metric
 from recon.settings import AugmentConfig, CriticConfig, GeneratorConfig, LossConfig, OptimizerConfig
 from recon.signal import SignalConfig
 from recon.systems import SYSTEMS, System, merged
 from storage.config import DataConfig
+
+MetricName = Annotated[str, AfterValidator(check_metric)]
 
 
 class TrainingConfig(BaseModel):
@@ -48,9 +51,7 @@ class TrainingConfig(BaseModel):
     validation_slices: int | None = Field(None, ge=1, description="evenly spaced slices; null: all")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept beside the best ones")
     keep_best: int = Field(1, ge=1, description="best checkpoints kept, by best_metric")
-    best_metric: Literal["psnr", "ssim", "mse", "rmse", "nmse"] = Field(
-        "psnr", description="validation metric whose best checkpoints are kept"
-    )
+    best_metric: MetricName = Field("psnr", description="validation metric whose best checkpoints are kept")
 
 
 class Recipe(BaseModel):
@@ -109,6 +110,11 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"generator.data_consistency={self.generator.data_consistency} compares with the measured "
                 "k-space, which signal.coils=rss has lost; set signal.coils=sense"
+            )
+        if self.generator.start.enabled and not self.signal.measured:
+            raise ValueError(
+                f"generator.start.method={self.generator.start.method} solves for the image behind the measured "
+                "k-space, which signal.coils=rss has lost; set signal.coils=sense, or generator.start.method=none"
             )
         if self.loss.critic_sees == "measurement" and self.signal.channels == 2:
             raise ValueError("loss.critic_sees=measurement works on magnitude images; set signal.mode=magnitude")

@@ -32,7 +32,7 @@ Progress = Callable[[str, int, int], None]
 class ScanReport:
     """What became of a scan: its `files`, or the `problem` because of which there are none.
 
-    `generator_seconds` is the time of the generator alone, for all `num_slices`.
+    `generator_seconds` is the time of the generator alone, for all `num_slices`; `notes` are those of `Source`.
     """
 
     name: str
@@ -40,6 +40,7 @@ class ScanReport:
     num_slices: int = 0
     generator_seconds: float = 0.0
     problem: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def reconstruct_scans(
@@ -103,7 +104,7 @@ def _reconstruct(
         files.append(images.with_suffix(".png"))
         pictures.write(files[1])
         written = tuple(file.replace(folder / file.name) for file in files)
-    return ScanReport(name, written, slices.num_slices, seconds)
+    return ScanReport(name, written, slices.num_slices, seconds, notes=tuple(slices.notes))
 
 
 def _results(model: Model, slices: Slices, batch_size: int) -> Iterator[Reconstructed]:

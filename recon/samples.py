@@ -31,7 +31,8 @@ class Sample:
     magnitude, or real and imaginary part; parts of it may be above 1. `zero_filled` = F⁻¹(mask · F(target)), in
     `magnitude` mode its absolute value. `kspace` (batch, coil, height, width) complex64 is what was measured, 0
     elsewhere; `mask` (batch, 1, height, width) bool; `scale` (batch, 2): 0 and that largest magnitude in the source's
-    intensities; `maps` as `kspace`, None for a single coil; `samples` (batch, 2): epoch and slice index.
+    intensities; `maps` as `kspace`, None for a single coil; `samples` (batch, 2): epoch and slice index. `start` is the
+    image that the generator begins with, as `zero_filled`, where it is known already (`recon.starts`).
     """
 
     target: Tensor
@@ -41,20 +42,14 @@ class Sample:
     scale: Tensor
     samples: np.ndarray
     maps: Tensor | None = None
+    start: Tensor | None = None
 
     @property
-    def measurement(self) -> tuple[Tensor, ...]:
-        """What a generator is called with: zero_filled, kspace, mask, and maps where there are any."""
+    def measurement(self) -> tuple[Tensor | None, ...]:
+        """What a generator is called with: zero_filled, kspace, mask, and maps and start where there are any."""
+        if self.start is not None:
+            return (self.zero_filled, self.kspace, self.mask, self.maps, self.start)
         return (self.zero_filled, self.kspace, self.mask, *([] if self.maps is None else [self.maps]))
-
-
-def centre_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop the last two axes about their centre [n // 2]. Raises `InputError` if the image is smaller."""
-    height, width = image.shape[-2:]
-    if size[0] > height or size[1] > width:
-        raise InputError(f"a crop of {size[0]}×{size[1]} does not fit into slices of {height}×{width}; lower data.crop")
-    top, left = height // 2 - size[0] // 2, width // 2 - size[1] // 2
-    return image[..., top : top + size[0], left : left + size[1]]
 
 
 def centre_fit(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -7,31 +7,58 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Norm = Literal["group", "instance"]
+Norm = Literal["group", "instance", "none"]
 Content = Literal["normalized_root_mse", "mse", "l1", "dssim"]
+
+
+class StartConfig(BaseModel):
+    """The image that the network starts from in place of the zero-filled one: compressed sensing, on the device."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["none", "wavelet", "total_variation", "alternating"] = Field(
+        "none", description="what is sparse: wavelets, differences (total variation), or both by turns"
+    )
+    iterations: int = Field(100, ge=1)
+    weight: float = Field(1e-4, gt=0, description="λ, for images scaled to [0, 1]", allow_inf_nan=False)
+    cache_bytes: int = Field(
+        2**30,
+        ge=0,
+        description="memory for the starts of a training's slices, on each worker; kept where mask and "
+        "images are the same in every epoch",
+    )
+
+    @property
+    def enabled(self) -> bool:
+        return self.method != "none"
 
 
 class GeneratorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["gan_resnet50", "dagan", "unet"] = "gan_resnet50"
+    name: Literal["gan_resnet50", "dagan", "unet", "residual_unet"] = "gan_resnet50"
     width: int = Field(64, ge=4, description="channels of the first layer; 64 is as published")
     norm: Norm = "group"
     subbands: Literal["none", "wavelet"] = Field("none", description="work on the four Haar subbands")
+    levels: int = Field(3, ge=1, le=6, description="of residual_unet: sizes that it works at, each half of the last")
+    start: StartConfig = StartConfig()
     data_consistency: Literal["none", "soft", "hard"] = Field(
         "none", description="put the measured points back: mixed with the network's (soft) or in their place (hard)"
     )
-
     iterations: int = Field(
         1, ge=1, description="network and data consistency by turns, so many times with the same weights (MoDL)"
     )
+    cascades: int = Field(
+        1, ge=1, description="the same by turns, so many times with weights of their own (deep cascade)"
+    )
 
     @model_validator(mode="after")
-    def _iterations_need_consistency(self) -> GeneratorConfig:
-        if self.iterations > 1 and self.data_consistency == "none":
-            raise ValueError(
-                f"iterations={self.iterations} takes turns with data consistency; set data_consistency=hard or soft"
-            )
+    def _turns_need_consistency(self) -> GeneratorConfig:
+        for name in ("iterations", "cascades"):
+            if getattr(self, name) > 1 and self.data_consistency == "none":
+                raise ValueError(
+                    f"{name}={getattr(self, name)} takes turns with data consistency; set data_consistency=hard or soft"
+                )
         return self
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ import torch
 
 from recon.figures import contact_sheet
 from recon.samples import magnitude
-from storage.dataset import SPLITS, read_split
+from storage.dataset import SPLITS, read_root, read_split
 from storage.object_store import ObjectStore
 from storage.reader import SliceReader
 
@@ -20,7 +20,8 @@ MOST_VOLUMES = 16  # of each split: more would be a picture that nobody can open
 def write_contact_sheet(store: ObjectStore, path: Path) -> None:
     """Eight evenly spaced slices of the first volumes of each split, reconstructed from the stored k-space."""
     images, titles = [], []
-    for split in SPLITS:
+    splits = read_root(store)["splits"]
+    for split in (name for name in SPLITS if name in splits):
         reader = SliceReader(store, read_split(store, split))
         for volume in reader.info.volumes[:MOST_VOLUMES]:
             indices = reader.info.slices_of(volume)

@@ -1,16 +1,18 @@
-"""Where the time of a training goes: data, critic, generator, validation, checkpoint, report; and communication."""
+"""Where the time of a training goes: the phases of its loop, and communication."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
-Phase = Literal["data", "critic", "generator", "validation", "checkpoint", "report"]
-STEP_PHASES: tuple[Phase, ...] = ("data", "critic", "generator")  # what makes a step; the rest happens between steps
+Phase = Literal["validation", "report", "checkpoint", "data", "critic", "generator"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+"""In the order of the loop from the end of one step to the end of the next; `data` and `critic` alternate."""
+STEP_PHASES = PHASES[3:]  # what makes a step; the rest happens between steps
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class StepClock:
         now = self.mark()
         phases = [phase for phase, _ in self._marks]
         times = [mark for _, mark in self._marks] + [now]
-        lap = {"data": 0.0, "critic": 0.0, "generator": 0.0, "validation": 0.0, "checkpoint": 0.0, "report": 0.0}
+        lap: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         for phase, began, ended in zip(phases, times, times[1:], strict=False):
             lap[phase] += self._seconds(began, ended)
         lap["communication"] = sum(self._seconds(began, ended) for began, ended in self._calls)

@@ -9,6 +9,7 @@ System = Literal[
     "gan_resnet50",
     "gan_resnet50_dc",
     "gan_resnet50_modl",
+    "larmor",
     "dagan",
     "wdagan",
     "unet",
@@ -25,6 +26,20 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
     "gan_resnet50_dc": {"generator": {"data_consistency": "hard"}},
     # that by turns three times, with the same weights, as Aggarwal et al. 2019 do
     "gan_resnet50_modl": {"generator": {"data_consistency": "hard", "iterations": 3}},
+    # ours: compressed sensing as the start, a small U-Net at full resolution, data consistency
+    "larmor": {
+        "generator": {
+            "name": "residual_unet",
+            "width": 16,
+            "levels": 4,
+            "norm": "none",
+            "start": {"method": "alternating"},
+            "data_consistency": "hard",
+        },
+        "critic": {"clip": 0.003},
+        "loss": {"frequency": "complex"},
+        "generator_optimizer": {"name": "adam", "learning_rate": 1e-3, "beta1": 0.9},
+    },
     # Yang et al. 2018, without the perceptual term, which needs pretrained weights
     "dagan": {
         "generator": {"name": "dagan"},

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recon.evaluate import DICE, Evaluation
+from recon.evaluate import Evaluation
 from recon.figures import comparison
 from recon.inference import ZERO_FILLED, Physics
 from recon.masks import describe_mask
-from recon.metrics import HIGHER_IS_BETTER, METRICS, PRESETS
+from recon.metrics import DICE, METRICS, PRESETS, TABLE_METRICS
 from recon.segmentation_figure import write_segmentation_figure
 from storage.dataset import SplitInfo
 
@@ -28,27 +28,22 @@ PAPER: Mapping[tuple[tuple[int, int], float], Mapping[str, tuple[float, float]]]
 }
 PAPER_NOTE = "paper: its own figures, on heads and with a mask that it does not publish"
 
-_TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "mse": "MSE", "rmse": "RMSE", "nmse": "NMSE", DICE: "Dice"}
-_FORMATS: dict[str, Callable[[float], str]] = {
-    "psnr": "{:.3f}".format,
-    "ssim": "{:.4f}".format,
-    "mse": "{:.4g}".format,
-    "rmse": "{:.4g}".format,
-    "nmse": "{:.4g}".format,
-    DICE: "{:.4f}".format,
-}
-
 
 def table_text(result: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Heading and rows of one evaluation, as text. The paper's column stands where it has this size and ratio."""
     theirs = PAPER.get((result.physics.crop, round(result.physics.mask.sampling_ratio, 6)), {})
-    heading = ["", *(_TITLES[name] for name in result.metrics), "ms/image", *(["paper: dB / SSIM"] if theirs else [])]
+    heading = [
+        "",
+        *(TABLE_METRICS[name].heading for name in result.metrics),
+        "ms/image",
+        *(["paper: dB / SSIM"] if theirs else []),
+    ]
     rows = []
     for method in result.methods:
         mean, interval = result.mean(method), result.interval(method)
         row = [method]
         for name in result.metrics:
-            write = _FORMATS[name]
+            write = TABLE_METRICS[name].write
             row.append(
                 write(mean[name]) + (f" [{write(interval[name][0])}, {write(interval[name][1])}]" if interval else "")
             )
@@ -62,7 +57,10 @@ def table_text(result: Evaluation) -> tuple[list[str], list[list[str]]]:
 def caption(result: Evaluation) -> str:
     """What the figures of one evaluation are of."""
     subjects = len(set(result.subject_of.values()))
-    parts = [_counted(len(result.subject_of), "volume"), _counted(len(result.slices) // len(result.methods), "slice")]
+    slices = _counted(len(result.slices) // len(result.methods), "slice")
+    if result.every > 1:
+        slices += f", one in {result.every} of each volume, the same ones in every row"
+    parts = [_counted(len(result.subject_of), "volume"), slices]
     if result.num_constant:
         parts.append(f"{result.num_constant} constant ones left out")
     spread = "; [95 % interval of that mean, Student's t]" if subjects > 1 else "; one subject, so no interval"
@@ -216,7 +214,7 @@ def _emphasised(result: Evaluation, rows: list[list[str]], emphasis: Callable[[s
     """The best figure of each metric is marked."""
     means = [result.mean(method) for method in result.methods]
     for column, name in enumerate(result.metrics, start=1):
-        sign = 1 if HIGHER_IS_BETTER.get(name, True) else -1
+        sign = 1 if TABLE_METRICS[name].higher_is_better else -1
         best = max(range(len(rows)), key=lambda row: sign * means[row][name])
         rows[best][column] = emphasis(rows[best][column])
     return rows

@@ -23,6 +23,7 @@ from recon.metrics import HIGHER_IS_BETTER
 from recon.recipe import Recipe, TrainingConfig
 from recon.samples import prepare
 from recon.speed import Speed
+from recon.starts import Starts
 from recon.step_clock import StepClock, timeline
 from recon.validate import validate
 from recon.worker import Worker
@@ -68,6 +69,7 @@ def train(recipe: Recipe, worker: Worker) -> bool:
         change = partial(augment, config=recipe.augment, seed=recipe.seed) if recipe.augment.enabled else None
         num_slices = config.global_batch_size * gan.critic_steps
         speed = Speed(recipe, worker, loader, clock, num_slices, state.training_seconds)
+        starts = Starts(gan.generator.module, recipe, train_reader.info.identity)
         log = History(worker, recipe, train_reader.info, speed)
 
         stopping = False
@@ -75,10 +77,11 @@ def train(recipe: Recipe, worker: Worker) -> bool:
             gan.set_learning_rates(state.step)
             for _ in range(gan.critic_steps):
                 clock.enter("data", state.step)
-                samples = [
+                prepared = (
                     prepare(next(fed), recipe.data.crop, recipe.mask, worker.device, change, recipe.signal)
                     for _ in range(config.gradient_accumulation)
-                ]
+                )
+                samples = [starts.add(sample) for sample in prepared]
                 clock.enter("critic", state.step)
                 critic_terms = gan.train_critic(samples, state.global_batches) if gan.critic else []
                 state.global_batches += 1
@@ -86,6 +89,8 @@ def train(recipe: Recipe, worker: Worker) -> bool:
             terms = gan.train_generator(samples)
             state.step += 1
             log.add(state.step, terms, critic_terms, samples)
+            if state.step % config.log_every == 0:
+                log.balance(gan.balance(samples))
 
             stopping = worker.should_stop()
             last = state.step == config.num_steps

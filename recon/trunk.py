@@ -17,10 +17,13 @@ def num_groups(channels: int) -> int:
 
 
 def norm_layer(kind: Norm, channels: int, groups: int | None = None) -> nn.Module:
-    """A normalisation with as many parameters as batch norm; `groups` are `num_groups(channels)` unless given.
+    """A normalisation with as many parameters as batch norm, or nothing; `groups` are `num_groups(channels)` unless
+    given.
 
     Neither depends on the other images of a batch, so that a result does not depend on batch or world size.
     """
+    if kind == "none":
+        return nn.Identity()
     if kind == "group":
         return nn.GroupNorm(groups or num_groups(channels), channels)
     return nn.InstanceNorm2d(channels, affine=True)

@@ -25,10 +25,8 @@ class Worker(Protocol):
         ...
 
     def progress(self, step: int, phase: str) -> None:
-        """The rank works on `phase` of the step after `step`. Cheap; whoever waits long without a call hangs.
-
-        Phases, in the order of a step: data, critic, generator, validation, report, checkpoint.
-        """
+        """The rank is in `phase` (one of `recon.step_clock.PHASES`) after `step`. Cheap; whoever waits long without a
+        call hangs."""
         ...
 
     def should_stop(self) -> bool:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage import dataset, layout
-from storage.dataset import SPLITS
 from storage.errors import InputError
 from storage.examine import Examined, PassOptions, examine_sources
 from storage.formats.source import SourceOptions, SourceRef
@@ -23,7 +22,7 @@ from storage.object_store import ObjectStore
 from storage.parallel import default_threads, run_in_threads
 from storage.provenance import larmor_version
 from storage.shard_writer import ShardWriter, clear_place, require_sigpy
-from storage.splits import assign_splits
+from storage.splits import assign_splits, splits_of_folders, wanted_splits
 from storage.store_errors import StoreAway
 
 Progress = Callable[[str, int, "int | None"], None]
@@ -34,7 +33,8 @@ ArrayKey = tuple[str, int]
 class ConvertOptions:
     """`matrix` (height, width) and `min_foreground` say how images are cut into slices (see `SourceOptions`).
 
-    `held_out` names the subjects of `validation` and `test` (see `assign_splits`). With `sensitivity_maps`,
+    `held_out` names the subjects of `validation` and `test` (see `assign_splits`); if it names none, folders of splits
+    count (see `splits_of_folders`). With `sensitivity_maps`,
     coil sensitivity maps are stored beside k-space of several coils. Each thread may hold three shards and
     a source (twice the k-space of one scan) in memory.
     """
@@ -52,7 +52,7 @@ class ConvertOptions:
 class VolumeReport:
     """What became of one source: `kept` of `total` slices, or why it was `left_out`.
 
-    `plane` is that of `Source`; `resumed` if an interrupted conversion had read it before.
+    `plane` and `notes` are those of `Source`; `resumed` if an interrupted conversion had read it before.
     """
 
     volume: str
@@ -63,6 +63,7 @@ class VolumeReport:
     left_out: str = ""
     plane: str = ""
     resumed: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def describe_report(report: VolumeReport, min_foreground: float) -> str:
@@ -93,7 +94,8 @@ def convert(
     store = ObjectStore(url)
     store.check_access()
     refs = tuple(sorted(sources, key=lambda ref: ref.name))
-    split_of = assign_splits([ref.subject for ref in refs], options.held_out)
+    held_out = options.held_out if any(options.held_out.values()) else splits_of_folders(refs)
+    split_of = assign_splits([ref.subject for ref in refs], held_out)
     _check_subjects(refs, split_of)
     facts = tuple(file_facts(ref) for ref in refs)
     journal = open_journal(store, _plan(refs, facts, split_of, options), options.overwrite)
@@ -116,11 +118,12 @@ def convert(
 def _report(ref: SourceRef, split: str, found: Examined) -> VolumeReport:
     plane = str(found.provenance.get("plane", ""))
     kept, total = len(found.indices), found.num_slices
-    return VolumeReport(ref.name, ref.subject, split, kept, total, found.left_out, plane, found.resumed)
+    notes = tuple(found.provenance.get("notes", ()))
+    return VolumeReport(ref.name, ref.subject, split, kept, total, found.left_out, plane, found.resumed, notes)
 
 
 def _check_subjects(refs: Sequence[SourceRef], split_of: Mapping[str, str]) -> None:
-    missing = [split for split in SPLITS if split not in {split_of[ref.subject] for ref in refs}]
+    missing = [split for split in wanted_splits(split_of) if split not in {split_of[ref.subject] for ref in refs}]
     if missing:
         raise InputError(f"no subject is left for the split '{min(missing)}'; add volumes or name other subjects")
 
@@ -175,7 +178,7 @@ class _Conversion:
         pairs = list(zip(self.refs, found, strict=True))
         _check_subjects([ref for ref, one in pairs if not one.left_out], self.split_of)
         kept = {self.split_of[ref.subject] for ref, one in pairs if one.indices}
-        for split in SPLITS:
+        for split in wanted_splits(self.split_of):
             if split not in kept:
                 raise InputError(
                     f"no slice has {self.options.min_foreground:.0%} foreground in some split; lower --min-foreground "
@@ -185,7 +188,7 @@ class _Conversion:
 
     def layouts(self, found: Sequence[Examined]) -> dict[str, SplitLayout]:
         """Where everything goes; volumes without slices go nowhere."""
-        volumes: dict[str, list[StoredVolume]] = {split: [] for split in SPLITS}
+        volumes: dict[str, list[StoredVolume]] = {split: [] for split in wanted_splits(self.split_of)}
         for ref, one in zip(self.refs, found, strict=True):
             if one.indices:
                 volumes[self.split_of[ref.subject]].append(one.volume(ref))

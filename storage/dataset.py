@@ -371,7 +371,7 @@ def describe(store: ObjectStore) -> list[str]:
     """What `larmor inspect` prints: a line per split, array and source."""
     root = read_root(store)
     lines = [f"{store.url}: Larmor data set, format {root['format']}"]
-    for split in SPLITS:
+    for split in (name for name in SPLITS if name in root["splits"]):
         info = read_split(store, split)
         for bucket in info.buckets:
             for kind in bucket.checksums:

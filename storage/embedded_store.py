@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import configparser
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -31,6 +30,7 @@ import platformdirs
 import psutil
 
 from storage.errors import InputError
+from storage.lock_file import locked
 from storage.ports import HOST, check_port, free_ports, is_free, socket_files, with_grpc
 
 PROFILE = "larmor"
@@ -314,11 +314,11 @@ class EmbeddedStore:
         """One start or stop at a time, over all processes; made with the store's folder."""
         try:
             self._file("").mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = self._file("lock").open("w")
+            lock = contextlib.ExitStack()
+            lock.enter_context(locked(self._file("lock"), wait=True))
         except OSError as error:
             raise InputError(f"{self.root} cannot be written ({error}); choose a folder with LARMOR_HOME") from error
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with lock:
             yield
 
 

@@ -15,11 +15,24 @@ from typing import Any, Literal, TypeVar
 
 from fsspec.core import url_to_fs
 
+from storage.default_store import use_embedded_store
 from storage.errors import InputError
 from storage.http_ranges import HttpRanges, spread
-from storage.store_errors import beyond_the_end, endpoint, lost_condition, patience, persist, translated
+from storage.local_names import leads_out
+from storage.store_errors import (
+    StoreAway,
+    beyond_the_end,
+    endpoint,
+    in_conflict,
+    lost_condition,
+    not_removed,
+    patience,
+    persist,
+    translated,
+)
 
 T = TypeVar("T")
+Guard = Callable[[], None]
 Client = Literal["s3fs", "http"]
 
 
@@ -39,6 +52,11 @@ def _s3_options(read_timeout: int) -> dict[str, Any]:
     }
 
 
+def _unguarded() -> None:
+    """Any time is right for this change."""
+
+
+_MOST_REMOVED = 1000  # by one request; S3's limit
 _DOWNLOAD_BLOCK = 8 * 2**20
 _MULTIPART = 100 * 2**20  # s3fs puts what has twice its `chunksize` in several requests
 
@@ -51,10 +69,12 @@ class ObjectStore:
     """Everything below `url` (a local path, `file://`, `memory://` or `s3://bucket/prefix`).
 
     Paths given to the methods are relative to `url`, with forward slashes. S3 credentials and endpoint
-    come from the standard AWS environment, profile and role only, so that no key is ever pickled. `client`
+    come from the standard AWS environment, profile and role only, so that no key is ever pickled; where these name
+    none, the embedded store is meant (storage/default_store.py). `client`
     is what reads ranges from S3; everything else goes through s3fs.
 
-    A request to S3 that fails for a reason that may pass is repeated for `LARMOR_STORE_PATIENCE` seconds.
+    A request to S3 that fails for a reason that may pass is repeated for `LARMOR_STORE_PATIENCE` seconds. What changes
+    something asks its `guard` right before each request, also before one that is repeated; what that raises ends it.
 
     Raises (all methods): `InputError` for wrong or missing credentials, an endpoint that cannot be
     reached, or a bucket that does not exist; `FileNotFoundError` for an object that does not exist.
@@ -71,7 +91,10 @@ class ObjectStore:
         self.is_local = protocol == "file"
         self.client: Client = client
         self.url = str(Path(place).expanduser().absolute()) if self.is_local else f"{protocol}://{place.rstrip('/')}"
-        self._patience = patience() if protocol == "s3" else 0.0
+        self._patience = 0.0
+        if protocol == "s3":
+            self._patience = patience()
+            use_embedded_store()
         with translated(self.url):
             self.filesystem, self._root = url_to_fs(self.url, **(_S3_OPTIONS if protocol == "s3" else {}))
         if protocol == "s3":
@@ -88,7 +111,9 @@ class ObjectStore:
         return ObjectStore(f"{self.url}/{path.strip('/')}", self.client)
 
     def full_path(self, path: str) -> str:
-        """What the fsspec filesystem calls the object `path`."""
+        """What the fsspec filesystem calls the object `path`. Raises `InputError` if that leads out of `url`."""
+        if self.is_local and leads_out(path):
+            raise InputError(f"{self.url}: {path!r} leads out of this folder; do not trust who wrote it")
         return f"{self._root}/{path}" if path else self._root
 
     def check_access(self) -> None:
@@ -139,16 +164,20 @@ class ObjectStore:
                 return b""
             raise
 
-    def write(self, path: str, data: bytes, part_bytes: int | None = None) -> None:
+    def write(self, path: str, data: bytes, part_bytes: int | None = None, guard: Guard = _unguarded) -> None:
         """Put an object whole: a reader sees the old bytes or the new ones, nothing between.
 
         S3 gets what has two parts or more in parts of `part_bytes`, and reads fastest what crosses none of their ends.
         """
-        if self.is_local:
-            with translated(self.url):
+
+        def attempt() -> None:
+            guard()
+            if self.is_local:
                 _write_atomically(Path(self.full_path(path)), data, overwrite=True)
-        else:
-            self._persist(path, lambda: self._put(path, data, part_bytes))
+            else:
+                self._put(path, data, part_bytes)
+
+        self._persist(path, attempt)
 
     def _put(self, path: str, data: bytes, part_bytes: int | None = None, **options: Any) -> None:
         """Put an object through the filesystem, with its MD5 where one request brings it.
@@ -162,7 +191,7 @@ class ObjectStore:
                 options["ContentMD5"] = b64encode(md5(data, usedforsecurity=False).digest()).decode()
         self.filesystem.pipe_file(self.full_path(path), data, **options)
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, guard: Guard = _unguarded) -> bool:
         """Put an object only if there is none of that name; of several callers exactly one gets True.
 
         If the answer to a write gets lost, we repeat it, or aiohttp does, unseen: a mark that S3 keeps with the
@@ -172,6 +201,7 @@ class ObjectStore:
         marked: dict[str, Any] = {"Metadata": {"writer": mark}} if is_s3 else {}
 
         def attempt() -> bool:
+            guard()
             try:
                 if self.is_local:
                     _write_atomically(Path(self.full_path(path)), data, overwrite=False)
@@ -182,7 +212,11 @@ class ObjectStore:
             except OSError as error:
                 if lost_condition(error):
                     return False
-                raise
+                if not in_conflict(error):
+                    raise
+                if not self.filesystem.exists(self.full_path(path)):
+                    raise StoreAway(f"{self.url}/{path}: others write it at this moment ({error})") from error
+                return False
             return True
 
         def is_ours() -> bool:
@@ -194,6 +228,23 @@ class ObjectStore:
 
         return self._persist(path, attempt) or (is_s3 and self._persist(path, is_ours))
 
+    def check_conditions(self, name: str) -> None:
+        """Raises `InputError` if the store lets `create` overwrite, after which nobody can tell who was first.
+
+        An object of that `name`, which nobody else may have, is there meanwhile.
+        """
+        if not self.url.startswith("s3://"):
+            return
+        try:
+            if self.create(name, b"") and self.create(name, b""):
+                raise InputError(
+                    f"{self.url}: {endpoint()} ignores If-None-Match, so several processes could take one run; use a "
+                    "store with conditional writes (AWS S3, MinIO, Ceph, Cloudflare R2, or the embedded one: "
+                    "`larmor store start`) or a local folder"
+                )
+        finally:
+            self.remove([name])
+
     def folders(self, prefix: str = "") -> list[str]:
         """Paths of the folders right below `prefix`, sorted; none if nothing is there."""
         try:
@@ -203,18 +254,47 @@ class ObjectStore:
         skip = len(self._root) + 1
         return sorted(item["name"].rstrip("/")[skip:] for item in found if item["type"] == "directory")
 
-    def list(self, prefix: str = "") -> dict[str, int]:
-        """Path and size in bytes of every object below `prefix`, sorted by path."""
+    def list(self, prefix: str = "", unfinished: bool = False) -> dict[str, int]:
+        """Path and size in bytes of every object below `prefix`, sorted by path; on disk with `unfinished` also what
+        is being written, or was when its process was killed."""
         found = self._persist(prefix, lambda: self.filesystem.find(self.full_path(prefix), detail=True))
         # some S3 stores keep an emptied folder, which s3fs then gives as an object of that name
         found.pop(self.full_path(prefix), None)
         skip = len(self._root) + 1
-        return {name[skip:]: int(info["size"]) for name, info in sorted(found.items()) if ".partial-" not in name}
+        sizes = {name[skip:]: int(info["size"]) for name, info in sorted(found.items())}
+        return {path: size for path, size in sizes.items() if unfinished or ".partial-" not in path}
 
-    def delete(self, prefix: str = "") -> None:
+    def delete(self, prefix: str = "", guard: Guard = _unguarded) -> None:
         """Remove an object, or everything below a prefix; nothing there is not an error."""
-        with contextlib.suppress(FileNotFoundError):
-            self._persist(prefix, lambda: self.filesystem.rm(self.full_path(prefix), recursive=True))
+        if self.is_local:
+            with translated(self.url), contextlib.suppress(FileNotFoundError):
+                guard()
+                self.filesystem.rm(self.full_path(prefix), recursive=True)
+            return
+        found = self._persist(prefix, lambda: self.filesystem.find(self.full_path(prefix)))
+        self.remove([name.removeprefix(self._root).lstrip("/") for name in found], guard)
+
+    def remove(self, paths: Sequence[str], guard: Guard = _unguarded) -> None:
+        """Remove these objects and no others; one that is not there is not an error."""
+        for first in range(0, len(paths), _MOST_REMOVED):
+            batch = paths[first : first + _MOST_REMOVED]
+
+            def attempt(batch: Sequence[str] = batch) -> None:
+                guard()
+                self._remove(batch)
+
+            self._persist(batch[0], attempt)
+
+    def _remove(self, paths: Sequence[str]) -> None:
+        if not self.url.startswith("s3://"):
+            for path in paths:
+                with contextlib.suppress(FileNotFoundError):
+                    self.filesystem.rm_file(self.full_path(path))
+            return
+        objects = {"Objects": [{"Key": self._key(path)} for path in paths], "Quiet": True}
+        answer = self.filesystem.call_s3("delete_objects", Bucket=self._root.split("/")[0], Delete=objects)
+        for error in answer.get("Errors", ()):  # the answer itself is a success
+            raise not_removed(error)
 
     def upload(self, folder: Path, prefix: str, num_threads: int = 4) -> None:
         """Put every file below the local `folder` at `prefix`."""

@@ -12,6 +12,7 @@ from typing import Any
 from storage.errors import InputError
 from storage.formats.s3_objects import is_s3, split_url
 from storage.formats.source import Source, SourceRef
+from storage.formats.suffixes import stem_of
 
 _STATED = ("package", "version", "member", "licence", "source", "synthetic")
 _MOST_FILES = 16  # of one scan that are named each; a DICOM series has hundreds, and every reader loads this
@@ -35,8 +36,9 @@ def write_about(folder: Path, subject: str, about: Mapping[str, Any]) -> Path:
 def provenance(ref: SourceRef, source: Source, files: Sequence[Path]) -> dict[str, Any]:
     """What is stored about one volume, whose content lies in the local `files`.
 
-    File names without their folders, SHA-256 of each file, what the scan says of itself (`Source.about`), and
-    what `NAME.json` beside the file states of licence and origin.
+    File names without their folders, SHA-256 of each file, what the scan says of itself (`Source.about`), what
+    was repaired in it or taken for granted (`Source.notes`), and what `NAME.json` beside the file states of
+    licence and origin.
 
     Raises `InputError` if that JSON cannot be read.
     """
@@ -49,6 +51,7 @@ def provenance(ref: SourceRef, source: Source, files: Sequence[Path]) -> dict[st
         "plane": source.plane,
         "slice_shape": list(source.slice_shape),
         "files": _digests(files),
+        **({"notes": list(source.notes)} if source.notes else {}),
         "licence": "not stated",
         **_stated_beside(ref),
     }
@@ -66,9 +69,14 @@ def _digests(files: Sequence[Path]) -> list[dict[str, Any]]:
     return [{"file": f"{files[0].name} … {files[-1].name}", "num_files": len(files), "sha256": whole}]
 
 
+def about_file(ref: SourceRef) -> str:
+    """The path or URL of the JSON that states licence and origin of a scan, if it is there: beside it, of its name."""
+    folder, slash, _ = ref.files[0].rpartition("/")
+    return f"{folder}{slash}{ref.name if ref.format == 'dicom' else stem_of(ref.files[0])}.json"
+
+
 def _stated_beside(ref: SourceRef) -> dict[str, Any]:
-    name = ref.name.removesuffix(f"-{ref.part}") if ref.part else ref.name
-    beside = f"{ref.files[0].rpartition('/')[0]}/{name}.json" if "/" in ref.files[0] else f"{name}.json"
+    beside = about_file(ref)
     try:
         content = _read(beside)
         stated = json.loads(content) if content is not None else {}

@@ -1,8 +1,9 @@
-"""Which subject belongs to which split. A subject is never in two splits."""
+"""Which subject belongs to which split. A subject is never in two splits; only `test` may have none."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import yaml
 
 from storage.dataset import SPLITS
 from storage.errors import InputError
+from storage.formats.folder_names import common_folder
+from storage.formats.source import SourceRef
+
+_FOLDER = re.compile(r"(?:.*[_-])?(?:(train)(?:ing)?|(val)(?:id|idation)?|(test))(?:_batch_\d+)?", re.IGNORECASE)
 
 
 def assign_splits(subjects: Iterable[str], held_out: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -17,7 +22,7 @@ def assign_splits(subjects: Iterable[str], held_out: Mapping[str, Sequence[str]]
 
     A subject that is given several times counts once: all its volumes go the same way.
 
-    Without any, about a tenth of the subjects (at least one) goes to each, chosen by a hash of the name,
+    Without any in either, about a tenth of the subjects (at least one) goes to each, chosen by a hash of the name,
     so that adding a subject moves few others. Raises `InputError` if a named subject is not there, is named
     twice, or none is named and there are fewer than three.
     """
@@ -26,7 +31,7 @@ def assign_splits(subjects: Iterable[str], held_out: Mapping[str, Sequence[str]]
         if len(subjects) < 3:
             raise InputError(
                 f"{len(subjects)} subject(s) cannot be divided into train, validation and test; give at least 3, "
-                "or name them with --validation and --test"
+                "name them with --validation and --test, or say who is who with --subject"
             )
         ordered = sorted(subjects, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
         count = max(1, len(ordered) // 10)
@@ -42,6 +47,42 @@ def assign_splits(subjects: Iterable[str], held_out: Mapping[str, Sequence[str]]
                 raise InputError(f"subject '{name}' is named for {assigned[name]} and for {split}; choose one")
             assigned[name] = split
     return {name: assigned.get(name, "train") for name in subjects}
+
+
+def wanted_splits(split_of: Mapping[str, str]) -> list[str]:
+    """The splits that a data set must have: those of its subjects, and in any case the ones that a training needs."""
+    return [split for split in SPLITS if split != "test" or split in split_of.values()]
+
+
+def splits_of_folders(refs: Sequence[SourceRef]) -> dict[str, list[str]]:
+    """Split → subjects, where scans lie in folders named for splits, such as fastMRI's `multicoil_train` and `…_val`.
+
+    The lowest such folder above a scan counts. Empty where there are no two such splits.
+
+    Raises `InputError` if some scans lie elsewhere, or those of one subject in folders of two splits.
+    """
+    split_of = {ref: _split_of_folder(ref) for ref in refs}
+    if len({split for split in split_of.values() if split}) < 2:
+        return {}
+    subjects: dict[str, str] = {}
+    for ref, split in split_of.items():
+        if split is None:
+            raise InputError(
+                f"{ref.files[0]}: lies in no folder named for a split (…_train, …_val, …_test), as others do; move it, "
+                "or say who is held out with --validation and --test, or --splits"
+            )
+        if (other := subjects.setdefault(ref.subject, split)) != split:
+            raise InputError(
+                f"subject '{ref.subject}' has scans in folders of {other} and of {split} ({ref.files[0]}), but no "
+                "subject may be in two splits; leave scans out, or say who is held out with --validation and --test"
+            )
+    return {split: [name for name, its in subjects.items() if its == split] for split in SPLITS}
+
+
+def _split_of_folder(ref: SourceRef) -> str | None:
+    matches = (_FOLDER.fullmatch(part) for part in reversed(common_folder(ref.files)))
+    match = next((match for match in matches if match), None)
+    return None if match is None else next(split for split, found in zip(SPLITS, match.groups(), strict=True) if found)
 
 
 def read_splits_file(path: Path) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ import random
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from storage.errors import InputError
@@ -118,18 +118,35 @@ def is_transient(error: BaseException) -> bool:
 
 
 def lost_condition(error: OSError) -> bool:
-    """Whether S3 refused a conditional write because the object is there (412) or being written (409).
+    """Whether S3 refused a conditional write because the object is there (412).
 
     s3fs raises a plain OSError then, with botocore's own error as its cause.
     """
+    return _status(error) == 412
+
+
+def in_conflict(error: OSError) -> bool:
+    """Whether S3 did not decide on a conditional write, since others changed the object at that moment (409)."""
+    return _status(error) == 409
+
+
+def _status(error: OSError) -> int | None:
     response = getattr(error.__cause__, "response", None) or {}
-    return response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412)
+    status: int | None = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status
+
+
+def not_removed(error: Mapping[str, str]) -> Exception:
+    """What S3 says of an object that it did not remove, as the exception that another request would have raised."""
+    text = f"{error.get('Key')}: {error.get('Code')}: {error.get('Message')}"
+    if error.get("Code") in _TRANSIENT_CODES:
+        return StoreAway(text)
+    return PermissionError(text)
 
 
 def beyond_the_end(error: OSError) -> bool:
     """Whether S3 refused a range (416) because the object ends before it."""
-    response = getattr(error.__cause__, "response", None) or {}
-    return response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 416
+    return _status(error) == 416
 
 
 def endpoint() -> str:

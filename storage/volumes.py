@@ -20,12 +20,13 @@ class Volume:
 
     `data` is float32 (left→right, posterior→anterior, inferior→superior), in the file's own intensity
     unit, finite and not constant; `voxel_size` is in mm, in the same order; `affine` maps its voxel
-    indices to RAS+ mm.
+    indices to RAS+ mm; `notes` are sentences about its file, see `Source`.
     """
 
     data: np.ndarray
     voxel_size: tuple[float, float, float]
     affine: np.ndarray
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class CoronalSlice:
     position: float
 
 
-def canonical_volume(data: np.ndarray, affine: np.ndarray) -> Volume:
+def canonical_volume(data: np.ndarray, affine: np.ndarray, notes: tuple[str, ...] = ()) -> Volume:
     """Turn an array (i, j, k) with its `affine` (4, 4) to RAS+ mm to the canonical orientation, as a view.
 
     Raises `nibabel.orientations.OrientationError` or `numpy.linalg.LinAlgError` for an affine that is none.
@@ -53,7 +54,22 @@ def canonical_volume(data: np.ndarray, affine: np.ndarray) -> Volume:
     canonical = affine @ inv_ornt_aff(orientation, data.shape)
     # affines are stored in float32: without rounding, pixels that are square would look almost square
     x_size, y_size, z_size = (float(f"{size:.6g}") for size in voxel_sizes(canonical))
-    return Volume(turned, (x_size, y_size, z_size), canonical)
+    return Volume(turned, (x_size, y_size, z_size), canonical, notes)
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Where `count` pixels lie along an axis of voxels: the first at `first`, one each `step`, in voxels."""
+
+    count: int
+    first: float
+    step: float
+
+    @staticmethod
+    def along(num_voxels: int, ratio: float) -> _Pixels:
+        """As many pixels, `ratio` of which are one voxel long, as the voxels have room for, about the same centre."""
+        count = round(num_voxels * ratio)
+        return _Pixels(count, (num_voxels - 1) / 2 - (count - 1) / 2 / ratio, 1 / ratio)
 
 
 def coronal_slice(volume: Volume, index: int, matrix: tuple[int, int], floor: float) -> CoronalSlice:
@@ -64,10 +80,20 @@ def coronal_slice(volume: Volume, index: int, matrix: tuple[int, int], floor: fl
     """
     x_size, y_size, z_size = volume.voxel_size
     pixel = min(x_size, z_size)
-    zoom = (z_size / pixel, x_size / pixel)
     image = volume.data[::-1, index, ::-1].T - np.float32(floor)  # rows run superior → inferior, columns right → left
-    if zoom != (1.0, 1.0):
-        image = ndimage.zoom(image, zoom, order=1)
+    if x_size != z_size:
+        rows, columns = (
+            _Pixels.along(count, size / pixel) for count, size in zip(image.shape, (z_size, x_size), strict=True)
+        )
+        # beyond the outermost voxels' centres there is half a voxel of theirs
+        image = ndimage.affine_transform(
+            image,
+            (rows.step, columns.step),
+            (rows.first, columns.first),
+            (rows.count, columns.count),
+            order=1,
+            mode="nearest",
+        )
     image = centre_fit(image, matrix)
     return CoronalSlice(np.ascontiguousarray(image, np.float32), index, index * y_size)
 
@@ -119,6 +145,7 @@ class VolumeSource:
         pixel = min(volume.voxel_size[0], volume.voxel_size[2])
         self.voxel_size: tuple[float, float, float] | None = (pixel, pixel, volume.voxel_size[1])
         self.about: dict[str, Any] = {"voxel_size_mm": list(volume.voxel_size), **(about or {})}
+        self.notes: Sequence[str] = volume.notes
 
     def kept_slices(self) -> Sequence[int]:
         """The slices with at least the share `min_foreground` of their pixels above the foreground threshold."""
@@ -194,13 +221,10 @@ def slice_affine(volume: Volume, matrix: tuple[int, int]) -> np.ndarray:
     pixel = min(x_size, z_size)
     to_source = np.eye(4)
     for axis, size, wanted in ((0, x_size, matrix[1]), (2, z_size, matrix[0])):
-        count = volume.data.shape[axis]
-        zoomed = round(count * size / pixel)
-        # interpolation keeps the first and the last voxel in place
-        step = (count - 1) / max(zoomed - 1, 1)
+        pixels = _Pixels.along(volume.data.shape[axis], size / pixel)
         # both centres are pixel n // 2, counted from the other end since the slices are flipped
-        before = wanted // 2 - zoomed // 2
-        first = (zoomed - 1) - (wanted - 1 - before)
-        to_source[axis, axis] = step
-        to_source[axis, 3] = first * step
+        before = wanted // 2 - pixels.count // 2
+        first = (pixels.count - 1) - (wanted - 1 - before)
+        to_source[axis, axis] = pixels.step
+        to_source[axis, 3] = pixels.first + first * pixels.step
     return volume.affine @ to_source

@@ -29,12 +29,18 @@ from xml.sax.saxutils import escape
 
 from storage.embedded_store import EmbeddedStore
 
-Kind = Literal["status", "reset", "close", "refuse", "truncate", "flip", "slow", "stall"]
+Kind = Literal["status", "reset", "close", "refuse", "truncate", "flip", "slow", "stall", "unconditional"]
 UPSTREAM_TIMEOUT = 60.0  # seconds
 NUM_PIECES = 8  # of a slow answer
 DOWN = "down"  # stands in the log where the server itself gave no answer
 _HOP_BY_HOP = ("connection", "keep-alive", "proxy-connection", "expect")  # SigV4 signs none of them
-_CODES = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 503: "SlowDown"}
+_CODES = {
+    403: "AccessDenied",
+    404: "NoSuchKey",
+    409: "ConditionalRequestConflict",
+    500: "InternalError",
+    503: "SlowDown",
+}
 
 
 @dataclass(frozen=True)
@@ -48,10 +54,12 @@ class Fault:
     - `slow`: the whole body in `NUM_PIECES` pieces, spread over `seconds`
     - `truncate`: the first part of the body as if the object ended there (but with the ETag of it all)
     - `flip`: every bit of one byte of the body is inverted
+    - `unconditional`: a refusal because a condition does not hold (412) becomes a success, as from a store without them
 
     `at` is the share of the body that makes the first part, or where the flipped byte stands; drawn for `flip` unless
     given. An answer without a body is withheld by `reset`, `close` and `stall`, and delayed by `slow`; `truncate` and
-    `flip` concern successful answers with a body only (`truncate` also HEAD), and count for nothing on others.
+    `flip` concern successful answers with a body only (`truncate` also HEAD), and count for nothing on others, as does
+    `unconditional` on any but a 412.
     """
 
     kind: Kind
@@ -239,7 +247,8 @@ class _Handler(BaseHTTPRequestHandler):
         except (OSError, http.client.HTTPException):
             proxy.amend(index, plan, DOWN)
             return self._reset()
-        damage = {"truncate": _truncate, "flip": _flip}.get(fault.kind) if fault else None
+        damages = {"truncate": _truncate, "flip": _flip, "unconditional": _unconditional}
+        damage = damages.get(fault.kind) if fault else None
         if damage and not damage(answer, at):
             proxy.amend(index, plan, None)
         return self._send(answer, fault, at)
@@ -365,6 +374,15 @@ def _flip(answer: _Answer, at: float) -> bool:
         return False
     place = min(int(len(answer.body) * at), len(answer.body) - 1)
     answer.body = answer.body[:place] + bytes([answer.body[place] ^ 0xFF]) + answer.body[place + 1 :]
+    return True
+
+
+def _unconditional(answer: _Answer, at: float) -> bool:
+    """Answer as if the object had been written; False for an answer that is no refusal of a condition."""
+    if answer.status != 412:
+        return False
+    answer.status, answer.reason, answer.body = 200, "OK", b""
+    answer.set_header("Content-Length", 0)
     return True
 
 

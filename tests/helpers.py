@@ -14,7 +14,8 @@ import yaml
 from hypothesis import settings
 from safetensors.torch import save_file
 
-from cluster.run_folder import Checkpoint, RunFolder, checkpoint_folder
+from cluster.checkpoint import Checkpoint, checkpoint_folder
+from cluster.run_folder import RunFolder
 from recon.generator import ResNet50Generator
 from recon.recipe import Recipe
 from storage import dataset

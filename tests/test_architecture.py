@@ -23,6 +23,12 @@ HOMES = {
     "boto3": (),
     "pickle": (),
 }
+AT_THE_ROOT = {
+    *(".dockerignore", ".gitignore", "Dockerfile", "Makefile"),
+    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md"),
+    *("constraints.txt", "larmor.py", "pyproject.toml", "ray-cluster.yaml", "rayjob.yaml"),
+    *("requirements-model.txt", "requirements-pull.txt"),
+}
 DRIVER = ["larmor", "cluster.run", "cluster.ray_cluster", "cluster.ray_train", "tuning.sweep", "tuning.slots"]
 PULL = ["cluster.pull", "cluster.run_folder", "cluster.runs", "cluster.model_card", "cluster.origin", "tuning.choice"]
 
@@ -47,6 +53,14 @@ def test_there_is_something_to_check() -> None:
     assert found == set(ORDER)
     everything = {module.split(".")[0] for path in SOURCES for module, _ in imports(path)}
     assert everything >= {"ray", "deepspeed", "zarr", "botocore"}, "the rules below are about something"
+
+
+def test_nothing_is_kept_at_the_root_that_was_not_meant_to_be() -> None:
+    """What a command leaves in the current folder (pictures of people, say) must not slip into a commit."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout: what is tracked cannot be known")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {name for name in listed.splitlines() if "/" not in name} == AT_THE_ROOT
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

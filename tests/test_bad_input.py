@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from s3fs import S3FileSystem
@@ -41,6 +42,7 @@ from tests.helpers import (
     write_volume,
 )
 from tuning.experiment import load_sweep_experiment
+from tuning.sweep_folder import SweepFolder
 
 SMALL = ("--matrix", "64", "--min-foreground", "0.02")
 SUBJECTS = ("ann", "bob", "cat")
@@ -237,6 +239,21 @@ class TestConvert:
         root = tmp_path / "data" / "zarr.json"
         root.write_text(root.read_text().replace(f'"format": {dataset.FORMAT_VERSION}', '"format": 1'))
         refused((*command, "--if-missing"), tmp_path / "data", "has format 1", "convert again with --overwrite")
+
+    def test_what_was_taken_for_granted_is_said_once(self, heads: list[Path], cli: Command, tmp_path: Path) -> None:
+        for head in heads[:2]:
+            image = nibabel.load(head)
+            nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None), head)
+        names = ", ".join(head.name.removesuffix(".nii.gz") for head in heads[:2])
+        write_model(tmp_path / "model", small_recipe())
+        commands = (("convert", "heads", "--to", "data", *SMALL), ("reconstruct", "model", "heads", "--to", "images"))
+        for command in commands:
+            outcome = cli(*command)
+            assert outcome.code == 0, outcome
+            said = " ".join(outcome.out.split())
+            assert said.count(f"note: {names}: the header states no orientation") == 1
+            assert said.count("note:") == 1
+        assert "no orientation" in ObjectStore(tmp_path / "data").read("zarr.json").decode()
 
     def test_damage_is_named_and_counted(
         self, heads: list[Path], cli: Command, refused: Refused, tmp_path: Path
@@ -473,6 +490,20 @@ class TestPull:
         refused((*command, "fid"), "'fid'", "choose one of psnr, ssim, mse, rmse, nmse")
         refused((*command, "ssim"), run.url, "'val/ssim'", "its metrics are val/psnr")
 
+    def test_a_preference_without_a_front(self, run: RunFolder, refused: Refused) -> None:
+        command = ("pull", run.url, "--to", "model", "--prefer")
+        refused((*command, "hfen"), run.url, "is not a sweep", "no front of trade-offs", "--metric")
+        sweep = SweepFolder("results/sweeps/mine")
+        sweep.create("sweep: {metric: psnr}")
+        command = ("pull", sweep.url, "--to", "model", "--prefer")
+        refused((*command, "hfen"), sweep.url, "its metric is psnr", "leave --prefer out")
+        sweep.store.write("sweep.yaml", b"sweep: {metric: [psnr, hfen]}")
+        refused((*command, "fid"), "'fid' is not a validation metric", "choose one of psnr")
+        refused((*command, "ssim"), "--prefer ssim", "psnr, hfen, not 'ssim'")
+        refused((*command, "psnr=a"), "--prefer psnr=a", "'a' is no weight", "METRIC=NUMBER")
+        refused((*command, "hfen", "--metric", "psnr"), "--prefer hfen", "--metric chooses by itself")
+        refused((*command, "hfen"), "none of 0 trials has finished", "'val/psnr' and 'val/hfen'")
+
     def test_targets_that_are_taken(self, run: RunFolder, cli: Command, refused: Refused, tmp_path: Path) -> None:
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "notes.txt").write_text("precious")
@@ -556,14 +587,12 @@ class TestModel:
         (tmp_path / "scan.dcm").write_text("something else")
         (tmp_path / "empty").mkdir()
         np.save(tmp_path / "line.npy", np.zeros(32))
-        np.save(tmp_path / "small.npy", np.zeros((3, 16, 16), np.complex64))
         for source, parts in {
             "nothere.nii.gz": ("no such file",),
             "empty": ("no volume in this folder", ".nii.gz"),
             "scan.dcm": ("is no DICOM image", ".npy"),
             "words.npy": ("is not a complete array of numbers",),
             "line.npy": ("(32,)", "float64", "is expected"),
-            "small.npy": ("32×32", "16×16"),
         }.items():
             named = (source.removesuffix(".npy"),)
             refused(("reconstruct", "model", source, "--to", "images"), *named, *parts)
@@ -571,6 +600,28 @@ class TestModel:
         refused(
             ("reconstruct", "model", "heads", "--to", "images", "--split", "test"), "--split test", "not a data set"
         )
+
+    def test_a_mask_for_measured_kspace_alone(
+        self, model: Path, data: str, heads: list[Path], cli: Command, refused: Refused, tmp_path: Path
+    ) -> None:
+        np.save(tmp_path / "mask.npy", np.eye(32) + np.eye(32)[::-1])
+        np.save(tmp_path / "scan.npy", np.ones((2, 32, 32), np.complex64))
+        reconstruct, mask = ("reconstruct", "model"), ("--to", "images", "--mask", "mask.npy")
+        refused((*reconstruct, "scan.npy", *mask, "--undersample"), "--mask mask.npy", "--undersample", "leave one")
+        refused((*reconstruct, data, *mask), "--mask mask.npy", "is a data set, which is whole")
+        refused((*reconstruct, "heads/ann.nii.gz", *mask), "ann: holds whole images", "leave it out")
+        refused((*reconstruct, "scan.npy", *mask[:3], "no.npy"), "no.npy does not exist", "1/0 in (height, width)")
+        assert cli(*reconstruct, "scan.npy", *mask).code == 0
+
+    def test_a_url_is_no_path_of_this_machine(
+        self, model: Path, data: str, heads: list[Path], refused: Refused, tmp_path: Path
+    ) -> None:
+        url = "s3://bucket/runs/mine"
+        for command in self.commands(data):
+            refused((command[0], url, *command[2:]), url, "is a URL", "larmor pull")
+            refused((*command[:-1], url), url, "is a URL", "path on this machine")
+        refused(("export", url, "--to", "model.onnx"), url, "is a URL", "larmor pull")
+        refused(("convert", "heads", "--to", "data", "--splits", url), url, "is a URL")
 
     def test_a_bad_scan_among_others(self, model: Path, heads: list[Path], cli: Command, tmp_path: Path) -> None:
         (tmp_path / "heads" / "bad.nii.gz").write_text("hello")
@@ -601,6 +652,14 @@ class TestSweepAndStore:
             ("space.loss.a=loguniform(0,1)", ("loguniform(0,1)", "above 0")),
             ("space.loss.a", ("'space.loss.a'", "space.KEY=loguniform(low,high)")),
             ("sweep.metric=loss", ("sweep.metric='loss'", "psnr")),
+            (
+                "sweep.metric=[psnr,loss]",
+                ("sweep.metric=['psnr', 'loss']", "'loss' is not a validation metric", "hfen"),
+            ),
+            ("sweep.metric=[psnr,psnr]", ("sweep.metric=['psnr', 'psnr']", "'psnr' twice", "must be another one")),
+            ("sweep.metric=[psnr,ssim,hfen]", ("3 metrics", "a list of two")),
+            ("sweep.metric=3", ("sweep.metric=3", "a list of two, such as [psnr, hfen]")),
+            ("sweep.start_seeds=0", ("sweep.start_seeds=0", "greater than or equal to 1")),
             ("sweep.overrides={colour: 1}", ("unknown key 'colour'", "Valid keys")),
         ],
     )

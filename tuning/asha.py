@@ -16,6 +16,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from tuning.ladder import Ladder
+from tuning.points import PointSearch
 
 
 class WaitAtRungs(FIFOScheduler):
@@ -44,7 +45,7 @@ class LegSearch(Searcher):
     """
 
     def __init__(
-        self, points: Searcher, ladder: Ladder, desk: Any, num_new: int, ended: Sequence[Mapping[str, Any]]
+        self, points: PointSearch, ladder: Ladder, desk: Any, num_new: int, ended: Sequence[Mapping[str, Any]]
     ) -> None:
         super().__init__(metric=points.metric, mode=points.mode)
         self._points, self._ladder, self._desk, self._left = points, ladder, desk, num_new
@@ -80,13 +81,14 @@ class LegSearch(Searcher):
         parameters = self._running.pop(trial_id, {})
         result = result or {}
         trial: str = result.get("trial", "")
-        waits, value = self._ladder.waits(trial), result.get(self.metric)
-        self._one_is_whole = self._one_is_whole or (value is not None and not waits)
+        waits = self._ladder.waits(trial)
+        is_whole = not waits and all(key in result for key in self._points.objectives.keys)
+        self._one_is_whole = self._one_is_whole or is_whole
         if waits:
             self._parameters[trial] = parameters
         if trial_id not in self._new:
-            if value is not None and not waits:
-                self._points.add_evaluated_point(parameters, value)
+            if is_whole:
+                self._points.teach(parameters, result, {})
         elif waits:
             self._points.on_trial_result(trial_id, result)
             self._points.on_trial_complete(trial_id)

@@ -10,6 +10,8 @@ from typing import Literal
 import plotly.graph_objects as go
 import plotly.io
 
+from recon.metrics import METRICS
+
 INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 COLOURS = ("#2563eb", "#d97706", "#0d9488", "#9333ea", "#dc2626")
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
@@ -63,10 +65,10 @@ def run_charts(history: Sequence[Mapping[str, float]]) -> list[Chart]:
         chart("Adversarial terms", "Global mean of every step.", _lines(history, adversarial, "loss"), width="half"),
     ]
     note = "Preset paper, on the validation subject(s)."
-    for key, name in (("val/psnr", "PSNR (dB)"), ("val/ssim", "SSIM")):
-        if any(key in row for row in history):
-            figure = _lines(history, {key: name}, name, mode="lines+markers")
-            charts.append(chart(f"Validation: {name}", note, figure, width="half"))
+    for name, metric in METRICS.items():
+        if metric.brief and any(f"val/{name}" in row for row in history):
+            figure = _lines(history, {f"val/{name}": metric.heading}, metric.heading, mode="lines+markers")
+            charts.append(chart(f"Validation: {metric.heading}", f"{note} {metric.direction}.", figure, width="half"))
     if any("slices_per_second" in row for row in history):
         note = "Slices that the training took up; at each report."
         figure = _lines(history, {"slices_per_second": "slices/s"}, "slices/s")

@@ -11,48 +11,94 @@ import yaml
 
 from cluster.pull import metric_direction
 from cluster.run_folder import RunFolder
+from recon.metrics import check_metric
 from storage.errors import InputError
-from tuning.sweep_folder import RATED, SweepFolder, best_trial
+from tuning.objectives import Objectives
+from tuning.sweep_folder import RATED, SweepFolder, best_trial, front_trials
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A run, and what a pulled model's record says of it: sweep, trial, parameters, and notes for the user."""
+    """A run, and the metric by which its best checkpoint is meant.
+
+    `about` is what a pulled model's record says of it: sweep, trial, parameters, and notes for the user.
+    """
 
     run: RunFolder
+    metric: str
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
-def choose_run(url: str, metric: str, trial: str | None = None) -> Choice:
+def choose_run(url: str, metric: str | None = None, trial: str | None = None, prefer: str | None = None) -> Choice:
     """The run at `url`; of a sweep the run of `trial` (its id or how it begins), or of its best finished trial.
 
-    By the sweep's own metric the best trial is the one that the sweep reports; by another one, the trial with the best
-    checkpoint of those that are kept. Of equal ones the earliest.
+    Without a metric, or by the sweep's own, the best trial is the one that the sweep reports; of two metrics `prefer`
+    (see `Objectives.weights`) chooses from the front. By another metric it is the trial with the best checkpoint of
+    those that are kept. Of equal ones the earliest.
 
-    Raises `InputError` for a metric or a trial that is not there, naming those that are, and if no trial has finished.
+    Raises `InputError` for a metric or a trial that is not there, naming those that are, if no trial has finished, and
+    for a preference where there is no front or something else chooses.
     """
-    name, higher = metric_direction(metric)
+    if metric:
+        check_metric(metric)
     folder = SweepFolder(url)
     if not folder.exists():
-        if trial:
-            raise InputError(f"{url}: is not a sweep, so it has no trial '{trial}'; leave --trial out")
-        return Choice(RunFolder(url))
-    trials = folder.trials()
+        return _of_run(url, metric, trial, prefer)
+    trials, objectives = folder.trials(), folder.objectives()
+    weights = _weights(url, objectives, metric, trial, prefer)
     if trial:
-        return _named(folder, trials, trial)
-    by = f"val/{yaml.safe_load(folder.config_yaml())['sweep']['metric']}"
-    best: Mapping[str, Any]
-    if name == by:
-        best = _best_finished(folder, trials, metric.removeprefix("val/"))
-    else:
-        best = _best_by_checkpoint(folder, [item for item in trials if item["state"] in RATED], name, higher)
+        return _named(folder, trials, trial, metric or objectives.first)
     notes = [] if folder.result() else [f"the sweep has not finished: the best of {len(trials)} trials that have ended"]
-    return Choice(folder.trial_run(best["id"]), _about(folder, best, notes))
+    if metric is None or (check_metric(metric) == objectives.first and not objectives.has_front):
+        best = _best_finished(folder, trials, objectives, weights)
+        notes += _of_front(trials, objectives, weights)
+    else:
+        name, higher = metric_direction(metric)
+        best = _best_by_checkpoint(folder, [item for item in trials if item["state"] in RATED], name, higher)
+    return Choice(folder.trial_run(best["id"]), metric or objectives.first, _about(folder, best, notes))
 
 
-def _best_finished(folder: SweepFolder, trials: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+def _of_run(url: str, metric: str | None, trial: str | None, prefer: str | None) -> Choice:
+    if trial:
+        raise InputError(f"{url}: is not a sweep, so it has no trial '{trial}'; leave --trial out")
+    if prefer:
+        raise InputError(f"{url}: is not a sweep, so it has no front of trade-offs; give --metric, not --prefer")
+    run = RunFolder(url)
+    content = yaml.safe_load(run.config_yaml())
+    training = content.get("training", {}) if isinstance(content, dict) else {}
+    return Choice(run, metric or training.get("best_metric", "psnr"))
+
+
+def _weights(
+    url: str, objectives: Objectives, metric: str | None, trial: str | None, prefer: str | None
+) -> dict[str, float] | None:
+    if not prefer:
+        return None
+    if not objectives.has_front:
+        raise InputError(f"{url}: has no front of trade-offs, its metric is {objectives.first}; leave --prefer out")
+    if metric or trial:
+        other = "--trial" if trial else "--metric"
+        raise InputError(f"--prefer {prefer}: {other} chooses by itself; give one of them")
+    return objectives.weights(prefer)
+
+
+def _of_front(
+    trials: Sequence[dict[str, Any]], objectives: Objectives, weights: Mapping[str, float] | None
+) -> list[str]:
+    """What is to be known of a choice from a front."""
+    if not objectives.has_front:
+        return []
+    names = [name for name in objectives.names if weights is None or weights[name] > 0]
+    rule = f"nearest to the best {' and '.join(names)}" if len(names) > 1 else f"the best {names[0]}"
+    weighed = f", weights {', '.join(f'{weights[name]:g}' for name in names)}" if weights and len(names) > 1 else ""
+    return [f"of {len(front_trials(trials, objectives))} trials on the front, {rule}{weighed}"]
+
+
+def _best_finished(
+    folder: SweepFolder, trials: Sequence[dict[str, Any]], objectives: Objectives, weights: Mapping[str, float] | None
+) -> dict[str, Any]:
     try:
-        return best_trial(trials, metric)
+        return best_trial(trials, objectives, weights)
     except InputError as error:
         raise InputError(
             f"{folder.url}: {error}; --trial ID pulls from one that has not finished{_known(folder)}"
@@ -60,8 +106,8 @@ def _best_finished(folder: SweepFolder, trials: list[dict[str, Any]], metric: st
 
 
 def _best_by_checkpoint(
-    folder: SweepFolder, finished: Sequence[Mapping[str, Any]], name: str, higher: bool
-) -> Mapping[str, Any]:
+    folder: SweepFolder, finished: Sequence[dict[str, Any]], name: str, higher: bool
+) -> dict[str, Any]:
     rated = []
     for trial in finished:
         with contextlib.suppress(InputError):  # a trial without the metric
@@ -72,7 +118,7 @@ def _best_by_checkpoint(
     return max(rated, key=lambda pair: pair[0])[1]
 
 
-def _named(folder: SweepFolder, trials: Sequence[Mapping[str, Any]], wanted: str) -> Choice:
+def _named(folder: SweepFolder, trials: Sequence[Mapping[str, Any]], wanted: str, metric: str) -> Choice:
     ids = folder.trial_ids()
     found = [name for name in ids if name == wanted] or [name for name in ids if name.startswith(wanted)]
     if len(found) != 1:
@@ -83,7 +129,7 @@ def _named(folder: SweepFolder, trials: Sequence[Mapping[str, Any]], wanted: str
     state = record.get("state", "running")
     reason = record.get("reason") or record.get("error")
     notes = [] if state == "finished" else [f"the trial's state is '{state}'{f' ({reason})' if reason else ''}"]
-    return Choice(folder.trial_run(found[0]), _about(folder, record, notes))
+    return Choice(folder.trial_run(found[0]), metric, _about(folder, record, notes))
 
 
 def _about(folder: SweepFolder, trial: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:

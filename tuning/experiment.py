@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cluster.experiment import Experiment, build, parse_override, read_content, set_dotted
 from storage.errors import InputError
+from tuning.objectives import Objectives
+
+
+def _one_or_two(metric: Any) -> str | tuple[str, ...]:
+    """`psnr`, or two of them. Raises `ValueError` for anything else."""
+    names = [metric] if isinstance(metric, str) else metric
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError("expected a metric, or a list of two, such as [psnr, hfen]")
+    found = Objectives.of(names).names
+    return found if len(found) > 1 else found[0]
 
 
 class SweepConfig(BaseModel):
@@ -18,8 +28,8 @@ class SweepConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_trials: int = Field(8, ge=1, description="points of the space; a grid has as many as it has")
-    metric: Literal["psnr", "ssim", "mse", "rmse", "nmse"] = Field(
-        "psnr", description="validation metric, without a, b"
+    metric: Annotated[str | tuple[str, ...], BeforeValidator(_one_or_two)] = Field(
+        "psnr", description="validation metric, without a, b; of a list of two the best trade-offs are searched"
     )
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     scheduler: Literal["none", "asha"] = "none"
@@ -28,11 +38,18 @@ class SweepConfig(BaseModel):
     )
     reduction_factor: float = Field(3.0, gt=1, description="asha: of so many trials one goes on, at every rung")
     seeds: int = Field(1, ge=1, description="trainings for each point; what counts is their mean")
+    start_seeds: int = Field(
+        1, ge=1, description="trainings of the experiment's own values; their spread is the noise of the search"
+    )
     warm_start: str | None = Field(None, description="URL of an earlier sweep whose trials teach the sampler")
     concurrent_trials: int | None = Field(None, ge=1, description="at once; default: what the cluster has room for")
     seed: int = Field(0, ge=0)
     space: Mapping[str, str] = Field(default_factory=dict, description="experiment key → loguniform(low, high), …")
     overrides: Mapping[str, Any] = Field(default_factory=dict)
+
+    @property
+    def objectives(self) -> Objectives:
+        return Objectives.of(self.metric)
 
     def first_rung(self, num_steps: int, validate_every: int) -> int:
         """The step at which ASHA first stops trials of `num_steps`: a validation, unless it was chosen."""
@@ -71,5 +88,5 @@ def load_sweep_experiment(source: str, overrides: Sequence[str]) -> SweepExperim
                 raise InputError(f"'{override}': sweep.space is a value, not a section; remove it")
             space[key.removeprefix("space.")] = value
         else:
-            set_dotted(content, *parse_override(override))
+            set_dotted(content, *parse_override(override, SweepExperiment))
     return build(content, SweepExperiment, source)

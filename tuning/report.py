@@ -22,12 +22,16 @@ from cluster.attempts import first_and_last
 from cluster.origin import read_origin
 from cluster.reports import last_report
 from cluster.run_folder import RunFolder
+from recon.metrics import TABLE_METRICS
 from storage.errors import InputError
+from storage.local_names import inside
 from storage.provenance import larmor_version
 from tuning.charts import run_charts
 from tuning.importance import FEWEST
+from tuning.objectives import RULE
 from tuning.panels import best_panels
 from tuning.space import describe_value
+from tuning.spread import gains, spreads
 from tuning.sweep_charts import STATES, state_counts, sweep_charts
 from tuning.sweep_folder import SweepFolder
 from tuning.trial_records import Sweep, read_sweep, write_trials_csv
@@ -42,7 +46,13 @@ def write_report(path: Path, urls: Sequence[str], evaluation: Path | None = None
     """
     if not (urls or evaluation):
         raise InputError("nothing to report on: give the URL of a sweep or a run, or --evaluation")
-    page: dict[str, Any] = {"sweeps": [], "runs": [], "states": STATES, "number": describe_value}
+    page: dict[str, Any] = {
+        "sweeps": [],
+        "runs": [],
+        "states": STATES,
+        "number": describe_value,
+        "metrics": TABLE_METRICS,
+    }
     page["made"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     page["larmor"] = larmor_version()
     if evaluation:
@@ -70,18 +80,6 @@ def write_report(path: Path, urls: Sequence[str], evaluation: Path | None = None
     return written
 
 
-def gain_of(sweep: Sweep) -> tuple[float, str] | None:
-    """What the best trial is above the starting point, and against what: the same number of steps of both."""
-    best, start = sweep.best, sweep.start
-    if best is None or start is None or best.value is None or start.value is None:
-        return None
-    if start.state == "finished":
-        return best.value - start.value, f"against the starting point ({start.value:.4f})"
-    ours = sweep.value_until(best, start.step)
-    until = f"against the starting point until step {start.step}, which that reached ({start.value:.4f})"
-    return None if ours is None else (ours - start.value, until)
-
-
 def _sweep(sweep: Sweep) -> dict[str, Any]:
     best = sweep.best
     seconds = [trial.seconds for trial in sweep.trials if trial.seconds is not None]
@@ -95,11 +93,16 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
         "finished": sweep.folder.result() is not None,
         "planned": sweep.config["sweep"].get("num_trials"),
         "metric": sweep.metric,
+        "keys": sweep.objectives.keys,
         "searched": sweep.keys,
         "space": sweep.space,
         "counts": state_counts(sweep.trials),
         "best": best,
-        "gain": gain_of(sweep),
+        "rule": RULE,
+        "gains": gains(sweep),
+        "front": sweep.front,
+        "spreads": spreads(sweep),
+        "balance": list(dict.fromkeys(key for trial in sweep.trials for key in trial.balance)),
         "ranked": [*sweep.rated, *(trial for trial in sweep.trials if trial.value is None)],
         "early": early,
         "seconds": sum(seconds),
@@ -162,6 +165,6 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     if "cells" not in evaluation:
         raise InputError(f"{summary}: was written by an older version; make it anew with `larmor evaluate`")
     for cell in evaluation["cells"]:
-        panels = folder / cell["figure"]
+        panels = inside(folder, cell["figure"])
         cell["panels"] = base64.b64encode(panels.read_bytes()).decode() if panels.is_file() else None
     return evaluation

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recon.metrics import HIGHER_IS_BETTER
 from storage.errors import InputError
 from tuning.experiment import SweepConfig
+from tuning.objectives import Objectives
 from tuning.space import Dimension
 from tuning.sweep_folder import RATED, SweepFolder
 
@@ -25,11 +24,12 @@ def make_searcher(config: SweepConfig, dimensions: Sequence[Dimension], first: S
     after fewer steps their figures say something else.
     """
     import optuna
-    from ray.tune.search.optuna import OptunaSearch
+
+    from tuning.points import PointSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    seed, name = config.seed + len(known), f"val/{config.metric}"
+    seed = config.seed + len(known)
     if config.sampler == "tpe":
         # constant_liar: trials that run side by side do not all try the same point
         first_ones = max(_FEWEST_RANDOM, config.num_trials // 3)
@@ -38,20 +38,10 @@ def make_searcher(config: SweepConfig, dimensions: Sequence[Dimension], first: S
         )
     else:  # a grid is its points, all of them in `first`
         sampler = optuna.samplers.RandomSampler(seed=seed)
-    searcher = OptunaSearch(
-        {item.key: item.distribution() for item in dimensions},
-        metric=name,
-        mode="max" if HIGHER_IS_BETTER[config.metric] else "min",
-        sampler=sampler,
-        points_to_evaluate=[dict(point) for point in first] or None,
-    )
+    searcher = PointSearch(config.objectives, dimensions, first, sampler)
     for trial in known:
-        value = trial["metrics"].get(name, math.nan) if trial["state"] == "finished" else math.nan
-        rated = math.isfinite(value)
-        told: Any = value if rated else None
-        last = trial.get("last", {}) if trial["state"] == "stopped" else {}
-        seen = [last[name]] if name in last else None
-        searcher.add_evaluated_point(dict(trial["parameters"]), told, pruned=not rated, intermediate_values=seen)
+        metrics = trial["metrics"] if trial["state"] == "finished" else {}
+        searcher.teach(trial["parameters"], metrics, trial.get("last", {}) if trial["state"] == "stopped" else {})
     return searcher
 
 
@@ -76,7 +66,7 @@ def grid_points(dimensions: Sequence[Dimension]) -> list[dict[str, Any]]:
     return [dict(zip((item.key for item in dimensions), values, strict=True)) for values in itertools.product(*axes)]
 
 
-def earlier_trials(url: str, metric: str, dimensions: Sequence[Dimension]) -> list[dict[str, Any]]:
+def earlier_trials(url: str, objectives: Objectives, dimensions: Sequence[Dimension]) -> list[dict[str, Any]]:
     """The trials of another sweep that teach this one: those that tell all of its keys, inside their ranges.
 
     Raises `InputError` if there is no sweep at `url`, or none of its trials fits.
@@ -88,12 +78,13 @@ def earlier_trials(url: str, metric: str, dimensions: Sequence[Dimension]) -> li
     found = []
     for trial in folder.trials():
         parameters = {key: value for key, value in trial["parameters"].items() if key in keys}
-        rated = trial["state"] in RATED and f"val/{metric}" in trial["metrics"]
+        rated = trial["state"] in RATED and objectives.are_in(trial["metrics"])
         if rated and parameters.keys() == keys and all(item.contains(parameters[item.key]) for item in dimensions):
             found.append({**trial, "parameters": parameters})
     if not found:
+        wanted = " and ".join(objectives.keys)
         raise InputError(
-            f"sweep.warm_start={url}: none of its trials has val/{metric} and values inside this space for "
+            f"sweep.warm_start={url}: none of its trials has {wanted} and values inside this space for "
             f"{', '.join(sorted(keys))}; leave it out, or widen the space"
         )
     return found

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cluster.experiment import Experiment, build, dump_yaml
+from cluster.experiment import Experiment, build, dump_yaml, get_dotted
 from cluster.lease import LeaseLost
 from cluster.origin import record_origin
 from cluster.ray_worker import RayWorker
@@ -110,7 +110,10 @@ def serve(config: dict[str, Any]) -> None:
         if not job:
             continue
         try:
-            outcome = _train_trial(base, folder, job, config["num_seeds"], ranks, call)
+            num_seeds = config["num_seeds"]
+            if is_start(base, job["parameters"]):
+                num_seeds = max(num_seeds, config["start_seeds"])
+            outcome = _train_trial(base, folder, job, num_seeds, ranks, call)
         except LeaseLost as error:  # on all ranks alike: another process runs the sweep now
             call("evict", str(error))
             return
@@ -119,6 +122,11 @@ def serve(config: dict[str, Any]) -> None:
         gc.collect()  # engines hold themselves in circles
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def is_start(base: Experiment, parameters: Mapping[str, Any]) -> bool:
+    """Whether a trial has the experiment's own values."""
+    return all(get_dotted(base, key) == value for key, value in parameters.items())
 
 
 def _train_trial(

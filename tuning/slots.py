@@ -8,16 +8,17 @@ from typing import Any
 
 from cluster.experiment import Experiment
 from cluster.ray_train import fit_workers
+from tuning.experiment import SweepConfig
 from tuning.sweep_folder import SweepFolder
 
 
 class Slots:
     """The slots of a sweep, each a Ray Train run in a thread of this process."""
 
-    def __init__(self, base: Experiment, folder: SweepFolder, num_seeds: int, desk_name: str, count: int) -> None:
+    def __init__(self, base: Experiment, folder: SweepFolder, config: SweepConfig, desk_name: str, count: int) -> None:
         self._base = base
-        self._config: dict[str, Any] = {"sweep_url": folder.url, "lease": folder.lease, "num_seeds": num_seeds}
-        self._config["desk"] = desk_name
+        self._config: dict[str, Any] = {"sweep_url": folder.url, "lease": folder.lease, "desk": desk_name}
+        self._config |= {"num_seeds": config.seeds, "start_seeds": config.start_seeds}
         self._desk_name = desk_name
         self._config["experiment"] = base.model_dump(mode="json", include=set(Experiment.model_fields))
         self._left, self._lock = count, threading.Lock()

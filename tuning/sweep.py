@@ -18,6 +18,7 @@ from cluster.stopping import ending_at
 from recon.metrics import HIGHER_IS_BETTER
 from tuning.experiment import SweepConfig, SweepExperiment
 from tuning.ladder import Ladder
+from tuning.objectives import Objectives
 from tuning.sampler import earlier_trials, grid_points, make_searcher, planned_trials
 from tuning.space import Dimension, describe_value, parse_space, starting_point, with_values
 from tuning.sweep_folder import ENDED, RATED, SweepFolder
@@ -38,7 +39,7 @@ def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: boo
     dimensions = parse_space(config.space, base)
     planned = planned_trials(config, dimensions)
     if config.warm_start:
-        earlier_trials(config.warm_start, config.metric, dimensions)
+        earlier_trials(config.warm_start, config.objectives, dimensions)
     check_data(base)
     if folder.exists() and not overwrite:
         refuse_another(experiment, folder.config_yaml(), folder.url, MAY_DIFFER)
@@ -55,9 +56,9 @@ def count_trials(experiment: SweepExperiment) -> int:
 
 
 def trial_experiment(experiment: SweepExperiment) -> Experiment:
-    """What a trial trains, but for the searched values. The checkpoints it keeps are the best by the sweep's metric."""
+    """What a trial trains, but for the searched values. It keeps the checkpoints that are best by the first metric."""
     config = experiment.sweep
-    return with_values(experiment, {**config.overrides, "training.best_metric": config.metric})
+    return with_values(experiment, {**config.overrides, "training.best_metric": config.objectives.first})
 
 
 def run_sweep(
@@ -93,11 +94,11 @@ def run_sweep(
         if missing > 0 or legs:
             room = wait_for_room(bundle, base.cluster.fewest_workers, base.cluster.most_workers, say)
             count = min(max(missing, 0) + legs, config.concurrent_trials or room)
-            earlier = earlier_trials(config.warm_start, config.metric, dimensions) if config.warm_start else []
+            earlier = earlier_trials(config.warm_start, config.objectives, dimensions) if config.warm_start else []
             first = first_points(config, dimensions, base, list(unfinished.values()), [*ended, *earlier], ended)
             points = make_searcher(config, dimensions, first[:missing], [*ended, *earlier])
             _run_trials(experiment, base, folder, points, unfinished, ended, ladder, max(missing, 0), count)
-        return folder.write_result(config.metric)
+        return folder.write_result(config.objectives)
 
 
 def first_points(
@@ -132,11 +133,11 @@ def wait_for_room(bundle: Mapping[str, float], fewest: int, most: int, say: Say)
         time.sleep(1)
 
 
-def describe_trial(trial: Mapping[str, Any], metric: str) -> str:
+def describe_trial(trial: Mapping[str, Any], objectives: Objectives) -> str:
     """One line about a trial that has ended."""
     values = ", ".join(f"{key} = {describe_value(value)}" for key, value in trial["parameters"].items())
-    found = trial["metrics"].get(f"val/{metric}")
-    figure = f"val/{metric} {found:.4f}" if found is not None and trial["state"] in ("finished", "stopped") else ""
+    rated, found = trial["state"] in RATED, trial["metrics"]
+    figure = ", ".join(f"{key} {found[key]:.4f}" for key in objectives.keys if rated and key in found)
     state = trial["state"] if trial["state"] != "finished" or not figure else ""
     if state and "steps" in trial:
         state = f"{state} at step {trial['steps']}"
@@ -167,7 +168,6 @@ def _run_trials(
     from tuning.trial import RESOURCES, SlotTrial
 
     config, name = experiment.sweep, f"larmor-desk-{uuid.uuid4().hex}"
-    metric, mode = f"val/{config.metric}", "max" if HIGHER_IS_BETTER[config.metric] else "min"
     place = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
     actor: Any = ray.remote(Desk).options(name=name, max_concurrency=1000, **place)
     desk: Any = actor.remote(unfinished, folder.next_number(), base.cluster.max_failures + 1)
@@ -176,15 +176,13 @@ def _run_trials(
         from tuning.asha import LegSearch, WaitAtRungs
 
         searcher = LegSearch(points, ladder, desk, missing, ended)
-        scheduler = WaitAtRungs(ladder, desk, metric, config.reduction_factor)
-    slots = Slots(base, folder, config.seeds, name, count)
+        scheduler = WaitAtRungs(ladder, desk, config.objectives.keys[0], config.reduction_factor)
+    slots = Slots(base, folder, config, name, count)
     slots.start()
     with tempfile.TemporaryDirectory(prefix="larmor-tune-") as scratch:
         tune.Tuner(
             tune.with_resources(tune.with_parameters(SlotTrial, desk=desk), RESOURCES),
             tune_config=tune.TuneConfig(
-                metric=metric,
-                mode=mode,
                 num_samples=(missing + len(ladder.waiting())) * (len(ladder.rungs) + 1) if ladder else missing,
                 max_concurrent_trials=count,
                 search_alg=searcher,
@@ -212,13 +210,14 @@ def _ladder(
     unfinished: Iterable[str],
 ) -> Ladder:
     """The rungs, with what trials of an earlier call reached on them; unfinished ones until their last checkpoint."""
-    training, metric = base.training, f"val/{config.metric}"
+    training, first_metric = base.training, config.objectives.first
     first = config.first_rung(training.num_steps, training.validate_every)
-    ladder = Ladder(first, config.reduction_factor, training.num_steps, HIGHER_IS_BETTER[config.metric])
+    ladder = Ladder(first, config.reduction_factor, training.num_steps, HIGHER_IS_BETTER[first_metric])
+    key = f"val/{first_metric}"
     stopped = {trial["id"]: trial["state"] == "stopped" for trial in ended if trial["state"] in RATED}
     for trial in [*stopped, *unfinished]:
         run = folder.trial_run(trial)
         last = run.latest()
-        rows = (row for row in run.history() if metric in row and last is not None and row["step"] <= last.step)
-        ladder.remember(trial, {int(row["step"]): row[metric] for row in rows}, waits=stopped.get(trial, False))
+        rows = (row for row in run.history() if key in row and last is not None and row["step"] <= last.step)
+        ladder.remember(trial, {int(row["step"]): row[key] for row in rows}, waits=stopped.get(trial, False))
     return ladder

@@ -11,8 +11,10 @@ import plotly.colors
 import plotly.graph_objects as go
 
 from tuning.charts import FAINT, INK, Chart, chart, log_axis
+from tuning.front_chart import front_chart
 from tuning.importance import importance, importance_chart
 from tuning.landscape import landscape_chart
+from tuning.sweep_folder import RATED
 from tuning.trial_records import Sweep, Trial
 
 STATES = {
@@ -28,21 +30,23 @@ _BANDWIDTH = 0.12  # of the local mean, as a part of the axis
 
 def sweep_charts(sweep: Sweep) -> list[Chart]:
     """Whatever the trials that there are allow to draw."""
-    charts = [curves_chart(sweep)] if any(trial.curve(sweep.metric)[0] for trial in sweep.trials) else []
+    keys = [key for key in sweep.objectives.keys if any(trial.curve(key)[0] for trial in sweep.trials)]
+    charts = [curves_chart(sweep, key) for key in keys]
     if not sweep.rated:
         return charts
+    charts += front_chart(sweep, STATES)
     charts += [progress_chart(sweep), *importance_chart(importance(sweep), sweep.comparison), parallel_chart(sweep)]
     charts += landscape_chart(sweep, STATES)
     return [*charts, *(slice_chart(sweep, key) for key in sweep.keys)]
 
 
-def curves_chart(sweep: Sweep) -> Chart:
-    """The metric of every trial at each of its validations."""
+def curves_chart(sweep: Sweep, key: str) -> Chart:
+    """A metric of every trial at each of its validations."""
     figure = go.Figure()
     named: set[str] = set()
     for trial in sorted(sweep.trials, key=lambda item: item is sweep.best):
         colour, symbol = STATES.get(trial.state, _OTHER)
-        steps, values = trial.curve(sweep.metric)
+        steps, values = trial.curve(key)
         is_best = trial is sweep.best
         if not steps:
             continue
@@ -61,9 +65,10 @@ def curves_chart(sweep: Sweep) -> Chart:
             hovertemplate="%{text}<br>step %{x}: %{y:.4g}<extra></extra>",
         )
         named.add(name)
-    figure.update_layout(xaxis_title="generator step", yaxis_title=sweep.metric)
+    figure.update_layout(xaxis_title="generator step", yaxis_title=key)
     note = "Every trial at each of its validations; those that ended early end early here."
-    return chart("Curves of all trials", note, figure, height=430)
+    of_which = f": {key}" if sweep.objectives.has_front else ""
+    return chart(f"Curves of all trials{of_which}", note, figure, height=430)
 
 
 def progress_chart(sweep: Sweep) -> Chart:
@@ -77,7 +82,7 @@ def progress_chart(sweep: Sweep) -> Chart:
         if trial.value is None:
             continue
         points.setdefault(trial.state, []).append((seen, trial.value, trial.tooltip))
-        if trial.state == "finished":
+        if trial.state in RATED:
             best = trial.value if best is None else better(best, trial.value)
             line.append((seen, best))
     for state, found in points.items():

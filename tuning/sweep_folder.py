@@ -6,24 +6,23 @@ trials/ID/…           a run folder (cluster/run_folder.py): the training with 
 trials/ID/seeds/N/…   run folders of the trainings with the N following seeds, if there are several
 trials/ID/begun.json  parameters; written when the trial begins, or goes on after it was stopped
 trials/ID/trial.json  parameters, state, metrics, steps, images, seconds; written when the trial has ended
-result.json           all trials and the best one; written when the sweep has finished
+result.json           all trials, the best one and, of two metrics, the front; written when the sweep has finished
 """
 
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from cluster.lease import check_lease, delete_all_but_lease
 from cluster.run_folder import RunFolder
-from recon.metrics import HIGHER_IS_BETTER
 from storage.errors import InputError
 from storage.object_store import ObjectStore
+from tuning.objectives import Objectives
 
 # how a trial ends that is not tried again; `failed` is: what failed may have been the cluster
 ENDED = ("finished", "stopped", "diverged")
@@ -62,14 +61,14 @@ class SweepFolder:
         return self.store.exists("sweep.yaml")
 
     def create(self, config_yaml: str) -> bool:
-        return self.store.create("sweep.yaml", config_yaml.encode())
+        return self.store.create("sweep.yaml", config_yaml.encode(), guard=self.check_lease)
 
     def config_yaml(self) -> str:
         return self.store.read("sweep.yaml").decode()
 
     def delete(self) -> None:
         """Remove everything but the lease."""
-        delete_all_but_lease(self.store)
+        delete_all_but_lease(self.store, self.check_lease)
 
     def check_lease(self) -> None:
         """Raises `LeaseLost` if another process runs the sweep now."""
@@ -89,13 +88,12 @@ class SweepFolder:
         """
         record: dict[str, Any] = {"parameters": dict(parameters), "began": time.time(), "seconds": 0.0}
         path, end = f"trials/{trial}/begun.json", f"trials/{trial}/trial.json"
-        if not self.store.create(path, json.dumps(record).encode()):
+        if not self.store.create(path, json.dumps(record).encode(), guard=self.check_lease):
             record = json.loads(self.store.read(path))
         if self.store.exists(end) and (ended := json.loads(self.store.read(end)))["state"] == "stopped":
-            self.check_lease()
             record["seconds"] = ended["seconds"]
-            self.store.write(path, json.dumps(record).encode())
-            self.store.delete(end)
+            self.store.write(path, json.dumps(record).encode(), guard=self.check_lease)
+            self.store.remove([end], guard=self.check_lease)
         return float(record["began"]), float(record["seconds"])
 
     def unfinished(self) -> dict[str, dict[str, Any]]:
@@ -112,8 +110,8 @@ class SweepFolder:
         return max(numbers, default=0) + 1
 
     def write_trial(self, trial: str, record: Mapping[str, Any]) -> None:
-        self.check_lease()
-        self.store.write(f"trials/{trial}/trial.json", json.dumps({"id": trial, **record}, indent=2).encode())
+        content = json.dumps({"id": trial, **record}, indent=2).encode()
+        self.store.write(f"trials/{trial}/trial.json", content, guard=self.check_lease)
 
     def write_failure(self, trial: str, failure: Mapping[str, Any]) -> None:
         """The record of a trial that its own workers could not write, unless they did."""
@@ -131,12 +129,19 @@ class SweepFolder:
         """Every trial that has begun, also those that have not ended; sorted."""
         return sorted({path.split("/")[1] for path in self.store.list("trials")})
 
-    def write_result(self, metric: str) -> dict[str, Any]:
-        """Write and return all trials and the best. Raises `InputError` if no trial has finished."""
-        self.check_lease()
+    def objectives(self) -> Objectives:
+        """What the sweep counts."""
+        return Objectives.of(yaml.safe_load(self.config_yaml())["sweep"]["metric"])
+
+    def write_result(self, objectives: Objectives) -> dict[str, Any]:
+        """Write and return all trials, the front and the best. Raises `InputError` if no trial has finished."""
         trials = self.trials()
-        result = {"state": "finished", "metric": f"val/{metric}", "trials": trials, "best": best_trial(trials, metric)}
-        self.store.write("result.json", json.dumps(result, indent=2).encode())
+        result: dict[str, Any] = {"state": "finished", "metric": objectives.keys[0], "trials": trials}
+        result["best"] = best_trial(trials, objectives)
+        if objectives.has_front:
+            front = [trial["id"] for trial in front_trials(trials, objectives)]
+            result |= {"metric": list(objectives.keys), "front": front}
+        self.store.write("result.json", json.dumps(result, indent=2).encode(), guard=self.check_lease)
         return result
 
     def result(self) -> dict[str, Any] | None:
@@ -147,21 +152,30 @@ class SweepFolder:
             return None
 
 
-def best_trial(trials: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """The trial with the best `val/metric` that has finished or was stopped early; of equal ones the earliest.
+def best_trial(
+    trials: Sequence[dict[str, Any]], objectives: Objectives, weights: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Of the trials that have finished or were stopped early the best one; of two metrics see `Objectives.choose`.
 
-    Raises `InputError` if there is none with that metric.
+    Raises `InputError` if there is none with these metrics.
     """
-    name = f"val/{metric}"
-    finished = [
-        trial for trial in trials if trial["state"] in RATED and math.isfinite(trial["metrics"].get(name, math.nan))
-    ]
-    if not finished:
+    rated = _rated(trials, objectives)
+    if not rated:
         errors = [reason for trial in trials if (reason := trial.get("reason") or trial.get("error"))]
         reason = f"; the last one failed with: {errors[-1]}" if errors else ""
-        raise InputError(f"none of {len(trials)} trials has finished with the metric '{name}'{reason}")
-    sign = 1 if HIGHER_IS_BETTER[metric] else -1
-    return max(finished, key=lambda trial: sign * trial["metrics"][name])
+        named = " and ".join(f"'{key}'" for key in objectives.keys)
+        raise InputError(f"none of {len(trials)} trials has finished with the metric {named}{reason}")
+    return rated[objectives.choose([trial["metrics"] for trial in rated], weights)]
+
+
+def front_trials(trials: Sequence[dict[str, Any]], objectives: Objectives) -> list[dict[str, Any]]:
+    """The best trade-offs of the trials that have finished or were stopped early, in the order of `trials`."""
+    rated = _rated(trials, objectives)
+    return [rated[place] for place in objectives.front([trial["metrics"] for trial in rated])]
+
+
+def _rated(trials: Sequence[dict[str, Any]], objectives: Objectives) -> list[dict[str, Any]]:
+    return [trial for trial in trials if trial["state"] in RATED and objectives.are_in(trial["metrics"])]
 
 
 def new_trials(folder: SweepFolder) -> Callable[[], list[dict[str, Any]]]:
@@ -181,5 +195,4 @@ def best_parameters(url: str) -> dict[str, Any]:
     folder = SweepFolder(url)
     if not folder.exists():
         raise InputError(f"{url}: no sweep is there (no sweep.yaml); check the URL")
-    metric = yaml.safe_load(folder.config_yaml())["sweep"]["metric"]
-    return dict(best_trial(folder.trials(), metric)["parameters"])
+    return dict(best_trial(folder.trials(), folder.objectives())["parameters"])

@@ -15,13 +15,19 @@ import yaml
 
 from recon.metrics import HIGHER_IS_BETTER, METRICS
 from storage.errors import InputError
+from tuning.objectives import Objectives
 from tuning.space import describe_value
-from tuning.sweep_folder import SweepFolder
+from tuning.sweep_folder import RATED, SweepFolder
+
+_BALANCE = ("share/", "score/")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial. `metrics` are those of its best checkpoint, `value` the sweep's own; None if it has none."""
+    """One trial. `metrics` are those of its best checkpoint, `value` the sweep's own; None if it has none.
+
+    `seeds` are the metrics of each training, if the trial has several.
+    """
 
     id: str
     number: int
@@ -35,6 +41,13 @@ class Trial:
     num_images: int
     seconds: float | None
     history: Sequence[Mapping[str, float]]
+    seeds: Sequence[Mapping[str, float]] = ()
+
+    @property
+    def balance(self) -> dict[str, float]:
+        """The newest shares of the gradient and scores of the critic, `share/…` and `score/…`; empty without any."""
+        rows = ({key: value for key, value in row.items() if key.startswith(_BALANCE)} for row in self.history)
+        return {key: value for row in rows for key, value in row.items()}
 
     @property
     def tooltip(self) -> str:
@@ -51,16 +64,24 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's trials in the order in which they began; `metric` is `val/psnr` or another."""
+    """A sweep's trials in the order in which they began."""
 
     folder: SweepFolder
     config: Mapping[str, Any]
-    metric: str
     trials: Sequence[Trial]
 
     @property
+    def objectives(self) -> Objectives:
+        return Objectives.of(self.config["sweep"]["metric"])
+
+    @property
+    def metric(self) -> str:
+        """The first one, `val/psnr` or another: the order of the trials and the charts are by it."""
+        return self.objectives.keys[0]
+
+    @property
     def higher_is_better(self) -> bool:
-        return HIGHER_IS_BETTER[self.metric.removeprefix("val/")]
+        return HIGHER_IS_BETTER[self.objectives.first]
 
     @property
     def space(self) -> Mapping[str, str]:
@@ -83,13 +104,18 @@ class Sweep:
         reached = {steps[-1] for trial in self.rated if (steps := trial.curve(self.metric)[0])}
         return int(min(reached)) if len(reached) > 1 else None
 
-    def value_until(self, trial: Trial, step: int | None) -> float | None:
+    def figure(self, trial: Trial, key: str) -> float | None:
+        """A metric of a trial's best checkpoint; by the sweep's first one that of a running trial too."""
+        return trial.value if key == self.metric else trial.metrics.get(key)
+
+    def value_until(self, trial: Trial, step: int | None, key: str | None = None) -> float | None:
         """The best value of a trial up to `step`: so trials that were stopped compare with those that went on."""
-        rows = zip(*trial.curve(self.metric), strict=True)
+        key = key or self.metric
+        rows = zip(*trial.curve(key), strict=True)
         values = [value for at, value in rows if step is not None and at <= step and math.isfinite(value)]
         if not values:
-            return trial.value
-        return max(values) if self.higher_is_better else min(values)
+            return self.figure(trial, key)
+        return max(values) if HIGHER_IS_BETTER[key.removeprefix("val/")] else min(values)
 
     @property
     def comparable(self) -> dict[str, float]:
@@ -105,8 +131,20 @@ class Sweep:
 
     @property
     def best(self) -> Trial | None:
-        """The best finished trial, which is what `larmor pull` brings."""
-        return next((trial for trial in self.rated if trial.state == "finished"), None)
+        """What `larmor pull` brings: the best that has finished or was stopped early; of a front the chosen one."""
+        ended = self._ended
+        return ended[self.objectives.choose([trial.metrics for trial in ended])] if ended else None
+
+    @property
+    def front(self) -> list[Trial]:
+        """The best trade-offs, by the first metric; empty if there is but one."""
+        ended = self._ended
+        places = self.objectives.front([trial.metrics for trial in ended]) if self.objectives.has_front else []
+        return sorted((ended[place] for place in places), key=lambda trial: trial.metrics[self.metric])
+
+    @property
+    def _ended(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.state in RATED and self.objectives.are_in(trial.metrics)]
 
     @property
     def start(self) -> Trial | None:
@@ -121,7 +159,7 @@ def read_sweep(url: str) -> Sweep:
     if not folder.exists():
         raise InputError(f"{url}: no sweep is there (no sweep.yaml); check the URL")
     config = yaml.safe_load(folder.config_yaml())
-    metric = f"val/{config['sweep']['metric']}"
+    metric = folder.objectives().keys[0]
     ended = {record["id"]: record for record in folder.trials()}
     ids = [*ended, *(name for name in folder.trial_ids() if name not in ended)]
     with ThreadPoolExecutor(8) as pool:
@@ -129,7 +167,7 @@ def read_sweep(url: str) -> Sweep:
             pool.submit(_read, folder, config, metric, number, name, ended.get(name, {}))
             for number, name in enumerate(ids)
         ]
-        return Sweep(folder, config, metric, [trial.result() for trial in reading])
+        return Sweep(folder, config, [trial.result() for trial in reading])
 
 
 def _read(
@@ -160,13 +198,17 @@ def _read(
         num_images=int(record.get("num_images") or step * (_dotted(own, "training.global_batch_size") or 0)),
         seconds=record.get("seconds"),
         history=history,
+        seeds=[end.get("metrics", {}) for end in record.get("seeds", ())],
     )
 
 
 def write_trials_csv(sweep: Sweep, path: Path) -> None:
-    """One line for each trial, in the order in which they began."""
+    """One line for each trial, in the order in which they began; of two metrics `front` says whether it is on it."""
     names = [f"val/{name}" for name in METRICS]
-    heading = ["number", "trial", "state", *sweep.keys, *names, "step", "images", "seconds", "reason"]
+    balance = list(dict.fromkeys(key for trial in sweep.trials for key in trial.balance))
+    front, has_front = sweep.front, sweep.objectives.has_front
+    extra = [*balance, *(["front"] if has_front else [])]
+    heading = ["number", "trial", "state", *sweep.keys, *names, *extra, "step", "images", "seconds", "reason"]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(heading)
@@ -175,6 +217,8 @@ def write_trials_csv(sweep: Sweep, path: Path) -> None:
             figures = ["" if metrics.get(name) is None else metrics[name] for name in names]
             values = [trial.parameters.get(key, "") for key in sweep.keys]
             seconds = "" if trial.seconds is None else f"{trial.seconds:.3f}"
+            figures += [trial.balance.get(name, "") for name in balance]
+            figures += [str(trial in front).lower()] if has_front else []
             row = [trial.number, trial.id, trial.state, *map(_cell, values), *figures]
             writer.writerow([*row, trial.step, trial.num_images, seconds, trial.reason])
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from storage.errors import InputError
 from storage.formats.centred_fft import to_kspace
+from storage.formats.kspace_energy import notes_on_stack
 from storage.formats.measured import MeasuredKspace, only_file
 from storage.formats.source import Source, SourceOptions, SourceRef
 
@@ -41,7 +42,7 @@ def list_parts(path: Path) -> list[str]:
 
     Raises `InputError` for a file that is missing, not an .npz archive, or empty.
     """
-    if path.suffix != ".npz":
+    if path.suffix.lower() != ".npz":
         return [""]
     members = _members(path)
     return sorted(members) if len(members) > 1 else [""]
@@ -52,14 +53,15 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
 
     Complex arrays are centred k-space, (slice, coil, height, width), (slice, height, width) or (height, width);
     real ones are magnitude images, (slice, height, width) or (height, width), and become k-space by the
-    centred orthonormal FFT. Memory: one slice; an .npz member is unpacked to a temporary file.
+    centred orthonormal FFT. Complex ones get a note if their energy lies elsewhere than that of such k-space.
+    Memory: one slice; an .npz member is unpacked to a temporary file.
 
     Raises `InputError` for a truncated file, another type or shape, and a part that is not there.
     """
     path = only_file(files)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    array = _map_member(path, ref.part) if path.suffix == ".npz" else _map(path, path)
+    array = _map_member(path, ref.part) if path.suffix.lower() == ".npz" else _map(path, path)
     if array.dtype.kind not in "ciuf":
         raise InputError(
             f"{path}: holds {array.dtype}; complex numbers (k-space) or real ones (magnitude images) are expected"
@@ -85,7 +87,9 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
         return to_kspace(image - np.float32(offset) if offset else image)[None]
 
     if is_kspace:
-        return MeasuredKspace(path, read, len(stack), slice_shape, about={"content": "k-space"})
+        return MeasuredKspace(
+            path, read, len(stack), slice_shape, about={"content": "k-space"}, notes=notes_on_stack(stack)
+        )
     about = {"content": "magnitude images"}
     return MagnitudeImages(path, read, len(stack), slice_shape, about=about, images=stack, offset=offset)
 

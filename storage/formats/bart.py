@@ -30,10 +30,10 @@ def pair(name: str) -> tuple[str, str]:
 
     Raises `InputError` for a name with another suffix.
     """
-    for suffix in SUFFIXES:
-        if name.endswith(suffix):
-            stem = name.removesuffix(suffix)
-            return f"{stem}.cfl", f"{stem}.hdr"
+    stem, dot, suffix = name.rpartition(".")
+    if f"{dot}{suffix.lower()}" in SUFFIXES:
+        data, header = ((text.upper() if suffix.isupper() else text) for text in SUFFIXES)
+        return stem + data, stem + header
     raise InputError(f"{name}: not the name of a BART file; expected {' or '.join(SUFFIXES)}")
 
 

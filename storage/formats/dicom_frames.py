@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from storage.errors import InputError
+from storage.formats.dicom_header import UNREADABLE, differing, read_header, telling
 
-# what pydicom raises for damaged files, beside its own errors, which derive from these
-UNREADABLE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError)
-UNREADABLE += (RuntimeError, AssertionError, struct.error, zlib.error)
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_PHASES = {"P", "PHASE", "PHASE MAP", "VELOCITY MAP"}
 FACTS = {  # provenance ← (attribute, its place in an enhanced file); nothing here identifies a person
     "magnetic_field_strength_t": ("MagneticFieldStrength", "", float),
     "repetition_time_ms": ("RepetitionTime", "MRTimingAndRelatedParametersSequence", float),
@@ -35,7 +32,8 @@ class Frame:
     """One image of a file: `shape` (rows, columns), `position` (3,) of its first pixel in LPS mm.
 
     `directions` (2, 3) are the unit vectors along a row (columns ascending) and along a column; `spacing`
-    is in mm, (between rows, between columns); a pixel's value is `slope` · stored + `intercept`.
+    is in mm, (between rows, between columns); a pixel's value is `slope` · stored + `intercept`. `telling` says whose
+    and of which series it is (see `dicom_header`), `uid` which image of all: to compare only.
     """
 
     path: Path
@@ -46,19 +44,20 @@ class Frame:
     spacing: np.ndarray
     slope: float
     intercept: float
+    telling: tuple[str, ...] = field(repr=False)
+    uid: str = field(repr=False)
 
 
 def read_frames(path: Path) -> tuple[list[Frame], dict[str, Any]]:
     """The images of one file, and facts of the scan that identify nobody; pixels are not read.
 
-    Raises `InputError` for a file that is no MR image, is in colour, has no position in space, or is
-    compressed in a way that cannot be undone here.
+    Raises `InputError` for a file that is no MR image, a mosaic, holds phases or colours, has no position in space, or
+    is compressed in a way that cannot be undone here.
     """
-    from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
 
     try:
-        header = dcmread(path, stop_before_pixels=True)
+        header = read_header(path)
         _check_image(path, header)
         frames = [_frame(path, header, index) for index in range(int(header.get("NumberOfFrames") or 1))]
         return frames, _facts(header)
@@ -75,6 +74,14 @@ def _check_image(path: Path, header: Any) -> None:
 
     if (modality := header.get("Modality", "MR")) != "MR":
         raise InputError(f"{path}: is of modality {modality}; MR is expected")
+    kinds = {str(kind).upper() for kind in list(header.get("ImageType") or [])[2:]}
+    if "MOSAIC" in kinds:
+        raise InputError(
+            f"{path}: is a mosaic (many slices in one image, as Siemens writes them); convert its series to NIfTI, "
+            "with dcm2niix for one"
+        )
+    if found := kinds & _PHASES:
+        raise InputError(f"{path}: holds phases (ImageType {min(found)}), not magnitudes; leave its series out")
     samples, colours = header.get("SamplesPerPixel", 1), header.get("PhotometricInterpretation", "MONOCHROME2")
     if samples != 1 or not colours.startswith("MONOCHROME"):
         raise InputError(f"{path}: is in colour ({samples} samples per pixel, {colours}); one real number is expected")
@@ -123,6 +130,8 @@ def _frame(path: Path, header: Any, index: int) -> Frame:
         spacing,
         slope=float(numbers("RescaleSlope", "PixelValueTransformationSequence", 1, 1.0)[0]),
         intercept=float(numbers("RescaleIntercept", "PixelValueTransformationSequence", 1, 0.0)[0]),
+        telling=telling(header),
+        uid=str(header.get("SOPInstanceUID") or ""),
     )
 
 
@@ -146,9 +155,11 @@ def _facts(header: Any) -> dict[str, Any]:
 def stack(frames: Sequence[Frame]) -> tuple[list[Frame], np.ndarray]:
     """The frames in order along their common normal, and the affine (4, 4) from (column, row, slice) to RAS+ mm.
 
-    Raises `InputError` if they are not one evenly spaced stack of like images.
+    Raises `InputError` if they are not one evenly spaced stack of like images of one series.
     """
     first = frames[0]
+    _check_one_series(frames)
+    _check_copies(frames)
     for frame in frames:
         _check_like(first, frame)
     normal = np.cross(*first.directions)
@@ -180,6 +191,30 @@ def stack(frames: Sequence[Frame]) -> tuple[list[Frame], np.ndarray]:
     affine[:3, 2] = step
     affine[:3, 3] = ordered[0].position
     return ordered, LPS_TO_RAS @ affine
+
+
+def _check_one_series(frames: Sequence[Frame]) -> None:
+    scans = {frame.telling for frame in frames}
+    if keywords := differing(scans):
+        each = "one image each" if len(scans) == len(frames) else f"{len(scans)} kinds of images"
+        raise InputError(
+            f"{frames[0].path.parent}: {len(frames)} files of different {', '.join(keywords)}, {each}, so that "
+            "they are no series; export it again, convert it to NIfTI (with dcm2niix for one), or leave it out"
+        )
+
+
+def _check_copies(frames: Sequence[Frame]) -> None:
+    known: dict[tuple[str, int], Frame] = {}
+    copies = []
+    for frame in frames:
+        other = known.setdefault((frame.uid, frame.index), frame)
+        if other is not frame and frame.uid:
+            copies.append(f"{_name(frame)} of {_name(other)}")
+    if copies:
+        raise InputError(
+            f"{frames[0].path.parent}: {len(copies)} of {len(frames)} images are copies of others ({copies[0]}"
+            f"{', …' * (len(copies) > 1)}); remove the copies"
+        )
 
 
 def _check_like(first: Frame, frame: Frame) -> None:

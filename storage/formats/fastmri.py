@@ -2,7 +2,7 @@
 
 Source: https://github.com/facebookresearch/fastMRI and the data set's paper (arXiv:1811.08839, section 4):
 `kspace` is (slice, coil, height, width) or (slice, height, width) complex64, height along the readout,
-centred, for an orthonormal FFT.
+centred, for an orthonormal FFT. `mask` of test and challenge files is (width,): the columns that were measured.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 from storage.errors import InputError
 from storage.formats import ismrmrd_header
 from storage.formats.hdf5 import open_file
-from storage.formats.measured import MeasuredKspace, only_file
+from storage.formats.kspace_energy import notes_on_slice
+from storage.formats.measured import MeasuredKspace, num_gaps, only_file
 from storage.formats.source import Source, SourceOptions, SourceRef
 
 SUFFIXES = (".h5", ".hdf5")
@@ -55,11 +56,6 @@ def _source(path: Path, file: h5py.File, undersampled: bool) -> Source:
     stored = file.get("kspace")
     if not isinstance(stored, h5py.Dataset):
         raise InputError(f"{path}: has no dataset 'kspace', only {', '.join(file) or 'nothing'}; is it fastMRI?")
-    if "mask" in file and not undersampled:
-        raise InputError(
-            f"{path}: has a dataset 'mask', so its k-space is undersampled (a challenge or test file); no fully "
-            "sampled target can be made from it, use the training or validation files"
-        )
     shape: tuple[int, ...] = stored.shape or ()
     if len(shape) not in (3, 4) or 0 in shape:
         raise InputError(
@@ -69,6 +65,9 @@ def _source(path: Path, file: h5py.File, undersampled: bool) -> Source:
         raise InputError(f"{path}: 'kspace' holds {stored.dtype}; complex64 is expected, convert it to complex numbers")
     num_coils = shape[1] if len(shape) == 4 else 1
     slice_shape = (num_coils, shape[-2], shape[-1])
+    mask = _mask(path, file, (shape[0], *slice_shape[1:]))
+    if mask is not None and not undersampled:
+        _check_whole(path, mask)
     about: dict[str, Any] = {"acquisition": _text(file.attrs.get("acquisition"))}
     voxel_size = None
     header = _header(file)
@@ -81,7 +80,38 @@ def _source(path: Path, file: h5py.File, undersampled: bool) -> Source:
         return np.asarray(stored[index]).reshape(slice_shape)
 
     about = {name: value for name, value in about.items() if value is not None}
-    return MeasuredKspace(path, read, shape[0], slice_shape, voxel_size, about, release=file.close)
+    notes = notes_on_slice(read(shape[0] // 2))
+    return MeasuredKspace(
+        path, read, shape[0], slice_shape, voxel_size, about, mask=mask, release=file.close, notes=notes
+    )
+
+
+def _mask(path: Path, file: h5py.File, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The dataset `mask`, True where k-space was measured, as `shape` (slice, height, width); None without one."""
+    stored = file.get("mask")
+    if not isinstance(stored, h5py.Dataset):
+        return None
+    values = np.asarray(stored[()])
+    if values.dtype.kind not in "buif" or not np.isin(values, (0, 1)).all():
+        raise InputError(f"{path}: 'mask' ({values.dtype}) holds other values than 0 and 1; save it as True or False")
+    if not values.any():
+        raise InputError(f"{path}: 'mask' measures nothing; 1 says where k-space was measured")
+    if values.shape not in (shape, shape[1:], shape[2:]):
+        raise InputError(
+            f"{path}: 'mask' has shape {values.shape}; (width,), (height, width) or (slice, height, width) is "
+            f"expected, of {shape}"
+        )
+    return np.broadcast_to(values.astype(bool), shape)
+
+
+def _check_whole(path: Path, mask: np.ndarray) -> None:
+    gaps = [num_gaps(one) for one in (mask[:1] if mask.strides[0] == 0 else mask)]
+    if any(gaps):
+        raise InputError(
+            f"{path}: its 'mask' leaves out {max(gaps)} of {mask[0].size} points between measured ones, so its "
+            "k-space is undersampled (a challenge or test file); no fully sampled target can be made from it, use "
+            "the training or validation files, or remove 'mask' if all was measured"
+        )
 
 
 def _header(file: h5py.File) -> Any:

@@ -87,6 +87,12 @@ def trajectory(encoding: Any) -> str:
     return str(getattr(encoding.trajectory, "value", encoding.trajectory)).lower()
 
 
+def calibrates_apart(encoding: Any) -> bool:
+    """Whether the lines for calibration are of another scan, so that their contrast may be another too."""
+    mode = getattr(encoding.parallelImaging, "calibrationMode", None)
+    return getattr(mode, "value", mode) in ("separate", "external")
+
+
 def voxel_size(encoding: Any, height: int, width: int) -> tuple[float, float, float] | None:
     """(row, column, slice) in mm of slices stored as (height, width) = (readout, phase encoding).
 

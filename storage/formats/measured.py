@@ -11,13 +11,18 @@ import numpy as np
 
 from storage.errors import InputError
 
+RESIDUE = 1e-6
+"""Of a slice's largest value: less is what single-precision transforms leave of zeros, and no measurement."""
+
 
 @dataclass
 class MeasuredKspace:
     """The `Source` of every format that holds k-space.
 
     `read` gives slice `index` as (coil, height, width), centred and orthonormal, of any complex type;
-    `positions` are those of the slices in mm where the file states them; `release` closes the file.
+    `positions` are those of the slices in mm where the file states them; `mask` (slice, height, width) bool
+    is what the file says was measured, None if it does not say; `release` closes the file;
+    `notes` are those of `Source`.
     """
 
     file: Path
@@ -28,6 +33,8 @@ class MeasuredKspace:
     about: dict[str, Any] = field(default_factory=dict)
     positions: Sequence[float] = ()
     release: Callable[[], None] = lambda: None
+    mask: np.ndarray | None = field(default=None, kw_only=True)
+    notes: Sequence[str] = field(default=(), kw_only=True)
     plane: str = field(default="acquired", init=False)
     offset: float = 0.0
 
@@ -71,13 +78,19 @@ class MeasuredKspace:
         assert kspace.shape == self.slice_shape
         return kspace
 
+    def measured(self, index: int, kspace: np.ndarray) -> np.ndarray:
+        """(height, width) bool: where slice `index` was measured, as the file says, else where there is more than
+        a residue."""
+        return _filled(kspace) if self.mask is None else self.mask[index]
+
     def close(self) -> None:
         self.release()
 
     def check_lines(self, index: int, kspace: np.ndarray) -> None:
         """Refuse k-space with empty lines between measured ones; empty margins are mere zero-filling."""
-        for axis, lines in ((1, "rows"), (2, "columns")):
-            filled = np.asarray(kspace.any(axis=(0, 3 - axis)))
+        points = _filled(kspace)
+        for axis, lines in ((0, "rows"), (1, "columns")):
+            filled = np.asarray(points.any(axis=1 - axis))
             inside = filled[filled.argmax() : filled.size - filled[::-1].argmax()]
             missing = int(inside.size - inside.sum())
             if missing:
@@ -85,6 +98,24 @@ class MeasuredKspace:
                     f"{self.file}: slice {index} is undersampled: {missing} of {inside.size} k-space {lines} are "
                     "empty; no fully sampled target can be made from it, use fully sampled data"
                 )
+
+
+def _filled(kspace: np.ndarray) -> np.ndarray:
+    """(height, width) bool: where any coil has more than a residue of the largest value of all."""
+    largest = np.zeros(kspace.shape[1:], np.float32)
+    for coil in kspace:  # one at a time, to hold no second slice
+        np.maximum(largest, np.abs(coil), out=largest)
+    return np.asarray(largest > RESIDUE * largest.max())
+
+
+def num_gaps(measured: np.ndarray) -> int:
+    """How many points (…, height, width) were left out between measured ones of their row or column."""
+    between = np.zeros(measured.shape, bool)
+    for axis in (-2, -1):
+        before = np.logical_or.accumulate(measured, axis)
+        after = np.flip(np.logical_or.accumulate(np.flip(measured, axis), axis), axis)
+        between |= before & after
+    return int((between & ~measured).sum())
 
 
 def only_file(files: Sequence[Path]) -> Path:

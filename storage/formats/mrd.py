@@ -38,7 +38,8 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
     """The slices of one scan; `ref.part` chooses among those of `list_parts`. Of `options` only `undersampled` applies.
 
     (height, width) is (readout, first phase encoding), with the readout's oversampling. Averages are
-    averaged. With a second phase encoding (3-D) each stack is transformed to slices, as a whole.
+    averaged. Calibration lines of the scan itself are lines like the others. With a second phase encoding (3-D)
+    each stack is transformed to slices, as a whole.
 
     Raises `InputError` for a file or a part that cannot be read, or k-space that is not Cartesian, complete (unless
     it may be undersampled, in two dimensions) and free of reversed readouts.
@@ -67,6 +68,12 @@ def _source(path: Path, file: h5py.File, part: str, undersampled: bool) -> Sourc
     if number >= len(header.encoding):
         raise InputError(f"{path}: its acquisitions refer to encoding {number}; the header has {len(header.encoding)}")
     encoding = header.encoding[number]
+    notes = []
+    if ismrmrd_header.calibrates_apart(encoding) and lines["calibration"].any():
+        notes.append(
+            "its calibration lines are of another scan, as the header says (calibrationMode), and are not used"
+        )
+        lines = lines[~lines["calibration"]]
     grid = grid_of(path, lines, encoding, undersampled)
     scan = _Scan(path, group["data"], lines, grid)
     depth, height, width = grid.shape
@@ -88,6 +95,7 @@ def _source(path: Path, file: h5py.File, part: str, undersampled: bool) -> Sourc
         about,
         _positions(lines, scan.slices) if depth == 1 else (),
         release,
+        notes=notes,
     )
 
 

@@ -20,8 +20,10 @@ PART_COUNTERS = ("encoding", "contrast", "phase", "repetition", "set")
 LINE = np.dtype(
     [(name, np.int64) for name in ("number", "samples", "center", "discard_pre", "discard_post", "channels")]
     + [(name, np.int32) for name in (*PART_COUNTERS, "slice", "step1", "step2", "average")]
-    + [("reversed", np.bool_), ("position", np.float32)]
+    + [("reversed", np.bool_), ("calibration", np.bool_), ("position", np.float32)]
 )
+LIKE = [*PART_COUNTERS, "slice", "samples", "center", "discard_pre", "discard_post", "channels", "reversed"]
+PLACE = [*PART_COUNTERS, "slice", "step1", "step2"]
 HEADERS_PER_READ = 1024
 NOT_IMAGE_FLAGS = (
     *("NOISE_MEASUREMENT", "NAVIGATION_DATA", "PHASECORR_DATA", "HPFEEDBACK_DATA", "DUMMYSCAN_DATA"),
@@ -46,7 +48,8 @@ class Grid:
 def read_lines(path: Path, data: h5py.Dataset) -> np.ndarray:
     """The image lines (n,) of type `LINE`, in the order of the file. Reads headers only, a block at a time.
 
-    `position` is that of the slice along its normal, in mm.
+    `position` is that of the slice along its normal, in mm. Lines for calibration alone (`calibration`) are there
+    where no image line is (see `_fill`).
 
     Raises `InputError` if the dataset holds no acquisitions or none that makes an image.
     """
@@ -57,7 +60,7 @@ def read_lines(path: Path, data: h5py.Dataset) -> np.ndarray:
     for start in range(0, len(data), HEADERS_PER_READ):
         head = heads[start : start + HEADERS_PER_READ]
         blocks.append(_lines_of(head, start)[_is_image(head["flags"])])
-    lines = np.concatenate(blocks) if blocks else np.empty(0, LINE)
+    lines = _fill(np.concatenate(blocks) if blocks else np.empty(0, LINE))
     if not len(lines):
         raise InputError(f"{path}: none of its {len(data)} acquisitions is an image line; is it a noise scan?")
     return lines
@@ -77,6 +80,7 @@ def _lines_of(head: np.ndarray, start: int) -> np.ndarray:
     for name in ("contrast", "phase", "repetition", "set", "slice", "average"):
         lines[name] = head["idx"][name]
     lines["reversed"] = _has_flag(head["flags"], "REVERSE")
+    lines["calibration"] = _is_calibration_only(head["flags"])
     lines["position"] = (head["position"] * head["slice_dir"]).sum(axis=1)
     return lines
 
@@ -89,9 +93,33 @@ def _has_flag(flags: np.ndarray, name: str) -> np.ndarray:
 
 
 def _is_image(flags: np.ndarray) -> np.ndarray:
-    """Calibration lines count where they are said to be image lines as well."""
-    calibration_only = _has_flag(flags, "PARALLEL_CALIBRATION") & ~_has_flag(flags, "PARALLEL_CALIBRATION_AND_IMAGING")
-    return ~np.logical_or.reduce([calibration_only, *(_has_flag(flags, name) for name in NOT_IMAGE_FLAGS)])
+    return ~np.logical_or.reduce([_has_flag(flags, name) for name in NOT_IMAGE_FLAGS])
+
+
+def _is_calibration_only(flags: np.ndarray) -> np.ndarray:
+    return _has_flag(flags, "PARALLEL_CALIBRATION") & ~_has_flag(flags, "PARALLEL_CALIBRATION_AND_IMAGING")
+
+
+def _fill(lines: np.ndarray) -> np.ndarray:
+    """The image lines, and of those for calibration alone what fills gaps between them.
+
+    A scan accelerated by parallel imaging measures its centre whole: there, lines that are not of the regular
+    pattern are for calibration, but as good as the others. Those that fit no image line (another readout, counter
+    or slice) are of something else. Of several at one place the first counts.
+    """
+    image, calibration = lines[~lines["calibration"]], lines[lines["calibration"]]
+    if not len(image) or not len(calibration):
+        return image
+    alike, taken = set(image[LIKE].tolist()), set(image[PLACE].tolist())
+    chosen = []
+    for number, (like, place) in enumerate(zip(calibration[LIKE].tolist(), calibration[PLACE].tolist(), strict=True)):
+        if like in alike and place not in taken:
+            taken.add(place)
+            chosen.append(number)
+    found = calibration[chosen]
+    for name in ("step1", "step2"):
+        found = found[(found[name] >= image[name].min()) & (found[name] <= image[name].max())]
+    return np.sort(np.concatenate([image, found]), order="number")
 
 
 def split_parts(lines: np.ndarray) -> dict[str, np.ndarray]:

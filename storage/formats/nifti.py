@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import IO, Any
 import numpy as np
 
 from storage.errors import InputError
+from storage.formats.nifti_header import LARGEST_HEADER, NiftiHeader, parse_header
 from storage.formats.source import SourceOptions, SourceRef
 from storage.volume_array import gather_slabs, slab_depth
 from storage.volumes import Volume, VolumeSource, canonical_volume
@@ -23,15 +23,9 @@ def subject_of(path: Path) -> str:
     """The volume's name: the file name without its NIfTI suffix."""
     name = path.name
     for suffix in (".nii.gz", ".nii"):
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
     raise InputError(f"{path}: not a NIfTI file name; expected one of {', '.join(SUFFIXES)}")
-
-
-def subject_label(name: str) -> str:
-    """The person a volume of this name shows: `sub-XXX` of a BIDS name (`sub-XXX_ses-1_T1w`), else the name."""
-    match = re.match(r"(sub-[0-9A-Za-z]+)(?:_|$)", name)
-    return match[1] if match else name
 
 
 def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -> VolumeSource:
@@ -46,47 +40,60 @@ def read_volume(path: Path) -> Volume:
     Raises `InputError` for a file that is missing, is not NIfTI, is cut short, has an impossible header, is
     not 3-D, holds non-finite values or anything but one real number per voxel, or is constant.
     """
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
     from nibabel.orientations import OrientationError
-    from nibabel.spatialimages import HeaderDataError
 
     subject_of(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    header = _read_header(path)
+    stored = header.stored
+    shape = tuple(int(size) for size in stored.get_data_shape())
+    if len(shape) != 3 and not (len(shape) == 4 and shape[3] == 1):
+        raise InputError(f"{path}: has shape {shape}; one 3-D volume is expected")
+    if min(shape) < 1:
+        raise InputError(f"{path}: its header makes no sense (shape {shape}); export the volume again")
+    if stored.get_data_dtype().kind not in "iuf":
+        raise InputError(f"{path}: has voxels of type {stored.get_data_dtype()}; one real number each is expected")
     try:
-        image: Any = nibabel.load(path)
-        shape = tuple(int(size) for size in image.shape)
-        if len(shape) != 3 and not (len(shape) == 4 and shape[3] == 1):
-            raise InputError(f"{path}: has shape {shape}; one 3-D volume is expected")
-        if min(shape) < 1:
-            raise InputError(f"{path}: its header makes no sense (shape {shape}); export the volume again")
-        if image.get_data_dtype().kind not in "iuf":
-            raise InputError(f"{path}: has voxels of type {image.get_data_dtype()}; one real number each is expected")
-        data = gather_slabs(path, shape[:3], _slabs(path, image.dataobj))
-        return canonical_volume(data, image.affine)
+        data = gather_slabs(path, shape[:3], _slabs(path, stored))
     except InputError:
         raise
-    except ImageFileError as error:
-        raise InputError(f"{path}: is not what its name says ({error}); a NIfTI file is expected") from error
-    except (HeaderDataError, OrientationError, np.linalg.LinAlgError, OverflowError) as error:
-        raise InputError(f"{path}: its header makes no sense ({error}); export the volume again") from error
     except (EOFError, zlib.error, OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read to its end ({error}); truncated? fetch or export it again") from error
+    try:
+        return canonical_volume(data, header.affine, header.notes)
+    except (OrientationError, np.linalg.LinAlgError, OverflowError) as error:
+        raise InputError(f"{path}: its header makes no sense ({error}); export the volume again") from error
+
+
+def _read_header(path: Path) -> NiftiHeader:
+    try:
+        with _open(path) as file:
+            return parse_header(path, file.read(LARGEST_HEADER))
+    except gzip.BadGzipFile as error:
+        raise InputError(f"{path}: is not what its name says ({error}); a NIfTI file is expected") from error
+    except (EOFError, zlib.error, OSError) as error:
         raise InputError(f"{path}: cannot be read to its end ({error}); truncated? fetch or export it again") from error
 
 
-def _slabs(path: Path, stored: Any) -> Iterator[np.ndarray]:
-    """What nibabel's array proxy `stored` stands for, (x, y, depth) at a time, scaled, in one pass over the file."""
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if _is_compressed(path) else path.open("rb")  # type: ignore[return-value]
+
+
+def _is_compressed(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
+def _slabs(path: Path, header: Any) -> Iterator[np.ndarray]:
+    """The voxels that nibabel's `header` describes, (x, y, depth) at a time, scaled, in one pass over the file."""
     from nibabel.arrayproxy import ArrayProxy
 
-    compressed = path.name.endswith(".gz")
-    file: IO[bytes]
-    with gzip.open(path) if compressed else path.open("rb") as file:  # type: ignore[assignment]
+    with _open(path) as file:
         # over our own file, for nibabel would open and decompress it again for every slab
-        proxy = ArrayProxy(file, (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter))
-        depth = slab_depth(stored.shape)
-        for first in range(0, stored.shape[2], depth):
-            planes = slice(first, min(first + depth, stored.shape[2]))
-            yield proxy[(slice(None), slice(None), planes, *[0] * (len(stored.shape) - 3))]
-        while compressed and file.read(2**20):
+        proxy = ArrayProxy(file, header)
+        depth = slab_depth(proxy.shape)
+        for first in range(0, proxy.shape[2], depth):
+            planes = slice(first, min(first + depth, proxy.shape[2]))
+            yield proxy[(slice(None), slice(None), planes, *[0] * (len(proxy.shape) - 3))]
+        while _is_compressed(path) and file.read(2**20):
             pass  # its checksum stands at the end

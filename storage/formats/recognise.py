@@ -2,61 +2,69 @@
 
 from __future__ import annotations
 
-import glob
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from storage.errors import InputError
-from storage.formats.s3_objects import is_s3, list_objects, look_into_hdf5, look_into_npz, patient_of
+from storage.formats.alike_names import tell_apart
+from storage.formats.listing import Listing, describe_passed_over, list_argument
+from storage.formats.s3_objects import is_s3, look_into_hdf5, look_into_npz
 from storage.formats.source import Source, SourceOptions, SourceRef
 from storage.formats.staging import staged
+from storage.formats.subjects import Candidate, bids_subject, name_subjects, warn_of_alike
+from storage.formats.suffixes import files_of, format_of, identity, stem_of, suffix_of
+from storage.provenance import about_file
 from storage.store_errors import StoreAway
 
-_SUFFIXES = {  # longer ones first
-    ".nii.gz": "nifti",
-    ".nii": "nifti",
-    ".dcm": "dicom",
-    ".ima": "dicom",
-    ".hdf5": "hdf5",
-    ".h5": "hdf5",
-    ".ismrmrd": "hdf5",
-    ".mrd": "hdf5",
-    ".cfl": "bart",
-    ".hdr": "bart",
-    ".npy": "arrays",
-    ".npz": "arrays",
-}
-_EXPECTED = f"{', '.join(suffix for suffix in _SUFFIXES if suffix != '.hdr')} files or DICOM without a suffix"
+Say = Callable[[str], object]
 
 
-def find_sources(arguments: Sequence[str]) -> list[SourceRef]:
+def find_sources(arguments: Sequence[str], say: Say = lambda line: None, subject: str | None = None) -> list[SourceRef]:
     """The scans named by files, folders (searched whole), patterns (`*`, `?`, `[…]`, `**`) and `s3://` URLs.
 
-    Sorted by name. In folders and patterns, files of other kinds are passed over, and hidden ones.
+    Sorted by name. In folders and patterns, files of other kinds are passed over, and hidden ones. `subject` says who
+    they show (see `name_subjects`); without it headers, names and folders do. `say` is told what is passed over, and
+    what of persons is doubtful.
 
     Raises `InputError` for a path that does not exist, a folder or pattern without scans, a named file of an
-    unknown kind, and two scans of one name.
+    unknown kind, two scans of one name in one folder, and a `subject` that does not fit.
     """
-    named = {argument: _expand(argument) for argument in arguments}
+    listings = [list_argument(argument) for argument in arguments]
     files: dict[str, str] = {}
-    for found in named.values():
-        for file in found:
-            files.setdefault(_identity(file), file)
-    refs = [*_dicom_series(files.values()), *_single_files(files.values())]
-    used = {_identity(file) for ref in refs for file in ref.files}
-    for argument, found in named.items():
-        if not any(_identity(file) in used for file in found):
-            if [_identity(file) for file in found] == [_identity(argument)]:
-                raise InputError(f"{argument}: is no DICOM image; expected {_EXPECTED}")
-            place = "matches this pattern" if _is_pattern(argument) else "in this folder"
-            raise InputError(f"{argument}: no volume {place}; expected {_EXPECTED}")
+    for listing in listings:
+        for file in listing.files:
+            files.setdefault(identity(file), file)
+    refs = _who_is_who([*_dicom_series(files.values()), *_single_files(files.values())], say, subject)
+    used = {identity(file) for ref in refs for file in ref.files}
+    for listing in listings:
+        if not any(identity(file) in used for file in listing.files):
+            listing.refuse()
     _check_names(refs)
+    _tell_passed_over(listings, used | {identity(about_file(ref)) for ref in refs}, say)
     return sorted(refs, key=lambda ref: ref.name)
+
+
+def _who_is_who(found: Sequence[Candidate], say: Say, subject: str | None) -> list[SourceRef]:
+    if subject is not None:
+        return name_subjects([one.ref for one in tell_apart(found, lambda line: None)], subject)
+    told = tell_apart(found, say)
+    if warning := warn_of_alike([one.ref for one in told if not one.is_known]):
+        say(warning)
+    return [one.ref for one in told]
+
+
+def _tell_passed_over(listings: Sequence[Listing], used: set[str], say: Say) -> None:
+    def unused(files: Iterable[str]) -> list[str]:
+        return list({identity(file): file for file in files if identity(file) not in used}.values())
+
+    files = unused(file for listing in listings for file in (*listing.files, *listing.others))
+    hidden = unused(file for listing in listings for file in listing.hidden)
+    if files or hidden:
+        say(describe_passed_over(files, hidden))
 
 
 @contextmanager
@@ -86,125 +94,41 @@ def open_files(ref: SourceRef, files: Sequence[Path], options: SourceOptions) ->
     return source
 
 
-def _expand(argument: str) -> list[str]:
-    """The files that an argument names and that may hold scans."""
-    if is_s3(argument):
-        found, is_one = list_objects(argument, is_pattern=_is_pattern(argument))
-    else:
-        found, is_one = _list_files(argument)
-    if is_one:
-        if _format_of(argument) is None:
-            raise InputError(f"{argument}: not a file of a known kind; expected {_EXPECTED}")
-        return found
-    # .hdr belongs to a .cfl, or to formats that are not read here
-    return [file for file in found if _format_of(file) and not file.endswith(".hdr")]
+def _dicom_series(files: Iterable[str]) -> list[Candidate]:
+    wanted = [file for file in files if format_of(file) == "dicom"]
+    if not wanted:
+        return []
+    from storage.formats.dicom_series import find_series
+
+    return [Candidate(ref, is_known=True) for ref in find_series(wanted)]
 
 
-def _list_files(argument: str) -> tuple[list[str], bool]:
-    """The files below a folder or matching a pattern; or the one file, and True."""
-    path = Path(argument).expanduser()
-    if path.is_file():
-        return [str(path)], True
-    if path.is_dir():
-        return _below(path), False
-    if not _is_pattern(argument):
-        raise InputError(f"{argument}: no such file or folder")
-    found: list[str] = []
-    for match in sorted(glob.glob(str(path), recursive=True)):
-        found += _below(Path(match)) if os.path.isdir(match) else [match]
-    return found, False
-
-
-def _below(folder: Path) -> list[str]:
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return [str(path) for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-
-
-def _is_pattern(argument: str) -> bool:
-    return any(character in argument for character in "*?[") and (is_s3(argument) or not os.path.exists(argument))
-
-
-def _format_of(file: str) -> str | None:
-    name = os.path.basename(file)
-    for suffix, kind in _SUFFIXES.items():
-        if name.endswith(suffix) or (kind == "dicom" and name.lower().endswith(suffix)):
-            return kind
-    # DICOM is often without a suffix, or named by numbers with dots; in S3, looking into each costs a request
-    last = name.rpartition(".")[2] if "." in name else ""
-    return "dicom" if (not last or last.isdigit()) and not is_s3(file) else None
-
-
-def _identity(file: str) -> str:
-    """The same for all ways to write a path, and for both files of a BART pair."""
-    if file.endswith(".hdr"):
-        file = f"{file.removesuffix('.hdr')}.cfl"
-    return file if is_s3(file) else os.path.abspath(file)
-
-
-def _stem(file: str) -> str:
-    name = os.path.basename(file)
-    return name.removesuffix(next(suffix for suffix in _SUFFIXES if name.endswith(suffix)))
-
-
-def _dicom_series(files: Iterable[str]) -> list[SourceRef]:
-    wanted = [file for file in files if _format_of(file) == "dicom"]
-    local = [Path(file) for file in wanted if not is_s3(file)]
-    refs = []
-    if local:
-        from storage.formats.dicom import find_series
-
-        refs += find_series(local)
-    folders: dict[str, list[str]] = {}
-    for file in wanted:
-        if is_s3(file):
-            folders.setdefault(file.rpartition("/")[0], []).append(file)
-    subjects: dict[str, str] = {}
-    for folder, name in sorted(_short_names(folders).items(), key=lambda item: item[1]):
-        patient = patient_of(min(folders[folder]))
-        subject = subjects.setdefault(patient, name) if patient else name
-        refs.append(SourceRef("dicom", name, subject, tuple(sorted(folders[folder]))))
-    return refs
-
-
-def _short_names(folders: Iterable[str]) -> dict[str, str]:
-    """A name for each folder: its last part, and as many before it as tell it from the others."""
-    parts = {folder: folder.removeprefix("s3://").split("/") for folder in folders}
-    shown = dict.fromkeys(parts, 1)
-    while True:
-        names = {folder: "-".join(parts[folder][-shown[folder] :]) for folder in parts}
-        count = Counter(names.values())
-        alike = [folder for folder in parts if count[names[folder]] > 1 and shown[folder] < len(parts[folder])]
-        if not alike:
-            return names
-        for folder in alike:
-            shown[folder] += 1
-
-
-def _single_files(files: Iterable[str]) -> list[SourceRef]:
-    from storage.formats.nifti import subject_label
-
-    refs: list[SourceRef] = []
+def _single_files(files: Iterable[str]) -> list[Candidate]:
+    found: list[Candidate] = []
     persons: dict[str, str] = {}
     for file in sorted(files, key=lambda file: (os.path.basename(file), file)):
-        kind, parts, person = _format_of(file), [""], None
+        kind, parts, person = format_of(file), [""], None
         if kind in (None, "dicom"):
             continue
         if kind == "hdf5":
             kind, parts, person = _look_into_hdf5(file)
-        elif file.endswith(".npz"):
+        elif suffix_of(file) == ".npz":
             parts = _look_into_npz(file)
-        stem = _stem(file)
+        stem = stem_of(file)
+        subject = bids_subject(stem)
+        is_known = bool(person or subject)
+        if person:
+            subject = persons.setdefault(person, subject or _unused(stem, persons.values()))
         # all parts of a file show one person, whatever they are named
-        subject = persons.setdefault(person, subject_label(stem)) if person else subject_label(stem)
-        both = _pair(file) if kind == "bart" else (file,)
-        refs += [SourceRef(str(kind), f"{stem}-{part}" if part else stem, subject, both, part) for part in parts]
-    return refs
+        for part in parts:
+            name = f"{stem}-{part}" if part else stem
+            found.append(Candidate(SourceRef(str(kind), name, subject or stem, files_of(file), part), is_known))
+    return found
 
 
-def _pair(file: str) -> tuple[str, ...]:
-    from storage.formats.bart import pair
-
-    return pair(file)
+def _unused(name: str, used: Collection[str]) -> str:
+    names = (name, *(f"{name}-{number}" for number in range(2, len(used) + 2)))
+    return next(name for name in names if name not in used)
 
 
 def _look_into_hdf5(file: str) -> tuple[str, list[str], str | None]:

@@ -40,7 +40,7 @@ def list_objects(url: str, is_pattern: bool) -> tuple[list[str], bool]:
     store.check_access()
     if not is_pattern and url.count("/") > 2 and (_info(place) or {}).get("type") == "file":
         return [place], True
-    found = [f"{store.url}/{path}" for path, _ in store.list().items() if not _is_hidden(path)]
+    found = [f"{store.url}/{path}" for path in store.list()]
     if is_pattern:
         # what matches may be a folder, which is searched whole
         patterns = [re.compile(glob_translate(pattern)) for pattern in (url, f"{url.rstrip('/')}/**")]
@@ -48,10 +48,6 @@ def list_objects(url: str, is_pattern: bool) -> tuple[list[str], bool]:
     if not found:
         raise InputError(f"{url}: no such object, and none below it")
     return found, False
-
-
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") for part in path.split("/"))
 
 
 def object_facts(urls: Sequence[str]) -> list[dict[str, Any] | None]:
@@ -87,8 +83,14 @@ def _ask(url: str, question: Callable[[Any, str], T]) -> T:
     return persist(store.url, "", lambda: question(store.filesystem, store.full_path("")), patience())
 
 
+def read_start(url: str, count: int) -> bytes:
+    """The first bytes of an object, up to `count`. Raises `FileNotFoundError` if it is not there."""
+    store, name = split_url(url)
+    return store.read(name, 0, count)
+
+
 @contextmanager
-def _opened(url: str) -> Iterator[BinaryIO]:
+def opened(url: str) -> Iterator[BinaryIO]:
     """An object as a file of which only the parts that are looked at are fetched."""
     store = ObjectStore(url)
     with translated(url), store.filesystem.open(store.full_path(""), "rb", block_size=_BLOCK) as file:
@@ -105,7 +107,7 @@ def look_into_hdf5(url: str) -> tuple[str, list[str], str | None]:
     from storage.formats import hdf5, mrd_lines
 
     try:
-        with _opened(url) as opened, h5py.File(opened, "r") as file:
+        with opened(url) as stream, h5py.File(stream, "r") as file:
             if isinstance(file.get("kspace"), h5py.Dataset):
                 person = file.attrs.get("patient_id")
                 if isinstance(person, bytes):
@@ -124,25 +126,8 @@ def look_into_hdf5(url: str) -> tuple[str, list[str], str | None]:
 def look_into_npz(url: str) -> list[str]:
     """The arrays of an .npz archive by name, sorted; [""] if it has one. Raises `InputError` if it is none."""
     try:
-        with _opened(url) as opened, zipfile.ZipFile(opened) as archive:
+        with opened(url) as stream, zipfile.ZipFile(stream) as archive:
             names = sorted(name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy"))
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError(f"{url}: is not a complete .npz archive ({error}); put it there again") from error
     return names if len(names) > 1 else [""]
-
-
-def patient_of(url: str) -> str:
-    """The PatientID of a DICOM object, for grouping in memory only; empty if it has none or cannot be read."""
-    from pydicom import dcmread
-
-    from storage.formats.dicom_frames import UNREADABLE
-
-    try:
-        with _opened(url) as opened:
-            return str(
-                dcmread(opened, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID") or ""
-            ).strip()
-    except InputError:
-        raise
-    except UNREADABLE:
-        return ""  # said when the series is opened

@@ -44,8 +44,9 @@ class Source(Protocol):
     `slice_shape` is (coil, height, width), the same for all slices; `voxel_size` is in mm, (row, column,
     slice) of the stored slices, None where the file does not say; `plane` is "coronal" for images that
     are cut here and "acquired" for measured k-space; `about` holds further facts for the provenance
-    (nothing that identifies a person); `offset` is the intensity that was taken off every pixel of an image before
-    its transform, and that has to be added to a reconstruction.
+    (nothing that identifies a person). `notes` are sentences for the user: what was repaired in the file, or
+    taken for what it does not say. `offset` is the intensity that was taken off every pixel of an image before its
+    transform, and that has to be added to a reconstruction.
     """
 
     num_slices: int
@@ -53,6 +54,7 @@ class Source(Protocol):
     voxel_size: tuple[float, float, float] | None
     plane: str
     about: dict[str, Any]
+    notes: Sequence[str]
 
     @property
     def offset(self) -> float: ...

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from storage.errors import InputError
 from storage.formats.s3_objects import is_s3, object_facts, split_url
 from storage.formats.source import SourceRef
+from storage.local_names import inside
 from storage.parallel import run_in_threads
 
 FileFacts = list[dict[str, Any]]
@@ -21,10 +23,10 @@ _FETCHES = 4  # objects of one scan that are fetched at once
 
 @dataclass(frozen=True)
 class Staged:
-    """Local `files` of a scan, in the order of `SourceRef.files`."""
+    """Local `files` of a scan, in the order of `SourceRef.files`; of copies, the URLs of their folders."""
 
     files: tuple[Path, ...]
-    _origin: str = ""
+    _origins: Mapping[Path, str]
 
     @contextmanager
     def naming(self) -> Iterator[None]:
@@ -32,7 +34,9 @@ class Staged:
         try:
             yield
         except InputError as error:
-            named = str(error).replace(f"{self.files[0].parent}/", self._origin) if self._origin else str(error)
+            named = str(error)
+            for folder, url in self._origins.items():
+                named = re.sub(rf"{re.escape(str(folder))}(?=\W|$)", lambda _, url=url: url, named)  # type: ignore[misc]
             if named == str(error):
                 raise
             raise type(error)(named) from error
@@ -46,12 +50,15 @@ def staged(ref: SourceRef) -> Iterator[Staged]:
     if the store cannot be reached or there is no room for the copies.
     """
     if not is_s3(ref.files[0]):
-        yield Staged(tuple(Path(file) for file in ref.files))
+        yield Staged(tuple(Path(file) for file in ref.files), {})
         return
-    with tempfile.TemporaryDirectory(prefix="larmor-source-") as folder:
-        files = [Path(folder) / file.rpartition("/")[2] for file in ref.files]
+    with tempfile.TemporaryDirectory(prefix="larmor-source-") as place:
+        # a folder for each folder: a series may lie in several, in files of the same names
+        urls = sorted({file.rpartition("/")[0] for file in ref.files})
+        folders = {url: Path(place) / str(number) for number, url in enumerate(urls)}
+        files = [inside(folders[url], name) for url, _, name in (file.rpartition("/") for file in ref.files)]
         run_in_threads(lambda pair: _fetch(*pair), list(zip(ref.files, files, strict=True)), _FETCHES)
-        yield Staged(tuple(files), ref.files[0].rpartition("/")[0] + "/")
+        yield Staged(tuple(files), {folder: url for url, folder in folders.items()})
 
 
 def _fetch(url: str, target: Path) -> None:

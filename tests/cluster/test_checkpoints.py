@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -295,6 +296,28 @@ class TestRestore:
             save(worker, 30)
         assert folders(run) == {item.folder for item in run.checkpoints()}
 
+    @pytest.mark.parametrize("kind", ["changed", "short", "gone"])
+    def test_a_model_stays_if_only_the_state_beside_it_is_damaged(self, run: RunFolder, kind: str) -> None:
+        with worker_of(run, keep_checkpoints=9) as worker:
+            save(worker, 40, psnr=35.0)
+        folder = self.damage(run, 40, kind)
+        for _ in range(2):
+            assert restored(run) == 30
+        with worker_of(run, keep_checkpoints=1) as worker:
+            save(worker, 50, 60)
+        best = run.best(PSNR, True)
+        assert (best.folder, best.metrics) == (folder, {PSNR: 35.0})
+        assert "engine/state.pt" in best.problem
+        assert run.store.read(f"{folder}/generator.safetensors") == b"weights of step 40"
+        assert folders(run) == {folder, run.latest().folder}  # type: ignore[union-attr]
+
+    def test_damaged_weights_are_no_model(self, run: RunFolder) -> None:
+        with worker_of(run, keep_checkpoints=9) as worker:
+            save(worker, 40, psnr=35.0)
+        flip_byte(run.store, f"{run.best(PSNR, True).folder}/generator.safetensors", 3)
+        assert restored(run) == 30
+        assert run.best(PSNR, True).step == 10
+
     def test_if_none_is_whole_it_is_an_error_and_nothing_is_removed(self, run: RunFolder) -> None:
         damaged = [self.damage(run, step, kind) for step, kind in ((10, "changed"), (20, "gone"), (30, "manifest"))]
         before = contents_of(Path(run.url))
@@ -351,6 +374,34 @@ class TestScratch:
         ours.remove()
         assert set(scratch.iterdir()) == set()
 
+    def test_a_planted_link_is_not_followed(self, scratch: Path, tmp_path: Path) -> None:
+        """Whoever may write to the temporary folder guesses the names in it."""
+        mine = tmp_path / "mine"
+        mine.mkdir()
+        (mine / "precious").write_text("precious")
+        (mine / ".lock").write_text("precious too")
+        (scratch / "larmor-checkpoint-file").mkdir()
+        (scratch / "larmor-checkpoint-file" / ".lock").symlink_to(mine / "precious")
+        (scratch / "larmor-checkpoint-folder").symlink_to(mine)
+        (scratch / "larmor-checkpoint-loop").mkdir()
+        (scratch / "larmor-checkpoint-loop" / ".lock").symlink_to(".lock")
+        os.mkfifo(scratch / "larmor-checkpoint-pipe")
+        (scratch / "larmor-checkpoint-waits").mkdir()
+        os.mkfifo(scratch / "larmor-checkpoint-waits" / ".lock")
+        Scratch().remove()
+        assert contents_of(mine) == {"precious": b"precious", ".lock": b"precious too"}
+
+    def test_a_folder_of_another_account_is_left_alone(self, scratch: Path) -> None:
+        if os.getuid() != 0:
+            pytest.skip("only root can give files away")
+        theirs = scratch / "larmor-checkpoint-theirs"
+        theirs.mkdir()
+        (theirs / ".lock").write_text("")
+        for path in (theirs, theirs / ".lock"):
+            os.chown(path, 12345, 12345)
+        Scratch().remove()
+        assert (theirs / ".lock").is_file()
+
 
 class FailingRun(RunFolder):
     """On one rank, what `fails` names raises `error`."""
@@ -376,7 +427,7 @@ class FailingRun(RunFolder):
 
 def two_ranks(rank: int, url: str, rendezvous: str, results: str) -> None:
     """One of two processes; what goes wrong on one of them goes wrong on both."""
-    from cluster.run_folder import DamagedCheckpoint
+    from cluster.checkpoint import DamagedCheckpoint
 
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     run = FailingRun(url)

@@ -29,4 +29,5 @@ def test_what_is_there_is_said() -> None:
     line = describe_row({**REPORT, "critic_loss": -0.25, "val/psnr": 30.123, "val/ssim": 0.9, "mfu": 0.31}, 250)
     assert "critic -0.25000" in line
     assert "PSNR 30.12 dB, SSIM 0.9000 (preset paper)" in line
+    assert "validation: HFEN 0.4000 (preset paper)" in describe_row({**REPORT, "val/hfen": 0.4}, 250)
     assert "MFU 31%" in line

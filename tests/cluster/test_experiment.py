@@ -91,6 +91,29 @@ def test_overrides_are_typed(tmp_path: Path, override: str, value: Any) -> None:
     assert type(found) is type(value)
 
 
+@pytest.mark.parametrize(
+    "value", ["2024", "1e5", "nan", "007", "true", "2024-01-01", "1_000", "0x10", "inf", "1.50", "no"]
+)
+def test_what_a_text_is_set_to_stays_as_it_was_written(value: str) -> None:
+    """YAML would make numbers, dates and truth values of it."""
+    for key in ("name", "data.url", "data.validation_split"):
+        for written in (value, f"'{value}'", f' "{value}"'):
+            experiment = load_sweep_experiment("laptop", [f"{key}={written}"])
+            assert get_dotted(experiment, key) == value
+
+
+def test_null_is_nothing_where_nothing_may_stand() -> None:
+    for written, value in (("null", None), ("", None), ("2024", "2024"), ("'null'", "null")):
+        assert load_sweep_experiment("laptop", [f"data.disk_cache={written}"]).data.disk_cache == value
+
+
+@pytest.mark.parametrize("value", ["2024", "true", "2024-01-01", "[a]"])
+def test_what_is_no_text_in_a_file_is_refused_with_the_remedy(tmp_path: Path, value: str) -> None:
+    (tmp_path / "mine.yaml").write_text(f"name: {value}\n")
+    with pytest.raises(InputError, match=r"name=.*put it into quotes"):
+        load_sweep_experiment(str(tmp_path / "mine.yaml"), [])
+
+
 def test_the_later_override_wins_over_the_file(tmp_path: Path) -> None:
     experiment = load(tmp_path, "loss: {a: 2, b: 3}", "loss.a=4", "loss.a=5")
     assert (experiment.loss.a, experiment.loss.b) == (5, 3)
@@ -150,7 +173,7 @@ def test_an_unknown_key_names_the_valid_ones(tmp_path: Path, text: str, parts: l
             "training.gradient_accumulation=5",
             ["training.global_batch_size=16", "training.gradient_accumulation=5", "use a multiple of 5"],
         ),
-        ("sweep.metric=loss", ["sweep.metric='loss'", "'psnr', 'ssim'"]),
+        ("sweep.metric=loss", ["sweep.metric='loss'", "psnr, ssim"]),
     ],
 )
 def test_an_impossible_value_is_refused_with_its_key(tmp_path: Path, override: str, parts: list[str]) -> None:

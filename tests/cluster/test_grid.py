@@ -143,18 +143,36 @@ def test_shipped_grids_hold_every_system(name: str) -> None:
     grid = load_grid(name, {})
     assert set(grid.systems) == set(SYSTEMS)
     names = [each.name for cell in cells(grid) for each in experiments(grid, cell, name, "data", "out").values()]
-    assert len(names) == len(set(names)) == len(grid.sizes) * len(grid.masks) * len(grid.ratios) * len(SYSTEMS)
+    trainings = sum(grid.seeds.get(system, 1) for system in grid.systems)
+    assert len(names) == len(set(names)) == len(grid.sizes) * len(grid.masks) * len(grid.ratios) * trainings
 
 
 def test_variants_of_one_system_have_names_of_their_own() -> None:
     grid = load_grid("ablation", {})
     found = experiments(grid, cells(grid)[0], "ablation", "data", "out")
-    assert set(found) == set(grid.systems) > {"gan_resnet50", "gradient_penalty", "hard_consistency"}
-    assert {experiment.system for experiment in found.values()} == {"gan_resnet50"}
-    base = found["gan_resnet50"]
+    assert set(found) == set(grid.systems) > {"larmor", "no_critic", "zero_filled_start", "two_cascades"}
+    assert {experiment.system for experiment in found.values()} == {"larmor"}
+    base = found["larmor"]
     for name, experiment in found.items():
         assert (experiment.training.num_steps, experiment.seed) == (base.training.num_steps, base.seed)
-        assert (experiment.model_copy(update={"name": base.name}) == base) == (name == "gan_resnet50")
+        assert (experiment.model_copy(update={"name": base.name}) == base) == (name == "larmor")
+
+
+def test_several_seeds_are_rows_of_their_own_with_their_spread(data: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    content = {**TINY, "ratios": [0.3], "seeds": {"unet": 3}, "every": 2}
+    path = tmp_path / "seeds.yaml"
+    path.write_text(yaml.safe_dump(content))
+    said: list[str] = []
+    place = str(tmp_path / "out"), tmp_path / "tables"
+    (result,) = fill(load_grid(str(path), {}), "seeds", data, *place, "cpu", said.append)
+    assert result.methods == ("zero_filled", "gan_resnet50_dc", "unet", "unet (seed 1)", "unet (seed 2)")
+    assert len(result.slices) == 2 * 5, "every other of four slices"
+    values = [result.mean(method)["psnr"] for method in result.methods[2:]]
+    assert len(set(values)) == 3
+    text = (tmp_path / "tables" / "tables.md").read_text()
+    assert f"| unet | 3 | {np.mean(values):.3f} ± {np.std(values, ddof=1):.3f} |" in text
+    assert "one in 2 of each volume, the same ones in every row" in text
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.checkpoint import Checkpoint
 from cluster.experiment import Experiment
 from cluster.lease import (
     Lease,
@@ -28,10 +29,11 @@ from cluster.lease import (
     refuse_if_held,
 )
 from cluster.run import claimed
-from cluster.run_folder import Checkpoint, RunFolder
+from cluster.run_folder import RunFolder
 from storage.errors import InputError
 from storage.object_store import ObjectStore
 from storage.store_errors import StoreAway
+from tests.faulty_proxy import FaultyProxy
 from tests.helpers import random_kspace, write_dataset
 from tests.workbench import command, environment, unique_name
 
@@ -117,8 +119,8 @@ class TestOne:
     def test_it_outlives_the_folder(self, store: ObjectStore, said: list[str]) -> None:
         store.write("config.yaml", b"")
         store.write("checkpoints/a/b", b"")
-        with hold(store, said.append):
-            delete_all_but_lease(store)
+        with hold(store, said.append) as number:
+            delete_all_but_lease(store, lambda: check_lease(store, number))
             assert list(store.list()) == leases(store) == ["lease/00000001.json"]
 
 
@@ -180,6 +182,48 @@ class TestRace:
         with hold(store, said.append) as number:
             assert number == 4
             assert leases(store) == ["lease/00000004.json"]
+
+
+class TestConditions:
+    """A store that ignores `If-None-Match` would give one number to everybody."""
+
+    def test_a_store_without_them_is_refused_before_anything_is_written(
+        self, faulty_proxy: FaultyProxy, said: list[str]
+    ) -> None:
+        store = ObjectStore(f"s3://larmor/{unique_name('conditions')}")
+        faulty_proxy.plan("unconditional", methods=("PUT",))
+        for _ in range(2):
+            with (
+                pytest.raises(InputError, match=r"ignores If-None-Match.*larmor store start"),
+                hold(store, said.append),
+            ):
+                pass
+        assert store.list() == {}
+        faulty_proxy.clear()
+        with hold(store, said.append) as number:
+            assert number == 1
+
+    def test_one_that_has_them_keeps_nothing_of_the_question(self, store: ObjectStore, said: list[str]) -> None:
+        with hold(store, said.append):
+            assert list(store.list()) == leases(store) == ["lease/00000001.json"]
+
+    def test_a_conflict_is_no_answer(self, faulty_proxy: FaultyProxy, said: list[str]) -> None:
+        """AWS says 409 where two write at once, which means try again; nobody may have it yet."""
+        store = ObjectStore(f"s3://larmor/{unique_name('conditions')}")
+        faulty_proxy.plan("status", status=409, methods=("PUT",), limit=2)
+        assert store.create("mine", b"mine")
+        assert store.read("mine") == b"mine"
+        faulty_proxy.plan("status", status=409, methods=("PUT",), limit=1)
+        assert not store.create("mine", b"another's"), "it is there"
+        assert store.read("mine") == b"mine"
+
+    def test_of_several_in_conflict_one_wins(self, faulty_proxy: FaultyProxy) -> None:
+        store = ObjectStore(f"s3://larmor/{unique_name('conditions')}")
+        faulty_proxy.plan("status", status=409, methods=("PUT",), share=0.5)
+        with ThreadPoolExecutor(6) as pool:
+            won = list(pool.map(lambda number: store.create("mine", b"%d" % number), range(6)))
+        assert won.count(True) == 1
+        assert store.read("mine") == b"%d" % won.index(True)
 
 
 class TestTakeOver:

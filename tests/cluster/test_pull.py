@@ -173,6 +173,26 @@ def test_the_next_best_is_not_taken_for_the_best(run: RunFolder, target: Path, d
     assert pull_run(run, "nmse", target).checkpoint.step == 30, "another one is whole"
 
 
+def test_the_best_is_brought_without_a_file_that_only_the_training_needs(run: RunFolder, target: Path) -> None:
+    best = run.best("val/psnr", True)
+    run.store.delete(f"{best.folder}/training/rank0.pt")
+    pulled = pull_run(run, "psnr", target)
+    assert pulled.checkpoint.step == 20
+    assert any("training/rank0.pt is missing or cut short" in note for note in pulled.notes)
+    with pytest.raises(InputError, match=r"training/rank0.pt: the file is missing"):
+        pull_run(run, "psnr", target, overwrite=True, full=True)
+    assert (target / "generator.safetensors").read_bytes() == b"weights of step 20"
+
+
+def test_a_best_one_that_was_lost_is_told_of(run: RunFolder, target: Path) -> None:
+    folder = run.best("val/psnr", True).folder
+    run.store.delete(f"{folder}/generator.safetensors")
+    run.prune(9, 1, "val/psnr", True)
+    pulled = pull_run(run, "psnr", target)
+    assert pulled.checkpoint.step == 30
+    assert any(f"{folder} was removed: generator.safetensors is missing" in note for note in pulled.notes)
+
+
 def test_a_best_checkpoint_that_is_gone_is_named(run: RunFolder, target: Path) -> None:
     best = run.best("val/psnr", True)
     run.write_result({"step": 20, "checkpoint": best.folder})
@@ -242,6 +262,24 @@ def test_two_pulls_do_not_write_to_one_place(run: RunFolder, target: Path) -> No
             pull_run(run, "psnr", target)
     pull_run(run, "psnr", target)
     assert beside(target) == {"mine"}
+
+
+@pytest.mark.parametrize("planted", ["lock", "folder"])
+def test_a_planted_link_is_not_followed(run: RunFolder, target: Path, tmp_path: Path, planted: str) -> None:
+    """Models are often pulled to a temporary folder, and what lies beside them has a name that others know."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "lock").write_text("precious")
+    partial = target.with_name("mine.partial")
+    partial.parent.mkdir(parents=True)
+    if planted == "folder":
+        partial.symlink_to(mine)
+    else:
+        partial.mkdir()
+        (partial / "lock").symlink_to(mine / "lock")
+    with pytest.raises(InputError, match=r"mine\.partial.* is a link; remove it"):
+        pull_run(run, "psnr", target)
+    assert contents_of(mine) == {"lock": b"precious"}
 
 
 class TestBrokenDownload:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run_folder import MANIFEST_FORMAT, RunFolder, checkpoint_folder, checkpoint_step
+from cluster.checkpoint import MANIFEST_FORMAT, WEIGHTS, checkpoint_folder, checkpoint_step
+from cluster.run_folder import RunFolder
 from storage.errors import InputError
 from tests.helpers import add_checkpoint, contents_of, flip_byte
 
@@ -122,7 +123,7 @@ class TestWhole:
         assert steps(run) == [10, 20]
         run.store.delete(path)
         assert steps(run) == [10]
-        assert run.best(PSNR, True).step == 10
+        assert run.best(PSNR, True).step == (10 if name == WEIGHTS else 20), "good weights are a model"
 
     @pytest.mark.parametrize("name", FILES)
     def test_a_changed_byte_is_found_at_the_download(self, run: RunFolder, tmp_path: Path, name: str) -> None:
@@ -310,13 +311,9 @@ class TestPrune:
     ) -> None:
         for step in (10, 20):
             add_checkpoint(run, tmp_path, step, {PSNR: float(step)}, FILES)
-        delete, calls = run.store.delete, []
 
-        def cut_off(prefix: str = "") -> None:
-            calls.append(prefix)
-            if len(calls) > 1:
-                raise ConnectionResetError
-            delete(prefix)
+        def cut_off(prefix: str = "", guard: object = None) -> None:
+            raise ConnectionResetError
 
         with monkeypatch.context() as patch:
             patch.setattr(run.store, "delete", cut_off)
@@ -334,6 +331,39 @@ class TestPrune:
         run.store.write(f"{newest.folder}/{'manifest.json' if damage == 'manifest' else 'generator.safetensors'}", b"x")
         run.prune(2, 1, PSNR, True)
         assert folders(run) == {"step-00000010-aa", "step-00000020-aa"}
+
+    @pytest.mark.parametrize("name", sorted(set(FILES) - {WEIGHTS}))
+    def test_the_best_stays_without_a_file_beside_its_weights(self, run: RunFolder, tmp_path: Path, name: str) -> None:
+        for step, value in ((10, 9.0), (20, 1.0), (30, 2.0)):
+            add_checkpoint(run, tmp_path, step, {PSNR: value}, FILES)
+        before = run.best(PSNR, True)
+        run.store.delete(f"{before.folder}/{name}")
+        run.prune(1, 1, PSNR, True)
+        assert folders(run) == {"step-00000010-aa", "step-00000030-aa"}
+        assert steps(run) == [30], "no training goes on from it"
+        best = run.best(PSNR, True)
+        assert (best.step, best.problem) == (10, f"{name} is missing or cut short")
+        run.download(best, tmp_path / "back", [WEIGHTS])
+
+    def test_of_two_equal_ones_the_whole_one_is_the_best(self, run: RunFolder, tmp_path: Path) -> None:
+        for token in ("aa", "bb"):
+            add_checkpoint(run, tmp_path, 10, {PSNR: 9.0}, FILES, token=token)
+        run.store.delete("checkpoints/step-00000010-aa/optimizer/rank0.pt")
+        assert run.best(PSNR, True).folder == "checkpoints/step-00000010-bb"
+        run.prune(1, 1, PSNR, True)
+        assert folders(run) == {"step-00000010-bb"}
+
+    def test_a_best_one_that_goes_for_its_weights_is_told_of(self, run: RunFolder, tmp_path: Path) -> None:
+        for step, value in ((10, 9.0), (20, 1.0), (30, 2.0)):
+            add_checkpoint(run, tmp_path, step, {PSNR: value}, FILES)
+        run.store.write(f"checkpoints/step-00000010-aa/{WEIGHTS}", b"x")
+        run.store.write(f"checkpoints/step-00000020-aa/{WEIGHTS}", b"x")
+        run.prune(1, 1, PSNR, True)
+        assert folders(run) == {"step-00000030-aa"}
+        assert run.warnings() == [
+            f"checkpoints/step-00000010-aa was removed: {WEIGHTS} is missing or cut short; by {PSNR} (9) it was among "
+            "the best 1"
+        ]
 
     def test_metrics_are_not_needed(self, run: RunFolder, tmp_path: Path) -> None:
         for step in (10, 20, 30):

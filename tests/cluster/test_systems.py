@@ -195,6 +195,46 @@ def test_iterations_are_the_same_with_deepspeed(kspace_url: str, tmp_path: Path,
         assert row == pytest.approx(expected, rel=2e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_larmor_is_the_same_with_deepspeed(kspace_url: str, tmp_path: Path, zero_stage: int) -> None:
+    """A start without a gradient, cascades, a clipped critic: losses, shares and scores."""
+    overrides = ["system=larmor", "generator.cascades=2", "training.gradient_accumulation=2", "mask.per_slice=false"]
+    plain = trained(tiny(kspace_url, *overrides), run_in(tmp_path)).history()
+    engines = ["training.backend=deepspeed", f"training.zero_stage={zero_stage}"]
+    found = trained(tiny(kspace_url, *overrides, *engines), run_in(tmp_path)).history()
+    for row, expected in zip(found, plain, strict=True):
+        assert row == pytest.approx(expected, rel=2e-4, abs=1e-6)
+    assert {"share/adversarial", "share/content", "share/frequency", "score/real", "score/fake"} <= set(found[-1])
+
+
+@pytest.mark.parametrize("overrides", [["system=larmor"], ["system=larmor", "signal.mode=complex"]], ids=" ".join)
+def test_larmor_is_above_its_start(kspace_url: str, tmp_path: Path, overrides: list[str]) -> None:
+    longer = ["training.num_steps=60", "training.validate_every=60", "loss.adversarial=none", "mask.per_slice=false"]
+    experiment = tiny(kspace_url, *overrides, *longer)
+    rated = []
+    for steps in (1, 60):
+        shorter = experiment.model_copy(
+            update={"training": experiment.training.model_copy(update={"num_steps": steps, "validate_every": steps})}
+        )
+        rated.append(trained(shorter, run_in(tmp_path)).history()[-1]["val/psnr"])
+    assert rated[1] > rated[0]
+
+
+def test_a_start_without_the_measured_kspace_is_refused(coils_url: str) -> None:
+    with pytest.raises(InputError, match=r"which signal.coils=rss has lost; set signal.coils=sense"):
+        tiny(coils_url, "system=larmor", "signal.mode=complex", "signal.coils=rss")
+    with pytest.raises(
+        InputError, match=r"generator\.start\.method=alternating solves for the image .*start\.method=none"
+    ):
+        tiny(
+            coils_url,
+            "system=larmor",
+            "generator.data_consistency=none",
+            "signal.mode=complex",
+            "signal.coils=rss",
+        )
+
+
 def test_the_average_is_what_is_pulled(kspace_url: str, tmp_path: Path) -> None:
     runs = [trained(tiny(kspace_url, f"training.ema_decay={decay}"), run_in(tmp_path)) for decay in (0.0, 0.999)]
     last, averaged = (run.history()[-1]["val/psnr"] for run in runs)

@@ -9,16 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.heartbeat import Heartbeat, Progress, explain_hang, read_heartbeats, write_heartbeat
+from cluster.run_folder import RunFolder
 from cluster.stopping import StopRequest, order_stop
 from cluster.watchdog import Watchdog
+from cluster.worker import LocalWorker
+from recon.step_clock import PHASES
+from recon.train import train
 from storage.errors import InputError
 from storage.object_store import ObjectStore
+from tests.cluster.test_systems import kspace_url, tiny  # noqa: F401
 
 
-def beat(rank: int, step: int = 7, phase: str = "critic", moves: int = 50, count: int = 3) -> Heartbeat:
-    return Heartbeat(rank, step, phase, 30.0, moves, count, f"host{rank}", 100 + rank)
+def beat(rank: int, step: int = 7, phase: str = "critic", turn: int = 1, moves: int = 50, count: int = 3) -> Heartbeat:
+    return Heartbeat(rank, step, phase, turn, 30.0, moves, count, f"host{rank}", 100 + rank)
 
 
 def later(*beats: Heartbeat) -> dict[int, Heartbeat]:
@@ -47,11 +53,49 @@ def test_a_rank_that_never_came_is_named() -> None:
 
 @pytest.mark.parametrize(("step", "phase"), [(7, "data"), (6, "checkpoint")])
 def test_a_rank_that_is_behind_is_named(step: int, phase: str) -> None:
-    beats = beat(0), beat(1, step, phase), beat(2)
+    beats = beat(0), beat(1, step, phase, turn=0), beat(2)
     problem = explain_hang(by_rank(*beats), later(*beats), me=2, world_size=3)
     assert problem is not None
     assert f"rank 1 (process 101 on host1), in {phase} after step {step}: the others wait for it in critic" in problem
     assert "rank 0" not in problem
+
+
+class Recorder(LocalWorker):
+    """Writes down every phase that the training enters."""
+
+    def progress(self, step: int, phase: str) -> None:
+        super().progress(step, phase)
+        if not self.entered or self.entered[-1] != (step, phase):
+            self.entered.append((step, phase))
+
+    entered: list[tuple[int, str]]
+
+
+def test_of_two_ranks_in_a_training_the_one_that_came_less_far_is_named(kspace_url: str, tmp_path: Path) -> None:  # noqa: F811
+    """Wherever in the loop the two are: with several critic steps, a validation, a report and a checkpoint."""
+    torch.set_num_threads(1)
+    every = [f"training.{name}=2" for name in ("num_steps", "log_every", "validate_every", "checkpoint_every")]
+    experiment = tiny(kspace_url, "critic.steps=2", *every)
+    with Recorder(RunFolder(str(tmp_path)), experiment.training, torch.device("cpu")) as worker:
+        worker.entered = []
+        assert train(experiment, worker)
+    entered = worker.entered
+    assert {phase for _, phase in entered} == set(PHASES)
+    for behind in range(len(entered)):
+        for ahead in range(behind + 1, len(entered)):
+            beats = [arrived(entered[: count + 1], rank) for rank, count in enumerate((ahead, behind))]
+            problem = explain_hang(by_rank(*beats), later(*beats), me=0, world_size=2)
+            assert problem is not None
+            step, phase = entered[behind]
+            assert f"rank 1 (process 101 on host1), in {phase} after step {step}: the others" in problem
+
+
+def arrived(entered: list[tuple[int, str]], rank: int) -> Heartbeat:
+    """The heartbeat of a rank that entered these phases."""
+    place = Progress()
+    for step, phase in entered:
+        place.at(step, phase)
+    return dataclasses.replace(place.heartbeat(rank, count=3), host=f"host{rank}", pid=100 + rank)
 
 
 def test_ranks_at_the_same_place_point_to_the_network() -> None:
@@ -62,8 +106,8 @@ def test_ranks_at_the_same_place_point_to_the_network() -> None:
 
 
 def test_nobody_hangs_while_one_moves() -> None:
-    beats = beat(0), beat(1, phase="data")
-    now = later(beat(0), beat(1, phase="data", moves=51))
+    beats = beat(0), beat(1, phase="data", turn=0)
+    now = later(beat(0), beat(1, phase="data", turn=0, moves=51))
     assert explain_hang(by_rank(*beats), now, me=0, world_size=2) is None
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 from safetensors.torch import load, save
 
-from tests.faults.scene import LOCAL, Broken, Scene, Training, moment
+from cluster.checkpoint import WEIGHTS
+from cluster.lease import newest
+from storage.object_store import ObjectStore
+from tests.faults.scene import LOCAL, PATIENCE, Broken, Scene, Training, moment
 from tests.faulty_proxy import FaultyProxy, proxied_environment
 
 Fault = Callable[[Training, random.Random], str]
@@ -152,18 +157,93 @@ def validated_nan(training: Training, source: random.Random) -> str:
 
 def network_faults(training: Training, source: random.Random) -> str:
     """Every twelfth answer of the store is an error, cut short, damaged, or comes very slowly."""
+    with _proxied(training, source) as (disturbed, proxy):
+        for kind in ("status", "reset", "close", "truncate", "slow"):
+            proxy.plan(kind, share=1 / 60, methods=None, seconds=0.5)  # type: ignore[arg-type]
+        with disturbed.attempt() as process:
+            disturbed.wait_for_end(process)
+        counts = proxy.counts
+    return f"{sum(counts.values())} faults in {len(proxy.log)} requests"
+
+
+def replaced(training: Training, source: random.Random) -> str:
+    """Stopped while it looks which checkpoints may go; another process takes over and ends; then it wakes."""
+    training.arguments = (*training.arguments, "cluster.hang_seconds=600")  # its sleep is no hang
+    with _proxied(training, source) as (slow, proxy), slow.attempt() as process:
+        slow.wait_for_step(moment(source, last=30), process)
+        proxy.plan("slow", matches=r"list-type=2.*checkpoints", seconds=4)
+        published = _wait_for_pruning(proxy, len(proxy.log))
+        process.send_signal(signal.SIGSTOP)
+        _seem_dead(training.run.store)
+        training.finish()
+        training.note_checkpoints()
+        process.send_signal(signal.SIGCONT)
+        training.wait_for_end(process, [1])
+    if "another process has taken it over" not in training.log():
+        raise Broken(f"the replaced process does not say so: {training.log()}")
+    return f"SIGSTOP while it prunes after checkpoint {published}, SIGCONT when its successor had ended"
+
+
+def _wait_for_pruning(proxy: FaultyProxy, first: int) -> int:
+    """Until a manifest and then a list of the checkpoints have been asked for; how many manifests were written."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        log = proxy.log[first:]
+        puts = [place for place, item in enumerate(log) if item.method == "PUT" and "manifest.json" in item.path]
+        if puts and any(item.fault == "slow" for item in log[puts[0] :]):
+            return sum(item.method == "PUT" and "manifest.json" in item.path for item in proxy.log)
+        time.sleep(0.01)
+    raise Broken("no checkpoint was published")
+
+
+def _seem_dead(store: ObjectStore) -> None:
+    """The lease looks like that of a machine which has said nothing for hours."""
+    lease = newest(store)
+    assert lease is not None
+    gone = dataclasses.replace(lease.owner, host="gone", system="another boot")
+    store.write(lease.path, dataclasses.replace(lease, owner=gone, renewed=time.time() - 3 * 3600).to_bytes())
+
+
+def side_file_lost(training: Training, source: random.Random) -> str:
+    """Killed, and a file beside the weights of a rated checkpoint is gone: its weights stay a model."""
+    training.arguments = (*training.arguments, "training.keep_best=99")
+    with training.attempt() as process:
+        step = training.wait_for_step(moment(source, first=26), process)
+        process.kill()
+    run = training.run
+    victim = source.choice([item for item in run.checkpoints() if "val/psnr" in item.metrics])
+    name = source.choice(sorted(set(victim.files) - {WEIGHTS}))
+    run.store.delete(f"{victim.folder}/{name}")
+    training.finish()
+    kept = {item.folder: item for item in run.published() if not item.weights_problem}
+    if victim.folder not in kept or run.store.size(f"{victim.folder}/{WEIGHTS}") != victim.files[WEIGHTS]["size"]:
+        raise Broken(f"the weights of step {victim.step} are gone with {name}")
+    return f"kill -9 after step {step}, {name} of step {victim.step} removed"
+
+
+def unconditional_store(training: Training, source: random.Random) -> str:
+    """A store that ignores conditions cannot say who has a run: refused there, and done elsewhere."""
+    with _proxied(training, source) as (refused, proxy), refused.attempt() as process:
+        proxy.plan("unconditional", methods=("PUT",))
+        refused.wait_for_end(process, [1])
+    if "ignores If-None-Match" not in training.log():
+        raise Broken(f"the reason is not said: {training.log()}")
+    if training.run.store.exists("config.yaml"):
+        raise Broken("the run was begun")
+    training.finish()
+    return "begun at a store without conditional writes: refused"
+
+
+@contextlib.contextmanager
+def _proxied(training: Training, source: random.Random) -> Iterator[tuple[Training, FaultyProxy]]:
+    """The same training through a proxy to the store, which injects nothing yet."""
     endpoint = training.scene.store.status().endpoint
     assert endpoint is not None
     folder = training.scene.folder / f"proxied-{training.name}"
     folder.mkdir()
     with FaultyProxy(endpoint, seed=source.randrange(2**32)) as proxy:
-        for kind in ("status", "reset", "close", "truncate", "slow"):
-            proxy.plan(kind, share=1 / 60, methods=None, seconds=0.5)  # type: ignore[arg-type]
-        training.variables = proxied_environment(training.scene.store, proxy, folder)
-        with training.attempt() as process:
-            training.wait_for_end(process)
-        counts = proxy.counts
-    return f"{sum(counts.values())} faults in {len(proxy.log)} requests"
+        variables = proxied_environment(training.scene.store, proxy, folder)
+        yield dataclasses.replace(training, variables=variables), proxy
 
 
 def _outage(scene: Scene, seconds: float) -> float:
@@ -194,6 +274,9 @@ LOCAL_FAULTS: dict[str, tuple[Fault, tuple[int, ...]]] = {
     "newest checkpoint damaged": (checkpoint_damaged, (14, 15)),
     "faults of the network": (network_faults, (16, 17)),
     "NaN in a validated step": (validated_nan, (18, 19)),
+    "replaced while it prunes": (replaced, (20,)),
+    "side file of a checkpoint lost": (side_file_lost, (21,)),
+    "store without conditions": (unconditional_store, (22,)),
 }
 # what a fault's training has beside the others' settings
 LOCAL_SETTINGS: dict[str, tuple[str, ...]] = {"NaN in a validated step": ("training.ema_decay=0.9",)}

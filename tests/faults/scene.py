@@ -190,7 +190,7 @@ def _check_checkpoints(training: Training, last_step: int) -> None:
     for checkpoint in published:
         with tempfile.TemporaryDirectory() as folder:
             run.download(checkpoint, Path(folder))  # raises at a checksum that does not fit
-    lost = training.seen - {item.folder for item in published} - _taken_back(run)
+    lost = training.seen - {item.folder for item in run.published()} - _taken_back(run)
     if lost:
         raise Broken(f"published checkpoints are gone: {sorted(lost)}")
     if not published or published[-1].step != last_step:

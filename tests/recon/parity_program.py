@@ -71,6 +71,7 @@ BFLOAT16 = [
 MISTAKES = [
     Case(1, 2, 3, variant="unfrozen_critic"),
     Case(2, 1, 1, variant="double_clip"),
+    Case(1, 1, 1, variant="everything_clipped"),
     Case(1, 2, 1, optimizer="adam", variant="double_gradient"),
     Case(2, 2, 1, optimizer="adam", variant="default_gradient_clipping"),
 ]
@@ -105,7 +106,7 @@ class Critic(nn.Module):
     real and for fake images cancel to seven digits, and RMSprop blows the rounding that is left up to
     full steps. The gains keep the activations near 1, where the two differ. (A norm would as well, but
     it divides by a small deviation whenever weights pass through zero.) A bias of the last layer would
-    cancel altogether.
+    cancel altogether. Biases and the learned gain, which stands for the scale of a norm, are not clipped.
     """
 
     def __init__(self) -> None:
@@ -113,9 +114,16 @@ class Critic(nn.Module):
         self.first = nn.Conv2d(1, 8, 3, stride=2, padding=1)
         self.second = nn.Conv2d(8, 16, 3, stride=2, padding=1)
         self.dense = nn.Linear(16, 1, bias=False)
+        self.gain = nn.Parameter(torch.full((8, 1, 1), GAIN))
+        for layer in (self.first, self.second):  # small beside the rest, so that rounding of the losses stays small
+            nn.init.uniform_(torch.as_tensor(layer.bias), -CLIP, CLIP)
+
+    @property
+    def clipped(self) -> list[nn.Parameter]:
+        return [self.first.weight, self.second.weight, self.dense.weight]
 
     def forward(self, image: Tensor) -> Tensor:
-        features = nn.functional.silu(GAIN * self.first(image))
+        features = nn.functional.silu(self.gain * self.first(image))
         features = nn.functional.silu(GAIN * self.second(features))
         return GAIN * self.dense(features.mean(dim=(2, 3)))
 
@@ -167,7 +175,7 @@ def reference(global_batch: int, critic_steps: int, optimizer: str) -> dict[str,
     """The run in plain PyTorch: whole global batches, no engine, no accumulation, no ranks."""
     generator, critic = networks()
     with torch.no_grad():
-        for parameter in critic.parameters():
+        for parameter in critic.clipped:
             parameter.clamp_(-CLIP, CLIP)
     settings = optimizer_settings(optimizer)
     rate, epsilon = settings["learning_rate"], settings["epsilon"]
@@ -191,7 +199,7 @@ def reference(global_batch: int, critic_steps: int, optimizer: str) -> dict[str,
             loss.backward()
             critic_optimizer.step()
             with torch.no_grad():
-                for parameter in critic.parameters():
+                for parameter in critic.clipped:
                     parameter.clamp_(-CLIP, CLIP)
             row.append(loss.detach())
         zero_filled, target = images(step, critic_steps, global_batch)
@@ -212,6 +220,7 @@ class Trainer:
     """The loop of one case on this rank."""
 
     def __init__(self, case: Case, rank: int, world_size: int, seed: int = 0, micro_batch: int = MICRO_BATCH) -> None:
+        import recon.engine
         from recon.engine import EngineSettings, build_engine
         from recon.settings import OptimizerConfig
 
@@ -224,6 +233,8 @@ class Trainer:
         threshold = 0 if case.dtype == "float32" else EngineSettings.persistence_threshold
         settings = EngineSettings(micro_batch, case.accumulation, case.zero_stage, case.dtype, threshold)
         config = OptimizerConfig(**optimizer_settings(case.optimizer))
+        if case.variant == "everything_clipped":
+            recon.engine.parameter_groups = lambda module, clip: [{"params": list(module.parameters())}]
         clip = 2 * CLIP if case.variant == "double_clip" else CLIP
         self.generator = build_engine(generator, config, settings, "cpu", backend=case.backend)
         self.critic = build_engine(critic, config, settings, "cpu", clip=clip, backend=case.backend)
@@ -296,14 +307,15 @@ class Trainer:
 
 
 def largest_weights(engine: Any, case: Case) -> tuple[float, float]:
-    """Largest |float32 master| and largest |working weight|. DeepSpeed shows masters from stage 1 on."""
+    """Of the clipped weights, the largest |float32 master| and |working weight| (DeepSpeed: from ZeRO 1)."""
     if case.zero_stage == 0:
-        masters = [float(weight.abs().max()) for weight in engine.state_dict().values()]
-        return max(masters), max(float(parameter.detach().abs().max()) for parameter in engine.module.parameters())
+        state = engine.state_dict()
+        masters = [float(state[f"{name}.weight"].abs().max()) for name in ("first", "second", "dense")]
+        return max(masters), max(float(parameter.detach().abs().max()) for parameter in engine.module.clipped)
     import deepspeed
 
     masters, working = [], []
-    for parameter in engine.module.parameters():
+    for parameter in engine.module.clipped:
         masters.append(float(deepspeed.utils.safe_get_full_fp32_param(parameter).abs().max()))
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             working.append(float(parameter.detach().abs().max()))
@@ -389,14 +401,14 @@ def main(rank: int, world_size: int, folder: Path) -> None:
     # The plain engine first, before DeepSpeed has made the process group that a single rank lacks.
     cases = sorted(PARITY + BFLOAT16, key=lambda case: case.backend, reverse=True)
     for case in cases + (MISTAKES if world_size == 1 else []):
-        derived = recon.engine.deepspeed_config
+        derived, groups = recon.engine.deepspeed_config, recon.engine.parameter_groups
         if case.variant == "default_gradient_clipping":
             recon.engine.deepspeed_config = lambda *arguments: derived(*arguments) | {"gradient_clipping": 1.0}  # noqa: B023
         try:
             result = run(case, rank, world_size, folder)
         except Exception:  # the test of this case shows it; the other cases go on
             result = {"error": traceback.format_exc()}
-        recon.engine.deepspeed_config = derived
+        recon.engine.deepspeed_config, recon.engine.parameter_groups = derived, groups
         torch.save(result, folder / f"{case.name}.rank{rank}.pt")
     torch.save(refusals(Case(2, 2, 3), rank, world_size, folder), folder / f"refusals.rank{rank}.pt")
     if world_size == 1:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from recon.data_consistency import ConsistentGenerator, DataConsistency
+from recon.data_consistency import ConsistentGenerator, DataConsistency, Measured
 from recon.fourier import fft2c, mirrored
 from recon.sense import channels_to_complex, sense_expand, undersample
 from tests.helpers import property_test
@@ -43,7 +43,8 @@ def spectrum(image: Tensor, maps: Tensor | None = None) -> Tensor:
 
 @torch.no_grad()
 def apply(kind: Kind, *arguments: Any) -> Tensor:
-    return DataConsistency(kind)(*arguments)
+    image, kspace, mask, *maps = arguments
+    return DataConsistency(kind)(image, Measured(kspace, mask, *(maps or [None]), image.shape[1]))
 
 
 @property_test
@@ -127,7 +128,7 @@ def test_soft_lies_between_the_image_and_hard(size: tuple[int, int], seed: int, 
     share = 1 / (1 + math.exp(-log_weight))
     with torch.no_grad():
         layer.log_weight.fill_(log_weight)
-        result = layer(image, kspace, mask)
+        result = layer(image, Measured(kspace, mask, None, 2))
     hard = apply("hard", image, kspace, mask)
     torch.testing.assert_close(result, (1 - share) * image + share * hard, rtol=0, atol=1e-5)
 
@@ -144,7 +145,7 @@ def test_the_weight_of_soft_starts_at_one_and_learns() -> None:
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     losses = []
     for _ in range(5):
-        loss = (layer(image, kspace, mask) - target).square().mean()
+        loss = (layer(image, Measured(kspace, mask, None, 2)) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -162,7 +163,9 @@ def test_gradients_pass_to_the_image(kind: Kind, channels: int) -> None:
     kspace = undersample(spectrum(random_image(channels, size, 2)), mask)
     image = random_image(channels, size, 0).requires_grad_()
     direction = random_image(channels, size, 3)
-    (gradient,) = torch.autograd.grad(DataConsistency(kind)(image, kspace, mask), image, direction)
+    (gradient,) = torch.autograd.grad(
+        DataConsistency(kind)(image, Measured(kspace, mask, None, channels)), image, direction
+    )
     expected = apply(kind, direction, torch.zeros_like(kspace), mask)
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-5)
 
@@ -173,7 +176,7 @@ def test_low_precision_stays_outside(kind: Kind) -> None:
     size = (16, 12)
     image, mask = random_image(1, size, 0).bfloat16(), random_mask(size, 1)
     kspace = undersample(spectrum(random_image(1, size, 2)), mask)
-    result = DataConsistency(kind).bfloat16()(image, kspace, mask)
+    result = DataConsistency(kind).bfloat16()(image, Measured(kspace, mask, None, 1))
     assert result.dtype == torch.bfloat16
     assert torch.equal(result, apply(kind, image.float(), kspace, mask).bfloat16())
 
@@ -188,7 +191,7 @@ def test_a_consistent_generator_corrects_what_its_network_gives() -> None:
     for maps in (None, random_maps(3, size, 2)):
         kspace = undersample(spectrum(target, maps), mask)
         arguments = (kspace, mask) if maps is None else (kspace, mask, maps)
-        result = ConsistentGenerator(Darker(), "hard")(target, *arguments)
+        result = ConsistentGenerator([Darker()], "hard")(target, *arguments)
         torch.testing.assert_close(result, apply("hard", target / 2, kspace, mask, maps))
-        twice = ConsistentGenerator(Darker(), "hard", iterations=2)(target, *arguments)
+        twice = ConsistentGenerator([Darker()], "hard", iterations=2)(target, *arguments)
         torch.testing.assert_close(twice, apply("hard", result / 2, kspace, mask, maps))

@@ -26,6 +26,7 @@ from recon.metrics import METRICS, PRESETS
 from recon.model import Model, load_model
 from recon.samples import Sample
 from recon.tables import PAPER, caption, latex, markdown, table_text, text_table, write_evaluation
+from recon.texture import edges, gmsd
 from storage import dataset
 from storage.config import DataConfig, open_reader
 from storage.errors import InputError
@@ -100,7 +101,12 @@ def rate(target: np.ndarray, found: np.ndarray, peak: float) -> dict[str, float]
     ssim = [structural_similarity(t, f, data_range=peak, win_size=7) for t, f in zip(target, found, strict=True)]
     nmse = np.linalg.norm(target - found) ** 2 / np.linalg.norm(target) ** 2
     psnr = 10 * np.log10(peak**2 / mse)
-    return {"psnr": psnr, "ssim": float(np.mean(ssim)), "mse": mse, "rmse": mse**0.5, "nmse": nmse}
+    log = [np.stack([edges(image) for image in images]) for images in (target - found, target)]
+    texture = {
+        "hfen": np.linalg.norm(log[0]) / np.linalg.norm(log[1]),
+        "gmsd": float(np.mean([gmsd(t, f, peak) for t, f in zip(target, found, strict=True)])),
+    }
+    return {"psnr": psnr, "ssim": float(np.mean(ssim)), "mse": mse, "rmse": mse**0.5, "nmse": nmse, **texture}
 
 
 def run(model: Model, reader: SliceReader, preset: Any, batch_size: int = 3) -> Evaluation:
@@ -202,7 +208,7 @@ def test_the_printed_table_names_the_preset_and_the_means(model: Model, reader: 
     for row, method in zip(rows, METHODS, strict=True):
         mean = result.mean(method)
         assert row[0] == method
-        assert [float(text.split()[0]) for text in row[1:6]] == pytest.approx(
+        assert [float(text.split()[0]) for text in row[1 : 1 + len(METRICS)]] == pytest.approx(
             [mean[name] for name in METRICS], rel=2e-3, abs=6e-5
         )
     gain = float(lines[-1].split()[3])

@@ -94,7 +94,7 @@ def turned(phase: str) -> tuple[np.ndarray, np.ndarray]:
 def put_back(kspace: np.ndarray, network: torch.nn.Module, kind: str = "hard", iterations: int = 1) -> np.ndarray:
     """What a magnitude model with data consistency makes of measured k-space, in the source's intensities."""
     sample = measured_sample(Batch.of(kspace, SAMPLES[:1]), model_of(SignalConfig(), kind), CPU)
-    generator = ConsistentGenerator(network, kind, iterations)  # type: ignore[arg-type]
+    generator = ConsistentGenerator([network], kind, iterations)  # type: ignore[arg-type]
     result = reconstruct_sample({"found": network_method(generator)}, sample, (0,))
     low, high = result.scale[0]
     return result.images["found"][0] * (high - low) + low

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from recon.optimizers import build_optimizer, clip_parameters_
+from recon.optimizers import build_optimizer, clip_weights_, parameter_groups
 from recon.settings import OptimizerConfig
 from storage.errors import InputError
 
@@ -49,6 +49,26 @@ def test_every_group_is_clamped_at_its_own_learning_rate() -> None:
     assert (second.abs() == torch.tensor(0.1)).all()  # a step of 5 throws all of them over the edge
 
 
+def test_only_weights_of_convolutions_and_dense_layers_are_clamped() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(4, 1))
+    for parameter in module.parameters():
+        parameter.data.add_(2.0)
+    clip_weights_(module, 0.01)
+    optimizer = build_optimizer(parameter_groups(module, 0.01), OptimizerConfig(), clip=0.01)
+    set_gradients(list(module.parameters()), 0)
+    optimizer.step()
+    inside = {name for name, parameter in module.named_parameters() if parameter.abs().max() <= torch.tensor(0.01)}
+    assert inside == {"0.weight", "3.weight"}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 6
+
+
+def test_without_a_constant_the_parameters_are_one_group_in_their_order() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4))
+    (group,) = parameter_groups(module, None)
+    assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in module.parameters()]
+
+
 def test_clamping_follows_parameters_that_are_swapped_in_later() -> None:
     """ZeRO replaces the parameters of the groups by its own partitions after construction."""
     optimizer = build_optimizer(random_parameters(4), OptimizerConfig(), clip=0.01)
@@ -78,7 +98,7 @@ def test_closure_and_its_loss_pass_through(name: str) -> None:
 def test_initial_clipping_changes_nothing_that_is_inside() -> None:
     module = nn.Linear(8, 8)
     before = module.weight.detach().clone()
-    clip_parameters_(module, 0.2)
+    clip_weights_(module, 0.2)
     inside = before.abs() <= 0.2
     assert torch.equal(module.weight[inside], before[inside])
     assert module.weight.abs().max() <= 0.2
@@ -88,7 +108,7 @@ def test_initial_clipping_changes_nothing_that_is_inside() -> None:
 @pytest.mark.parametrize("clip", [0.0, -0.01, float("inf"), float("nan")])
 def test_a_constant_that_cannot_clip_is_refused(clip: float) -> None:
     with pytest.raises(InputError, match=r"positive number, for example 0\.01"):
-        clip_parameters_(nn.Linear(2, 2), clip)
+        clip_weights_(nn.Linear(2, 2), clip)
     with pytest.raises(InputError):
         build_optimizer(random_parameters(2), OptimizerConfig(), clip)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recon.augment import augment
-from recon.data_consistency import DataConsistency
+from recon.data_consistency import DataConsistency, Measured
 from recon.fourier import fft2c, ifft2c
 from recon.masks import MaskConfig
 from recon.samples import Sample, denormalize, prepare
@@ -72,10 +72,10 @@ def test_undersampling_through_the_coils_and_back_is_adjoint() -> None:
 def test_data_consistency_leaves_the_target_alone_and_helps_the_zero_filled_image(kind: str) -> None:
     sample = prepared(batch_of(4, 2, 1))
     layer = DataConsistency(kind)  # type: ignore[arg-type]
-    measured = (sample.kspace, sample.mask, sample.maps)
-    torch.testing.assert_close(layer(sample.target, *measured), sample.target, rtol=0, atol=1e-5)
+    measured = Measured(sample.kspace, sample.mask, sample.maps, sample.target.shape[1])
+    torch.testing.assert_close(layer(sample.target, measured), sample.target, rtol=0, atol=1e-5)
     before = (sample.zero_filled - sample.target).square().sum(dim=(1, 2, 3))
-    after = (layer(sample.zero_filled, *measured) - sample.target).square().sum(dim=(1, 2, 3))
+    after = (layer(sample.zero_filled, measured) - sample.target).square().sum(dim=(1, 2, 3))
     assert bool((after[:2] < before[:2]).all()), "coils say more than a zero-filled image keeps"
     torch.testing.assert_close(after[2], before[2]), "of one coil it has all"
 

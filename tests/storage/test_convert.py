@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
+from recon.sheet import write_contact_sheet
 from storage import dataset, layout
 from storage.convert import ConvertOptions, VolumeReport, convert
 from storage.errors import InputError
@@ -238,6 +239,40 @@ def test_splits_that_do_not_work_out_stop_before_anything_is_written(
     with pytest.raises(InputError, match=reason):
         run(write_heads(tmp_path / "heads", names), tmp_path / "data", held_out=held_out)
     assert not (tmp_path / "data").exists()
+
+
+def test_a_split_for_tests_may_be_left_out(heads: list[Path], tmp_path: Path) -> None:
+    reports = run(heads, tmp_path / "data", held_out={"validation": ["dan"], "test": []})
+    assert {report.volume: report.split for report in reports} == {
+        "ann": "train",
+        "bob": "train",
+        "cat": "train",
+        "dan": "validation",
+    }
+    store = ObjectStore(tmp_path / "data")
+    assert list(dataset.read_root(store)["splits"]) == ["train", "validation"]
+    assert not verify(str(tmp_path / "data")).problems
+    assert any(line.startswith("validation: kspace") for line in dataset.describe(store))
+    write_contact_sheet(store, tmp_path / "sheet.png")
+    with pytest.raises(InputError, match="has no split 'test'; it has train, validation"):
+        dataset.read_split(store, "test")
+
+
+def test_folders_of_fastmri_are_the_splits(tmp_path: Path) -> None:
+    for name in ("multicoil_train/a", "multicoil_train/b", "multicoil_train/c", "multicoil_val/d"):
+        path = tmp_path / "in" / f"{name}.h5"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(path, "w") as file:
+            file["kspace"] = random_kspace(2, (2, 16, 12))
+    reports = run([tmp_path / "in"], tmp_path / "data", held_out={})
+    assert {report.volume: report.split for report in reports} == {
+        "a": "train",
+        "b": "train",
+        "c": "train",
+        "d": "validation",
+    }
+    named = run([tmp_path / "in"], tmp_path / "named", held_out={"validation": ["a"]})
+    assert [report.volume for report in named if report.split == "validation"] == ["a"]
 
 
 def test_bad_sources_can_be_left_out(heads: list[Path], tmp_path: Path) -> None:

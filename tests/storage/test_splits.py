@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import InputError
-from storage.splits import assign_splits, read_splits_file
+from storage.formats.source import SourceRef
+from storage.splits import assign_splits, read_splits_file, splits_of_folders
 from tests.helpers import property_test
 
 names = st.lists(st.text("abcdef0123456789", min_size=1, max_size=6), min_size=3, max_size=60, unique=True)
@@ -86,3 +87,35 @@ def test_a_wrong_splits_file_is_refused(tmp_path: Path, content: str | None, rea
         path.write_text(content)
     with pytest.raises(InputError, match=f"{path}: {reason}"):
         read_splits_file(path)
+
+
+def at(*files: str, subject: str | None = None) -> list[SourceRef]:
+    return [SourceRef("fastmri", file, subject or Path(file).stem, (file,)) for file in files]
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        (["singlecoil_train/a.h5", "singlecoil_train/b.h5", "singlecoil_val/c.h5"], "ttv"),
+        (
+            ["s3://bucket/multicoil_val/a.h5", "s3://bucket/multicoil_train/b.h5", "s3://bucket/multicoil_test/c.h5"],
+            "vtx",
+        ),
+        (["data/Train/deep/a.npy", "data/validation/b.npy"], "tv"),
+        (["/home/test/train/a.npy", "/home/test/val/b.npy"], "tv"),
+        (["/home/test/a.npy", "/home/test/b.npy"], ""),
+        (["strain/a.npy", "interval/b.npy"], ""),
+        (["a.npy", "b.npy"], ""),
+    ],
+)
+def test_folders_named_for_splits_are_the_splits(files: list[str], wanted: str) -> None:
+    names = {"t": "train", "v": "validation", "x": "test"}
+    found = {name: split for split, subjects in splits_of_folders(at(*files)).items() for name in subjects}
+    assert found == {Path(file).stem: names[letter] for file, letter in zip(files, wanted, strict=False)}
+
+
+def test_folders_that_divide_a_person_or_leave_a_scan_out_are_refused() -> None:
+    with pytest.raises(InputError, match=r"subject 'ann' has scans in folders of train and of validation.*x_val/b.h5"):
+        splits_of_folders(at("x_train/a.h5", "x_val/b.h5", subject="ann"))
+    with pytest.raises(InputError, match=r"other/c.h5: lies in no folder named for a split"):
+        splits_of_folders(at("x_train/a.h5", "x_val/b.h5", "other/c.h5"))

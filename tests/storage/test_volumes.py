@@ -90,6 +90,22 @@ def test_voxels_become_square_pixels(tmp_path: Path, voxel_size: tuple[float, fl
     assert abs(image.sum() * pixel**2 / (np.pi * radius**2) - 1) < 0.12
 
 
+@pytest.mark.parametrize("voxel_size", [(0.45, 3, 5), (0.9, 1, 6), (6, 1, 0.7), (1, 1, 1.2), (1, 1, 1)])
+@pytest.mark.parametrize("count", [24, 25])
+def test_pixels_have_the_size_that_is_stated(voxel_size: tuple[float, float, float], count: int) -> None:
+    """Of a ramp in mm, thick slices or not, each pixel is one pixel size more than the one before."""
+    shape = [count] * 3
+    axes = np.meshgrid(*(np.arange(n) * size for n, size in zip(shape, voxel_size, strict=True)), indexing="ij")
+    for axis, along in ((0, 1), (2, 0)):
+        volume = canonical_volume(axes[axis].astype(np.float32), np.diag([*voxel_size, 1.0]))
+        source = VolumeSource(volume, SourceOptions((48, 48), 0.0))
+        assert source.voxel_size is not None
+        pixel = source.voxel_size[along]
+        steps = np.diff(source.cut(5).image, axis=along)[20:28, 20:28]
+        np.testing.assert_allclose(steps, -pixel, rtol=1e-4)
+        assert np.linalg.norm(source.affine((48, 48))[:3, axis]) == pytest.approx(pixel, rel=1e-6)
+
+
 @property_test
 @given(st.tuples(st.integers(1, 20), st.integers(1, 20)), st.tuples(st.integers(1, 20), st.integers(1, 20)))
 def test_fitting_keeps_the_centre_of_the_fft(size: tuple[int, int], matrix: tuple[int, int]) -> None:

@@ -25,7 +25,7 @@ def figure(a: float) -> float:
 class Search:
     """A search of one trial at a time, as Tune leads it; `values` of a by trial, `steps` reached."""
 
-    def __init__(self, num_new: int, ended: list[dict[str, Any]]) -> None:
+    def __init__(self, num_new: int, ended: list[dict[str, Any]], metric: Any = "psnr") -> None:
         from tuning.asha import LegSearch, WaitAtRungs
 
         self.went_on: list[str] = []
@@ -36,7 +36,8 @@ class Search:
         self.ladder = Ladder(18, 3, 162, higher_is_better=True)
         for trial in ended:
             self.ladder.remember(trial["id"], {18: trial["last"][METRIC]}, waits=trial["state"] == "stopped")
-        points = make_searcher(SweepConfig(num_trials=num_new + len(ended), seed=1), [A], [], ended)
+        config = SweepConfig(num_trials=num_new + len(ended), seed=1, metric=metric)
+        points = make_searcher(config, [A], [], ended)
         self.searcher = LegSearch(points, self.ladder, desk, num_new, ended)
         self.scheduler = WaitAtRungs(self.ladder, desk, METRIC, 3)
         self.steps = {trial["id"]: trial["last"]["step"] for trial in ended}
@@ -58,6 +59,7 @@ class Search:
         for step in (step for step in (18, 54, 162) if step > self.steps.get(trial, 0)):
             self.steps[trial] = step
             result = {"trial": trial, "step": step, METRIC: value, "training_iteration": step // 18}
+            result["val/hfen"] = 30 - value
             if step == 162 or self.scheduler.on_trial_result(None, tune_trial, result) == self.scheduler.STOP:
                 self.searcher.on_trial_complete(tune_id, result)
                 return
@@ -76,8 +78,9 @@ def stopped(id: str, a: float) -> dict[str, Any]:
     return {"id": id, "state": "stopped", "parameters": {"loss.a": a}, "metrics": {METRIC: figure(a)}, "last": last}
 
 
-def test_the_best_is_trained_to_its_end_and_half_of_the_steps_are_spared() -> None:
-    search = Search(60, [])
+@pytest.mark.parametrize("metric", ["psnr", ["psnr", "hfen"]])
+def test_the_best_is_trained_to_its_end_and_half_of_the_steps_are_spared(metric: Any) -> None:
+    search = Search(60, [], metric)
     search.run()
     assert len(search.values) == 60
     best = max(search.values, key=lambda trial: figure(search.values[trial]))
@@ -103,8 +106,9 @@ def test_one_trial_is_trained_to_its_end_though_too_few_reach_the_rung(num_trial
     assert search.steps[best] == 162
 
 
-def test_trials_of_an_earlier_call_go_on_where_they_wait() -> None:
-    search = Search(0, [stopped("0001", 1.0), stopped("0002", 100.0), stopped("0003", 10.0)])
+@pytest.mark.parametrize("metric", ["psnr", ["psnr", "hfen"]])
+def test_trials_of_an_earlier_call_go_on_where_they_wait(metric: Any) -> None:
+    search = Search(0, [stopped("0001", 1.0), stopped("0002", 100.0), stopped("0003", 10.0)], metric)
     search.run()
     assert search.steps == {"0001": 18, "0002": 162, "0003": 18}
     assert search.went_on == ["0002", "0002"], "at the second rung it is alone, and no other is whole"

@@ -12,6 +12,7 @@ from storage.errors import InputError
 from tests.helpers import add_checkpoint
 from tests.synthetic_sweep import write_sweep
 from tuning.choice import choose_run
+from tuning.objectives import Objectives
 from tuning.sweep_folder import RATED, SweepFolder
 
 
@@ -19,7 +20,7 @@ from tuning.sweep_folder import RATED, SweepFolder
 def whole(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
     """24 trials: finished, stopped, diverged and failed ones. Not to be changed."""
     folder = write_sweep(str(tmp_path_factory.mktemp("sweeps") / "whole"))
-    folder.write_result("psnr")
+    folder.write_result(Objectives.of("psnr"))
     return folder
 
 
@@ -46,12 +47,20 @@ def test_the_best_pulled_is_the_best_reported_byte_for_byte(whole: SweepFolder, 
     assert f"Trial `{reported['id']}`" in (tmp_path / "model" / "model-card.md").read_text()
 
 
-@pytest.mark.parametrize("metric", ["ssim", "val/mse", "rmse", "nmse"])
+@pytest.mark.parametrize("metric", ["ssim", "val/mse", "rmse", "nmse", "val/hfen", "gmsd"])
 def test_by_another_metric_the_trial_with_the_best_checkpoint(small: SweepFolder, tmp_path: Path, metric: str) -> None:
     odd = next(
         trial["id"] for trial in small.trials() if trial["state"] == "finished" and trial["id"] != best_id(small)
     )
-    figures = {"val/psnr": 1.0, "val/ssim": 0.999, "val/mse": 1e-9, "val/rmse": 1e-9, "val/nmse": 1e-9}
+    figures = {
+        "val/psnr": 1.0,
+        "val/ssim": 0.999,
+        "val/mse": 1e-9,
+        "val/rmse": 1e-9,
+        "val/nmse": 1e-9,
+        "val/hfen": 1e-9,
+        "val/gmsd": 1e-9,
+    }
     add_checkpoint(small.trial_run(odd), tmp_path / "scratch", 40, figures, token="bb")
     assert choose_run(small.url, metric).run.url.endswith(odd)
     assert choose_run(small.url, "psnr").run.url.endswith(best_id(small))
@@ -105,3 +114,56 @@ def test_without_a_finished_trial_those_there_are_are_named(small: SweepFolder, 
     with pytest.raises(InputError, match=r"trial.* with the metric 'val/.*its trials are t00, t01, t02"):
         choose_run(small.url, metric)
     assert choose_run(small.url, metric, "t00").run.url.endswith("t00")
+
+
+@pytest.fixture(scope="module")
+def front(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
+    """A sweep by PSNR and HFEN. Not to be changed."""
+    folder = write_sweep(str(tmp_path_factory.mktemp("sweeps") / "front"), metric=["psnr", "hfen"])
+    folder.write_result(Objectives.of(["psnr", "hfen"]))
+    return folder
+
+
+def test_of_two_metrics_the_reported_best_is_pulled_with_its_rule(front: SweepFolder, tmp_path: Path) -> None:
+    result = front.result() or {}
+    assert len(result["front"]) >= 3
+    choice = choose_run(front.url)
+    assert (choice.run.url.rsplit("/", 1)[-1], choice.metric) == (result["best"]["id"], "psnr")
+    pulled = pull_run(choice.run, choice.metric, tmp_path / "model", about=choice.about)
+    assert pulled.notes == (f"of {len(result['front'])} trials on the front, nearest to the best psnr and hfen",)
+    assert pulled.checkpoint.metrics == result["best"]["metrics"]
+
+
+def test_a_preference_chooses_from_the_front(front: SweepFolder) -> None:
+    rated = [trial for trial in front.trials() if trial["state"] in RATED]
+    least = min(rated, key=lambda trial: trial["metrics"]["val/hfen"])["id"]
+    highest = max(rated, key=lambda trial: trial["metrics"]["val/psnr"])["id"]
+    assert least != highest
+    choices = {prefer: choose_run(front.url, prefer=prefer) for prefer in ("hfen", "psnr", "psnr=0.5,hfen=0.5")}
+    assert choices["hfen"].run.url.endswith(least)
+    assert choices["psnr"].run.url.endswith(highest)
+    assert choices["psnr=0.5,hfen=0.5"].run.url == choose_run(front.url).run.url
+    (note,) = choices["hfen"].about["notes"]
+    assert note.endswith("trials on the front, the best hfen")
+    (note,) = choices["psnr=0.5,hfen=0.5"].about["notes"]
+    assert note.endswith("nearest to the best psnr and hfen, weights 0.5, 0.5")
+
+
+def test_a_preference_without_a_front_is_refused(front: SweepFolder, whole: SweepFolder) -> None:
+    with pytest.raises(InputError, match=r"has no front of trade-offs, its metric is psnr; leave --prefer out"):
+        choose_run(whole.url, prefer="psnr")
+    with pytest.raises(InputError, match=r"is not a sweep, so it has no front of trade-offs"):
+        choose_run(whole.trial_run("t00").url, prefer="psnr")
+    for other, option in (({"metric": "psnr"}, "--metric"), ({"trial": "t00"}, "--trial")):
+        with pytest.raises(InputError, match=rf"--prefer hfen: {option} chooses by itself; give one of them"):
+            choose_run(front.url, prefer="hfen", **other)
+    with pytest.raises(InputError, match=r"the sweep's metrics are psnr, hfen, not 'ssim'"):
+        choose_run(front.url, prefer="ssim")
+
+
+def test_without_a_metric_a_run_gives_its_own_best(small: SweepFolder, tmp_path: Path) -> None:
+    run = small.trial_run("t00")
+    assert choose_run(run.url).metric == "psnr"
+    config = run.config_yaml().replace("best_metric: psnr", "best_metric: hfen")
+    run.store.write("config.yaml", config.encode())
+    assert choose_run(run.url).metric == "hfen"

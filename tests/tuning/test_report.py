@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ from cluster.run_folder import RunFolder
 from storage.errors import InputError
 from tests.browser import CHROMIUM, visit
 from tests.synthetic_sweep import SPACE, peak_psnr, write_sweep
+from tuning.choice import choose_run
 from tuning.importance import importance
 from tuning.landscape import interpolate
-from tuning.report import gain_of, write_report
+from tuning.objectives import Objectives
+from tuning.report import write_report
+from tuning.spread import gain_of, gains, spreads
 from tuning.sweep import describe_trial
 from tuning.sweep_folder import SweepFolder
 from tuning.trial_records import Sweep, read_sweep
@@ -34,7 +38,7 @@ from tuning.trial_records import Sweep, read_sweep
 def folder(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
     """24 trials, 9 of which were stopped, diverged or failed; its data are not there. Not to be changed."""
     folder = write_sweep(str(tmp_path_factory.mktemp("sweeps") / "laptop"))
-    folder.write_result("psnr")
+    folder.write_result(Objectives.of("psnr"))
     return folder
 
 
@@ -58,7 +62,7 @@ def text_of(path: Path) -> str:
 def test_a_trial_is_described_whatever_its_values_are() -> None:
     parameters = {"a": 0.123456, "kind": "bce", "b": 1.0}
     trial = {"id": "two", "parameters": parameters, "metrics": {"val/psnr": 29.0}, "state": "finished", "seconds": 3.0}
-    assert "a = 0.1235, kind = bce, b = 1 → val/psnr 29.0000" in describe_trial(trial, "psnr")
+    assert "a = 0.1235, kind = bce, b = 1 → val/psnr 29.0000" in describe_trial(trial, Objectives.of("psnr"))
 
 
 def test_every_trial_stands_in_the_page_with_what_became_of_it(page: Path, sweep: Sweep) -> None:
@@ -221,7 +225,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_page_names_the_volumes_of_an_evaluation(tmp_path: Path) -> None:
-    mean = {"psnr": 31.25, "ssim": 0.9, "mse": 1e-3, "rmse": 0.03, "nmse": 0.01, "seconds": 0.002}
+    mean = {"psnr": 31.25, "ssim": 0.9, "mse": 1e-3, "rmse": 0.03, "nmse": 0.01, "hfen": 0.4321, "seconds": 0.002}
     summary = {"preset": "fastmri", "definition": "by volume", "split": "test", "volumes": ["ann-1", "ann-2"]}
     mask = {"kind": "radial", "achieved_ratio": 0.25, "sha256": "ab" * 32}
     cell = {"label": "8×8, radial 25 %", "mask": mask, "mean": {"zero_filled": mean, "model": mean}, "figure": "a.png"}
@@ -229,8 +233,9 @@ def test_the_page_names_the_volumes_of_an_evaluation(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     write_report(tmp_path / "page.html", [], tmp_path)
     page = (tmp_path / "page.html").read_text()
-    for expected in ("Split <b>test</b>: ann-1, ann-2, 9 slices", "31.250", "25.00 % of k-space"):
+    for expected in ("Split <b>test</b>: ann-1, ann-2, 9 slices", "31.250", "HFEN", "0.4321", "25.00 % of k-space"):
         assert expected in page
+    assert "GMSD" not in page, "the evaluation is older than that metric"
     (tmp_path / "summary.json").write_text(json.dumps({key: value for key, value in summary.items() if key != "cells"}))
     with pytest.raises(InputError, match="older version"):
         write_report(tmp_path / "page.html", [], tmp_path)
@@ -283,3 +288,147 @@ def test_the_best_compares_with_a_starting_point_that_ended_early_at_its_end(swe
     assert gain == pytest.approx(ours - early.value)
     assert gain < best.value - early.value
     assert f"until step {early.step}, which that reached" in against
+
+
+@pytest.mark.parametrize("state", ["stopped", "finished", "diverged", "failed"])
+def test_the_reports_best_is_what_pull_brings(folder: SweepFolder, tmp_path: Path, state: str) -> None:
+    """Also if it was stopped, and of equal ones; what diverged or failed is not brought."""
+    copied = SweepFolder(str(tmp_path / "laptop"))
+    shutil.copytree(folder.url, copied.url)
+    for wanted in ("t03", "t07"):
+        record = next(trial for trial in copied.trials() if trial["id"] == wanted)
+        copied.write_trial(wanted, {**record, "state": state, "metrics": {"val/psnr": 99.0}})
+    best = read_sweep(copied.url).best
+    assert best is not None
+    assert best.id == choose_run(copied.url, "psnr").run.url.rsplit("/", 1)[-1]
+    assert (best.id == "t03") == (state in ("stopped", "finished"))
+    text = (write_report(tmp_path / "report.html", [copied.url])[0]).read_text()
+    assert f"best val/psnr, trial {best.id}<" in text
+
+
+@pytest.fixture(scope="module")
+def traded(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """By PSNR and HFEN, with three seeds at the starting point and the critic's share. Not to be changed."""
+    url = str(tmp_path_factory.mktemp("sweeps") / "traded")
+    return read_sweep(write_sweep(url, metric=["psnr", "hfen"], start_seeds=3, shares=True).url)
+
+
+@pytest.fixture(scope="module")
+def traded_page(traded: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(path, [traded.folder.url])
+    return path
+
+
+def test_of_two_metrics_the_best_is_what_pull_brings(traded: Sweep) -> None:
+    assert traded.best is not None
+    assert choose_run(traded.folder.url).run.url.endswith(f"trials/{traded.best.id}")
+
+
+def test_the_front_stands_in_page_and_table(traded: Sweep, traded_page: Path) -> None:
+    text, names = text_of(traded_page), [trial.id for trial in traded.front]
+    assert len(names) >= 3
+    assert traded.best in traded.front
+    table = text.partition("The best trade-offs")[2].partition("</table>")[0]
+    assert re.findall(r"<td>(t\d\d)</td>", table) == names
+    assert "Front of best trade-offs" in text
+    assert all(f"Curves of all trials: val/{name}" in text for name in ("psnr", "hfen"))
+    with (traded_page.parent / "report-traded-trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["trial"] for row in rows if row["front"] == "true") == sorted(names)
+    shares = {float(row["share/content"]) for row in rows if row["share/content"]}
+    assert shares == {trial.balance["share/content"] for trial in traded.trials if trial.balance}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_browser_draws_the_front(traded_page: Path) -> None:
+    titles = "[...document.querySelectorAll('.charts h3')].map(h => h.textContent)"
+    shapes = "[...document.querySelectorAll('.plotly-graph-div')].map(d => d.querySelectorAll('.trace path').length)"
+    seen = visit(traded_page, [titles, shapes])
+    assert seen.errors == []
+    headings, counts = seen.answers
+    assert counts[headings.index("Front of best trade-offs")] >= 20
+
+
+def test_a_sweep_by_one_metric_has_no_front(page: Path, sweep: Sweep) -> None:
+    assert sweep.front == []
+    assert "trade-offs" not in text_of(page)
+    assert "What drove each trial" not in text_of(page)
+    assert "front" not in (page.parent / "report-laptop-trials.csv").read_text().splitlines()[0]
+
+
+def test_shares_and_scores_stand_beside_the_searched_values(traded: Sweep, traded_page: Path) -> None:
+    table = text_of(traded_page).partition("What drove each trial")[2].partition("</table>")[0]
+    for key in ("share/adversarial", "share/content", "share/frequency", "score/real", "score/fake"):
+        assert f"<th>{key}</th>" in table
+    assert table.count("<tr") == 1 + sum(bool(trial.balance) for trial in traded.trials)
+    assert f"{100 * traded.trials[0].balance['share/content']:.2g} %" in table
+    assert "+0.4" in table
+
+
+def test_the_spread_over_points_stands_beside_that_over_seeds(traded: Sweep, traded_page: Path) -> None:
+    psnr, hfen, *others = spreads(traded)
+    assert [psnr.name, hfen.name, *(item.name for item in others)][:3] == ["psnr", "hfen", "ssim"]
+    finished = [trial.metrics["val/psnr"] for trial in traded.trials if trial.state == "finished"]
+    assert psnr.over_points == pytest.approx(np.std(finished, ddof=1))
+    assert psnr.over_seeds == pytest.approx(0.2), "three seeds, 0.2 dB from one to the next"
+    assert (psnr.num_points, psnr.num_trainings) == (len(finished), 3)
+    table = text_of(traded_page).partition("more than noise?")[2].partition("</table>")[0]
+    assert f"<td>PSNR (dB)</td><td>{psnr.over_points:.3g}</td><td>{len(finished)}</td><td>0.2</td><td>3</td>" in table
+
+
+def test_trials_that_differ_in_the_seed_alone_are_one_point(sweep: Sweep) -> None:
+    one, two, *_ = [trial for trial in sweep.trials if trial.state == "finished"]
+    again = [
+        dataclasses.replace(one, metrics={"val/psnr": value}, parameters={**one.parameters, "seed": seed})
+        for seed, value in enumerate((28.0, 29.0))
+    ]
+    (found, *_) = spreads(
+        dataclasses.replace(sweep, trials=[*again, dataclasses.replace(two, metrics={"val/psnr": 30.0})])
+    )
+    assert (found.num_points, found.num_trainings) == (2, 2)
+    assert found.over_seeds == pytest.approx(0.5**0.5)
+    assert found.over_points == pytest.approx(np.std([28.5, 30.0], ddof=1))
+
+
+def test_without_seeds_the_noise_is_called_unknown(sweep: Sweep, page: Path) -> None:
+    assert all(item.over_seeds is None for item in spreads(sweep))
+    assert "sweep.start_seeds=3" in text_of(page)
+
+
+@pytest.mark.parametrize(
+    ("above", "text"),
+    [
+        (0.1, "none (within the noise between seeds: ±0.2)"),
+        (-0.1, "none (within the noise between seeds: ±0.2)"),
+        (1.0, "+1.0000 (noise between seeds ±0.2)"),
+    ],
+)
+def test_a_gain_within_the_noise_is_none(tmp_path: Path, above: float, text: str) -> None:
+    folder = write_sweep(str(tmp_path / "small"), num_trials=3, start_seeds=3)
+    start, *others = folder.trials()
+    for trial in others:
+        figures = {**trial["metrics"], "val/psnr": start["metrics"]["val/psnr"] + above}
+        folder.write_trial(trial["id"], {**trial, "metrics": figures})
+    (gain,) = gains(read_sweep(folder.url))
+    assert gain.text == (text if above > 0 else "none (the starting point is the best)")
+    assert "against the starting point" in gain.against
+    write_report(tmp_path / "page.html", [folder.url])
+    headline, _, rest = gain.text.partition(" ")
+    assert f"<b>{headline}</b><span>{rest} val/psnr against the starting point" in text_of(tmp_path / "page.html")
+
+
+def test_of_two_metrics_a_worse_one_is_called_so(traded: Sweep) -> None:
+    assert traded.start is not None
+    figures = {"start": (20.0, 0.90), "chosen": (29.0, 0.93), "sharp": (10.0, 0.5), "smooth": (30.0, 2.0)}
+    trials = []
+    for number, (name, (psnr, hfen)) in enumerate(figures.items()):
+        values = traded.start.parameters if name == "start" else {"loss.a": float(number)}
+        own = {"id": name, "value": psnr, "metrics": {"val/psnr": psnr, "val/hfen": hfen}, "parameters": values}
+        trials.append(dataclasses.replace(traded.start, **own, seeds=traded.start.seeds if name == "start" else ()))
+    found = dataclasses.replace(traded, trials=trials)
+    assert [trial.id for trial in found.front] == ["sharp", "start", "chosen", "smooth"]
+    psnr, hfen = gains(found)
+    assert psnr.text == "+9.0000 (noise between seeds ±0.2)"
+    noise = f"{np.std([metrics['val/hfen'] for metrics in traded.start.seeds], ddof=1):.2g}"
+    assert hfen.text == f"+0.0300 (noise between seeds ±{noise}, worse)"

@@ -9,6 +9,7 @@ import pytest
 
 from storage.errors import InputError
 from tuning.experiment import SweepConfig, SweepExperiment
+from tuning.objectives import Objectives
 from tuning.sampler import earlier_trials, grid_points, make_searcher, planned_trials
 from tuning.space import Dimension, parse_dimension, starting_point
 from tuning.sweep import first_points
@@ -110,12 +111,12 @@ def test_an_earlier_sweep_teaches_with_the_trials_that_fit(tmp_path: Path) -> No
     }
     for name, trial in trials.items():
         folder.write_trial(name, trial)
-    (found,) = earlier_trials(folder.url, "psnr", [A])
+    (found,) = earlier_trials(folder.url, Objectives.of("psnr"), [A])
     assert found["parameters"] == {"loss.a": 3.0}
     with pytest.raises(InputError, match=r"none of its trials has val/ssim"):
-        earlier_trials(folder.url, "ssim", [A])
+        earlier_trials(folder.url, Objectives.of("ssim"), [A])
     with pytest.raises(InputError, match="no sweep is there"):
-        earlier_trials(str(tmp_path / "nothing"), "psnr", [A])
+        earlier_trials(str(tmp_path / "nothing"), Objectives.of("psnr"), [A])
 
 
 @pytest.mark.parametrize(
@@ -129,3 +130,41 @@ def test_an_earlier_sweep_teaches_with_the_trials_that_fit(tmp_path: Path) -> No
 def test_a_dimension_knows_its_values(dimension: Dimension, inside: list[Any], outside: list[Any]) -> None:
     assert all(dimension.contains(value) for value in inside)
     assert not any(dimension.contains(value) for value in outside)
+
+
+TWO = SweepConfig(metric=("psnr", "hfen"), num_trials=30, seed=3)
+
+
+def two_records(a_values: list[float], hfen: float) -> list[dict[str, Any]]:
+    """PSNR is best at a = 30; HFEN is the same for all."""
+    found = [record(a, 30 - abs(a - 30) / 10) for a in a_values]
+    return [{**trial, "metrics": {**trial["metrics"], "val/hfen": hfen}} for trial in found]
+
+
+def test_of_two_metrics_the_sampler_learns_from_both() -> None:
+    """Points near 30 are the best by one metric, as good by the other: twenty known ones draw the search there."""
+    good, bad = two_records([28 + number / 3 for number in range(10)], 0.4), two_records([0.2] * 10, 0.4)
+    pruned = [record(90 + number, None, "diverged") for number in range(5)]
+    searcher = make_searcher(TWO, [A], [], [*good, *bad, *pruned])
+    found = [searcher.suggest(f"t{number}")["loss.a"] for number in range(12)]
+    assert sum(10 < a < 60 for a in found) > 6
+
+
+def test_of_two_metrics_trials_without_one_of_them_count_as_the_worst() -> None:
+    searcher = make_searcher(TWO, [A], [{"loss.a": 1.0}, {"loss.a": 2.0}, {"loss.a": 3.0}], [])
+    results = [{"val/psnr": 20.0, "val/hfen": 0.5}, {"val/psnr": 20.0}, {"val/psnr": 20.0, "val/hfen": float("nan")}]
+    for number, result in enumerate(results):
+        assert searcher.suggest(f"t{number}") == {"loss.a": number + 1.0}
+        searcher.on_trial_complete(f"t{number}", result)
+    assert [trial.state.name for trial in searcher.study.trials] == ["COMPLETE", "PRUNED", "PRUNED"]
+    assert searcher.study.trials[0].values == [20.0, 0.5]
+
+
+def test_an_earlier_sweep_teaches_two_metrics_only_with_both(tmp_path: Path) -> None:
+    folder = SweepFolder(str(tmp_path))
+    assert folder.create("sweep: {}")
+    folder.write_trial("one", record(3.0, 24.0))
+    with pytest.raises(InputError, match=r"none of its trials has val/psnr and val/hfen and values inside"):
+        earlier_trials(folder.url, TWO.objectives, [A])
+    folder.write_trial("both", two_records([4.0], 0.3)[0])
+    assert [trial["id"] for trial in earlier_trials(folder.url, TWO.objectives, [A])] == ["both"]

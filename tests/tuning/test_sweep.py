@@ -103,6 +103,34 @@ def test_asha_begins_to_stop_at_a_validation(settings: dict[str, int], schedule:
     assert SweepConfig.model_validate(settings).first_rung(*schedule) == rung
 
 
+def test_two_metrics_have_a_front_and_the_start_has_seeds(
+    tiny_heads: str, store_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Three trials, then a fourth; the first, which has the experiment's own values, is trained with two seeds."""
+    name = unique_name("front")
+    settings = ("sweep.metric=[psnr,hfen]", "sweep.start_seeds=2", "sweep.scheduler=asha", "sweep.grace_steps=3")
+    arguments = (*tiny(name, tiny_heads, OUTPUT, *SCHEDULE, *settings), "--trials")
+    folder = SweepFolder(f"{OUTPUT}/sweeps/{name}")
+    for num_trials in (3, 4):
+        printed = succeed("sweep", *arguments, str(num_trials))
+        result = folder.result() or {}
+        assert len(result["trials"]) == num_trials
+        assert result["metric"] == ["val/psnr", "val/hfen"]
+        assert result["best"]["id"] in result["front"]
+        assert f"front: {len(result['front'])} trials ({', '.join(result['front'])})" in printed
+    own, *others = folder.trials()
+    assert own["parameters"] == {"loss.a": 15.0, "loss.b": 0.1, "critic.clip": 0.01}
+    assert all("seeds" not in trial for trial in others)
+    if own["state"] == "finished":
+        assert [end["seed"] for end in own["seeds"]] == [0, 1]
+        assert own["seeds"][0]["metrics"] != own["seeds"][1]["metrics"]
+    least = min(folder.trials(), key=lambda trial: trial["metrics"]["val/hfen"])
+    succeed("pull", folder.url, "--to", str(tmp_path / "model"), "--prefer", "hfen")
+    record = json.loads((tmp_path / "model" / "metrics.json").read_text())
+    assert (record["trial"], record["chosen_by"]) == (least["id"], "val/psnr")
+    assert record["notes"][0].endswith("trials on the front, the best hfen")
+
+
 def test_asha_lets_trials_wait_and_go_on(tiny_heads: str, store_environment: dict[str, str]) -> None:
     """One trial at a time, so what happens follows from the figures, also where a second call adds trials."""
     name, ladder, legs = unique_name("asha"), Ladder(2, 2, 6, higher_is_better=True), dict[str, int]()

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from cluster.experiment import Experiment
 from storage.errors import InputError
-from tuning.slot import combined
+from tuning.objectives import Objectives
+from tuning.slot import combined, is_start
 from tuning.sweep import describe_trial
 from tuning.sweep_folder import SweepFolder, best_trial
 
@@ -57,11 +59,11 @@ def test_only_what_failed_is_tried_again(folder: SweepFolder, state: str, again:
 
 def test_a_stopped_trial_can_be_the_best_and_equal_ones_are_the_earliest() -> None:
     trials = [record(20.0), record(24.0, "stopped"), record(24.0), record(30.0, "failed"), record(None, "diverged")]
-    assert best_trial(trials, "psnr") is trials[1]
+    assert best_trial(trials, Objectives.of("psnr")) is trials[1]
     odd = [record(float("nan")), record(float("inf")), *trials, record(float("nan"))]
-    assert best_trial(odd, "psnr") is trials[1]
+    assert best_trial(odd, Objectives.of("psnr")) is trials[1]
     with pytest.raises(InputError, match="none of 1 trials has finished"):
-        best_trial([record(None, "diverged")], "psnr")
+        best_trial([record(None, "diverged")], Objectives.of("psnr"))
 
 
 def test_a_failure_is_recorded_unless_the_trial_was(folder: SweepFolder) -> None:
@@ -91,6 +93,30 @@ def test_seeds_make_one_record() -> None:
 
 def test_a_trial_is_described_however_it_ended() -> None:
     base = {"id": "0003", "steps": 12}
-    assert "→ val/psnr 20.0000 (1 s)" in describe_trial({**base, **record(20.0)}, "psnr")
-    assert "→ val/psnr 20.0000, stopped at step 12" in describe_trial({**base, **record(20.0, "stopped")}, "psnr")
-    assert "→ diverged at step 12" in describe_trial({**base, **record(None, "diverged")}, "psnr")
+    assert "→ val/psnr 20.0000 (1 s)" in describe_trial({**base, **record(20.0)}, Objectives.of("psnr"))
+    assert "→ val/psnr 20.0000, stopped at step 12" in describe_trial(
+        {**base, **record(20.0, "stopped")}, Objectives.of("psnr")
+    )
+    assert "→ diverged at step 12" in describe_trial({**base, **record(None, "diverged")}, Objectives.of("psnr"))
+
+
+def test_of_two_metrics_the_front_and_the_nearest_to_both_are_written(folder: SweepFolder) -> None:
+    figures = {"0001": (30.0, 0.9), "0002": (29.5, 0.4), "0003": (29.0, 0.5), "0004": (25.0, 0.3), "0005": (31.0, None)}
+    for began, (name, (psnr, hfen)) in enumerate(figures.items()):
+        metrics = {"val/psnr": psnr} | ({} if hfen is None else {"val/hfen": hfen})
+        folder.write_trial(name, {**record(None, began=began), "metrics": metrics})
+    folder.write_trial("0006", {**record(None, "diverged"), "metrics": {"val/psnr": 40.0, "val/hfen": 0.1}})
+    result = folder.write_result(Objectives.of(["psnr", "hfen"]))
+    assert result["metric"] == ["val/psnr", "val/hfen"]
+    assert result["front"] == ["0001", "0002", "0004"]
+    assert result["best"]["id"] == "0002"
+    assert folder.result() == result
+    assert "→ val/psnr 29.5000, val/hfen 0.4000 (1 s)" in describe_trial(
+        result["best"], Objectives.of(["psnr", "hfen"])
+    )
+
+
+def test_the_experiments_own_values_are_the_start() -> None:
+    base = Experiment()
+    assert is_start(base, {"loss.a": 15.0, "critic.clip": 0.01})
+    assert not is_start(base, {"loss.a": 15.0, "critic.clip": 0.02})

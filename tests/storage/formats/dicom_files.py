@@ -32,6 +32,7 @@ class Scan:
     patient: str = "JD-4711"
     number: int = 1
     uid: str = "1.2.3.4"
+    study: str = "1.2.3"
     syntax: str = ExplicitVRLittleEndian
 
     @property
@@ -70,7 +71,7 @@ def base(scan: Scan, sop_class: str) -> Dataset:
     header.file_meta = FileMetaDataset()
     header.file_meta.TransferSyntaxUID = scan.syntax
     header.SOPClassUID, header.SOPInstanceUID = sop_class, generate_uid()
-    header.SeriesInstanceUID, header.StudyInstanceUID = scan.uid, "1.2.3"
+    header.SeriesInstanceUID, header.StudyInstanceUID = scan.uid, scan.study
     header.SeriesNumber, header.PatientID, header.Modality = scan.number, scan.patient, "MR"
     header.PatientName, header.PatientBirthDate, header.StudyDate = PLANTED[0], PLANTED[2], PLANTED[3]
     header.InstitutionName, header.ReferringPhysicianName, header.AccessionNumber = PLANTED[4:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pydicom.uid import (
 from storage import volume_array
 from storage.errors import InputError
 from storage.formats import dicom, nifti
+from storage.formats.dicom_series import find_series
 from storage.formats.source import SourceOptions, SourceRef
 from storage.volumes import VolumeSource
 from tests.helpers import write_volume
@@ -42,8 +43,12 @@ from tests.storage.formats.dicom_files import (
 OPTIONS = SourceOptions((24, 20), 0.0)
 
 
+def find(paths: Iterable[Path]) -> list[SourceRef]:
+    return find_series(map(str, paths))
+
+
 def open_all(paths: list[Path], options: SourceOptions = OPTIONS) -> VolumeSource:
-    (ref,) = dicom.find_series(paths)
+    (ref,) = find(paths)
     return dicom.open_source(ref, [Path(file) for file in ref.files], options)
 
 
@@ -142,15 +147,15 @@ class TestFind:
         report = base(make_scan(), "1.2.840.10008.5.1.4.1.1.88.11")
         del report.Rows
         report.save_as(tmp_path / "report.dcm", enforce_file_format=True)
-        assert dicom.find_series([*tmp_path.iterdir(), tmp_path, tmp_path / "missing"]) == []
+        assert find([*tmp_path.iterdir(), tmp_path, tmp_path / "missing"]) == []
         paths = write_series(tmp_path / "t1", make_scan())
-        (ref,) = dicom.find_series([*tmp_path.iterdir(), *paths])
+        (ref,) = find([*tmp_path.iterdir(), *paths])
         assert ref == SourceRef("dicom", "t1", "t1", tuple(map(str, sorted(paths))))
 
     def test_two_series_in_a_folder(self, tmp_path: Path) -> None:
         one, two = make_scan(number=4), make_scan("sagittal", number=7, uid="1.2.3.5")
         paths = write_series(tmp_path / "ann", one), write_series(tmp_path / "ann", two, prefix="x")
-        refs = dicom.find_series([*paths[1], *paths[0]])
+        refs = find([*paths[1], *paths[0]])
         assert [(ref.name, ref.subject) for ref in refs] == [("ann-4", "ann-4"), ("ann-7", "ann-4")]
         for ref, scan in zip(refs, (one, two), strict=True):
             found = dicom.open_source(ref, [Path(file) for file in ref.files], OPTIONS)
@@ -159,27 +164,28 @@ class TestFind:
     def test_series_of_one_number_keep_apart(self, tmp_path: Path) -> None:
         for place in range(3):
             write_series(tmp_path / "ann", make_scan(uid=f"1.2.{place}", patient=""), prefix=f"{place}-")
-        refs = dicom.find_series(list((tmp_path / "ann").iterdir()))
+        refs = find(list((tmp_path / "ann").iterdir()))
         assert [ref.name for ref in refs] == ["ann-1", "ann-1-2", "ann-1-3"]
         assert [len(ref.files) for ref in refs] == [SHAPE[2]] * 3
 
     def test_subjects_are_patients_by_the_name_of_their_first_volume(self, tmp_path: Path) -> None:
         for name, patient in {"b": "P2", "a": "P1", "d": "P1", "c": "", "e": "", "f": "P2 "}.items():
-            write_series(tmp_path / name, make_scan(patient=patient, uid=f"1.2.{ord(name)}"))
-        refs = dicom.find_series(sorted(tmp_path.rglob("*.dcm")))
+            uid = f"1.2.{ord(name)}"
+            write_series(tmp_path / name, make_scan(patient=patient, uid=uid, study=f"{uid}.0"))
+        refs = find(sorted(tmp_path.rglob("*.dcm")))
         assert {ref.name: ref.subject for ref in refs} == {"a": "a", "b": "b", "c": "c", "d": "a", "e": "e", "f": "b"}
 
     def test_folders_of_one_name_are_told_apart_by_those_above(self, tmp_path: Path) -> None:
         for place, name in enumerate(("ann/t1", "bob/t1", "bob/t2")):
             write_series(tmp_path / name, make_scan(uid=f"1.2.{place}", patient=name[:3]))
-        refs = dicom.find_series(sorted(tmp_path.rglob("*.dcm")))
+        refs = find(sorted(tmp_path.rglob("*.dcm")))
         assert {ref.name: ref.subject for ref in refs} == {"ann-t1": "ann-t1", "bob-t1": "bob-t1", "t2": "bob-t1"}
 
     def test_a_series_may_lie_in_several_folders(self, tmp_path: Path) -> None:
         paths = write_series(tmp_path / "ann" / "one", make_scan())
         (tmp_path / "ann" / "two").mkdir()
         moved = [path.rename(tmp_path / "ann" / "two" / path.name) for path in paths[:5]]
-        (ref,) = dicom.find_series([*moved, *paths[5:]])
+        (ref,) = find([*moved, *paths[5:]])
         assert (ref.name, len(ref.files)) == ("ann", SHAPE[2])
 
     @pytest.mark.parametrize("enhanced", [False, True])
@@ -188,7 +194,7 @@ class TestFind:
         paths = [write_enhanced(tmp_path / "t1" / "i", scan)] if enhanced else write_series(tmp_path / "t1", scan)
         content = b"".join(path.read_bytes() for path in paths)
         assert all(text.encode() in content for text in PLANTED), "they are there to be told"
-        (ref,) = dicom.find_series(paths)
+        (ref,) = find(paths)
         source = dicom.open_source(ref, paths, OPTIONS)
         shown = json.dumps([ref.format, ref.name, ref.subject, ref.files, ref.part, source.about])
         for text in (*PLANTED, "Doe", "Jane", "4711", scan.uid):
@@ -234,8 +240,10 @@ def cut(paths: list[Path]) -> None:
     paths[4].write_bytes(paths[4].read_bytes()[:-9])
 
 
-def copied(paths: list[Path]) -> None:
-    paths[4].with_name("copy.dcm").write_bytes(paths[4].read_bytes())
+def repeated(paths: list[Path]) -> None:
+    header = dcmread(paths[4])
+    header.SOPInstanceUID = f"{header.SOPInstanceUID[:50]}.1"  # another image, no copy
+    header.save_as(paths[4].with_name("again.dcm"))
 
 
 def only_one(paths: list[Path]) -> None:
@@ -254,7 +262,7 @@ def shifted(paths: list[Path]) -> None:
 
 BAD_SERIES: dict[str, tuple[Callable[[list[Path]], object], str]] = {
     "missing slice": (lambda paths: paths[4].unlink(), "003.dcm.*lie 5.000 mm apart, others 2.500 mm.*missing"),
-    "a slice twice": (copied, r"lie at the same place \(15.000 mm\).*one echo"),
+    "a slice twice": (repeated, r"lie at the same place \(15.000 mm\).*one echo"),
     "one image": (only_one, "only image of its series"),
     "no position": (changed(4, ImagePositionPatient=None), "004.dcm: has no ImagePositionPatient.*original"),
     "no orientation": (changed(4, ImageOrientationPatient=None), "004.dcm: has no ImageOrientationPatient"),
@@ -302,7 +310,7 @@ def test_frames_are_named_where_one_is_missing(tmp_path: Path) -> None:
 
 def test_a_file_that_is_something_else_now(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "t1", make_scan())
-    (ref,) = dicom.find_series(paths)
+    (ref,) = find(paths)
     paths[2].write_text("hello " * 100)
     with pytest.raises(InputError, match=f"{paths[2].name}: is not a DICOM file"):
         dicom.open_source(ref, paths, OPTIONS)

@@ -119,6 +119,21 @@ def test_empty_margins_are_kept_and_gaps_are_undersampling(tmp_path: Path) -> No
         opened(write(tmp_path / "gaps.h5", kspace)).kept_slices()
 
 
+@pytest.mark.parametrize("mask", [np.ones(16), (np.arange(16) > 1) & (np.arange(16) < 15)])
+def test_a_mask_that_leaves_nothing_out_between_is_no_undersampling(tmp_path: Path, mask: np.ndarray) -> None:
+    kspace = random_kspace(2, 2, 8, 16) * mask
+    source = opened(write(tmp_path / "a.h5", kspace, mask=mask))
+    assert source.kept_slices() == [0, 1]
+    np.testing.assert_array_equal(source.kspace(1), kspace[1].astype(np.complex64))
+
+
+def test_residues_are_no_lines(tmp_path: Path) -> None:
+    kspace = random_kspace(2, 2, 8, 16)
+    kspace[..., 5:9:2] *= 1e-8
+    with pytest.raises(InputError, match="slice 0 is undersampled: 2 of 16 k-space columns are empty"):
+        opened(write(tmp_path / "a.h5", kspace)).kept_slices()
+
+
 def test_nothing_of_the_person_is_kept(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5", random_kspace(1, 3, 40, 22), HEADER.format(x=40, y=22))
     source = opened(path)
@@ -179,7 +194,11 @@ def test_the_slice_with_a_nan_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kspace", "datasets", "message"),
     [
-        (random_kspace(2, 8, 8), {"mask": np.ones(8)}, "'mask', so its k-space is undersampled"),
+        (random_kspace(2, 8, 8), {"mask": np.arange(8) % 2}, "'mask' leaves out 24 of 64 .*k-space is undersampled"),
+        (random_kspace(2, 8, 8), {"mask": np.eye(8) + np.eye(8)[::-1]}, "'mask' leaves out .*k-space is undersampled"),
+        (random_kspace(2, 8, 8), {"mask": np.ones(7)}, r"'mask' has shape \(7,\); \(width,\), \(height, width\) or"),
+        (random_kspace(2, 8, 8), {"mask": np.full(8, 0.5)}, "'mask' .*other values than 0 and 1"),
+        (random_kspace(2, 8, 8), {"mask": np.zeros(8)}, "'mask' .*measures nothing"),
         (np.ones((2, 8, 8, 24), np.float32), {}, "holds float32; complex64 is expected"),
         (random_kspace(8, 8), {}, r"shape \(8, 8\)"),
         (random_kspace(2, 0, 8), {}, r"shape \(2, 0, 8\)"),

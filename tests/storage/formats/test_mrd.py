@@ -37,6 +37,9 @@ HEADER = """<?xml version="1.0"?>
  {encodings}
  <sequenceParameters><TR>500</TR><TE>12</TE><sequence_type>Flash</sequence_type></sequenceParameters>
 </ismrmrdHeader>"""
+PARALLEL = """<parallelImaging><accelerationFactor><kspace_encoding_step_1>3</kspace_encoding_step_1>
+ <kspace_encoding_step_2>1</kspace_encoding_step_2></accelerationFactor><calibrationMode>{}</calibrationMode>
+ </parallelImaging>"""
 ENCODING = """<encoding>
   <encodedSpace><matrixSize><x>{x}</x><y>{y}</y><z>{z}</z></matrixSize>
    <fieldOfView_mm><x>400</x><y>200</y><z>6</z></fieldOfView_mm></encodedSpace>
@@ -244,6 +247,56 @@ def test_lines_that_make_no_image_are_skipped(tmp_path: Path) -> None:
     np.testing.assert_array_equal(opened(path).kspace(0), kspace)
     with pytest.raises(InputError, match="none of its 9 acquisitions is an image line"):
         opened(write(tmp_path / "b.h5", xml((8, 6, 1)), others))
+
+
+CALIBRATION = ismrmrd.ACQ_IS_PARALLEL_CALIBRATION
+APART = ("separate", "external")
+
+
+def accelerated(kspace: np.ndarray, reference: np.ndarray) -> list[Any]:
+    """Every third line of (coil, height, width) k-space as an image line, and the 23 in the middle of `reference`."""
+    lines = [line(kspace[..., y], kspace_encode_step_1=y) for y in range(0, kspace.shape[-1], 3)]
+    calibration = [line(reference[..., y], [CALIBRATION], kspace_encode_step_1=y) for y in range(9, 32)]
+    return [*calibration, *lines]
+
+
+def undersampled(path: Path) -> Source:
+    return mrd.open_source(SourceRef("mrd", "a", "s", (str(path),)), [path], SourceOptions(undersampled=True))
+
+
+def with_mode(header: str, mode: str) -> str:
+    return header.replace("</encoding>", f"{PARALLEL.format(mode)}</encoding>") if mode else header
+
+
+@pytest.mark.parametrize("mode", ["", "embedded", "interleaved", "separate", "external"])
+def test_calibration_lines_are_measured_lines_unless_of_another_scan(tmp_path: Path, mode: str) -> None:
+    kspace, reference = random_kspace(2, 2, 8, 40)
+    path = write(tmp_path / "a.h5", with_mode(xml((8, 40, 1), (0, 39, 20)), mode), accelerated(kspace, reference))
+    expected = np.zeros_like(kspace)
+    if mode not in APART:
+        expected[..., 9:32] = reference[..., 9:32]
+    expected[..., ::3] = kspace[..., ::3]
+    source = undersampled(path)
+    np.testing.assert_array_equal(source.kspace(0), expected)
+    assert ["calibration lines are of another scan" in note for note in source.notes] == [True] * (mode in APART)
+    assert mrd.list_parts(path) == [""]
+
+
+def test_calibration_lines_that_fit_no_image_line_are_skipped(tmp_path: Path) -> None:
+    kspace, reference = random_kspace(2, 2, 8, 40)
+    path = tmp_path / "a.h5"
+    others = [
+        line(reference[..., 10], [CALIBRATION], kspace_encode_step_1=10, slice=4),
+        line(reference[..., 10], [CALIBRATION], kspace_encode_step_1=10, contrast=1),
+        line(reference[:1, :, 10], [CALIBRATION], kspace_encode_step_1=10),
+        line(reference[:, :6, 10], [CALIBRATION], kspace_encode_step_1=10),
+        line(reference[..., 10], [CALIBRATION, ismrmrd.ACQ_IS_REVERSE], kspace_encode_step_1=10),
+        line(reference[..., 10], [CALIBRATION], kspace_encode_step_1=60),
+    ]
+    once = accelerated(kspace, reference)
+    source = undersampled(write(path, xml((8, 40, 1), (0, 39, 20)), [*others, *once, *once[:3]]))
+    assert source.num_slices == 1
+    np.testing.assert_array_equal(source.kspace(0)[..., 10], reference[..., 10])
 
 
 def test_discarded_samples_and_readouts_longer_than_the_matrix(tmp_path: Path) -> None:

@@ -144,23 +144,88 @@ def test_values_that_are_not_finite_are_counted_over_all_slabs(tmp_path: Path, l
         open_file(write_volume(tmp_path / "head.nii", data))
 
 
+TURNED = np.array(
+    [[0, -1.3, 0, 4], [-1.0, 0, 0, 2], [0, 0, -0.9, -5], [0, 0, 0, 1]]
+)  # by 180°: the quaternion's w is 0
+
+
+def with_header(path: Path, affine: np.ndarray = TURNED, **fields: float | tuple[float, ...]) -> Path:
+    """A volume placed by its quaternion, with other values in its header."""
+    image = nibabel.Nifti1Image(ellipsoid(SHAPE), affine)
+    image.set_qform(affine, code=1)
+    image.set_sform(None, code=0)
+    for name, value in fields.items():
+        image.header[name] = value
+    content = image.header.binaryblock + bytes(4) + np.asarray(image.dataobj).tobytes(order="F")
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+@pytest.mark.parametrize("suffix", nifti.SUFFIXES)
+@pytest.mark.parametrize("excess", [5e-7, 5e-6, 8e-5])
+def test_a_quaternion_a_hair_too_long_is_normalised(tmp_path: Path, suffix: str, excess: float) -> None:
+    whole = nifti.read_volume(with_header(tmp_path / "whole.nii", vox_offset=352))
+    header = nibabel.load(tmp_path / "whole.nii").header
+    longer = {name: float(header[name]) * (1 + excess) ** 0.5 for name in ("quatern_b", "quatern_c", "quatern_d")}
+    path = with_header(tmp_path / f"head{suffix}", vox_offset=352, **longer)
+    with pytest.raises(ValueError, match="w2 should be positive"):
+        nibabel.load(path)
+    found = nifti.read_volume(path)
+    np.testing.assert_allclose(found.affine, whole.affine, atol=1e-5)
+    np.testing.assert_array_equal(found.data, whole.data)
+    assert whole.notes == ()
+    assert found.notes == ("the quaternion in the header is longer than 1 by rounding and was normalised",)
+
+
+def test_a_quaternion_that_is_none_is_no_truncated_file(tmp_path: Path) -> None:
+    path = with_header(tmp_path / "head.nii", vox_offset=352, quatern_b=1.2)
+    with pytest.raises(InputError, match=r"head\.nii: its header makes no sense .*quaternion"):
+        open_file(path)
+    unused = with_header(tmp_path / "other.nii", vox_offset=352, quatern_b=1.2, sform_code=1)
+    assert list(open_file(unused).notes) == [], "the matrix counts, where there is one"
+
+
+def test_a_volume_without_orientation_says_so(tmp_path: Path) -> None:
+    path = with_header(tmp_path / "head.nii", vox_offset=352, qform_code=0)
+    (note,) = open_file(path).notes
+    assert "states no orientation (qform_code and sform_code are 0)" in note
+    assert "right to left, posterior to anterior and inferior to superior" in note
+    assert nibabel.aff2axcodes(nibabel.load(path).affine) == ("L", "A", "S")
+    assert list(open_file(with_header(tmp_path / "turned.nii", vox_offset=352)).notes) == []
+
+
+def test_a_size_of_zero_is_said_and_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = with_header(tmp_path / "head.nii", vox_offset=352, pixdim=(1, 1.3, 0, 0.9, 1, 1, 1, 1))
+    source = open_file(path)
+    assert [note for note in source.notes if "voxel size of 0 along axis 1" in note and "1 mm is taken" in note]
+    assert sorted(source.about["voxel_size_mm"]) == pytest.approx([0.9, 1, 1.3])
+    assert caplog.records == []
+
+
+def test_what_nibabel_repairs_is_said_and_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = with_header(tmp_path / "head.nii", vox_offset=352, pixdim=(1, 1.3, -1, 0.9, 1, 1, 1, 1))
+    assert [note for note in open_file(path).notes if "the header is faulty: pixdim" in note]
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("mm", 1), ("micron", 1e-3), ("meter", 1e3), ("unknown", 1)])
+@pytest.mark.parametrize("by_sform", [False, True])
+def test_sizes_are_in_mm_whatever_the_unit(tmp_path: Path, unit: str, factor: float, by_sform: bool) -> None:
+    code = nibabel.nifti1.unit_codes[unit]
+    affine = TURNED / np.array([[factor], [factor], [factor], [1]])
+    rows = {f"srow_{axis}": tuple(affine[number]) for number, axis in enumerate("xyz")} if by_sform else {}
+    path = with_header(tmp_path / "head.nii", affine, vox_offset=352, xyzt_units=code, sform_code=int(by_sform), **rows)
+    volume, plain = nifti.read_volume(path), nifti.read_volume(with_header(tmp_path / "mm.nii", vox_offset=352))
+    assert volume.voxel_size == pytest.approx(plain.voxel_size)
+    np.testing.assert_allclose(volume.affine, plain.affine, rtol=1e-5, atol=1e-5)
+    assert [("converted to mm" in note) for note in volume.notes] == [True] * (factor != 1)
+
+
+def test_a_unit_that_is_none_is_mm(tmp_path: Path) -> None:
+    volume = nifti.read_volume(with_header(tmp_path / "head.nii", vox_offset=352, xyzt_units=255))
+    assert volume.voxel_size == nifti.read_volume(with_header(tmp_path / "mm.nii", vox_offset=352)).voxel_size
+
+
 def test_the_name_is_the_file_name() -> None:
     assert nifti.subject_of(Path("a/b/sub-01.T1.nii.gz")) == "sub-01.T1"
     assert nifti.subject_of(Path("sub-02.nii")) == "sub-02"
-
-
-@pytest.mark.parametrize(
-    ("name", "subject"),
-    [
-        ("sub-01_ses-2_T1w", "sub-01"),
-        ("sub-A7_T2w", "sub-A7"),
-        ("sub-01", "sub-01"),
-        ("sub-01.T1", "sub-01.T1"),
-        ("sub-01-T1", "sub-01-T1"),
-        ("sub-_T1w", "sub-_T1w"),
-        ("mysub-01_T1w", "mysub-01_T1w"),
-        ("ann_T1", "ann_T1"),
-    ],
-)
-def test_the_subject_is_what_bids_says(name: str, subject: str) -> None:
-    assert nifti.subject_label(name) == subject

@@ -150,13 +150,6 @@ def test_what_is_no_scan_is_refused_where_it_is_named(
     assert str(caught.value).startswith(f"{argument}: {reason}")
 
 
-def test_one_name_for_two_files_is_refused(tmp_path: Path) -> None:
-    paths = [write_volume(tmp_path / place / "bob.nii", ellipsoid((9, 9, 9))) for place in ("one", "two")]
-    with pytest.raises(InputError, match="volume bob comes from several files; give each file a name") as caught:
-        find_sources([str(tmp_path)])
-    assert all(str(path) in str(caught.value) for path in paths)
-
-
 def test_a_file_that_cannot_be_looked_into_says_so_when_it_is_opened(tmp_path: Path) -> None:
     """So that all bad files are reported together, and can be left out."""
     (tmp_path / "bad.h5").write_text("no HDF5")

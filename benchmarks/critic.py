@@ -1,0 +1,110 @@
+"""Has the critic a say, and the right one? Short trainings of an experiment in this process, without Ray.
+
+    python -m benchmarks.critic clip [EXPERIMENT] [KEY=VALUE…]   the clipping constant c against the critic's slope
+    python -m benchmarks.critic sign [EXPERIMENT] [KEY=VALUE…]   as it is, without a critic, and with its sign turned
+
+`clip` prints the mean slope ‖∇D‖ at the reconstructions and the critic's share of the gradient over the second half of
+each training. `sign` is a negative control: a generator that is driven away from what the critic takes for real has to
+end worse. Both print validation metrics (preset `paper`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from statistics import fmean, stdev
+from typing import Any
+
+import recon.losses
+from cluster.experiment import Experiment
+from cluster.run_folder import RunFolder
+from cluster.run_locally import train_locally
+from recon.metrics import METRICS
+from tuning.experiment import load_sweep_experiment
+
+SHOWN = ("psnr", "ssim", "hfen", "gmsd")
+LOCAL = (
+    "training.backend=plain",
+    "training.zero_stage=0",
+    "cluster.num_workers=1",
+    "training.log_every=5",
+)
+
+
+def history(source: str, overrides: Sequence[str], folder: str) -> list[Mapping[str, Any]]:
+    """The reports of one training."""
+    experiment: Experiment = load_sweep_experiment(source, [*LOCAL, *overrides]).training_part()
+    run = RunFolder(tempfile.mkdtemp(dir=folder))
+    train_locally(experiment, run, "cpu")
+    return run.history()
+
+
+def clip(source: str, overrides: Sequence[str], constants: Sequence[float]) -> None:
+    print(f"{'c':>8} {'slope':>10} {'share':>7}  " + "  ".join(METRICS[name].heading for name in SHOWN))
+    with tempfile.TemporaryDirectory(prefix="larmor-critic-") as folder:
+        for constant in constants:
+            rows = history(source, [*overrides, f"critic.clip={constant}"], folder)
+            told = [row for row in rows if "score/slope" in row]
+            late = told[len(told) // 2 :]
+            slope, share = (fmean(row[key] for row in late) for key in ("score/slope", "share/adversarial"))
+            print(f"{constant:8g} {slope:10.4f} {share:7.1%}  {metrics_of(rows)}", flush=True)
+
+
+def sign(source: str, overrides: Sequence[str], seeds: int) -> None:
+    variants: dict[str, list[str]] = {
+        "as it is": [],
+        "no critic": ["loss.adversarial=none"],
+        "sign turned": [],
+    }
+    with tempfile.TemporaryDirectory(prefix="larmor-critic-") as folder:
+        for label, own in variants.items():
+            found = []
+            for seed in range(seeds):
+                with turned(label == "sign turned"):
+                    rows = history(source, [*overrides, *own, f"seed={seed}"], folder)
+                found.append({name: rows[-1][f"val/{name}"] for name in SHOWN})
+                print(f"{label:>12} seed {seed}  {metrics_of(rows)}", flush=True)
+            if seeds > 1:
+                cells = (spread(name, [row[name] for row in found]) for name in SHOWN)
+                print(f"{label:>12} mean    " + "  ".join(cells), flush=True)
+
+
+def metrics_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "  ".join(METRICS[name].write(rows[-1][f"val/{name}"]) for name in SHOWN)
+
+
+def spread(name: str, values: Sequence[float]) -> str:
+    write = METRICS[name].write
+    return f"{write(fmean(values))} ± {write(stdev(values))}"
+
+
+@contextmanager
+def turned(wanted: bool) -> Iterator[None]:
+    """The generator's adversarial loss with the other sign."""
+    right = recon.losses.adversarial_loss
+    if wanted:
+        recon.losses.adversarial_loss = lambda scores, kind: -right(scores, kind)
+    try:
+        yield
+    finally:
+        recon.losses.adversarial_loss = right
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("clip", "sign"))
+    parser.add_argument("experiment", nargs="?", default="laptop", help="a shipped experiment, or a file")
+    parser.add_argument("overrides", nargs="*", help="changes to it: key=value")
+    parser.add_argument("--constants", type=float, nargs="+", default=[0.001, 0.003, 0.01, 0.03])
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    if options.what == "clip":
+        clip(options.experiment, options.overrides, options.constants)
+    else:
+        sign(options.experiment, options.overrides, options.seeds)
+
+
+if __name__ == "__main__":
+    main()

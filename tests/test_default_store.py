@@ -1,0 +1,63 @@
+"""Python finds the embedded store where the command line finds it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from storage.embedded_store import EmbeddedStore
+from tests.workbench import environment, unique_name
+
+READ = """
+import sys
+from storage.config import DataConfig, open_reader
+print(open_reader(DataConfig(url=sys.argv[1], disk_cache_bytes=0, client=sys.argv[2]), "train").info.num_slices)
+"""
+WRITE = """
+import sys
+from storage.object_store import ObjectStore
+ObjectStore(sys.argv[1]).write("a", b"content")
+print(ObjectStore(sys.argv[1]).read("a").decode())
+"""
+
+
+@pytest.fixture
+def home(embedded_store: EmbeddedStore) -> Path:
+    """LARMOR_HOME, in which the store that runs is the embedded one."""
+    assert embedded_store.root.name == "store"
+    return embedded_store.root.parent
+
+
+def run(program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    known = {name: value for name, value in environment().items() if not name.startswith("AWS_")}
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], env={**known, **variables}, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("client", ["s3fs", "http"])
+def test_a_data_set_is_opened(tiny_heads: str, home: Path, client: str) -> None:
+    done = run(READ, tiny_heads, client, LARMOR_HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
+
+
+def test_objects_are_written_and_read(home: Path) -> None:
+    done = run(WRITE, f"s3://larmor/{unique_name('python')}", LARMOR_HOME=str(home))
+    assert (done.returncode, done.stdout) == (0, "content\n"), done.stderr
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "AWS_PROFILE"])
+def test_another_store_that_is_named_is_meant(home: Path, name: str) -> None:
+    value = "http://127.0.0.1:9" if name == "AWS_ENDPOINT_URL" else "of-another"
+    others = {
+        "LARMOR_STORE_PATIENCE": "0",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    }
+    done = run(WRITE, "s3://larmor/a", LARMOR_HOME=str(home), **{**others, name: value})
+    assert done.returncode != 0
+    assert "storage.errors.InputError" in done.stderr or "StoreAway" in done.stderr
