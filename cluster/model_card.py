@@ -84,13 +84,15 @@ def _validated(record: Mapping[str, Any], config: Mapping[str, Any]) -> list[str
 
 
 def _evaluated(summary: Mapping[str, Any], method: str) -> list[str]:
-    """Figures of an evaluation, each with its 95 % bootstrap interval over subjects."""
+    """Figures of an evaluation, each with its 95 % interval over subjects."""
     subjects = summary["subjects"]
     about = (
         f"Split `{summary['split']}`: {len(subjects)} subject(s), {len(summary['volumes'])} volume(s), "
         f"{summary['num_slices']} slices. Preset `{summary['preset']}`: {summary['definition']}. "
     )
-    about += "Mean [95 % bootstrap interval over subjects]." if len(subjects) > 1 else "One subject, so no interval."
+    about += (
+        "Mean over subjects [its 95 % interval, Student's t]." if len(subjects) > 1 else "One subject, so no interval."
+    )
     lines = [about]
     for cell in summary["cells"]:
         rows = [method, *(["zero_filled"] if "zero_filled" in cell["mean"] else [])]

@@ -14,6 +14,7 @@ from recon.sense import channels_to_complex, complex_to_channels, sense_expand, 
 from recon.settings import StartConfig
 from storage.errors import InputError
 
+_REAL_ROUNDS = 10  # each halves, at least, what a real image of another phase lacks of the measured points
 Consistency = Literal["soft", "hard"]
 
 
@@ -24,7 +25,8 @@ class Measured:
     Σ|maps|² = 1 or 0 in each pixel, None for one coil. `channels` is 1 for a real image, 2 for real and imaginary part.
 
     A real image seen by one coil has the complex conjugate of each point at the negative frequency, so every measured
-    point counts as two, and half of k-space is enough.
+    point counts as two, and half of k-space is enough. With the map of its one coil, which is its phase, the same is
+    reached round by round: what a real image cannot have is taken off, and the points are put back again.
     """
 
     def __init__(self, kspace: Tensor, mask: Tensor, maps: Tensor | None, channels: int) -> None:
@@ -49,9 +51,14 @@ class Measured:
             return torch.fft.fftshift(corrected, dim=(-2, -1))
         whole = channels_to_complex(image) if self._channels == 2 else torch.complex(image, torch.zeros_like(image))
         predicted = fft2c(sense_expand(whole, self._maps))
-        mixed = torch.where(self._mask, self._mixed(predicted, weight), predicted)
-        corrected = sense_reduce(ifft2c(mixed), self._maps)
-        return complex_to_channels(corrected) if self._channels == 2 else corrected.real
+        points = self._mixed(predicted, weight)
+        corrected = sense_reduce(ifft2c(torch.where(self._mask, points, predicted)), self._maps)
+        if self._channels == 2:
+            return complex_to_channels(corrected)
+        for _ in range(_REAL_ROUNDS - 1):
+            predicted = fft2c(sense_expand(torch.complex(corrected.real, torch.zeros_like(image)), self._maps))
+            corrected = sense_reduce(ifft2c(torch.where(self._mask, points, predicted)), self._maps)
+        return corrected.real
 
     def _mixed(self, predicted: Tensor, weight: Tensor | None) -> Tensor:
         return self._kspace if weight is None else (predicted + weight * self._kspace) / (1 + weight)

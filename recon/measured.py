@@ -8,6 +8,7 @@ import torch
 from recon.feed import to_device
 from recon.fourier import ifft2c
 from recon.model import Model
+from recon.phase import phase_map
 from recon.samples import Sample, centre_fit, magnitude, scaled
 from recon.sense import sense_reduce
 from storage.errors import InputError
@@ -20,15 +21,19 @@ _WIDEST = 24  # of the calibration region, as for fully sampled slices
 def measured_sample(batch: Batch, model: Model, device: torch.device) -> Sample:
     """Slices of one shape, zero where nothing was measured; `target` is the zero-filled image, for want of another.
 
-    A model with data consistency, or for complex images, works on the measured points themselves: there the matrix
-    stays as it is. Others see the magnitude, cut or padded to the size that they were trained on, as in training.
+    A model with data consistency or a classical start, or for complex images, works on the measured points themselves:
+    there the matrix stays as it is. Others see the magnitude, cut or padded to the size that they were trained on, as
+    in training.
 
-    Raises `InputError` for several coils where the model cannot take them.
+    Of such a magnitude model `maps` are the phase of the one coil, which its images do not have.
+
+    Raises `InputError` for several coils where the model cannot take them, and for a phase that cannot be estimated.
     """
     (group,) = to_device(batch, device).groups
     measured, maps = group.kspace, group.maps
     mask = (measured != 0).any(dim=1, keepdim=True)
-    signal, exact = model.physics.signal, model.recipe.generator.data_consistency != "none"
+    signal, network = model.physics.signal, model.recipe.generator
+    exact = network.data_consistency != "none" or network.start.enabled
     if signal.needs_maps:
         zero_filled = sense_reduce(ifft2c(measured), maps)
         return scaled(Sample(zero_filled, zero_filled, measured, mask, torch.empty(0), batch.samples, maps))
@@ -40,7 +45,8 @@ def measured_sample(batch: Batch, model: Model, device: torch.device) -> Sample:
         )
     image = magnitude(measured)
     image = image if exact else centre_fit(image, model.physics.crop)
-    return scaled(Sample(image, image, measured, mask, torch.empty(0), batch.samples))
+    phase = phase_map(measured, mask) if exact else None
+    return scaled(Sample(image, image, measured, mask, torch.empty(0), batch.samples, phase))
 
 
 def calibrated_maps(kspace: np.ndarray) -> np.ndarray:

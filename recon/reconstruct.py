@@ -96,7 +96,7 @@ def _reconstruct(
     results = _results(model, slices, batch_size)
     with tempfile.TemporaryDirectory(prefix=".larmor-", dir=folder) as scratch:
         images, pictures = Path(scratch, f"{name}-reconstruction.npy"), _Pictures(slices.num_slices)
-        seconds = _stream(results, images, slices.num_slices, pictures, progress)
+        seconds = _stream(results, images, slices, pictures, progress)
         files = [images]
         if slices.affine is not None:
             files = [images.with_suffix(".nii.gz")]
@@ -137,7 +137,7 @@ def _read_ahead(slices: Slices, batch_size: int) -> Iterator[Batch]:
 def _stream(
     results: Iterator[Reconstructed],
     path: Path,
-    num_slices: int,
+    slices: Slices,
     pictures: _Pictures,
     progress: Callable[[int, int], None],
 ) -> float:
@@ -145,17 +145,17 @@ def _stream(
     done, seconds = 0, 0.0
     with path.open("wb") as file:
         for result in results:
-            images, zero_filled = (_intensities(result, key) for key in (_MODEL, ZERO_FILLED))
+            images, zero_filled = (_intensities(result, key) + slices.offset for key in (_MODEL, ZERO_FILLED))
             if not done:
-                shape = (num_slices, *images.shape[1:])
+                shape = (slices.num_slices, *images.shape[1:])
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
             # written, not mapped: a full disk is then an error and not a crash
             file.write(np.ascontiguousarray(images, "<f4").data)
             pictures.add(done, images, zero_filled)
             done, seconds = done + len(images), seconds + result.seconds[_MODEL]
-            progress(done, num_slices)
-    assert done == num_slices
+            progress(done, slices.num_slices)
+    assert done == slices.num_slices
     return seconds
 
 

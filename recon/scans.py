@@ -36,7 +36,7 @@ class Slices:
 
     `measured`: the k-space is as it was measured, zero where nothing was; else it is whole and is undersampled.
     `affine` (4, 4) is that of all slices as a volume (see `slice_affine`), if they are of one; `notes` are those of
-    `Source`.
+    `Source`; `offset` is the intensity that the source's images have beyond these.
     """
 
     num_slices: int
@@ -44,6 +44,7 @@ class Slices:
     measured: bool
     affine: np.ndarray | None = None
     notes: Sequence[str] = ()
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _open_volume(reader: SliceReader, name: str) -> Iterator[Slices]:
         # by the number in the scan, so that the images are those of the scan's own file
         return Batch(batch.groups, np.array([(0, reader.info.index[index]) for index in chosen]))
 
-    yield Slices(len(indices), read, measured=False)
+    yield Slices(len(indices), read, measured=False, offset=reader.info.offsets.get(name, 0.0))
 
 
 @contextmanager
@@ -143,4 +144,4 @@ def _open_file(ref: SourceRef, physics: Physics, undersample: bool, mask: str | 
             return Batch.of(kspace, np.array([(0, place) for place in places]), maps)
 
         affine = source.affine(physics.crop) if isinstance(source, VolumeSource) else None
-        yield Slices(source.num_slices, read, not whole, affine, source.notes)
+        yield Slices(source.num_slices, read, not whole, affine, source.notes, source.offset)

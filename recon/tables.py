@@ -57,15 +57,21 @@ def table_text(result: Evaluation) -> tuple[list[str], list[list[str]]]:
 def caption(result: Evaluation) -> str:
     """What the figures of one evaluation are of."""
     subjects = len(set(result.subject_of.values()))
-    slices = f"{len(result.slices) // len(result.methods)} slices"
+    slices = _counted(len(result.slices) // len(result.methods), "slice")
     if result.every > 1:
-        slices += f" (one in {result.every} of each volume, the same ones in every row)"
-    constant = f" ({result.num_constant} constant ones left out)" if result.num_constant else ""
-    spread = "; [95 % bootstrap interval over subjects]" if subjects > 1 else "; one subject, so no interval"
+        slices += f", one in {result.every} of each volume, the same ones in every row"
+    parts = [_counted(len(result.subject_of), "volume"), slices]
+    if result.num_constant:
+        parts.append(f"{result.num_constant} constant ones left out")
+    spread = "; [95 % interval of that mean, Student's t]" if subjects > 1 else "; one subject, so no interval"
     return (
-        f"{result.label}: mean over {len(result.subject_of)} volume(s), {slices}{constant}; "
+        f"{result.label}: mean over {_counted(subjects, 'subject')} ({', '.join(parts)}); "
         f"preset '{result.preset}': {PRESETS[result.preset]}{spread}"
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def text_table(result: Evaluation) -> list[str]:

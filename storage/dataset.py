@@ -58,7 +58,8 @@ class BucketInfo:
 class SplitInfo:
     """What a reader needs of one split. The arrays hold a value for each slice; `identity` names the content.
 
-    `num_constant` slices of the data set are constant, and are not among these.
+    `num_constant` slices of the data set are constant, and are not among these; `offsets` has the intensity that was
+    taken off the images of each volume.
     """
 
     name: str
@@ -75,6 +76,7 @@ class SplitInfo:
     row: np.ndarray
     has_sensitivity_maps: bool = field(default=False)
     num_constant: int = 0
+    offsets: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def num_slices(self) -> int:
@@ -162,7 +164,10 @@ def write_documents(
         )
     for path, data in documents.objects().items():
         store.write(f"{layout.split}/{path}", data)
-    volumes = [{"name": volume.name, "subject": volume.subject} for volume in layout.volumes]
+    volumes = [
+        {"name": volume.name, "subject": volume.subject, **({"offset": volume.offset} if volume.offset else {})}
+        for volume in layout.volumes
+    ]
     return {
         "num_slices": len(layout.slices),
         "subjects": list(layout.subjects),
@@ -294,6 +299,7 @@ def read_split(store: ObjectStore, split: str) -> SplitInfo:
     try:
         num_slices, subjects = int(entry["num_slices"]), tuple(entry["subjects"])
         volumes = tuple(volume["name"] for volume in entry["volumes"])
+        offsets = {volume["name"]: float(volume.get("offset", 0.0)) for volume in entry["volumes"]}
         buckets = tuple(
             BucketInfo(
                 number,
@@ -319,6 +325,7 @@ def read_split(store: ObjectStore, split: str) -> SplitInfo:
         identity=identity,
         has_sensitivity_maps=any("sensitivity_maps" in bucket.checksums for bucket in buckets),
         num_constant=0,
+        offsets=offsets,
         **columns,
     )
 

@@ -23,7 +23,8 @@ from storage.store_errors import StoreAway
 
 @dataclass(frozen=True)
 class Examined:
-    """One source: the slices worth storing, with (minimum, maximum) of their images in `scales`; or why not.
+    """One source: the slices worth storing, with (minimum, maximum) of their images in `scales`, less `offset`; or why
+    not.
 
     `left_out` says what is wrong with a bad source; the other fields are empty then. `resumed` if an
     interrupted conversion had read it before.
@@ -34,13 +35,14 @@ class Examined:
     indices: tuple[int, ...] = ()
     positions: tuple[float, ...] = ()
     scales: tuple[tuple[float, float], ...] = ()
+    offset: float = 0.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
     left_out: str = ""
     resumed: bool = False
 
     def volume(self, ref: SourceRef) -> StoredVolume:
         """As which `ref` is stored."""
-        return StoredVolume(ref.name, ref.subject, self.shape, self.indices, self.positions, self.scales)
+        return StoredVolume(ref.name, ref.subject, self.shape, self.indices, self.positions, self.scales, self.offset)
 
     def record(self) -> dict[str, Any]:
         """For the journal."""
@@ -54,6 +56,7 @@ class Examined:
             indices=tuple(record["indices"]),
             positions=tuple(record["positions"]),
             scales=tuple((low, high) for low, high in record["scales"]),
+            offset=record.get("offset", 0.0),
             provenance=record["provenance"],
             left_out=record["left_out"],
             resumed=True,
@@ -117,6 +120,7 @@ def examine(ref: SourceRef, options: PassOptions) -> Examined:
                 indices=tuple(kept),
                 positions=tuple(float(source.position(index)) for index in kept),
                 scales=tuple(image_scale(read_slice(ref, source, index)) for index in kept),
+                offset=source.offset,
                 provenance=provenance(ref, source, local.files),
             )
         finally:

@@ -21,7 +21,8 @@ SliceShape = tuple[int, int, int]
 class StoredVolume:
     """The slices of one scan that are stored: all of `shape` (coil, height, width), in ascending `indices`.
 
-    `positions` are in mm from the volume's first face, `scales` the (minimum, maximum) of each slice's image.
+    `positions` are in mm from the volume's first face, `scales` the (minimum, maximum) of each slice's image, `offset`
+    the intensity that was taken off every pixel (`Source.offset`).
     """
 
     name: str
@@ -30,6 +31,7 @@ class StoredVolume:
     indices: tuple[int, ...]
     positions: tuple[float, ...]
     scales: tuple[tuple[float, float], ...]
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ class VolumeSource:
 
     def cut(self, index: int) -> CoronalSlice:
         """The image of one slice."""
-        return coronal_slice(self._open_volume, index, self._options.matrix, self._floor)
+        return coronal_slice(self._open_volume, index, self._options.matrix, self.offset)
 
     def affine(self, matrix: tuple[int, int]) -> np.ndarray:
         """That of all slices cut to `matrix`, see `slice_affine`."""
@@ -178,7 +178,8 @@ class VolumeSource:
         return self._volume
 
     @cached_property
-    def _floor(self) -> float:
+    def offset(self) -> float:
+        """The volume's least intensity, which is taken off."""
         return float(self._open_volume.data.min())
 
     @cached_property

@@ -74,6 +74,8 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
             "reorder its axes"
         )
     stack = array[None] if array.ndim == 2 else array
+    # a magnitude is not negative: what is would come back with the other sign
+    offset = 0.0 if is_kspace else min(0.0, float(stack.min()))
     slice_shape = (stack.shape[1] if stack.ndim == 4 else 1, stack.shape[-2], stack.shape[-1])
 
     def read(index: int) -> np.ndarray:
@@ -82,14 +84,14 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
         image = np.asarray(stack[index], dtype=np.float32)
         if not np.isfinite(image).all():  # said here, since the transform spreads one bad pixel
             raise InputError(f"{path}: slice {index} has pixels that are not finite float32 numbers; repair the file")
-        return to_kspace(image)[None]
+        return to_kspace(image - np.float32(offset) if offset else image)[None]
 
     if is_kspace:
         return MeasuredKspace(
             path, read, len(stack), slice_shape, about={"content": "k-space"}, notes=notes_on_stack(stack)
         )
     about = {"content": "magnitude images"}
-    return MagnitudeImages(path, read, len(stack), slice_shape, about=about, images=stack)
+    return MagnitudeImages(path, read, len(stack), slice_shape, about=about, images=stack, offset=offset)
 
 
 def _map(path: Path, named: Path) -> np.ndarray:

@@ -36,6 +36,7 @@ class MeasuredKspace:
     mask: np.ndarray | None = field(default=None, kw_only=True)
     notes: Sequence[str] = field(default=(), kw_only=True)
     plane: str = field(default="acquired", init=False)
+    offset: float = 0.0
 
     def kept_slices(self) -> Sequence[int]:
         """The slices with any non-zero value; reads them one by one.

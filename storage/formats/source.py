@@ -45,7 +45,8 @@ class Source(Protocol):
     slice) of the stored slices, None where the file does not say; `plane` is "coronal" for images that
     are cut here and "acquired" for measured k-space; `about` holds further facts for the provenance
     (nothing that identifies a person). `notes` are sentences for the user: what was repaired in the file, or
-    taken for what it does not say.
+    taken for what it does not say. `offset` is the intensity that was taken off every pixel of an image before its
+    transform, and that has to be added to a reconstruction.
     """
 
     num_slices: int
@@ -54,6 +55,9 @@ class Source(Protocol):
     plane: str
     about: dict[str, Any]
     notes: Sequence[str]
+
+    @property
+    def offset(self) -> float: ...
 
     def kept_slices(self) -> Sequence[int]:
         """The slices worth storing, ascending: enough foreground in an image, any signal in k-space."""

@@ -6,21 +6,22 @@ import contextlib
 import csv
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from skimage.metrics import structural_similarity
 
 from recon import evaluate as evaluation
-from recon.evaluate import Evaluation, evaluate
+from recon.evaluate import Evaluation, Row, evaluate
 from recon.evaluation_file import load_evaluation, save_evaluation
 from recon.inference import Physics, network_method
-from recon.masks import make_mask
+from recon.masks import MaskConfig, make_mask
 from recon.metrics import METRICS, PRESETS
 from recon.model import Model, load_model
 from recon.samples import Sample
@@ -127,7 +128,7 @@ def test_every_slice_is_rated_as_computed_directly(model: Model, reader: SliceRe
     assert methods[0] != pytest.approx(methods[1], rel=1e-3), "the model changes its input"
 
 
-def test_paper_means_over_slices_then_over_volumes(model: Model, reader: SliceReader) -> None:
+def test_paper_means_over_slices_then_volumes_then_subjects(model: Model, reader: SliceReader) -> None:
     result = run(model, reader, "paper")
     for method in METHODS:
         means = {}
@@ -136,7 +137,8 @@ def test_paper_means_over_slices_then_over_volumes(model: Model, reader: SliceRe
             (line,) = [row for row in result.volumes if (row.volume, row.method) == (volume, method)]
             means[volume] = {name: np.mean([row.metrics[name] for row in rows]) for name in METRICS}
             assert dict(line.metrics) == pytest.approx(means[volume])
-        expected = {name: np.mean([means[volume][name] for volume in VOLUMES]) for name in METRICS}
+        ann = {name: (means["ann1"][name] + means["ann2"][name]) / 2 for name in METRICS}
+        expected = {name: (ann[name] + means["bob"][name]) / 2 for name in METRICS}
         found = result.mean(method)
         assert {name: found[name] for name in METRICS} == pytest.approx(expected)
 
@@ -199,7 +201,7 @@ def test_the_printed_table_names_the_preset_and_the_means(model: Model, reader: 
     result = run(model, reader, preset)
     lines = text_table(result)
     per_slice = ", a mask per slice" if model.physics.mask.per_slice else ""
-    assert f"32×32, gaussian2d 30 %{per_slice}: mean over 3 volume(s), 12 slices" in lines[0]
+    assert f"32×32, gaussian2d 30 %{per_slice}: mean over 2 subjects (3 volumes, 12 slices)" in lines[0]
     assert f"preset '{preset}': {PRESETS[preset]}" in lines[0]
     heading, rows = table_text(result)
     assert heading[1] == "PSNR (dB)"
@@ -213,17 +215,55 @@ def test_the_printed_table_names_the_preset_and_the_means(model: Model, reader: 
     assert gain == pytest.approx(result.mean("model")["psnr"] - result.mean("zero_filled")["psnr"], abs=6e-4)
 
 
-def test_the_interval_is_over_subjects(model: Model, reader: SliceReader) -> None:
-    """Two volumes of one subject count as one: with two subjects the mean of a resample has three values."""
-    result = run(model, reader, "paper")
-    rows = {row.volume: row.metrics["psnr"] for row in result.volumes if row.method == "model"}
-    ann, bob = (rows["ann1"] + rows["ann2"]) / 2, rows["bob"]
-    interval = result.interval("model")
+def of_subjects(values: Mapping[str, Sequence[float]]) -> Evaluation:
+    """An evaluation whose volumes, one after another of each subject, have these figures."""
+    volumes, subject_of = [], {}
+    for subject, figures in values.items():
+        for number, value in enumerate(figures):
+            name = f"{subject}{number}"
+            subject_of[name] = subject
+            volumes.append(Row(name, None, "zero_filled", dict.fromkeys(METRICS, value), 0.1))
+    return Evaluation(Physics(CROP, MaskConfig()), "paper", ("zero_filled",), volumes, volumes, [], subject_of)
+
+
+@pytest.mark.parametrize("figures", [[1.0, 4.0], [20.0, 31.5, 24.0], [30.0] * 4, list(range(12))])
+def test_the_interval_is_that_of_the_mean_beside_it(figures: list[float]) -> None:
+    """Student's t over subjects, as SciPy gives it; the mean is in its middle."""
+    result = of_subjects({f"s{number}": [value] for number, value in enumerate(figures)})
+    mean, interval = result.mean("zero_filled")["psnr"], result.interval("zero_filled")
     assert interval is not None
-    assert interval["psnr"] == pytest.approx((min(ann, bob), max(ann, bob)))
-    assert result.interval("model") == interval, "the resamples are the same every time"
-    one = dataclasses.replace(result, volumes=[row for row in result.volumes if row.volume == "bob"])
-    assert one.interval("model") is None
+    expected = scipy.stats.ttest_1samp(figures, 0).confidence_interval(0.95) if np.ptp(figures) else (30.0, 30.0)
+    assert interval["psnr"] == pytest.approx(tuple(expected))
+    assert mean == pytest.approx(np.mean(figures)) == pytest.approx(np.mean(interval["psnr"]))
+    assert f"{len(figures)} subjects" in caption(result)
+
+
+def test_a_subject_with_more_volumes_counts_once() -> None:
+    """Mean and interval of a mean over volumes would be of different things: 27.4 [32.9, 36.1] was printed."""
+    many, one = of_subjects({"ann": [20.0] * 9, "bob": [32.0], "cid": [36.0]}), of_subjects({"ann": [20.0]})
+    means = of_subjects({"ann": [20.0], "bob": [32.0], "cid": [36.0]})
+    assert many.mean("zero_filled")["psnr"] == pytest.approx((20 + 32 + 36) / 3)
+    found, expected = many.interval("zero_filled"), means.interval("zero_filled")
+    assert found is not None
+    assert expected is not None
+    assert found["psnr"] == pytest.approx(expected["psnr"])
+    assert one.interval("zero_filled") is None
+    assert "mean over 3 subjects (11 volumes" in caption(many)
+    assert "mean over 1 subject (1 volume, 1 slice); preset" in caption(one)
+    assert "one subject, so no interval" in caption(one)
+
+
+@pytest.mark.parametrize("num_subjects", [2, 3, 5, 20])
+def test_95_of_100_intervals_hold_the_mean(num_subjects: int) -> None:
+    """Of two subjects a percentile bootstrap's hold it in half of the cases."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        result = of_subjects({f"s{number}": [value] for number, value in enumerate(rng.normal(30, 3, num_subjects))})
+        interval = result.interval("zero_filled")
+        assert interval is not None
+        held += interval["psnr"][0] <= 30 <= interval["psnr"][1]
+    assert 0.92 < held / 400 < 0.98
 
 
 def test_tables_for_a_paper_mark_the_best_and_stand_beside_the_papers(model: Model, reader: SliceReader) -> None:
@@ -276,7 +316,7 @@ def test_constant_slices_are_left_out_and_counted(model: Model, tmp_path: Path, 
         for method in METHODS:
             mean = {name: expected.mean(method)[name] for name in METRICS}
             assert {name: found.mean(method)[name] for name in METRICS} == pytest.approx(mean, rel=1e-3)
-    assert "4 slices (3 constant ones left out)" in text_table(found)[0]
+    assert "4 slices, 3 constant ones left out)" in text_table(found)[0]
     assert "left out" not in text_table(expected)[0]
     save_evaluation(found, tmp_path / "kept.json", {})
     assert caption(load_evaluation(tmp_path / "kept.json")) == caption(found)

@@ -111,8 +111,11 @@ class Oracle(torch.nn.Module):
 
 class TestVolume:
     @pytest.mark.parametrize("crop", [(32, 32), (27, 31), (64, 48)])
-    def test_with_everything_measured_the_volume_comes_back(self, tmp_path: Path, crop: tuple[int, int]) -> None:
-        data = ellipsoid((27, 9, 25)) + 5
+    @pytest.mark.parametrize("air", [0, 5, 5000, -300])
+    def test_with_everything_measured_the_volume_comes_back(
+        self, tmp_path: Path, crop: tuple[int, int], air: float
+    ) -> None:
+        data = ellipsoid((27, 9, 25)) + air
         affine = np.array([[0, 1.0, 0, -10], [-1.0, 0, 0, 4], [0, 0, 1.0, 7], [0, 0, 0, 1]])
         written = run(make_model(crop=crop), write_volume(tmp_path / "head.nii.gz", data, affine), tmp_path / "out")
         assert [path.name for path in written] == ["head-reconstruction.nii.gz", "head-reconstruction.png"]
@@ -125,10 +128,10 @@ class TestVolume:
         for place in np.ndindex(*values.shape):
             x, y, z = np.rint(to_source @ [*place, 1])[:3].astype(int)
             if all(0 <= at < size for at, size in zip((x, y, z), source.data.shape, strict=True)):
-                assert abs(values[place] - (source.data[x, y, z] - 5)) < 1e-2, "air becomes 0"
+                assert abs(values[place] - source.data[x, y, z]) < 1e-2
                 checked += 1
             else:
-                assert abs(values[place]) < 1e-2
+                assert abs(values[place] - air) < 1e-2
         inside = [min(size, wanted) for size, wanted in zip(source.data.shape, values.shape, strict=True)]
         assert checked == np.prod(inside)
 
@@ -159,6 +162,15 @@ class TestVolume:
         assert np.abs(found[3] - expected).max() < 1e-2
         changed = data_of(run(make_model(ratio=0.3, trained=True), path, tmp_path / "trained")[0])
         assert np.abs(changed[3] - found[3]).mean() > 0.1
+
+
+class TestImages:
+    @pytest.mark.parametrize("air", [0, -300, 5000])
+    def test_arrays_come_back_in_their_own_intensities(self, tmp_path: Path, air: float) -> None:
+        truth = images(3, *CROP) + air
+        np.save(tmp_path / "images.npy", truth)
+        found = np.load(run(make_model(), tmp_path / "images.npy", tmp_path / "out")[0])
+        np.testing.assert_allclose(found, truth, atol=1e-2)
 
 
 class TestKspace:
@@ -387,6 +399,17 @@ class TestDataSet:
             np.testing.assert_allclose(found, whole[first : first + len(found)], atol=1e-3)
         (one,), _ = run_all(model, url, tmp_path / "from-data", split="validation")
         assert one.name == "ben"
+
+    def test_a_data_set_remembers_what_was_taken_off(self, tmp_path: Path) -> None:
+        for seed, (name, air) in enumerate({"ann": 0, "ben": 0, "cid": -70, "dan": 5000}.items()):
+            write_volume(tmp_path / "heads" / f"{name}.nii.gz", ellipsoid((28, 14, 30), seed) + air)
+        url, options = str(tmp_path / "data"), {"validation": ["ben"], "test": ["cid", "dan"]}
+        convert(find_sources([str(tmp_path / "heads")]), url, ConvertOptions((64, 64), 0.05, options))
+        reports, _ = run_all(make_model(), url, tmp_path / "out")
+        for report, air in zip(reports, (-70, 5000), strict=True):
+            found = np.load(report.files[0])
+            assert np.isclose(found.min(), air, atol=1e-2)
+            assert found.max() > air + 100
 
     def test_stored_maps_are_used(self, tmp_path: Path) -> None:
         scan = coil_scan(4, 3, *CROP)
