@@ -58,7 +58,8 @@ def spreads(sweep: Sweep) -> list[Spread]:
     """Of every metric that finished trials have, the sweep's own first."""
     groups = list(_trainings(sweep).values())
     own = sweep.objectives.names
-    return [_spread(name, groups) for name in [*own, *(name for name in METRICS if name not in own)] if groups]
+    found = [_spread(name, groups) for name in [*own, *(name for name in METRICS if name not in own)]]
+    return [spread for spread in found if spread.num_points]
 
 
 def gains(sweep: Sweep) -> list[Gain]:

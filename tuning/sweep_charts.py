@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,24 +30,32 @@ _BANDWIDTH = 0.12  # of the local mean, as a part of the axis
 
 
 def sweep_charts(sweep: Sweep) -> list[Chart]:
-    """Whatever the trials that there are allow to draw."""
-    keys = [key for key in sweep.objectives.keys if any(trial.curve(key)[0] for trial in sweep.trials)]
-    charts = [curves_chart(sweep, key) for key in keys]
-    if not sweep.rated:
-        return charts
-    charts += front_chart(sweep, STATES)
-    charts += [progress_chart(sweep), *importance_chart(importance(sweep), sweep.comparison), parallel_chart(sweep)]
+    """Whatever the trials that there are allow to draw; of two metrics by each of them."""
+    views = [sweep.seen_by(name) for name in sweep.objectives.names]
+    charts = [curves_chart(view) for view in views if any(trial.curve(view.metric)[0] for trial in view.trials)]
+    if sweep.rated:
+        charts += [*front_chart(sweep, STATES), progress_chart(sweep)]
+        charts += [chart for view in views if view.rated for chart in _value_charts(view)]
+    return charts
+
+
+def _value_charts(sweep: Sweep) -> list[Chart]:
+    """What the searched keys do to one metric."""
+    charts = [*importance_chart(importance(sweep), sweep.comparison), parallel_chart(sweep)]
     charts += landscape_chart(sweep, STATES)
-    return [*charts, *(slice_chart(sweep, key) for key in sweep.keys)]
+    charts += [slice_chart(sweep, key) for key in sweep.keys]
+    if not sweep.objectives.has_front:
+        return charts
+    return [dataclasses.replace(item, title=f"{item.title}: {sweep.metric}") for item in charts]
 
 
-def curves_chart(sweep: Sweep, key: str) -> Chart:
+def curves_chart(sweep: Sweep) -> Chart:
     """A metric of every trial at each of its validations."""
     figure = go.Figure()
     named: set[str] = set()
     for trial in sorted(sweep.trials, key=lambda item: item is sweep.best):
         colour, symbol = STATES.get(trial.state, _OTHER)
-        steps, values = trial.curve(key)
+        steps, values = trial.curve(sweep.metric)
         is_best = trial is sweep.best
         if not steps:
             continue
@@ -65,9 +74,9 @@ def curves_chart(sweep: Sweep, key: str) -> Chart:
             hovertemplate="%{text}<br>step %{x}: %{y:.4g}<extra></extra>",
         )
         named.add(name)
-    figure.update_layout(xaxis_title="generator step", yaxis_title=key)
+    figure.update_layout(xaxis_title="generator step", yaxis_title=sweep.metric)
     note = "Every trial at each of its validations; those that ended early end early here."
-    of_which = f": {key}" if sweep.objectives.has_front else ""
+    of_which = f": {sweep.metric}" if sweep.objectives.has_front else ""
     return chart(f"Curves of all trials{of_which}", note, figure, height=430)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -64,11 +65,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's trials in the order in which they began."""
+    """A sweep's trials in the order in which they began, seen by its first metric, or `by` the other one."""
 
     folder: SweepFolder
     config: Mapping[str, Any]
     trials: Sequence[Trial]
+    by: str | None = None
 
     @property
     def objectives(self) -> Objectives:
@@ -76,12 +78,18 @@ class Sweep:
 
     @property
     def metric(self) -> str:
-        """The first one, `val/psnr` or another: the order of the trials and the charts are by it."""
-        return self.objectives.keys[0]
+        """`val/psnr` or another: values, order of the trials and charts are by it."""
+        return f"val/{self.by or self.objectives.first}"
+
+    def seen_by(self, name: str) -> Sweep:
+        """The same trials with their values by another of the sweep's metrics; best and front stay what they are."""
+        key = f"val/{name}"
+        trials = [dataclasses.replace(trial, value=self.figure(trial, key)) for trial in self.trials]
+        return dataclasses.replace(self, trials=trials, by=name)
 
     @property
     def higher_is_better(self) -> bool:
-        return HIGHER_IS_BETTER[self.objectives.first]
+        return HIGHER_IS_BETTER[self.by or self.objectives.first]
 
     @property
     def space(self) -> Mapping[str, str]:

@@ -332,7 +332,8 @@ def test_the_front_stands_in_page_and_table(traded: Sweep, traded_page: Path) ->
     table = text.partition("The best trade-offs")[2].partition("</table>")[0]
     assert re.findall(r"<td>(t\d\d)</td>", table) == names
     assert "Front of best trade-offs" in text
-    assert all(f"Curves of all trials: val/{name}" in text for name in ("psnr", "hfen"))
+    for what in ("Curves of all trials", "Importance of each key", "Landscape: loss.a × loss.b", "Slice: loss.b"):
+        assert all(f"<h3>{what}: val/{name}</h3>" in text for name in ("psnr", "hfen"))
     with (traded_page.parent / "report-traded-trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sorted(row["trial"] for row in rows if row["front"] == "true") == sorted(names)
@@ -355,6 +356,24 @@ def test_a_sweep_by_one_metric_has_no_front(page: Path, sweep: Sweep) -> None:
     assert "trade-offs" not in text_of(page)
     assert "What drove each trial" not in text_of(page)
     assert "front" not in (page.parent / "report-laptop-trials.csv").read_text().splitlines()[0]
+
+
+def test_seen_by_the_other_metric_the_values_change_and_the_best_does_not(traded: Sweep) -> None:
+    other = traded.seen_by("hfen")
+    assert (other.metric, other.higher_is_better) == ("val/hfen", False)
+    values = [trial.value for trial in other.rated if trial.value is not None]
+    assert values == sorted(trial.metrics["val/hfen"] for trial in traded.trials if trial.metrics)
+    assert traded.best is not None
+    assert other.best is not None
+    assert (other.best.id, [trial.id for trial in other.front]) == (
+        traded.best.id,
+        [trial.id for trial in sorted(traded.front, key=lambda trial: trial.metrics["val/hfen"])],
+    )
+    step = other.common_step
+    assert step is not None
+    for trial in other.rated:
+        seen = [value for at, value in zip(*trial.curve("val/hfen"), strict=True) if at <= step]
+        assert other.comparable[trial.id] == min(seen)
 
 
 def test_shares_and_scores_stand_beside_the_searched_values(traded: Sweep, traded_page: Path) -> None:
