@@ -133,7 +133,7 @@ def evaluate(
     """
     info = reader.info
     if segmentation and every > 1:
-        raise InputError(f"--segmentation needs whole volumes, not every {every}th slice; leave --every out")
+        raise InputError(f"--segmentation needs whole volumes, not one slice in {every}; leave --every out")
     _check_size(info, physics)
     names = (ZERO_FILLED, *methods)
     last, count = len(info.volumes) - 1, min(len(info.volumes), _MOST_PICTURED)

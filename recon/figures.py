@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from recon.metrics import slice_metrics
 
-ERROR_GAIN = 5
+ERROR_GAINS = (5, 10, 20, 40)
 matplotlib.rcParams["font.size"] = 8
 
 
@@ -49,15 +49,24 @@ def comparison(examples: Sequence[Example], path: Path) -> None:
     figure = Figure(figsize=(cell * columns, 2 * len(examples) * (cell * height / width + 0.3) + 0.2))
     for number, example in enumerate(examples):
         top, below = 2 * number * columns, (2 * number + 1) * columns
+        gain = error_gain(example)
         _panel(figure, 2 * len(examples), columns, top, f"target: {example.title}", example.target, "gray")
         for column, (name, image) in enumerate(example.images.items(), start=1):
             rated = slice_metrics(example.target, image)
             title = f"{name.replace('_', '-')}: {rated['psnr']:.1f} dB / {rated['ssim']:.3f}"
             _panel(figure, 2 * len(examples), columns, top + column, title, image, "gray")
-            error = np.abs(example.target - image) * ERROR_GAIN
-            _panel(figure, 2 * len(examples), columns, below + column, f"error × {ERROR_GAIN}", error, "inferno")
+            error = np.abs(example.target - image) * gain
+            _panel(figure, 2 * len(examples), columns, below + column, f"error × {gain}", error, "inferno")
     figure.tight_layout(pad=0.4)
     figure.savefig(path, dpi=110)
+
+
+def error_gain(example: Example) -> int:
+    """By how much errors are enlarged, alike for all methods: so that those of the first one, which is zero-filled, may
+    be too bright, and all but 0.5 % of the others' pixels are not."""
+    others = list(example.images.values())[1:] or list(example.images.values())
+    largest = max(float(np.percentile(np.abs(example.target - image), 99.5)) for image in others)
+    return max((gain for gain in ERROR_GAINS if gain * largest <= 1), default=ERROR_GAINS[0])
 
 
 def _panel(figure: Figure, rows: int, columns: int, place: int, title: str, image: np.ndarray, colours: str) -> None:

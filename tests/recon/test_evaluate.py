@@ -25,6 +25,7 @@ from recon.masks import MaskConfig, make_mask
 from recon.metrics import METRICS, PRESETS
 from recon.model import Model, load_model
 from recon.samples import Sample
+from recon.segmentation import SegmentationConfig
 from recon.tables import PAPER, caption, latex, markdown, table_text, text_table, write_evaluation
 from recon.texture import edges, gmsd
 from storage import dataset
@@ -162,6 +163,27 @@ def test_the_batch_size_does_not_matter(model: Model, reader: SliceReader) -> No
     for left, right in zip(one.slices, all_.slices, strict=True):
         assert (left.volume, left.slice_index, left.method) == (right.volume, right.slice_index, right.method)
         assert dict(left.metrics) == pytest.approx(dict(right.metrics), rel=1e-3)
+
+
+def test_some_slices_are_the_same_ones_for_every_method(model: Model, reader: SliceReader) -> None:
+    methods = {"model": network_method(model.generator), "again": network_method(model.generator)}
+    whole = evaluate(methods, model.physics, reader, "paper", 3, lambda *_: None)
+    done: list[tuple[int, int]] = []
+    some = evaluate(methods, model.physics, reader, "paper", 3, lambda *place: done.append(place), every=2)
+    chosen = {int(index) for volume in reader.info.volumes for index in reader.info.slices_of(volume)[::2]}
+    for method in whole.methods:
+        assert {row.slice_index for row in some.slices if row.method == method} == chosen
+    expected = {(row.slice_index, row.method): row.metrics for row in whole.slices}
+    for row in some.slices:
+        assert row.metrics == pytest.approx(expected[row.slice_index, row.method])
+    assert done[-1] == (len(chosen), len(chosen))
+    assert "(one in 2 of each volume, the same ones in every row)" in caption(some)
+    assert "one in" not in caption(whole)
+
+
+def test_a_segmentation_of_some_slices_is_refused(model: Model, reader: SliceReader) -> None:
+    with pytest.raises(InputError, match="--segmentation needs whole volumes, not one slice in 2; leave --every out"):
+        evaluate({}, model.physics, reader, "paper", 3, lambda *_: None, segmentation=SegmentationConfig(), every=2)
 
 
 @pytest.mark.parametrize("preset", ["paper", "fastmri"])

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from recon.methods import CLASSICAL, named, parse_size, table_cells
+from recon.inference import Physics
+from recon.methods import CLASSICAL, classical_method, named, parse_size, table_cells
 from recon.model import Model, load_model
+from recon.networks import build_generator
+from recon.recipe import Recipe
+from recon.samples import prepare
 from storage.errors import InputError
-from tests.helpers import small_recipe, write_model
+from storage.loader import Batch
+from tests.helpers import random_kspace, small_recipe, write_model
 
 
 def make_model(folder: Path, ratio: float) -> Model:
@@ -57,3 +65,16 @@ def test_what_there_is_not_is_refused(models: list[Model]) -> None:
         table_cells(named(models), [], ratios=[1.5])
     with pytest.raises(InputError, match="mask cubes"):
         table_cells(named(models), [], kinds=["cubes"])
+
+
+def test_alternating_is_what_larmor_starts_from_and_needs_the_maps() -> None:
+    recipe = Recipe.model_validate({"system": "larmor", "generator": {"width": 4}, "data": {"crop": (32, 48)}})
+    generator = build_generator(recipe.generator)
+    batch = Batch.of(random_kspace(2, (1, 32, 48)), np.array([(0, 0), (0, 1)]))
+    sample = prepare(batch, recipe.data.crop, recipe.mask, torch.device("cpu"))
+    physics = Physics(recipe.data.crop, recipe.mask, recipe.signal)
+    found = classical_method("alternating", physics)(sample)
+    assert torch.equal(found, generator.start(*sample.measurement))  # type: ignore[operator]
+    coils = replace(sample, kspace=sample.kspace.repeat(1, 3, 1, 1))
+    with pytest.raises(InputError, match=r"alternating.*needs the sensitivity maps.*--sensitivity-maps"):
+        classical_method("alternating", physics)(coils)
