@@ -177,7 +177,7 @@ def test_some_slices_are_the_same_ones_for_every_method(model: Model, reader: Sl
     for row in some.slices:
         assert row.metrics == pytest.approx(expected[row.slice_index, row.method])
     assert done[-1] == (len(chosen), len(chosen))
-    assert "(one in 2 of each volume, the same ones in every row)" in caption(some)
+    assert "one in 2 of each volume, the same ones in every row" in caption(some)
     assert "one in" not in caption(whole)
 
 
