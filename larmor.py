@@ -316,7 +316,7 @@ def train(
         # claimed only now: an old run is not deleted for one that cannot start
         with (
             contextlib.nullcontext() if local else _cluster(config, address),
-            claimed(config, run, overwrite, console.print),
+            claimed(config, run, overwrite, console.print) as config,
         ):
             with training_progress(config.training.num_steps) as show, Follower(new_reports(run.store), show):
                 if local:

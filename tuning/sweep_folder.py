@@ -2,6 +2,7 @@
 
 lease/NUMBER.json     who runs it (cluster/lease.py)
 sweep.yaml            the experiment with its search; created only once
+origin.json, …        data set, mask and versions (cluster/origin.py)
 trials/ID/…           a run folder (cluster/run_folder.py): the training with the experiment's own seed
 trials/ID/seeds/N/…   run folders of the trainings with the N following seeds, if there are several
 trials/ID/begun.json  parameters; written when the trial begins, or goes on after it was stopped
