@@ -362,10 +362,12 @@ def sweep(
         console.print(f"sweep: {folder.url}, {planned} trials, by {' and '.join(config.sweep.objectives.keys)}")
         try:
             with progress_bar() as bar, connected(address):
+                ended = set()
 
                 def show(trial: Mapping[str, Any]) -> None:
                     console.print(describe_trial(trial, config.sweep.objectives))
-                    bar("trials", len(folder.trials()), planned)
+                    ended.add(trial["id"])
+                    bar("trials", len(ended), planned)
 
                 bar("trials", 0, planned)
                 with Follower(new_trials(folder), show):

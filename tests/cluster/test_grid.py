@@ -112,7 +112,13 @@ def test_no_table_mixes_rows_of_two_data_sets(data: str, grid_file: str, tmp_pat
     kspace = {split: np.stack(_slices(store, split)) for split in ("train", "validation")}
     dataset.remove(store)
     splits = {**kspace, "test": random_kspace(4, (1, 32, 40), seed=9)}
-    source = {"volume": "v", "format": "npy", "plane": "acquired", "licence": "own", "files": [{"sha256": "ab"}]}
+    source = {
+        "volume": "v",
+        "format": "npy",
+        "plane": "acquired",
+        "licence": "own",
+        "files": [{"file": "v.npy", "sha256": "ab"}],
+    }
     dataset.publish(store, {split: write_split(store, split, k) for split, k in splits.items()}, [source])
     with pytest.raises(InputError, match="begun with another data set"):
         fill(grid, *arguments)
