@@ -110,7 +110,10 @@ def open_loader(
     largest = max(bucket.chunk_bytes for bucket in reader.info.buckets)
     kinds = 2 if reader.maps else 1
     pool = max(1, config.shuffle_bytes // (kinds * max(config.block_bytes, largest)))
-    order = SampleOrder(reader.block_of, seed, pool, num_lanes(share.global_batch_size))
+    num_blocks = int(reader.block_of.max()) + 1
+    batch_blocks = share.global_batch_size * num_blocks // len(reader.block_of)
+    lanes = num_lanes(share.global_batch_size, min(batch_blocks, num_blocks))
+    order = SampleOrder(reader.block_of, seed, pool, lanes)
     return Loader(reader, order, share, config.read_ahead_bytes, allocate)
 
 
