@@ -318,7 +318,7 @@ def train(
         # claimed only now: an old run is not deleted for one that cannot start
         with (
             contextlib.nullcontext() if local else _cluster(config, address),
-            claimed(config, run, overwrite, console.print),
+            claimed(config, run, overwrite, console.print) as config,
         ):
             with training_progress(config.training.num_steps) as show, Follower(new_reports(run.store), show):
                 if local:
@@ -364,10 +364,12 @@ def sweep(
         console.print(f"sweep: {folder.url}, {planned} trials, by {' and '.join(config.sweep.objectives.keys)}")
         try:
             with progress_bar() as bar, connected(address):
+                ended = set()
 
                 def show(trial: Mapping[str, Any]) -> None:
                     console.print(describe_trial(trial, config.sweep.objectives))
-                    bar("trials", len(folder.trials()), planned)
+                    ended.add(trial["id"])
+                    bar("trials", len(ended), planned)
 
                 bar("trials", 0, planned)
                 with Follower(new_trials(folder), show):

@@ -115,8 +115,7 @@ def load_experiment(source: str, overrides: Sequence[str], model: type[E]) -> E:
     Raises `InputError` for a missing file, an unknown key (naming the valid ones) or an impossible value.
     """
     content = read_content(source)
-    for override in overrides:
-        set_dotted(content, *parse_override(override, model))
+    change(content, dict(parse_override(override, model) for override in overrides))
     return build(content, model, source)
 
 
@@ -197,6 +196,18 @@ def set_dotted(content: dict[str, Any], key: str, value: Any) -> None:
             raise InputError(f"'{key}': {section} is a value, not a section")
         content = inner
     content[last] = value
+
+
+PINS = {"data.url": "data.sha256", "mask.file": "mask.sha256"}  # what a key leads to → what says which that must be
+
+
+def change(content: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Set each `a.b.c` of a nested dictionary; a pin goes with what it is a pin of, unless it is given as well."""
+    for key, pin in PINS.items():
+        if key in values and pin not in values:
+            set_dotted(content, pin, None)
+    for key, value in values.items():
+        set_dotted(content, key, value)
 
 
 def get_dotted(experiment: BaseModel, key: str) -> Any:

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
-from cluster.experiment import Experiment, build, read_content, set_dotted
+from cluster.experiment import Experiment, build, change, read_content, set_dotted
 from cluster.grid_cell import FilledCell, Say, fill_cell
 from recon.evaluate import Evaluation
 from recon.metrics import TABLE_METRICS
@@ -125,8 +125,7 @@ def experiments(grid: GridConfig, cell: Cell, name: str, data_url: str, output_u
             "mask.kind": cell.kind,
             "mask.sampling_ratio": cell.ratio,
         }
-        for key, value in {**given, **grid.overrides, **own}.items():
-            set_dotted(content, key, value)
+        change(content, {**given, **grid.overrides, **own})
         found[label] = build(_with_budget(content, grid), Experiment, grid.experiment)
     return found
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.experiment import Experiment
+from cluster.origin import code_hash
 from cluster.pull import pull_run
 from cluster.run import check, claimed, finish
 from cluster.run_folder import RunFolder, sha256
@@ -19,6 +20,7 @@ from recon.evaluation_file import load_evaluation, save_evaluation, saved_facts
 from recon.figures import comparison
 from recon.history import TrainingDiverged
 from recon.inference import ZERO_FILLED, Method, Physics, network_method
+from recon.masks import describe_mask
 from recon.methods import classical_method
 from recon.model import load_model
 from recon.tables import slug, text_table
@@ -48,7 +50,8 @@ def fill_cell(
     keep_runs: bool = True,
     every: int = 1,
 ) -> FilledCell:
-    """Train each system and rate all; what `folder` and the runs have already is not done again.
+    """Train each system and rate all; what `folder` and the runs have already is not done again, unless the data set,
+    the mask or the code that rates is another one now.
 
     A system whose training diverges is left out, since that says something of it and nothing of the others.
     Writes the evaluations and a figure to `folder`. Raises what training and evaluation raise, and `InputError` if
@@ -66,10 +69,8 @@ def fill_cell(
             models[system] = model
     physics = physics_of(next(iter(trained.values())))
     without = rate_classical(classical, physics, reader, folder, every)
-    facts: dict[str, Any] = {
-        "models": {name: sha256(model / "generator.safetensors") for name, model in models.items()},
-        "every": every,
-    }
+    weights = {name: sha256(model / "generator.safetensors") for name, model in models.items()}
+    facts = {"models": weights, "every": every, "data": reader.info.identity, **_rated_with(physics)}
     path = folder / "cells" / f"{slug(physics)}.json"
     if saved_facts(path) == facts:
         return FilledCell(_joined(without, load_evaluation(path)), trained, tuple(diverged))
@@ -98,13 +99,18 @@ def rate_classical(
         return None
     path = folder / "cells" / f"{slug(physics)}-classical.json"
     info = reader.info
-    # not a checksum: machines differ in the last bit of a Fourier transform
-    data = [*info.volumes, info.index.tolist(), f"{info.scale.sum():.4g}"]
-    facts: dict[str, Any] = {"classical": list(classical), "data": data, "every": every}
+    # not the identity: machines differ in the last bit of a Fourier transform
+    data = [info.made_from, *info.volumes, info.index.tolist(), f"{info.scale.sum():.4g}"]
+    facts = {"classical": list(classical), "data": data, "every": every, **_rated_with(physics)}
     if saved_facts(path) == facts:
         return load_evaluation(path)
     methods = {name: classical_method(name, physics) for name in classical}
     return _rate(methods, physics, reader, path, facts, "cpu", every)
+
+
+def _rated_with(physics: Physics) -> dict[str, Any]:
+    """What figures depend on beside the methods and the data: another mask or other code, and they are rated anew."""
+    return {"mask": describe_mask(physics.mask, physics.crop)["sha256"], "code": code_hash()}
 
 
 def _rate(
@@ -141,7 +147,7 @@ def _train(experiment: Experiment, model: Path, device: str, say: Say, overwrite
     run = RunFolder(experiment.run_url)
     done = check(experiment, run, overwrite)
     if not done:
-        with claimed(experiment, run, overwrite, say):
+        with claimed(experiment, run, overwrite, say) as experiment:
             began = time.perf_counter()
             train_locally(experiment, run, device)
             best = finish(experiment, run)

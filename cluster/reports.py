@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,39 @@ from cluster.event_file import EventFile
 from storage.object_store import ObjectStore
 
 NEWEST = "metrics.jsonl"
+Rows = Sequence[Mapping[str, float]]
 
 
 class Reports:
-    """What rank 0 of an attempt tells the world: `metrics.jsonl` and TensorBoard's event files.
+    """What rank 0 of an attempt tells the world: its history, `metrics.jsonl` and TensorBoard's event files.
 
-    Written beside the training: it waits only if the last report is still under way, and after a validation, so that
-    nothing of a checkpointed step is lost.
+    Written in order by a thread of their own, so that a store that is slow or away does not keep the training waiting.
+    After an error nothing more is written, and the next `add` raises it. Whoever publishes a checkpoint waits for
+    them before, so that nothing of a checkpointed step is lost. `write_history` is called in that thread.
     """
 
-    def __init__(self, store: ObjectStore, attempt: Attempt, scratch: Path, lines_of_a_file: int = 2000) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        attempt: Attempt,
+        scratch: Path,
+        lines_of_a_file: int = 2000,
+        write_history: Callable[[int, Rows], None] = lambda step, rows: None,
+    ) -> None:
         self._store, self._attempt, self._most_lines = store, attempt, lines_of_a_file
+        self._write_history = write_history
         found = first_and_last(store)
         self._first_began = found[0].began if found else attempt.began
         self._lines = read_lines(store)
         self._events = EventFile(store, attempt.number, attempt.step, scratch)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="larmor-reports")
-        self._under_way: Future[None] | None = None
+        self._newest: Future[None] | None = None
+        self._error: BaseException | None = None
 
-    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+    def add(self, step: int, metrics: Mapping[str, float], history: Rows = ()) -> None:
+        """Take over a report and the rows since the last one. Raises the error that an earlier report met."""
+        if self._error:
+            raise self._error
         now = time.time()
         record = {
             "step": step,
@@ -47,17 +61,32 @@ class Reports:
             "goodput": goodput(metrics, self._first_began, now),
             **metrics,
         }
-        if self._under_way:
-            self._under_way.result()
-        self._under_way = self._thread.submit(self._write, record)
-        if any(name.startswith("val/") for name in metrics):
-            self._under_way.result()
+        self._newest = self._thread.submit(self._write, record, history)
+
+    def up_to_now(self) -> Callable[[], None]:
+        """A function that waits until everything added before is stored, and raises the error if it cannot be."""
+        newest = self._newest
+        return lambda: newest.result() if newest else None
+
+    def wait(self) -> None:
+        """Until everything that was added is stored. Raises the error if it cannot be."""
+        self.up_to_now()()
 
     def close(self) -> None:
         """Wait for what is under way."""
         self._thread.shutdown()
 
-    def _write(self, record: Mapping[str, float]) -> None:
+    def _write(self, record: Mapping[str, float], history: Rows) -> None:
+        if self._error:
+            raise self._error
+        try:
+            self._write_history(int(record["step"]), history)
+            self._write_record(record)
+        except BaseException as error:
+            self._error = error
+            raise
+
+    def _write_record(self, record: Mapping[str, float]) -> None:
         if len(self._lines) >= self._most_lines:
             number = len(self._store.list("metrics")) + 1
             self._store.write(f"metrics/{number:04d}.jsonl", _joined(self._lines))

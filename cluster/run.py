@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 
-from cluster.experiment import Experiment, differing_keys, dump_yaml
+from cluster.experiment import PINS, Experiment, differing_keys, dump_yaml
 from cluster.lease import Say, hold, refuse_if_held
-from cluster.origin import record_origin
+from cluster.origin import check_origin, pinned, record_origin
 from cluster.run_folder import RunFolder
 from recon.metrics import HIGHER_IS_BETTER
+from storage.config import check_identity
 from storage.dataset import read_split
 from storage.errors import InputError
 from storage.object_store import ObjectStore
@@ -36,12 +37,14 @@ CHANGEABLE = (
 
 
 def check_data(experiment: Experiment) -> None:
-    """Raises `InputError` if the data set is not there, or lacks a split or the size that the experiment needs."""
+    """Raises `InputError` if the data set that the experiment names is not there, or lacks a split or the size."""
     data = ObjectStore(experiment.data.url)
     data.check_access()
     crop = experiment.data.crop
     for split in (experiment.data.train_split, experiment.data.validation_split):
-        height, width = read_split(data, split).largest_matrix
+        info = read_split(data, split)
+        check_identity(experiment.data, info.identity)
+        height, width = info.largest_matrix
         if crop[0] > height or crop[1] > width:
             raise InputError(
                 f"data.crop={crop[0]}×{crop[1]} does not fit into the slices of {height}×{width}; lower it"
@@ -52,14 +55,15 @@ def check(experiment: Experiment, run: RunFolder, overwrite: bool) -> bool:
     """Whether `run` has finished already. Writes nothing.
 
     The same experiment again resumes, for longer if it has more steps; keys that are `CHANGEABLE` may differ. Raises
-    `InputError` if another experiment has the folder and `overwrite` is False, the data set lacks what the experiment
-    needs, or another process is known to write to the folder.
+    `InputError` if another experiment has the folder and `overwrite` is False, or one with another data set or mask; if
+    the data set lacks what the experiment needs; and if another process is known to write to the folder.
     """
     check_data(experiment)
     run.store.check_access()
     if not overwrite and run.store.exists("config.yaml"):
         known_yaml = run.config_yaml()
         refuse_another(experiment, known_yaml, run.url, _may_differ(experiment, known_yaml))
+        check_origin(experiment, run)
         if run.result() is not None and not _is_longer(experiment, known_yaml):
             return True
     refuse_if_held(run.store)
@@ -67,17 +71,20 @@ def check(experiment: Experiment, run: RunFolder, overwrite: bool) -> bool:
 
 
 @contextlib.contextmanager
-def claimed(experiment: Experiment, run: RunFolder, overwrite: bool, say: Say) -> Iterator[None]:
+def claimed(experiment: Experiment, run: RunFolder, overwrite: bool, say: Say) -> Iterator[Experiment]:
     """Make `run` the folder of `experiment`, and of this process alone while the block runs.
 
+    Gives the experiment to train: with the data set and the mask pinned that the run was begun with.
+
     `say` is told if it takes waiting to find out whether another process is still there. Raises `InputError` if it is,
-    or if another experiment has the folder and `overwrite` is False.
+    or if another experiment, or one with another data set or mask, has the folder and `overwrite` is False.
     """
     with hold(run.store, say) as run.lease:
         if overwrite:
             run.delete()
+        experiment = pinned(experiment)
         claim(experiment, run)
-        yield
+        yield experiment
 
 
 def claim(experiment: Experiment, run: RunFolder) -> None:
@@ -85,6 +92,7 @@ def claim(experiment: Experiment, run: RunFolder) -> None:
     wanted = dump_yaml(experiment)
     if not run.create(wanted) and (known_yaml := run.config_yaml()) != wanted:
         refuse_another(experiment, known_yaml, run.url, _may_differ(experiment, known_yaml))
+        check_origin(experiment, run)  # before the configuration names another data set
         if _is_longer(experiment, known_yaml):
             run.clear_result()  # first: it is that of the shorter training
         run.replace_config(wanted)
@@ -100,11 +108,14 @@ def _is_longer(experiment: Experiment, known_yaml: str) -> bool:
 
 
 def refuse_another(experiment: Experiment, known_yaml: str, url: str, may_differ: Sequence[str]) -> None:
-    """Raises `InputError` if the configuration at `url` differs in more than keys beginning with `may_differ`."""
+    """Raises `InputError` if the configuration at `url` differs in more than keys beginning with `may_differ`.
+
+    What data set and mask are pinned is for `check_origin` to compare.
+    """
     differing = [
         key
         for key in differing_keys(yaml.safe_load(known_yaml), experiment.model_dump(mode="json"))
-        if not key.startswith(tuple(may_differ))
+        if not key.startswith(tuple(may_differ)) and key not in PINS.values()
     ]
     if differing:
         raise InputError(

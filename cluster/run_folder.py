@@ -3,7 +3,7 @@
     config.yaml                                       the experiment; created only once
     origin.json, environments/…                       data set, mask and versions (cluster/origin.py)
     lease/NUMBER.json                                 who drives the run (cluster/lease.py)
-    history/STEP.json                                 rows of losses up to that step; a replay writes the same bytes
+    history/STEP.json                                 rows of losses (cluster/history.py); a replay writes the same
     checkpoints/step-STEP-TOKEN/…                     every rank's files
     checkpoints/step-STEP-TOKEN/parts/rank-RANK.json  size and SHA-256 of that rank's files, once they are there
     checkpoints/step-STEP-TOKEN/manifest.json         written last: all parts in one, metrics
@@ -33,6 +33,7 @@ from cluster.checkpoint import (
     read_manifest,
     write_manifest,
 )
+from cluster.history import HistoryWriter, read_history
 from cluster.lease import check_lease, delete_all_but_lease
 from storage.errors import InputError
 from storage.local_names import inside
@@ -52,6 +53,7 @@ class RunFolder:
     def __init__(self, url: str, lease: int | None = None) -> None:
         self.store = ObjectStore(url)
         self.lease = lease
+        self._history = HistoryWriter(self.store, write=self._write)
 
     @property
     def url(self) -> str:
@@ -89,16 +91,13 @@ class RunFolder:
     # history
 
     def write_history(self, step: int, rows: Sequence[Mapping[str, float]]) -> None:
-        self._write(f"history/{step:08d}.json", json.dumps(list(rows)).encode())
+        """The rows up to `step` since the last report."""
+        assert not rows or int(rows[-1]["step"]) == step, "the newest row is that of the report"
+        self._history.add(rows)
 
     def history(self, after: int = 0) -> list[dict[str, float]]:
         """Rows of all steps beyond `after`, in order; a step that was replayed counts once."""
-        rows: dict[int, dict[str, float]] = {}
-        for path in self.store.list("history"):
-            if int(Path(path).stem) > after:
-                for row in json.loads(self.store.read(path)):
-                    rows[int(row["step"])] = {**rows.get(int(row["step"]), {}), **row}
-        return [rows[step] for step in sorted(rows) if step > after]
+        return read_history(self.store, after)
 
     # result
 
@@ -206,7 +205,7 @@ class RunFolder:
         self, checkpoint: Checkpoint, target: Path, names: Iterable[str] | None = None, resume: bool = False
     ) -> None:
         """Get files of a checkpoint and verify each; `resume` as `ObjectStore` has it. Raises `DamagedCheckpoint`."""
-        for name in names or checkpoint.files:
+        for name in checkpoint.files if names is None else names:
             path = inside(target, name)
             if path.is_file() and sha256(path) == checkpoint.files[name]["sha256"]:
                 continue

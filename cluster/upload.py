@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,13 +37,21 @@ class Upload:
     """
 
     def __init__(
-        self, run: RunFolder, local: Path, checkpoint: Checkpoint, rank: int, world_size: int, retention: Retention
+        self,
+        run: RunFolder,
+        local: Path,
+        checkpoint: Checkpoint,
+        rank: int,
+        world_size: int,
+        retention: Retention,
+        before_publishing: Callable[[], None] = lambda: None,
     ) -> None:
-        """Takes over the folder `local`, and removes it."""
+        """Takes over the folder `local`, and removes it. `before_publishing` is called in the thread, on rank 0."""
         self.error: Exception | None = None
         self.seconds = 0.0
         self._run, self._local, self._checkpoint = run, local, checkpoint
         self._rank, self._world_size, self._retention = rank, world_size, retention
+        self._before_publishing = before_publishing
         self._sent, self._abandoned = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="larmor-upload", daemon=True)
         self._thread.start()
@@ -97,6 +106,7 @@ class Upload:
             if self._abandoned.wait(pause):
                 raise InputError("the other workers have ended before their files were there")
             pause = min(2 * pause, _LONGEST_PAUSE)
+        self._before_publishing()
         self._run.publish(dataclasses.replace(self._checkpoint, files=files))
         keep = self._retention
         self._run.prune(keep.newest, keep.best, keep.metric, keep.higher_is_better)

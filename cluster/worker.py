@@ -17,6 +17,7 @@ import torch.distributed
 from cluster.agreement import Agreement
 from cluster.attempts import Attempt
 from cluster.checkpoint import WEIGHTS, Checkpoint, DamagedCheckpoint, checkpoint_folder
+from cluster.exchange import exchange, share_out
 from cluster.heartbeat import Progress
 from cluster.lease import LeaseLost
 from cluster.reports import Reports
@@ -127,7 +128,8 @@ class LocalWorker:
             shutil.rmtree(local, ignore_errors=True)
             raise
         checkpoint = Checkpoint(folder, step, metrics, {})
-        self._upload = Upload(self._run, local, checkpoint, self.rank, self.world_size, self._retention)
+        reported = self._reports.up_to_now() if self._reports else lambda: None
+        self._upload = Upload(self._run, local, checkpoint, self.rank, self.world_size, self._retention, reported)
         self.checkpoint_seconds += time.perf_counter() - began
 
     def flush(self) -> None:
@@ -153,7 +155,7 @@ class LocalWorker:
         for checkpoint in reversed(self._on_rank_0(self._published)):
             local = self._scratch.folder()
             try:
-                problem = checkpoint.problem or self._download(checkpoint, local)
+                problem = checkpoint.problem or self._fetch(checkpoint, local)
                 found = [item for item in self.gather(problem) if item]
                 if not found:
                     read(local)
@@ -173,21 +175,30 @@ class LocalWorker:
 
     def _begin_attempt(self, step: int) -> None:
         attempt = Attempt.begin(self._run.store, self.world_size, step, self._began)
-        self._reports = Reports(self._run.store, attempt, self._scratch.folder())
+        self._reports = Reports(self._run.store, attempt, self._scratch.folder(), write_history=self._run.write_history)
 
     def _publish(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> None:
-        self._run.write_history(step, history)
         assert self._reports is not None, "begin comes first"
-        self._reports.add(step, metrics)
+        self._reports.add(step, metrics, history)
 
     def _published(self) -> list[Checkpoint]:
         self._run.check_lease()
         return self._run.published()
 
-    def _download(self, checkpoint: Checkpoint, local: Path) -> str:
-        """Get all files; what is wrong with them."""
+    def _fetch(self, checkpoint: Checkpoint, local: Path) -> str:
+        """All files, a share of them from the store, the others from the other ranks; what is wrong with them."""
+        sizes = {name: int(entry["size"]) for name, entry in checkpoint.files.items()}
+        owners = share_out(sizes, self.world_size)
+        problem = self._download(checkpoint, local, [name for name, owner in owners.items() if owner == self.rank])
+        if self.world_size == 1 or any(self.gather(problem)):
+            return problem
+        exchange(local, sizes, owners, self.device)
+        return self._download(checkpoint, local, list(sizes))  # compares each with its checksum
+
+    def _download(self, checkpoint: Checkpoint, local: Path, names: Sequence[str]) -> str:
+        """Get the files that are not there as the manifest says; what is wrong with them."""
         try:
-            again_if_damaged(lambda: self._run.download(checkpoint, local))
+            again_if_damaged(lambda: self._run.download(checkpoint, local, names))
         except DamagedCheckpoint as error:
             return error.problem
         return ""

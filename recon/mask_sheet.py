@@ -21,7 +21,7 @@ MARGIN, TITLE, BAR = 0.12, 0.32, 0.72  # inches
 
 def all_kinds(base: MaskConfig) -> list[MaskConfig]:
     """The same setting for every kind of mask but `file`."""
-    settings = base.model_dump(exclude={"kind", "file"})
+    settings = base.model_dump(exclude={"kind", "file", "sha256"})
     return [MaskConfig(kind=kind, **settings) for kind in get_args(Kind) if kind != "file"]
 
 

@@ -45,6 +45,12 @@ class MaskConfig(BaseModel):
         description="for kind file: a .npy of True/False or 1/0 (height, width), zero frequency at "
         "[height // 2, width // 2], which every worker can read",
     )
+    sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="for kind file: the hash of the mask; another mask in that file is refused; a run that begins with "
+        "null keeps what it found",
+    )
 
     @model_validator(mode="after")
     def _file_for_kind_file(self) -> MaskConfig:
@@ -54,6 +60,8 @@ class MaskConfig(BaseModel):
                 f"mask.file is {self.file}, but mask.kind is {self.kind}: set mask.kind to file, or leave mask.file out"
             )
             raise ValueError(missing if self.file is None else unused)
+        if self.sha256 is not None and self.file is None:
+            raise ValueError(f"mask.sha256 is that of a file, but mask.kind is {self.kind}: leave mask.sha256 out")
         return self
 
 
@@ -65,12 +73,12 @@ def make_mask(config: MaskConfig, shape: tuple[int, int], stream: tuple[int, ...
     one of many masks where `per_slice` is set, and is ignored otherwise. Kind `file` is the file's content,
     whatever the ratio and the stream.
 
-    Raises InputError if the file cannot be read, is no mask or does not fit `shape`.
+    Raises InputError if the file cannot be read, is no mask, is not that of `sha256`, or does not fit `shape`.
 
     Source: the 1-D and 2-D Gaussian masks of DAGAN, with the sampling ratio met exactly.
     """
     if config.file is not None:
-        return _fitting(config.file, shape)
+        return _fitting(config.file, config.sha256, shape)
     rng = np.random.default_rng([config.seed, *(stream if config.per_slice else ())])
     height, width = shape
     x = np.abs(np.arange(width) - width // 2) / width
@@ -131,8 +139,13 @@ def _equispaced_ranks(rng: np.random.Generator, centre: np.ndarray, count: int) 
     return ranks.reshape(centre.shape)
 
 
-def _fitting(file: str, shape: tuple[int, int]) -> np.ndarray:
-    mask = _read(file)
+def _fitting(file: str, wanted: str | None, shape: tuple[int, int]) -> np.ndarray:
+    mask, found = _read(file)
+    if wanted not in (None, found):
+        raise InputError(
+            f"mask {file} is not the one that mask.sha256={wanted} names (it has {found[:12]}…): it has changed since; "
+            "bring the old one back, or begin anew with mask.sha256=null"
+        )
     if mask.shape != shape:
         (rows, columns), (height, width) = mask.shape, shape
         raise InputError(
@@ -143,8 +156,8 @@ def _fitting(file: str, shape: tuple[int, int]) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)
-def _read(file: str) -> np.ndarray:
-    """A file's mask (height, width) bool, read once: a file changed later needs a new process."""
+def _read(file: str) -> tuple[np.ndarray, str]:
+    """A file's mask (height, width) bool, and its hash; read once: a file changed later needs a new process."""
     remedy = "save the mask with numpy.save, as True/False or 1/0 in (height, width)"
     try:
         content = np.load(Path(file).expanduser(), allow_pickle=False)
@@ -160,7 +173,8 @@ def _read(file: str) -> np.ndarray:
         raise InputError(f"mask {file} ({content.dtype}) holds other values than 0 and 1: {remedy}")
     if not content.any():
         raise InputError(f"mask {file} {content.shape} measures nothing: {remedy}, 1 where k-space is measured")
-    return content.astype(bool)
+    mask = content.astype(bool)
+    return mask, mask_hash(mask)
 
 
 def achieved_ratio(mask: np.ndarray) -> float:

@@ -186,6 +186,7 @@ def write_evaluation(
         "preset": results[0].preset,
         "definition": PRESETS[results[0].preset],
         "split": info.name,
+        "data_sha256": info.identity,
         "volumes": list(info.volumes),
         "subjects": list(info.subjects),
         "num_slices": info.num_slices,

@@ -28,6 +28,12 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: str = Field("s3://larmor/heads", description="data set made by `larmor convert`")
+    sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="of its root document (zarr.json): another data set at that URL is refused; a run that begins with "
+        "null keeps what it found",
+    )
     crop: tuple[CropSize, CropSize] = Field(
         (256, 256), description="height and width of the images; larger ones are cropped, smaller ones padded"
     )
@@ -50,12 +56,13 @@ def open_reader(
 
     Constant slices are left out (`info.num_constant`), unless `constant` asks for them. `with_maps` opens the
     sensitivity maps too (`SliceReader.maps`; None if every slice has one coil), with half of the memory for each.
-    Raises `InputError` if the data set lacks them, or if every slice is constant.
+    Raises `InputError` if the data set lacks them, is not the one of `config.sha256`, or has constant slices only.
     """
     store = ObjectStore(config.url, config.client)
     if not patient:
         store.check_access()
     whole = read_split(store, split)
+    check_identity(config, whole.identity)
     info = whole if constant else whole.without_constant()
     if not info.num_slices and whole.num_slices:
         raise InputError(
@@ -72,6 +79,15 @@ def open_reader(
         maps = SliceReader(store, info, options, _open_cache(config, info, f"{part}-maps"), "sensitivity_maps")
     options = ReadOptions(config.read_threads, config.block_bytes, memory)
     return SliceReader(store, info, options, _open_cache(config, info, part), maps=maps)
+
+
+def check_identity(config: DataConfig, found: str) -> None:
+    """Raises `InputError` if `config` wants another data set than that whose root document has the SHA-256 `found`."""
+    if config.sha256 not in (None, found):
+        raise InputError(
+            f"{config.url}: is not the data set that data.sha256={config.sha256} names (its zarr.json has "
+            f"{found[:12]}…): it was converted anew since; bring the old one back, or begin anew with data.sha256=null"
+        )
 
 
 def _open_cache(config: DataConfig, info: SplitInfo, part: str) -> DiskCache | None:
@@ -94,7 +110,10 @@ def open_loader(
     largest = max(bucket.chunk_bytes for bucket in reader.info.buckets)
     kinds = 2 if reader.maps else 1
     pool = max(1, config.shuffle_bytes // (kinds * max(config.block_bytes, largest)))
-    order = SampleOrder(reader.block_of, seed, pool, num_lanes(share.global_batch_size))
+    num_blocks = int(reader.block_of.max()) + 1
+    batch_blocks = share.global_batch_size * num_blocks // len(reader.block_of)
+    lanes = num_lanes(share.global_batch_size, min(batch_blocks, num_blocks))
+    order = SampleOrder(reader.block_of, seed, pool, lanes)
     return Loader(reader, order, share, config.read_ahead_bytes, allocate)
 
 

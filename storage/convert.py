@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage import dataset, layout
+from storage.dataset import StoredShard
 from storage.errors import InputError
 from storage.examine import Examined, PassOptions, examine_sources
 from storage.formats.source import SourceOptions, SourceRef
@@ -109,8 +110,8 @@ def convert(
     except InputError:
         journal.discard()
         raise
-    checksums = conversion.write_shards(layouts)
-    conversion.publish(found, layouts, checksums)
+    shards = conversion.write_shards(layouts)
+    conversion.publish(found, layouts, shards)
     journal.remove()
     return [_report(ref, split_of[ref.subject], one) for ref, one in zip(refs, found, strict=True)]
 
@@ -194,8 +195,8 @@ class _Conversion:
                 volumes[self.split_of[ref.subject]].append(one.volume(ref))
         return {split: SplitLayout(split, tuple(inside)) for split, inside in volumes.items()}
 
-    def write_shards(self, layouts: Mapping[str, SplitLayout]) -> dict[str, dict[ArrayKey, list[str]]]:
-        """The second pass; the checksums of the shards of each split, by (kind, bucket number)."""
+    def write_shards(self, layouts: Mapping[str, SplitLayout]) -> dict[str, dict[ArrayKey, list[StoredShard]]]:
+        """The second pass; the shards of each split, by (kind, bucket number)."""
         tasks = [(one, plan) for one in layouts.values() for plan in one.shards()]
         writer = ShardWriter(self.refs, self.facts, self.journal, self._passes)
         try:
@@ -208,22 +209,22 @@ class _Conversion:
         finally:
             writer.close()
         # shards come in the order of the volumes, and those of one array in the order of their numbers
-        checksums: dict[str, dict[ArrayKey, list[str]]] = {split: {} for split in layouts}
+        shards: dict[str, dict[ArrayKey, list[StoredShard]]] = {split: {} for split in layouts}
         for (one, plan), found in zip(tasks, written, strict=True):
-            for kind, checksum in found.items():
-                checksums[one.split].setdefault((kind, plan.bucket.number), []).append(checksum)
-        return checksums
+            for kind, shard in found.items():
+                shards[one.split].setdefault((kind, plan.bucket.number), []).append(shard)
+        return shards
 
     def publish(
         self,
         found: Sequence[Examined],
         layouts: Mapping[str, SplitLayout],
-        checksums: Mapping[str, Mapping[ArrayKey, list[str]]],
+        shards: Mapping[str, Mapping[ArrayKey, list[StoredShard]]],
     ) -> None:
         """Write the documents of the splits, and last the root document."""
         store = self.journal.store
         splits = {
-            split: dataset.write_documents(store, one, {key: tuple(values) for key, values in checksums[split].items()})
+            split: dataset.write_documents(store, one, {key: tuple(values) for key, values in shards[split].items()})
             for split, one in layouts.items()
         }
         self.journal.check()

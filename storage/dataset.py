@@ -5,8 +5,11 @@ URL/zarr.json                 root group; its attributes hold format version, sp
 URL/SPLIT/kspace              (slice, coil, height, width) complex64; chunk = one slice, shard ≈ 64 MB
 URL/SPLIT/kspace_1, …         the same for slices of further shapes
 URL/SPLIT/sensitivity_maps, … beside each k-space array, if they were asked for
-URL/SPLIT/volume, subject, index, position, scale, bucket, row      a value for each slice (docs/format.md)
+URL/SPLIT/volume, subject, index, position, scale, bucket, row, crc      a value for each slice (docs/format.md)
 URL/conversion/…              the journal of a conversion that has not ended
+
+The root document names the content: it has the checksum of every shard and of the columns, and the column `crc` has
+that of every slice. So a reader of a few bytes notices that another data set has been put in this one's place.
 """
 
 from __future__ import annotations
@@ -19,19 +22,22 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import crc32c
 import numpy as np
 
 from storage.constant import is_constant
 from storage.errors import InputError
-from storage.layout import ShardPlan, SliceShape, SplitLayout, array_name, chunk_bytes, part_slices
+from storage.layout import CRC_BYTES, ShardPlan, SliceShape, SplitLayout, array_name, chunk_bytes, part_slices
 from storage.object_store import ObjectStore
 from storage.store_errors import again_if_damaged
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SPLITS = ("train", "validation", "test")
+KINDS = ("kspace", "sensitivity_maps")  # in the order of the column `crc`
 CHUNK_CODECS = ("bytes", "crc32c")
 JOURNAL = "conversion"
-COLUMNS = {"volume": 1, "subject": 1, "index": 1, "position": 1, "scale": 2, "bucket": 1, "row": 1}  # dimensions
+# with their dimensions
+COLUMNS = {"volume": 1, "subject": 1, "index": 1, "position": 1, "scale": 2, "bucket": 1, "row": 1, "crc": 2}
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,18 @@ class BucketInfo:
 
 
 @dataclass(frozen=True)
-class SplitInfo:
-    """What a reader needs of one split. The arrays hold a value for each slice; `identity` names the content.
+class StoredShard:
+    """A shard in the store: its SHA-256, and the CRC-32C of each slice in it."""
 
+    checksum: str
+    crcs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """What a reader needs of one split. The arrays hold a value for each slice, `crc` one for each of `KINDS`.
+
+    `identity` names the content, bit for bit; `made_from` the sources and options, whatever machine converted them.
     `num_constant` slices of the data set are constant, and are not among these; `offsets` has the intensity that was
     taken off the images of each volume.
     """
@@ -67,6 +82,7 @@ class SplitInfo:
     volumes: tuple[str, ...]
     subjects: tuple[str, ...]
     identity: str
+    made_from: str
     volume: np.ndarray
     subject: np.ndarray
     index: np.ndarray
@@ -74,6 +90,7 @@ class SplitInfo:
     scale: np.ndarray
     bucket: np.ndarray
     row: np.ndarray
+    crc: np.ndarray
     has_sensitivity_maps: bool = field(default=False)
     num_constant: int = 0
     offsets: Mapping[str, float] = field(default_factory=dict)
@@ -121,12 +138,12 @@ def encode_shard(slices: np.ndarray, shard_slices: int) -> bytes:
     return data
 
 
-def write_shard(store: ObjectStore, split: str, kind: str, plan: ShardPlan, slices: np.ndarray) -> str:
-    """Store one shard; its checksum."""
+def write_shard(store: ObjectStore, split: str, kind: str, plan: ShardPlan, slices: np.ndarray) -> StoredShard:
+    """Store one shard."""
     data = encode_shard(slices, plan.bucket.shard_slices)
     part_bytes = part_slices(plan.bucket.chunk_bytes) * plan.bucket.chunk_bytes
     store.write(shard_path(split, kind, plan.bucket.number, plan.number), data, part_bytes)
-    return shard_checksum(data)
+    return StoredShard(shard_checksum(data), tuple(crc32c.crc32c(values.tobytes()) for values in slices))
 
 
 def shard_checksum(data: bytes) -> str:
@@ -135,18 +152,18 @@ def shard_checksum(data: bytes) -> str:
 
 
 def write_documents(
-    store: ObjectStore, layout: SplitLayout, checksums: Mapping[tuple[str, int], tuple[str, ...]]
+    store: ObjectStore, layout: SplitLayout, shards: Mapping[tuple[str, int], tuple[StoredShard, ...]]
 ) -> dict[str, Any]:
     """Write a split's metadata and columns; return the split's entry in the root document.
 
-    `checksums` has the checksums of the shards by (kind, bucket number).
+    `shards` has the shards of each array by (kind, bucket number), in order.
     """
     from zarr.codecs import Crc32cCodec
 
     documents = _memory_group()
     buckets = []
     for bucket in layout.buckets:
-        kinds = [kind for kind, number in checksums if number == bucket.number]
+        kinds = [kind for kind, number in shards if number == bucket.number]
         for kind in kinds:
             shape = (len(bucket.slices), *bucket.shape)
             _create_sharded(documents.group, array_name(kind, bucket.number), shape, bucket.shard_slices)
@@ -155,10 +172,13 @@ def write_documents(
                 "shape": list(bucket.shape),
                 "num_slices": len(bucket.slices),
                 "shard_slices": bucket.shard_slices,
-                "checksums": {kind: list(checksums[kind, bucket.number]) for kind in sorted(kinds)},
+                "checksums": {
+                    kind: [shard.checksum for shard in shards[kind, bucket.number]] for kind in sorted(kinds)
+                },
             }
         )
-    for name, values in layout.columns().items():
+    columns = {**layout.columns(), "crc": _crc_column(layout, shards)}
+    for name, values in columns.items():
         documents.group.create_array(
             name, data=values, chunks=values.shape, compressors=[Crc32cCodec()], config={"write_empty_chunks": True}
         )
@@ -173,7 +193,30 @@ def write_documents(
         "subjects": list(layout.subjects),
         "volumes": volumes,
         "buckets": buckets,
+        "columns": columns_checksum(columns),
     }
+
+
+def _crc_column(layout: SplitLayout, shards: Mapping[tuple[str, int], tuple[StoredShard, ...]]) -> np.ndarray:
+    """(num_slices, 2) uint32: the CRC-32C of each slice's k-space and maps; 0 for maps that are not stored."""
+    column = np.zeros((len(layout.slices), len(KINDS)), np.uint32)
+    for (kind, number), parts in shards.items():
+        column[list(layout.buckets[number].slices), KINDS.index(kind)] = [crc for part in parts for crc in part.crcs]
+    return column
+
+
+def stated_crc(info: SplitInfo, kind: str, index: int) -> bytes:
+    """The four bytes that an encoded slice ends in, if it is the one that was stored for this data set."""
+    return int(info.crc[index, KINDS.index(kind)]).to_bytes(CRC_BYTES, "little")
+
+
+def columns_checksum(columns: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of the columns' names, types and values."""
+    found = hashlib.sha256()
+    for name in COLUMNS:
+        values = columns[name]
+        found.update(f"{name} {values.dtype.str} {values.shape} ".encode() + values.tobytes())
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -270,6 +313,11 @@ def read_root(store: ObjectStore) -> dict[str, Any]:
     return _checked_root(store)[0]
 
 
+def read_identity(store: ObjectStore) -> str:
+    """What names the content of the data set, bit for bit: its root document's SHA-256. Raises as `read_root` does."""
+    return _checked_root(store)[1]
+
+
 def _checked_root(store: ObjectStore) -> tuple[dict[str, Any], str]:
     record, identity = _root_record(store)
     version = record.get("format", 0)
@@ -289,15 +337,26 @@ def _checked_root(store: ObjectStore) -> tuple[dict[str, Any], str]:
 def read_split(store: ObjectStore, split: str) -> SplitInfo:
     """Shapes, sharding and the small columns of one split.
 
-    Raises `InputError` if the data set lacks the split, is damaged, or is stored with codecs that Larmor does
-    not read.
+    Raises `InputError` if the data set lacks the split, is damaged, is stored with codecs that Larmor does not read,
+    or is replaced by another one meanwhile.
     """
+    info, stated = read_split_as_it_is(store, split)
+    if columns_checksum({name: getattr(info, name) for name in COLUMNS}) != stated:
+        raise InputError(
+            f"{store.url}/{split}: its columns are not those that the root document names; the data set was converted "
+            "anew while it was opened, or changed by hand: try again, then convert the data again"
+        )
+    return info
+
+
+def read_split_as_it_is(store: ObjectStore, split: str) -> tuple[SplitInfo, str]:
+    """`read_split` without a look at the columns' checksum; and the one that the root document states."""
     root, identity = _checked_root(store)
     if split not in root["splits"]:
         raise InputError(f"{store.url}: has no split '{split}'; it has {', '.join(sorted(root['splits'])) or 'none'}")
     entry = root["splits"][split]
     try:
-        num_slices, subjects = int(entry["num_slices"]), tuple(entry["subjects"])
+        num_slices, subjects, columns_stated = int(entry["num_slices"]), tuple(entry["subjects"]), entry["columns"]
         volumes = tuple(volume["name"] for volume in entry["volumes"])
         offsets = {volume["name"]: float(volume.get("offset", 0.0)) for volume in entry["volumes"]}
         buckets = tuple(
@@ -317,17 +376,20 @@ def read_split(store: ObjectStore, split: str) -> SplitInfo:
     columns = again_if_damaged(lambda: _read_columns(store, split, buckets))
     if any(len(values) != num_slices for values in columns.values()):
         raise InputError(f"{store.url}/{split}: its columns have unequal lengths; convert the data again")
-    return SplitInfo(
+    sources = json.dumps({key: value for key, value in root.items() if key != "splits"}, sort_keys=True)
+    info = SplitInfo(
         name=split,
         buckets=buckets,
         volumes=volumes,
         subjects=subjects,
         identity=identity,
+        made_from=hashlib.sha256(sources.encode()).hexdigest(),
         has_sensitivity_maps=any("sensitivity_maps" in bucket.checksums for bucket in buckets),
         num_constant=0,
         offsets=offsets,
         **columns,
     )
+    return info, columns_stated
 
 
 def _read_columns(store: ObjectStore, split: str, buckets: Iterable[BucketInfo]) -> dict[str, np.ndarray]:

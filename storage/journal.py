@@ -2,7 +2,7 @@
 
 URL/conversion/plan.json             which conversion this is: sources, options, and a random identity
 URL/conversion/sources/N.json        what was found in source N
-URL/conversion/shards/NAME.json      that a shard is stored, and its checksum
+URL/conversion/shards/NAME.json      that a shard is stored, its checksum and those of its slices
 
 Records carry the identity: those of an earlier conversion count for nothing.
 """

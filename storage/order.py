@@ -22,7 +22,7 @@ import numpy as np
 from storage.dataset import SplitInfo
 from storage.layout import part_slices
 
-_MAX_LANES = 16
+_FEW_LANES = 16
 _EPOCHS_KEPT = 3
 _STREAM = 0x0EDE2  # keeps these draws apart from those of masks with the same seed
 
@@ -103,9 +103,15 @@ def _mix(piece: np.ndarray, window: float, rng: np.random.Generator) -> np.ndarr
     return np.argsort(piece * spacing + window * rng.random(len(piece)), kind="stable")
 
 
-def num_lanes(global_batch_size: int) -> int:
-    """Lanes for a batch size: the same for every world size, which divides the batch, and mostly the lanes too."""
-    return math.gcd(global_batch_size, _MAX_LANES)
+def num_lanes(global_batch_size: int, batch_blocks: int = 0) -> int:
+    """Lanes for a batch size: the same for every world size, which divides the batch, and mostly the lanes too.
+
+    A rank reads whole blocks as long as no other one shares its lanes, and every lane keeps a block open. So there are
+    up to 16, and of a batch as large as more blocks than that (`batch_blocks`) as many as it has: what is open then is
+    no more than a batch.
+    """
+    few = math.gcd(global_batch_size, _FEW_LANES)
+    return max(lanes for lanes in range(few, max(few, batch_blocks) + 1, few) if global_batch_size % lanes == 0)
 
 
 def rank_part(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:

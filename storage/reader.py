@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from storage.cache import DiskCache
-from storage.dataset import SplitInfo
+from storage.dataset import SplitInfo, stated_crc
 from storage.errors import InputError
 from storage.layout import CRC_BYTES
 from storage.object_store import ObjectStore
@@ -135,7 +135,7 @@ class SliceReader:
         chunk = _chunk(array)
         if not self._cache.get(index, chunk):
             return False
-        if not crc_matches(*chunk):
+        if not crc_matches(*chunk) or not self._is_the_one(index, chunk):
             self._cache.discard(index)
             return False
         self.counts.add(cached=sum(map(len, chunk)))
@@ -162,7 +162,17 @@ class SliceReader:
                 raise InputError(
                     f"{place}: slice {index} is damaged; `larmor verify` shows what else is, convert the data again"
                 )
+            if not self._is_the_one(index, chunks[index]):
+                raise InputError(
+                    f"{place}: slice {index} is not that of the data set which was opened: another one has taken its "
+                    "place since (`larmor convert --overwrite`), or the shard was changed; begin a new run with what "
+                    "is there now, or convert the data again"
+                )
         return chunks
+
+    def _is_the_one(self, index: int, chunk: Chunk) -> bool:
+        """Whether a whole slice is that of this data set: another one may lie under the same name by now."""
+        return bytes(chunk[1]) == stated_crc(self.info, self._kind, index)
 
     def _keep(self, index: int, array: np.ndarray) -> None:
         with self._lock:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import cached_property
 from itertools import groupby
 
 import numpy as np
 
 from storage import dataset
-from storage.dataset import SPLITS, shard_path
+from storage.dataset import SPLITS, StoredShard, shard_path
 from storage.errors import InputError
 from storage.examine import PassOptions, read_slice
 from storage.expected_objects import expected_objects, foreign_prefixes, shard_bytes
@@ -81,31 +82,33 @@ class ShardWriter:
         """Close the sources; no thread may be writing."""
         self._sources.close()
 
-    def write(self, layout: SplitLayout, plan: ShardPlan) -> dict[str, str]:
-        """Store the shards of `plan` that are not there yet; the checksum of each by kind (see `kinds_of`).
+    def write(self, layout: SplitLayout, plan: ShardPlan) -> dict[str, StoredShard]:
+        """Store the shards of `plan` that are not there yet; each by its kind (see `kinds_of`).
 
         Raises `InputError` if a source has changed or another conversion has taken the place.
         """
         kinds = kinds_of(plan.bucket, self._options.sensitivity_maps)
-        checksums = {kind: known for kind in kinds if (known := self._recorded(layout, plan, kind))}
-        if len(checksums) < len(kinds):
+        stored = {kind: known for kind in kinds if (known := self._recorded(layout, plan, kind))}
+        if len(stored) < len(kinds):
             slices = self._read(layout, plan)
             for kind in kinds:
                 if kind == "sensitivity_maps":
                     for row, kspace in enumerate(slices):  # in place: there is no room for both
                         slices[row] = estimate_sensitivity_maps(kspace)
-                if kind not in checksums:
+                if kind not in stored:
                     self._journal.check()
-                    checksums[kind] = dataset.write_shard(self._journal.store, layout.split, kind, plan, slices)
-                    self._journal.write(_record_name(layout, plan, kind), {"checksum": checksums[kind]})
-        return {kind: checksums[kind] for kind in kinds}
+                    stored[kind] = dataset.write_shard(self._journal.store, layout.split, kind, plan, slices)
+                    self._journal.write(_record_name(layout, plan, kind), asdict(stored[kind]))
+        return {kind: stored[kind] for kind in kinds}
 
-    def _recorded(self, layout: SplitLayout, plan: ShardPlan, kind: str) -> str | None:
-        """The checksum of a shard that an interrupted conversion has stored."""
+    def _recorded(self, layout: SplitLayout, plan: ShardPlan, kind: str) -> StoredShard | None:
+        """A shard that an interrupted conversion has stored."""
         record = self._journal.read(_record_name(layout, plan, kind))
         size = shard_bytes(len(plan.rows), plan.bucket.chunk_bytes, plan.bucket.shard_slices)
         path = shard_path(layout.split, kind, plan.bucket.number, plan.number)
-        return str(record["checksum"]) if record and self._stored.get(path) == size else None
+        if not record or self._stored.get(path) != size:
+            return None
+        return StoredShard(record["checksum"], tuple(record["crcs"]))
 
     @cached_property
     def _stored(self) -> dict[str, int]:

@@ -60,8 +60,8 @@ def verify(url: str, progress: Progress = lambda *_: None, num_threads: int | No
     splits: dict[str, SplitInfo] = {}
     for name in root["splits"]:
         try:
-            splits[name] = dataset.read_split(store, name)
-            problems += [f"{name}: {line}" for line in check_columns(splits[name], root["splits"][name])]
+            splits[name], stated = dataset.read_split_as_it_is(store, name)
+            problems += [f"{name}: {line}" for line in check_columns(splits[name], root["splits"][name], stated)]
         except StoreAway:
             raise
         except InputError as error:
@@ -113,8 +113,8 @@ def _check_apart(splits: Mapping[str, SplitInfo]) -> list[str]:
     return problems
 
 
-def check_columns(info: SplitInfo, entry: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the columns of a split, whose entry in the root document is `entry`."""
+def check_columns(info: SplitInfo, entry: Mapping[str, Any], stated: str) -> list[str]:
+    """What is wrong with a split's columns: `entry` is what the root document says of it, `stated` their checksum."""
     limits = {"volume": len(info.volumes), "subject": len(info.subjects), "bucket": len(info.buckets)}
     problems = [
         f"{name}: slice {int(number)} has {int(getattr(info, name)[number])}, outside 0 … {limit - 1}; convert again"
@@ -132,7 +132,10 @@ def check_columns(info: SplitInfo, entry: Mapping[str, Any]) -> list[str]:
             )
     if problems:
         return problems  # what follows would stumble over them
-    return _check_volumes(info, entry)
+    problems = _check_volumes(info, entry)
+    if not problems and dataset.columns_checksum({name: getattr(info, name) for name in dataset.COLUMNS}) != stated:
+        return ["columns: their SHA-256 is not what the root document says; convert again"]
+    return problems
 
 
 def _check_volumes(info: SplitInfo, entry: Mapping[str, Any]) -> list[str]:

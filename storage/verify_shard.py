@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.dataset import BucketInfo, SplitInfo, shard_checksum, shard_path
+from storage.dataset import BucketInfo, SplitInfo, shard_checksum, shard_path, stated_crc
 from storage.examine import image_scale
 from storage.layout import CRC_BYTES
 from storage.object_store import ObjectStore
@@ -86,4 +86,6 @@ def _check_slice(shard: Shard, number: int, raw: bytes, start: int, length: int)
         if not all(abs(one - other) <= tolerance for one, other in zip(stated, found, strict=True)):
             shown = [f"{low:.6g} to {high:.6g}" for low, high in (found, stated)]
             return f"has an image from {shown[0]}, its scale says {shown[1]}"
+    if number >= 0 and stated_crc(shard.info, shard.kind, number) != raw[start + length - CRC_BYTES : start + length]:
+        return "is not the one that the column crc names"
     return ""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from cluster.experiment import Experiment, build, parse_override, read_content, set_dotted
+from cluster.experiment import Experiment, build, change, parse_override, read_content
 from storage.errors import InputError
 from tuning.objectives import Objectives
 
@@ -77,6 +77,7 @@ def load_sweep_experiment(source: str, overrides: Sequence[str]) -> SweepExperim
     Raises `InputError` as `cluster.experiment.load_experiment` does.
     """
     content = read_content(source)
+    values = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if key.startswith("space."):
@@ -88,5 +89,7 @@ def load_sweep_experiment(source: str, overrides: Sequence[str]) -> SweepExperim
                 raise InputError(f"'{override}': sweep.space is a value, not a section; remove it")
             space[key.removeprefix("space.")] = value
         else:
-            set_dotted(content, *parse_override(override, SweepExperiment))
+            name, value = parse_override(override, SweepExperiment)
+            values[name] = value
+    change(content, values)
     return build(content, SweepExperiment, source)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.experiment import Experiment, build, get_dotted, set_dotted
+from cluster.experiment import Experiment, build, change, get_dotted
 from storage.errors import InputError
 
 KINDS = {"loguniform": 2, "uniform": 2, "randint": 2, "choice": None}
@@ -100,8 +100,7 @@ def parse_space(space: Mapping[str, str], experiment: Experiment) -> list[Dimens
 def with_values(experiment: Experiment, values: Mapping[str, Any], name: str | None = None) -> Experiment:
     """The experiment with some keys changed, validated again. Raises `InputError` for impossible values."""
     content = experiment.model_dump(mode="json", include=set(Experiment.model_fields))
-    for key, value in values.items():
-        set_dotted(content, key, value)
+    change(content, values)
     if name is not None:
         content["name"] = name
     return build(content, Experiment, "trial")

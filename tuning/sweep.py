@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.experiment import Experiment, dump_yaml
 from cluster.lease import Say, hold, refuse_if_held
+from cluster.origin import check_origin, pinned, record_origin
 from cluster.ray_cluster import require_resources, worker_bundle
 from cluster.run import CHANGEABLE, check_data, refuse_another
 from cluster.stopping import ending_at
@@ -32,8 +33,8 @@ def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: boo
     """The result, if the sweep has all its trials already. Writes nothing.
 
     Raises `InputError` for a bad space, data that do not fit, if another process is known to write to the folder, or
-    if another sweep of that name is there and `overwrite` is False. The same sweep again goes on; it may have more
-    trials.
+    if another sweep of that name, or one with another data set or mask, is there and `overwrite` is False. The same
+    sweep again goes on; it may have more trials.
     """
     base, config = trial_experiment(experiment), experiment.sweep
     dimensions = parse_space(config.space, base)
@@ -43,6 +44,7 @@ def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: boo
     check_data(base)
     if folder.exists() and not overwrite:
         refuse_another(experiment, folder.config_yaml(), folder.url, MAY_DIFFER)
+        check_origin(base, folder)
         result = folder.result()
         if result and sum(trial["state"] in ENDED for trial in result["trials"]) >= planned:
             return result
@@ -85,6 +87,8 @@ def run_sweep(
             folder.delete()
         if not folder.create(dump_yaml(experiment)):
             refuse_another(experiment, folder.config_yaml(), folder.url, MAY_DIFFER)
+        base = pinned(base)
+        record_origin(base, folder)
         ended = [trial for trial in folder.trials() if trial["state"] in ENDED]
         missing = planned_trials(config, dimensions) - len(ended)
         unfinished = folder.unfinished()

@@ -2,10 +2,12 @@
 
 lease/NUMBER.json     who runs it (cluster/lease.py)
 sweep.yaml            the experiment with its search; created only once
+origin.json, …        data set, mask and versions (cluster/origin.py)
 trials/ID/…           a run folder (cluster/run_folder.py): the training with the experiment's own seed
 trials/ID/seeds/N/…   run folders of the trainings with the N following seeds, if there are several
 trials/ID/begun.json  parameters; written when the trial begins, or goes on after it was stopped
 trials/ID/trial.json  parameters, state, metrics, steps, images, seconds; written when the trial has ended
+ends/NUMBER-ID        an empty object for each time that a trial has ended: whoever follows lists these alone
 result.json           all trials, the best one and, of two metrics, the front; written when the sweep has finished
 """
 
@@ -22,8 +24,11 @@ from cluster.lease import check_lease, delete_all_but_lease
 from cluster.run_folder import RunFolder
 from storage.errors import InputError
 from storage.object_store import ObjectStore
+from storage.parallel import run_in_threads
 from tuning.objectives import Objectives
 
+_ENDS = "ends"
+_THREADS = 8
 # how a trial ends that is not tried again; `failed` is: what failed may have been the cluster
 ENDED = ("finished", "stopped", "diverged")
 # whose best checkpoint counts: a stopped trial's may be the best of all
@@ -98,20 +103,25 @@ class SweepFolder:
 
     def unfinished(self) -> dict[str, dict[str, Any]]:
         """Parameters of the trials, by id, that have begun and not ended, or ended with an error; by age."""
-        begun = [path for path in self.store.list("trials") if path.endswith("/begun.json")]
         ended = {trial["id"] for trial in self.trials() if trial["state"] in ENDED}
-        records = {path.split("/")[1]: json.loads(self.store.read(path)) for path in begun}
+        records = self._records("begun.json")
         ids = sorted(records.keys() - ended, key=lambda id: records[id]["began"])
         return {id: records[id]["parameters"] for id in ids}
 
     def next_number(self) -> int:
         """A number that no trial has for its name."""
-        numbers = [int(name) for path in self.store.list("trials") if (name := path.split("/")[1]).isdigit()]
+        numbers = [int(name) for name in self.trial_ids() if name.isdigit()]
         return max(numbers, default=0) + 1
 
     def write_trial(self, trial: str, record: Mapping[str, Any]) -> None:
         content = json.dumps({"id": trial, **record}, indent=2).encode()
         self.store.write(f"trials/{trial}/trial.json", content, guard=self.check_lease)
+        self._note_end(trial)
+
+    def _note_end(self, trial: str) -> None:
+        number = len(self.store.list(_ENDS)) + 1
+        while not self.store.create(f"{_ENDS}/{number:06d}-{trial}", b"", guard=self.check_lease):
+            number += 1
 
     def write_failure(self, trial: str, failure: Mapping[str, Any]) -> None:
         """The record of a trial that its own workers could not write, unless they did."""
@@ -122,12 +132,35 @@ class SweepFolder:
 
     def trials(self) -> list[dict[str, Any]]:
         """Records of all trials that have ended, in the order in which they began."""
-        paths = [path for path in self.store.list("trials") if path.endswith("/trial.json")]
-        return sorted((json.loads(self.store.read(path)) for path in paths), key=lambda record: record["began"])
+        return sorted(self._records("trial.json").values(), key=lambda record: record["began"])
+
+    def trial(self, id: str) -> dict[str, Any] | None:
+        """The record of one trial; None if it has not ended."""
+        try:
+            return json.loads(self.store.read(f"trials/{id}/trial.json"))
+        except FileNotFoundError:
+            return None
+
+    def ends(self) -> dict[str, str]:
+        """Each time that a trial has ended, in order: a name for it, and the trial's id."""
+        return {path: path.partition("-")[2] for path in self.store.list(_ENDS)}
+
+    def _records(self, name: str) -> dict[str, dict[str, Any]]:
+        """A record of every trial that has it, by the trial's id. What else is in a trial's folder is not listed."""
+
+        def read(id: str) -> dict[str, Any] | None:
+            try:
+                return json.loads(self.store.read(f"trials/{id}/{name}"))
+            except FileNotFoundError:
+                return None
+
+        ids = self.trial_ids()
+        found = zip(ids, run_in_threads(read, ids, _THREADS), strict=True)
+        return {id: record for id, record in found if record is not None}
 
     def trial_ids(self) -> list[str]:
         """Every trial that has begun, also those that have not ended; sorted."""
-        return sorted({path.split("/")[1] for path in self.store.list("trials")})
+        return [path.split("/")[1] for path in self.store.folders("trials")]
 
     def objectives(self) -> Objectives:
         """What the sweep counts."""
@@ -179,13 +212,21 @@ def _rated(trials: Sequence[dict[str, Any]], objectives: Objectives) -> list[dic
 
 
 def new_trials(folder: SweepFolder) -> Callable[[], list[dict[str, Any]]]:
-    """A function that returns the trials that have ended, or ended anew, since it was last called."""
-    seen: dict[str, float] = {}
+    """A function that returns the trials that have ended, or ended anew, since it was last called; at first all.
+
+    Its cost is that of one listing, and of what is new.
+    """
+    seen: set[str] | None = None
 
     def fetch() -> list[dict[str, Any]]:
-        new = [trial for trial in folder.trials() if seen.get(trial["id"]) != trial["seconds"]]
-        seen.update({trial["id"]: trial["seconds"] for trial in new})
-        return new
+        nonlocal seen
+        ends = folder.ends()
+        if seen is None:  # those of an earlier call count too, also if a version of then noted no ends
+            found: list[dict[str, Any] | None] = list(folder.trials())
+        else:
+            found = [folder.trial(id) for id in dict.fromkeys(ends[path] for path in ends.keys() - seen)]
+        seen = set(ends)
+        return sorted((trial for trial in found if trial), key=lambda record: record["began"])
 
     return fetch
 

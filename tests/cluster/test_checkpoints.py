@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from recon.recipe import TrainingConfig
 from storage.errors import InputError
 from storage.store_errors import StoreAway
 from tests.faulty_proxy import FaultyProxy
-from tests.helpers import contents_of, flip_byte
+from tests.helpers import add_checkpoint, contents_of, flip_byte
 from tests.workbench import environment, unique_name
 
 PSNR = "val/psnr"
@@ -171,6 +174,68 @@ class TestSlowAndBrokenStores:
             assert steps(run) == [10]
         assert steps(run) == [10, 20]
         assert [row["step"] for row in run.history()] == [11, 21]
+
+    def test_reports_do_not_wait_for_a_store_that_is_away(self, run: RunFolder) -> None:
+        """It comes back only once the training has reported several times: who waited would wait for ever."""
+        back, write = threading.Event(), run.store.write
+
+        def away(path: str, *more: Any, **options: Any) -> None:
+            if path.startswith(("history", "metrics", "tensorboard")):
+                assert back.wait(20), "the training waits for its reports"
+            write(path, *more, **options)
+
+        run.store.write = away  # type: ignore[method-assign]
+        with worker_of(run) as worker:
+            worker.begin(0)
+            for step in (1, 2, 3):
+                worker.report(step, {"training_seconds": 1.0, PSNR: 30.0}, [{"step": step}])
+            save(worker, 3)
+            assert steps(run) == []
+            back.set()
+        assert steps(run) == [3]
+        assert [row["step"] for row in run.history()] == [1, 2, 3]
+        assert len(run.store.read("metrics.jsonl").splitlines()) == 3
+
+    def test_a_checkpoint_is_published_once_its_reports_are_stored(self, run: RunFolder) -> None:
+        publish, known = run.publish, []
+
+        def noted(checkpoint: Any) -> None:
+            known.append((checkpoint.step, [row["step"] for row in run.history()]))
+            publish(checkpoint)
+
+        run.publish = noted  # type: ignore[method-assign]
+        slow, write = {"history": 0.5}, run.store.write
+
+        def slowly(path: str, *more: Any, **options: Any) -> None:
+            time.sleep(slow.get(path.split("/")[0], 0))
+            write(path, *more, **options)
+
+        run.store.write = slowly  # type: ignore[method-assign]
+        with worker_of(run) as worker:
+            worker.begin(0)
+            for step in (1, 2):
+                worker.report(step, {"training_seconds": 1.0}, [{"step": step}])
+                save(worker, step)
+        assert [step for step, _ in known] == [1, 2]
+        assert all(step in rows for step, rows in known)
+
+    def test_reports_that_cannot_be_stored_end_the_training(
+        self, run: RunFolder, faulty_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LARMOR_STORE_PATIENCE", "0.2")
+        run = RunFolder(run.url)
+
+        def train() -> None:
+            with worker_of(run) as worker:
+                worker.begin(0)
+                faulty_proxy.plan("status", methods=("PUT",), matches="history")
+                worker.report(1, {"training_seconds": 1.0}, [{"step": 1}])
+                save(worker, 1)
+
+        with pytest.raises(StoreAway, match=r"the checkpoint of step 1 could not be stored.*history"):
+            train()
+        faulty_proxy.clear()
+        assert steps(run) == []
 
     @pytest.mark.parametrize("where", ["state.pt", "parts", "manifest.json"])
     @pytest.mark.parametrize("noticed", ["next save", "end"])
@@ -455,7 +520,10 @@ def two_ranks(rank: int, url: str, rendezvous: str, results: str) -> None:
             worker.save(30, {}, write)
             said.append(attempt(worker.flush))
         only_on(0, "history", LeaseLost("taken"))
-        said.append(attempt(lambda: worker.report(1, {}, [{"step": 1}])))
+        worker.begin(20)
+        worker.report(1, {"training_seconds": 1.0}, [{"step": 1}])
+        worker.save(30, {}, write)
+        said.append(attempt(worker.flush))
         only_on(1, "download", DamagedCheckpoint("broken"))
         said.append(attempt(lambda: worker.restore(lambda folder: None)).replace(url, ""))
         run.fails = ""
@@ -469,6 +537,34 @@ def two_ranks(rank: int, url: str, rendezvous: str, results: str) -> None:
         raise KeyboardInterrupt
     assert steps(run) == [10, 20]
     torch.distributed.destroy_process_group()
+
+
+def three_ranks(rank: int, url: str, rendezvous: str, results: str) -> None:
+    """One of three processes that start from the same checkpoint; what each got from the store, and from all."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=3)
+    run, fetched = RunFolder(url), []
+    download = run.store.download
+    run.store.download = lambda path, *more: (fetched.append(path), download(path, *more))[1]  # type: ignore
+    found: list[dict[str, bytes]] = []
+    with LocalWorker(run, TrainingConfig(), CPU) as worker:
+        assert worker.restore(lambda folder: found.append(contents_of(folder)))
+    Path(f"{results}-{rank}").write_text(json.dumps([fetched, {n: c.hex() for n, c in found[0].items()}]))
+    torch.distributed.destroy_process_group()
+
+
+def test_a_checkpoint_comes_from_the_store_once_however_many_ranks_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    files = {f"engine/state-{number}": bytes([number]) * (1000 + number) for number in range(7)} | {"empty": b""}
+    checkpoint = add_checkpoint(run, tmp_path / "source", 10, {}, files)
+    arguments = tuple(str(tmp_path / name) for name in ("run", "rendezvous", "said"))
+    torch.multiprocessing.spawn(three_ranks, arguments, nprocs=3)
+    said = [json.loads((tmp_path / f"said-{rank}").read_text()) for rank in range(3)]
+    fetched = [path for paths, _ in said for path in paths]
+    assert sorted(fetched) == sorted(f"{checkpoint.folder}/{name}" for name in files)
+    assert all(paths for paths, _ in said), "every rank takes a part"
+    assert [found for _, found in said] == [{name: content.hex() for name, content in files.items()}] * 3
 
 
 def test_an_error_of_one_rank_is_everybodys(tmp_path: Path) -> None:

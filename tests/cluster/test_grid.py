@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import yaml
 from cluster.grid import cells, experiments, fill, load_grid, shipped_grids
 from cluster.run_folder import RunFolder
 from recon.systems import SYSTEMS
+from storage import dataset
 from storage.errors import InputError
 from storage.object_store import ObjectStore
-from tests.helpers import random_kspace, write_dataset
+from storage.reader import SliceReader
+from tests.helpers import random_kspace, write_dataset, write_split
 from tests.workbench import larmor
 
 TINY: dict[str, Any] = {
@@ -96,6 +99,56 @@ def test_another_grid_under_the_same_name_is_refused_or_takes_its_place(
     second = fill(other, *arguments, overwrite=True)
     assert first[0].mean("zero_filled")["psnr"] == second[0].mean("zero_filled")["psnr"]
     assert first[0].mean("unet")["psnr"] != second[0].mean("unet")["psnr"], "the new model is rated, not the old one"
+
+
+def test_no_table_mixes_rows_of_two_data_sets(data: str, grid_file: str, tmp_path: Path) -> None:
+    """Only the images to be rated are others: the same models come out of the training again."""
+    torch.set_num_threads(1)
+    grid = load_grid(grid_file, {"systems": {"unet": {}}, "ratios": [0.3], "classical": ["wavelet"]})
+    arguments = ("small", data, str(tmp_path / "out"), tmp_path / "tables", "cpu", lambda _: None)
+    pytest.importorskip("sigpy")
+    (first,) = fill(grid, *arguments)
+    store = ObjectStore(data)
+    kspace = {split: np.stack(_slices(store, split)) for split in ("train", "validation")}
+    dataset.remove(store)
+    splits = {**kspace, "test": random_kspace(4, (1, 32, 40), seed=9)}
+    source = {
+        "volume": "v",
+        "format": "npy",
+        "plane": "acquired",
+        "licence": "own",
+        "files": [{"file": "v.npy", "sha256": "ab"}],
+    }
+    dataset.publish(store, {split: write_split(store, split, k) for split, k in splits.items()}, [source])
+    with pytest.raises(InputError, match="begun with another data set"):
+        fill(grid, *arguments)
+    (second,) = fill(grid, *arguments, overwrite=True)
+    for method in ("zero_filled", "wavelet", "unet"):
+        assert first.mean(method)["psnr"] != second.mean(method)["psnr"], method
+
+
+def _slices(store: ObjectStore, split: str) -> list[np.ndarray]:
+    with contextlib.closing(SliceReader(store, dataset.read_split(store, split))) as reader:
+        return reader.read(range(reader.info.num_slices))
+
+
+@pytest.mark.parametrize("name", ["code_hash", "describe_mask"])
+def test_what_other_code_or_another_mask_rated_is_rated_again(
+    data: str, grid_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    torch.set_num_threads(1)
+    grid = load_grid(grid_file, {"systems": {"unet": {}}, "ratios": [0.3], "num_validations": 1})
+    arguments = (grid, "small", data, str(tmp_path / "out"), tmp_path / "tables", "cpu")
+    said: list[str] = []
+    fill(*arguments, said.append)
+    assert "gain of unet" in "".join(said)
+    said.clear()
+    fill(*arguments, said.append)
+    assert said == []
+    monkeypatch.setattr(f"cluster.grid_cell.{name}", lambda *_: {"sha256": "another"})
+    fill(*arguments, said.append)
+    assert "gain of unet" in "".join(said)
+    assert "on the validation split" not in "".join(said), "nothing is trained again"
 
 
 def test_runs_that_are_not_kept_leave_their_models(data: str, grid_file: str, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_lines_are_kept_over_a_restart_and_say_whose_they_are(store: ObjectStore
     first.close()
     second = attempt(store, tmp_path, began=500.0, step=20)
     second.add(30, metrics(30, **{"val/psnr": 30.0}))
+    second.wait()
     found = lines(store)
     assert [(line["attempt"], line["step"]) for line in found] == [(1, 10), (1, 20), (1, 30), (2, 30)]
     newest = found[-1]
@@ -82,6 +83,7 @@ def test_a_follower_is_told_of_each_report_once(store: ObjectStore, tmp_path: Pa
     seen = []
     for step in range(2, 9):
         reports.add(step, metrics(step, **{"val/psnr": 1.0}))
+        reports.wait()
         seen += [record["step"] for record in fetch()]
     reports.close()
     assert seen == list(range(2, 9))

@@ -76,9 +76,9 @@ class Training:
             if process.poll() is not None:
                 raise Broken(f"ended with exit code {process.returncode} before step {step}: {self.log()}")
             self.note_checkpoints()
-            done = [int(Path(path).stem) for path in self.run.store.list("history")]
-            if done and max(done) >= step:
-                return max(done)
+            done = max((int(row["step"]) for row in self.run.history()), default=0)
+            if done >= step:
+                return done
             time.sleep(0.05)
         raise Broken(f"step {step} did not come within {PATIENCE:.0f} s: {self.log()}")
 

@@ -17,6 +17,7 @@ from storage.config import DataConfig, open_loader, open_reader
 from storage.errors import InputError
 from storage.loader import Share
 from storage.object_store import ObjectStore
+from storage.order import num_lanes
 from storage.volumes import image_to_kspace
 from tests.helpers import (
     SHAPE,
@@ -258,3 +259,50 @@ def test_the_disk_cache_does_not_mix_slices_with_and_without_constant_ones(
         for place, index in enumerate(reader.info.index):
             np.testing.assert_allclose(reader.read([place])[0][0], image_to_kspace(images[index]), atol=1e-5)
         reader.close()
+
+
+class TestManyWorkers:
+    """A batch of 16 slices for each of 64 workers, 16 slices to a block, as experiments of the paper's size have."""
+
+    BLOCK, BATCH = 16, 1024
+
+    @pytest.fixture
+    def config(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
+        monkeypatch.setattr(layout, "SHARD_BYTES", 2**26)
+        store = ObjectStore(tmp_path / "many")
+        write_dataset(store, {"train": random_kspace(8 * self.BATCH, (1, 4, 4))})
+        return DataConfig(url=store.url, block_bytes=self.BLOCK * 132, shuffle_bytes=16 * self.BLOCK * 132)
+
+    @pytest.mark.parametrize("world_size", [16, 32, 64])
+    def test_each_worker_reads_whole_blocks(self, config: DataConfig, world_size: int) -> None:
+        num_slices = num_requests = 0
+        for rank in (0, world_size // 2 + 1, world_size - 1):
+            reader = open_reader(config, "train")
+            asked = reader.fetch
+            sizes: list[int] = []
+            reader.fetch = lambda into, asked=asked, sizes=sizes: (sizes.append(len(into)), asked(into))[1]  # type: ignore
+            batches = open_loader(config, reader, Share(rank, world_size, self.BATCH, 1), 0).batches(0, end=8)
+            assert sum(len(batch.samples) for batch in batches) == 8 * self.BATCH // world_size == sum(sizes)
+            num_slices, num_requests = num_slices + sum(sizes), num_requests + len(sizes)
+            reader.close()
+        assert num_slices / num_requests > 0.8 * self.BLOCK
+
+    def test_no_more_is_open_than_a_batch(self, config: DataConfig) -> None:
+        reader = open_reader(config, "train")
+        loader = open_loader(config, reader, Share(0, 1, self.BATCH, 1), 0)
+        pieces = loader._order.pieces(0)
+        first, last = (np.full(pieces.max() + 1, value) for value in (len(pieces), -1))
+        np.minimum.at(first, pieces, np.arange(len(pieces)))
+        np.maximum.at(last, pieces, np.arange(len(pieces)))
+        begun = np.cumsum(np.bincount(first[last >= 0], minlength=len(pieces)))
+        ended = np.cumsum(np.bincount(last[last >= 0], minlength=len(pieces)))
+        assert (begun - ended).max() * self.BLOCK <= 2 * self.BATCH
+        reader.close()
+
+
+def test_a_batch_of_few_blocks_has_the_lanes_that_it_had() -> None:
+    for batch_size in (1, 4, 12, 16, 20, 64):
+        assert num_lanes(batch_size, 4) == num_lanes(batch_size) == np.gcd(batch_size, 16)
+    found = [num_lanes(1024, blocks) for blocks in (0, 16, 63, 64, 127, 2000)]
+    assert found == [16, 16, 32, 64, 64, 1024]
+    assert num_lanes(96 * 16, 96) == 96, "as many as there are workers, where that can be"

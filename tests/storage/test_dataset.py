@@ -174,11 +174,11 @@ class TestDamage:
     def data(self, store: ObjectStore, small_shards: None) -> None:
         write_dataset(store, {"train": random_kspace(5)})
 
-    @pytest.mark.parametrize(("version", "remedy"), [(3, "update Larmor"), (1, "convert again with --overwrite")])
+    @pytest.mark.parametrize(("version", "remedy"), [(4, "update Larmor"), (2, "convert again with --overwrite")])
     def test_other_formats_are_refused(self, store: ObjectStore, version: int, remedy: str) -> None:
         edit_record(store, lambda record: record.update(format=version))
         for read in (dataset.read_root, lambda place: dataset.read_split(place, "train")):
-            with pytest.raises(InputError, match=f"has format {version}, this Larmor reads 2; {remedy}"):
+            with pytest.raises(InputError, match=f"has format {version}, this Larmor reads 3; {remedy}"):
                 read(store)
 
     def test_an_unknown_split_is_refused_with_the_known_ones(self, store: ObjectStore) -> None:

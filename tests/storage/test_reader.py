@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import crc32c
 import numpy as np
 import pytest
 import zarr
@@ -18,6 +19,7 @@ from zarr.buffer import cpu
 from zarr.storage import MemoryStore
 
 from storage import dataset, layout
+from storage.cache import DiskCache
 from storage.errors import InputError
 from storage.layout import SplitLayout
 from storage.object_store import Client, ObjectStore
@@ -258,10 +260,9 @@ class TestDamage:
                 reader.read([5])
 
     def test_a_shard_with_the_slices_of_another(self, local: ObjectStore) -> None:
-        """Every slice is whole: `larmor verify` sees it, by the checksums of the root document; a reader cannot."""
+        """Every slice is whole, but in another's place."""
         local.write(SHARD, local.read("train/kspace/c/0/0/0/0"))
-        with opened(local) as reader:
-            assert np.array_equal(reader.read([4])[0], KSPACE[0])
+        self.check(local, 4, "slice 4 is not that of the data set")
 
     @pytest.mark.parametrize("client", ["s3fs", "http"])
     def test_both_clients_see_it(self, store_environment: dict[str, str], client: Client) -> None:
@@ -347,3 +348,34 @@ def test_closing_with_requests_under_way_ends_them(local: ObjectStore, monkeypat
     reader.close()
     assert all(future.done() for future in futures)
     assert sum(future.cancelled() for future in futures) >= 3, "what had not begun was not read"
+
+
+def test_a_running_reader_gives_nothing_of_a_data_set_that_took_the_place_of_its_own(store: ObjectStore) -> None:
+    """The names and sizes of the objects are the same, and so are all checksums that an object carries of itself."""
+    with opened(store, ReadOptions(block_bytes=1)) as reader:
+        assert np.array_equal(reader.read([5])[0], KSPACE[5])
+        dataset.remove(store)
+        write_dataset(store, {"train": random_kspace(NUM_SLICES, seed=1)})
+        for index in range(NUM_SLICES):
+            with pytest.raises(InputError, match=r"train/kspace/c/.*another one has taken its place.*--overwrite"):
+                reader.read([index])
+
+
+def test_the_cache_gives_nothing_of_another_data_set(store: ObjectStore, tmp_path: Path) -> None:
+    info = dataset.read_split(store, "train")
+    cache = DiskCache(tmp_path / "cache", 10**7, info.identity, "train")
+    other = random_kspace(1, seed=1)
+    cache.put(3, (memoryview(other.tobytes()), memoryview(crc32c.crc32c(other.tobytes()).to_bytes(4, "little"))))
+    reader = SliceReader(store, info, cache=cache)
+    assert np.array_equal(reader.read([3])[0], KSPACE[3])
+    reader.close()
+
+
+def test_a_split_is_of_one_data_set(local: ObjectStore) -> None:
+    """Replaced between the reading of the root document and that of the columns."""
+    root = local.read("zarr.json")
+    dataset.remove(local)
+    write_dataset(local, {"train": random_kspace(NUM_SLICES, seed=1)})
+    local.write("zarr.json", root)
+    with pytest.raises(InputError, match="columns are not those that the root document names"):
+        dataset.read_split(local, "train")

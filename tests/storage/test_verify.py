@@ -101,6 +101,20 @@ def edit_slice(store: ObjectStore, path: str, row: int, change: Callable[[np.nda
     )
     store.write(path, bytes(raw))
     restate(store, path)
+    restate_crc(store, path, row, int.from_bytes(raw[(row + 1) * CHUNK - 4 : (row + 1) * CHUNK], "little"))
+
+
+def restate_crc(store: ObjectStore, path: str, row: int, crc: int) -> None:
+    """Let the column `crc` state that of a row of the shard at `path`, and the root document the columns' checksum."""
+    split, name, _, shard, *_ = path.split("/")
+    kind, _, bucket = name.rpartition("_") if name[-1].isdigit() else (name, "", "0")
+    info = dataset.read_split(store, split)
+    in_array = int(shard) * info.buckets[int(bucket)].shard_slices + row
+    (number,) = np.flatnonzero((info.bucket == int(bucket)) & (info.row == in_array))
+    info.crc[number, dataset.KINDS.index(kind)] = crc
+    write_column(store, split, "crc", lambda column: column.__setitem__(slice(None), info.crc))
+    checksum = dataset.columns_checksum({name: getattr(info, name) for name in dataset.COLUMNS})
+    edit_root(store, lambda root: root["splits"][split].update(columns=checksum))
 
 
 @pytest.mark.parametrize("path", [SHARD, MAPS])
@@ -244,3 +258,19 @@ def test_in_a_store(original: Path, store_environment: dict[str, str]) -> None:
     store.delete("train/index/c/0")
     assert len(problems(store)) == 1, "the columns are needed to know the slices"
     assert isinstance(verify(store.url), VerifyReport)
+
+
+def test_a_slice_that_is_another_is_found_though_it_looks_alike(store: ObjectStore) -> None:
+    raw = store.read(SHARD)
+    edit_slice(store, SHARD, 0, lambda values: values.__imul__(1.00001))
+    assert problems(store) == []
+    store.write(SHARD, raw)
+    restate(store, SHARD)
+    (found,) = problems(store)
+    assert found.startswith(f"{SHARD}: slice 13 (row 0) is not the one that the column crc names")
+
+
+def test_columns_that_are_not_those_of_the_root_document_are_found(store: ObjectStore) -> None:
+    write_column(store, "train", "position", lambda values: values.__iadd__(1))
+    (found,) = problems(store)
+    assert found.startswith("train: columns: their SHA-256")

@@ -12,7 +12,7 @@ from storage.errors import InputError
 from tuning.objectives import Objectives
 from tuning.slot import combined, is_start
 from tuning.sweep import describe_trial
-from tuning.sweep_folder import SweepFolder, best_trial
+from tuning.sweep_folder import SweepFolder, best_trial, new_trials
 
 
 @pytest.fixture
@@ -120,3 +120,32 @@ def test_the_experiments_own_values_are_the_start() -> None:
     base = Experiment()
     assert is_start(base, {"loss.a": 15.0, "critic.clip": 0.01})
     assert not is_start(base, {"loss.a": 15.0, "critic.clip": 0.02})
+
+
+def test_a_follower_hears_of_each_end_once_and_reads_only_what_is_new(folder: SweepFolder) -> None:
+    for number in range(1, 9):
+        folder.begin_trial(f"000{number}", {"loss.a": float(number)})
+        folder.write_trial(f"000{number}", record(20.0, "stopped", began=number))
+        folder.trial_run(f"000{number}").store.write("checkpoints/step-00000001-aa/manifest.json", b"{}")
+    fetch = new_trials(folder)
+    assert [trial["id"] for trial in fetch()] == [f"000{number}" for number in range(1, 9)]
+    asked: list[str] = []
+    for name in ("read", "list", "folders", "exists"):
+        ask = getattr(folder.store, name)
+        setattr(folder.store, name, lambda path="", *more, ask=ask: (asked.append(path), ask(path, *more))[1])
+    assert fetch() == []
+    assert asked == ["ends"]
+    folder.begin_trial("0003", {"loss.a": 3.0})  # goes on
+    assert fetch() == []
+    folder.write_trial("0003", record(21.0))
+    asked.clear()
+    assert [trial["metrics"] for trial in fetch()] == [{"val/psnr": 21.0}]
+    assert asked == ["ends", "trials/0003/trial.json"]
+    assert fetch() == []
+
+
+def test_what_lies_in_the_runs_of_trials_is_not_listed(folder: SweepFolder) -> None:
+    folder.begin_trial("0001", {"loss.a": 1.0})
+    folder.store.list = lambda prefix="": pytest.fail(f"all objects below '{prefix}' are listed")  # type: ignore
+    assert (folder.trial_ids(), folder.next_number(), folder.trials()) == (["0001"], 2, [])
+    assert list(folder.unfinished()) == ["0001"]
