@@ -736,6 +736,10 @@ def _cluster(config: Any, address: str | None) -> Iterator[None]:
 
 def main() -> None:
     """Run the command line: mistakes of the user end in a sentence and exit code 1, not in a traceback."""
+    if sys.platform == "win32":  # locks, signals and permissions of files are POSIX's
+        raise SystemExit(
+            "larmor: Windows is not supported; install Larmor in WSL (`wsl --install`), or use Linux or macOS"
+        )
     from cluster.stopping import Stopped
     from storage.default_store import use_embedded_store
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ def connected(address: str | None) -> Iterator[None]:
         use_known_token()
         _check_reachable(address)
     else:  # all of it before the import: Ray reads these variables only once
-        _use_token()
+        use_own_token()
         os.environ.update(worker_environment())  # a runtime environment would keep processes in stock from being used
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     # Ray Train needs torch, and imports it in whatever thread asks first; beside others MKL may find half of it and end
@@ -67,7 +68,7 @@ def connected(address: str | None) -> Iterator[None]:
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             dashboard_port=port,
-            num_cpus=len(psutil.Process().cpu_affinity() or ()) or os.cpu_count(),
+            num_cpus=usable_cpus(),
             object_store_memory=128 * 2**20,  # batches never pass through Ray's object store
             **options,
         )
@@ -155,8 +156,13 @@ def worker_environment() -> dict[str, str]:
 
 
 def use_known_token() -> None:
-    """Show the token that this machine has for clusters, if it has one; a cluster that asks for none ignores it."""
-    known = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    """Show the token that this machine has for clusters, if it has one; a cluster that asks for none ignores it.
+
+    Raises `InputError` if the environment names a file that holds none.
+    """
+    known = os.environ.get("RAY_AUTH_TOKEN")
+    if not known and (known := os.environ.get("RAY_AUTH_TOKEN_PATH")):
+        _require_token(known)
     if known or (Path.home() / ".ray" / "auth_token").is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
@@ -168,21 +174,55 @@ def _own_source() -> dict[str, Any]:
     return {"py_modules": [str(path) for path in package_folders()]}
 
 
-def _use_token() -> None:
-    """Ask for a token on every connection; it lies in a file of the user's own."""
+def use_own_token() -> None:
+    """Ask for a token on every connection; it lies in a file of the user's own.
+
+    Raises `InputError` if the environment names a file that holds none.
+    """
     os.environ["RAY_AUTH_MODE"] = "token"
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    if given := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        _require_token(given)
         return
     home = os.environ.get("LARMOR_HOME")
     path = (Path(home) if home else user_data_path("larmor")) / "ray-token"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (
-            contextlib.suppress(FileExistsError),
-            os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file,
-        ):
-            file.write(secrets.token_hex(32))
+    if not _holds_token(path):
+        path.unlink(missing_ok=True)
+        _make_token(path)
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+
+
+def _make_token(path: Path) -> None:
+    """Whole or not at all, and once: of several processes all take the token of the first."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".ray-token-") as file:  # for its owner alone
+        file.write(secrets.token_hex(32))
+        file.flush()
+        with contextlib.suppress(FileExistsError):
+            os.link(file.name, path)
+
+
+def _holds_token(path: Path) -> bool:
+    try:
+        return bool(path.read_text().strip())
+    except FileNotFoundError:
+        return False
+
+
+def _require_token(path: str) -> None:
+    """Ray would say that a token is missing, and not where it looked."""
+    if not _holds_token(Path(path)):
+        raise InputError(
+            f"{path}: holds no token for Ray, and RAY_AUTH_TOKEN_PATH names it; put the cluster's token there "
+            "(`ray get-auth-token --generate` makes one), or unset RAY_AUTH_TOKEN_PATH"
+        )
+
+
+def usable_cpus() -> int | None:
+    """The processors that this process may use; where the system cannot tell (macOS), all."""
+    process = psutil.Process()
+    return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else os.cpu_count()
 
 
 def _free_port() -> int:
