@@ -112,6 +112,10 @@ def _consistent(model: Model) -> bool:
     return isinstance(model.generator, ConsistentGenerator)
 
 
+def _is_started(model: Model) -> bool:
+    return isinstance(model.generator, ConsistentGenerator) and model.generator.start_config.enabled
+
+
 def _network(model: Model) -> Any:
     return model.generator.networks[0] if isinstance(model.generator, ConsistentGenerator) else model.generator
 
@@ -125,7 +129,7 @@ def _random_inputs(model: Model, size: tuple[int, int], batch: int, num_coils: i
     kspace, maps = torch.randn((2, batch, num_coils, *size), dtype=torch.complex64, generator=rng)
     maps = maps / torch.linalg.vector_norm(maps, dim=1, keepdim=True)
     mask = torch.rand((batch, 1, *size), generator=rng) < 0.3
-    return _real(image, kspace * mask, mask, maps if num_coils > 1 else None)
+    return _real(model, image, kspace * mask, mask, maps if num_coils > 1 else None)
 
 
 def _phantom_inputs(model: Model, size: tuple[int, int], num_coils: int) -> Inputs:
@@ -144,11 +148,14 @@ def _phantom_inputs(model: Model, size: tuple[int, int], num_coils: int) -> Inpu
         zero_filled = ifft2c(kspace).abs()
     if not _consistent(model):
         return {"zero_filled": zero_filled}
-    return _real(zero_filled, kspace, mask, maps)
+    return _real(model, zero_filled, kspace, mask, maps)
 
 
-def _real(zero_filled: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None) -> Inputs:
-    inputs = {"zero_filled": zero_filled, "kspace": torch.view_as_real(kspace.contiguous()), "mask": mask}
+def _real(model: Model, zero_filled: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None) -> Inputs:
+    generator, name, first = model.generator.cpu(), "zero_filled", zero_filled
+    if isinstance(generator, ConsistentGenerator) and generator.start_config.enabled:
+        name, first = "start", generator.start(zero_filled, kspace, mask, maps)
+    inputs = {name: first, "kspace": torch.view_as_real(kspace.contiguous()), "mask": mask}
     return inputs if maps is None else {**inputs, "maps": torch.view_as_real(maps.contiguous())}
 
 
@@ -164,11 +171,19 @@ def _errors(model: Model, run: Program, config: ExportConfig) -> list[float]:
             *(_random_inputs(model, size, batch, config.num_coils, seed=batch) for batch in (1, 3)),
         ):
             with torch.no_grad():
-                expected = model.generator.cpu()(*_measurement(inputs)).numpy()
+                expected = _expected(model, inputs).numpy()
             found = run(inputs)
             same = found.shape == expected.shape and np.isfinite(found).all()
             errors.append(float(np.abs(found - expected).max()) if same else np.inf)
     return errors
+
+
+def _expected(model: Model, inputs: Inputs) -> Tensor:
+    measurement = _measurement(inputs)
+    if not _is_started(model):
+        return model.generator.cpu()(*measurement)
+    start, kspace, mask, *maps = measurement
+    return model.generator.cpu()(start, kspace, mask, maps[0] if maps else None, start)
 
 
 def _measurement(inputs: Inputs) -> list[Tensor]:
@@ -217,7 +232,8 @@ def _about(model: Model, config: ExportConfig, shapes: Mapping[str, tuple[int | 
         "larmor": larmor_version(),
         "system": model.recipe.system,
         "inputs": shapes,
-        "output": "reconstruction, of the shape and in the units of zero_filled",
+        "output": "reconstruction, of the shape and in the units of the first input",
+        "start": model.recipe.generator.start.model_dump(mode="json"),
         "units": "each image and its k-space divided by the largest magnitude of its zero-filled image",
         "channels": ["magnitude"] if model.physics.signal.channels == 1 else ["real", "imaginary"],
         "kspace": "centred orthonormal FFT of the image in those units, 0 where not mask; last axis real, imaginary",

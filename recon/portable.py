@@ -7,12 +7,10 @@ more for real arithmetic, with the transform as two matrix products: exact for a
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from recon.classical_start import classical_start
 from recon.data_consistency import ConsistentGenerator
 from recon.fourier import mirrored
 
@@ -37,19 +35,17 @@ class PortableConsistentGenerator(nn.Module):
     def __init__(self, generator: ConsistentGenerator) -> None:
         super().__init__()
         self.networks = generator.networks
-        self.start_config = generator.start_config
         self.is_consistent = generator.consistency is not None
         self.log_weight = None if generator.consistency is None else generator.consistency.log_weight
         self.iterations = generator.iterations
 
     def forward(self, zero_filled: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
-        if zero_filled.shape[1] == 1 and maps is None:
+        return self._reconstruct(zero_filled, kspace, mask, maps)
+
+    def _reconstruct(self, image: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None) -> Tensor:
+        if image.shape[1] == 1 and maps is None:
             conjugate = mirrored(kspace, (-3, -2)) * kspace.new_tensor([1.0, -1.0])
             kspace, mask = torch.where(mask.unsqueeze(-1), kspace, conjugate), mask | mirrored(mask)
-        image = zero_filled
-        if self.start_config.enabled:
-            put_back = partial(self._consistent, kspace=kspace, mask=mask, maps=maps)
-            image = classical_start(zero_filled, put_back, self.start_config)
         weight = None if self.log_weight is None else self.log_weight.exp()
         for _ in range(self.iterations):
             for network in self.networks:
@@ -70,10 +66,18 @@ class PortableConsistentGenerator(nn.Module):
         return torch.cat([corrected[..., 0], corrected[..., 1]], dim=1) if image.shape[1] == 2 else corrected[..., 0]
 
 
+class PortableStartedGenerator(PortableConsistentGenerator):
+    """One whose `start` is given in place of the zero-filled image: its iterations would be thousands of operations."""
+
+    def forward(self, start: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
+        return self._reconstruct(start, kspace, mask, maps)
+
+
 def portable(generator: nn.Module) -> nn.Module:
     """`generator` with real inputs and outputs and the same weights."""
     if isinstance(generator, ConsistentGenerator):
-        return PortableConsistentGenerator(generator)
+        started = generator.start_config.enabled
+        return PortableStartedGenerator(generator) if started else PortableConsistentGenerator(generator)
     return PortableGenerator(generator)
 
 

@@ -64,6 +64,25 @@ def test_onnx_carries_what_its_users_must_know(tmp_path: Path) -> None:
     assert about["units"] == "each image and its k-space divided by the largest magnitude of its zero-filled image"
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_classical_start_is_an_input(tmp_path: Path, suffix: str) -> None:
+    generator = {
+        "name": "residual_unet",
+        "width": 4,
+        "norm": "none",
+        "start": {"method": "alternating", "iterations": 4},
+        "data_consistency": "hard",
+        "cascades": 2,
+    }
+    exported = export_model(make_model(generator=generator), tmp_path / f"model{suffix}", ExportConfig((24, 32)))
+    assert list(exported.inputs) == ["start", "kspace", "mask"]
+    assert exported.error < 1e-4
+    if suffix == ".onnx":
+        stored = onnx.load(tmp_path / "model.onnx")
+        about = json.loads({item.key: item.value for item in stored.metadata_props}["larmor"])
+        assert about["start"]["method"] == "alternating"
+
+
 def test_torch_export_takes_any_size_and_coils(tmp_path: Path) -> None:
     model = make_model(**SENSE)
     exported = export_model(model, tmp_path / "model.pt2", ExportConfig((32, 48), dynamic_size=True, num_coils=3))
