@@ -36,7 +36,6 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
             "start": {"method": "alternating"},
             "data_consistency": "hard",
         },
-        "critic": {"clip": 0.003},
         "loss": {"frequency": "complex"},
         "generator_optimizer": {"name": "adam", "learning_rate": 1e-3, "beta1": 0.9},
     },

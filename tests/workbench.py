@@ -15,6 +15,7 @@ REPOSITORY = Path(__file__).parents[1]
 # about 0.1 s a step on one core: long enough to be killed, short enough to wait for
 TINY = (
     "system=gan_resnet50",
+    "training.ema_decay=0",
     "data.crop=[64,64]",
     "data.shuffle_bytes=262144",
     "data.block_bytes=131072",
