@@ -26,8 +26,10 @@ def test_a_line_says_what_holds_the_training_up() -> None:
 
 
 def test_what_is_there_is_said() -> None:
-    line = describe_row({**REPORT, "critic_loss": -0.25, "val/psnr": 30.123, "val/ssim": 0.9, "mfu": 0.31}, 250)
-    assert "critic -0.25000" in line
+    shares = {"share/adversarial": 0.125, "share/content": 0.6, "share/frequency": 0.275}
+    scores = {"score/real": 1.25, "score/fake": -0.5}
+    line = describe_row({**REPORT, **shares, **scores, "val/psnr": 30.123, "val/ssim": 0.9, "mfu": 0.31}, 250)
+    assert "loss 1.6943  gradient critic 12.5%, content 60.0%, frequency 27.5%  scores real +1.25, fake -0.5" in line
     assert "PSNR 30.12 dB, SSIM 0.9000 (preset paper)" in line
     assert "validation: HFEN 0.4000 (preset paper)" in describe_row({**REPORT, "val/hfen": 0.4}, 250)
     assert "MFU 31%" in line

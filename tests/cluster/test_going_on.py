@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from cluster.experiment import Experiment
+from cluster.origin import pinned
 from cluster.run import check, claimed, finish
 from cluster.run_folder import RunFolder
 from cluster.run_locally import train_locally
@@ -76,7 +77,7 @@ def test_how_a_run_is_trained_may_differ(kspace_url: str, tmp_path: Path, change
     assert not check(changed, run, overwrite=False)
     with claimed(changed, run, False, print):
         pass
-    assert yaml.safe_load(run.config_yaml()) == changed.model_dump(mode="json")
+    assert yaml.safe_load(run.config_yaml()) == pinned(changed).model_dump(mode="json")
 
 
 @pytest.mark.parametrize(
