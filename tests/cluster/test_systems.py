@@ -32,6 +32,9 @@ from tests.workbench import TINY, unique_name
 from tuning.experiment import SweepExperiment
 
 STEPS = 4
+# a tiny critic on images of a few pixels is chaotic: 1e-6 of its first weights is all of its score after four steps, so
+# that trainings which round differently are compared without one (tests/recon/test_parity.py compares critics)
+STEADY = "loss.adversarial=none"
 
 
 class Interrupted(Exception):
@@ -187,7 +190,7 @@ def test_lipschitz_constraints_are_the_same_with_deepspeed(
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_iterations_are_the_same_with_deepspeed(kspace_url: str, tmp_path: Path, zero_stage: int) -> None:
     """Each weight is used several times before its gradient is whole."""
-    overrides = ["system=gan_resnet50_modl", "training.gradient_accumulation=2"]
+    overrides = ["system=gan_resnet50_modl", "training.gradient_accumulation=2", STEADY]
     plain = trained(tiny(kspace_url, *overrides), run_in(tmp_path)).history()
     engines = ["training.backend=deepspeed", f"training.zero_stage={zero_stage}"]
     found = trained(tiny(kspace_url, *overrides, *engines), run_in(tmp_path)).history()
@@ -197,14 +200,18 @@ def test_iterations_are_the_same_with_deepspeed(kspace_url: str, tmp_path: Path,
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_larmor_is_the_same_with_deepspeed(kspace_url: str, tmp_path: Path, zero_stage: int) -> None:
-    """A start without a gradient, cascades, a clipped critic: losses, shares and scores."""
+    """A start without a gradient, cascades with weights of their own."""
     overrides = ["system=larmor", "generator.cascades=2", "training.gradient_accumulation=2", "mask.per_slice=false"]
-    plain = trained(tiny(kspace_url, *overrides), run_in(tmp_path)).history()
+    plain = trained(tiny(kspace_url, *overrides, STEADY), run_in(tmp_path)).history()
     engines = ["training.backend=deepspeed", f"training.zero_stage={zero_stage}"]
-    found = trained(tiny(kspace_url, *overrides, *engines), run_in(tmp_path)).history()
+    found = trained(tiny(kspace_url, *overrides, *engines, STEADY), run_in(tmp_path)).history()
     for row, expected in zip(found, plain, strict=True):
         assert row == pytest.approx(expected, rel=2e-4, abs=1e-6)
-    assert {"share/adversarial", "share/content", "share/frequency", "score/real", "score/fake"} <= set(found[-1])
+    with_critic = trained(tiny(kspace_url, *overrides, *engines), run_in(tmp_path)).history()
+    shares = [with_critic[-1][f"share/{name}"] for name in ("adversarial", "content", "frequency")]
+    assert sum(shares) == pytest.approx(1)
+    assert min(shares) > 0
+    assert {"score/real", "score/fake", "score/slope"} <= set(with_critic[-1])
 
 
 @pytest.mark.parametrize("overrides", [["system=larmor"], ["system=larmor", "signal.mode=complex"]], ids=" ".join)
