@@ -261,11 +261,11 @@ class ObjectStore:
             raise not_removed(error)
 
     def upload(self, folder: Path, prefix: str, num_threads: int = 4) -> None:
-        """Put every file below the local `folder` at `prefix`."""
+        """Put every file below the local `folder` at `prefix`; an empty one is the store's own place."""
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
         def put(path: Path) -> None:
-            name = f"{prefix}/{path.relative_to(folder).as_posix()}"
+            name = f"{prefix}/{path.relative_to(folder).as_posix()}".lstrip("/")
             if self.is_local or path.stat().st_size < _MULTIPART:
                 self.write(name, path.read_bytes())
             else:
