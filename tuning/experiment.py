@@ -77,19 +77,15 @@ def load_sweep_experiment(source: str, overrides: Sequence[str]) -> SweepExperim
     Raises `InputError` as `cluster.experiment.load_experiment` does.
     """
     content = read_content(source)
-    values = {}
-    for override in overrides:
+    spaces = [override for override in overrides if override.startswith("space.")]
+    change(content, dict(parse_override(item, SweepExperiment) for item in overrides if item not in spaces))
+    for override in spaces:  # last: they add to a section that another override may replace
         key, equals, value = override.partition("=")
-        if key.startswith("space."):
-            if not equals:
-                raise InputError(f"'{override}': expected space.KEY=loguniform(low,high)")
-            sweep = content.setdefault("sweep", {})
-            space = sweep.setdefault("space", {}) if isinstance(sweep, dict) else None
-            if not isinstance(space, dict):
-                raise InputError(f"'{override}': sweep.space is a value, not a section; remove it")
-            space[key.removeprefix("space.")] = value
-        else:
-            name, value = parse_override(override, SweepExperiment)
-            values[name] = value
-    change(content, values)
+        if not equals:
+            raise InputError(f"'{override}': expected space.KEY=loguniform(low,high)")
+        sweep = content.setdefault("sweep", {})
+        space = sweep.setdefault("space", {}) if isinstance(sweep, dict) else None
+        if not isinstance(space, dict):
+            raise InputError(f"'{override}': sweep.space is a value, not a section; remove it")
+        space[key.removeprefix("space.")] = value
     return build(content, SweepExperiment, source)
