@@ -27,6 +27,8 @@ SMALL = (
     "data.crop=[64,64]",
     "data.shuffle_bytes=262144",
     "data.block_bytes=131072",
+    "system=gan_resnet50",
+    "training.ema_decay=0",
     "generator.width=4",
     "critic.width=4",
     "critic.steps=1",
@@ -34,6 +36,8 @@ SMALL = (
     "training.validation_slices=6",
     "cluster.num_workers=1",
     "sweep.overrides={}",
+    "sweep.metric=psnr",
+    "sweep.start_seeds=1",
 )
 
 

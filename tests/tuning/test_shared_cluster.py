@@ -18,7 +18,14 @@ from tests.workbench import larmor_process, succeed, tiny, unique_name
 from tuning.sweep_folder import SweepFolder
 
 OUTPUT = "s3://larmor"
-SCHEDULE = ("training.checkpoint_every=3", "training.validate_every=3", "training.zero_stage=1", "sweep.overrides={}")
+SCHEDULE = (
+    "training.checkpoint_every=3",
+    "training.validate_every=3",
+    "training.zero_stage=1",
+    "sweep.overrides={}",
+    "sweep.metric=psnr",
+    "sweep.start_seeds=1",
+)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 

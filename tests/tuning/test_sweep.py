@@ -22,6 +22,8 @@ SCHEDULE = (
     "training.validate_every=3",
     "cluster.num_workers=1",
     "sweep.overrides={}",
+    "sweep.metric=psnr",
+    "sweep.start_seeds=1",
     "sweep.concurrent_trials=1",
 )
 

@@ -34,6 +34,8 @@ SCHEDULE = (
     "training.zero_stage=1",
     "cluster.num_workers=1",
     "sweep.overrides={}",
+    "sweep.metric=psnr",
+    "sweep.start_seeds=1",
     "sweep.concurrent_trials=1",
 )
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
