@@ -274,9 +274,9 @@ LOCAL_FAULTS: dict[str, tuple[Fault, tuple[int, ...]]] = {
     "newest checkpoint damaged": (checkpoint_damaged, (14, 15)),
     "faults of the network": (network_faults, (16, 17)),
     "NaN in a validated step": (validated_nan, (18, 19)),
-    "replaced while it prunes": (replaced, (20,)),
-    "side file of a checkpoint lost": (side_file_lost, (21,)),
-    "store without conditions": (unconditional_store, (22,)),
+    "replaced while it prunes": (replaced, (40,)),
+    "side file of a checkpoint lost": (side_file_lost, (41,)),
+    "store without conditions": (unconditional_store, (42,)),
 }
 # what a fault's training has beside the others' settings
 LOCAL_SETTINGS: dict[str, tuple[str, ...]] = {"NaN in a validated step": ("training.ema_decay=0.9",)}
