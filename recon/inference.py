@@ -74,16 +74,46 @@ def reconstruct_split(
     device: torch.device,
 ) -> Iterator[Reconstructed]:
     """Undersample and reconstruct the slices `indices` of a split, in order, `batch_size` at a time."""
-    for first in range(0, len(indices), batch_size):
-        chosen = tuple(int(index) for index in indices[first : first + batch_size])
-        batch = Batch.read(reader, np.array([(0, index) for index in chosen]))
-        sample = prepare(batch, physics.crop, physics.mask, device, signal=physics.signal)
+    for chosen, sample in undersampled_split(reader, indices, physics, batch_size, device):
         yield reconstruct_sample(methods, sample, chosen)
 
 
-@torch.no_grad()
+def undersampled_split(
+    reader: SliceReader, indices: Sequence[int], physics: Physics, batch_size: int, device: torch.device
+) -> Iterator[tuple[tuple[int, ...], Sample]]:
+    """The slices `indices` of a split as samples on the device, in order, `batch_size` at a time, with their indices."""
+    for first in range(0, len(indices), batch_size):
+        chosen = tuple(int(index) for index in indices[first : first + batch_size])
+        batch = Batch.read(reader, np.array([(0, index) for index in chosen]))
+        yield chosen, prepare(batch, physics.crop, physics.mask, device, signal=physics.signal)
+
+
+@dataclass(frozen=True)
+class Rated:
+    """As `Reconstructed`, on the device: `target` (batch, height, width), `images` alike, `scale` (batch, 2)."""
+
+    target: Tensor
+    images: Mapping[str, Tensor]
+    scale: Tensor
+    seconds: Mapping[str, float]
+
+    @property
+    def shows(self) -> np.ndarray:
+        """As `Reconstructed.shows`."""
+        low, high = _array(self.scale).T
+        return ~is_constant(low, high)
+
+
 def reconstruct_sample(methods: Mapping[str, Method], sample: Sample, indices: tuple[int, ...]) -> Reconstructed:
     """Run every method on one prepared batch; results are float32 on the CPU."""
+    found = rate_sample(methods, sample)
+    images = {name: _array(image) for name, image in found.images.items()}
+    return Reconstructed(indices, _array(found.target), images, _array(found.scale), found.seconds)
+
+
+@torch.no_grad()
+def rate_sample(methods: Mapping[str, Method], sample: Sample) -> Rated:
+    """Run every method on one prepared batch; results stay on its device."""
     target, scale = normalize(_intensities(sample.target, sample))
     images, seconds = {ZERO_FILLED: _rated(sample.zero_filled, sample, scale)}, {}
     for name, method in methods.items():
@@ -93,7 +123,7 @@ def reconstruct_sample(methods: Mapping[str, Method], sample: Sample, indices: t
         _synchronize(sample.target.device)
         seconds[name] = time.perf_counter() - began
         images[name] = _rated(output, sample, scale)
-    return Reconstructed(indices, _array(target[:, 0]), images, _array(scale), seconds)
+    return Rated(target[:, 0], images, scale, seconds)
 
 
 def _intensities(images: Tensor, sample: Sample) -> Tensor:
@@ -101,9 +131,9 @@ def _intensities(images: Tensor, sample: Sample) -> Tensor:
     return denormalize(display(images).unsqueeze(1), sample.scale.to(images.device))
 
 
-def _rated(images: Tensor, sample: Sample, scale: Tensor) -> np.ndarray:
+def _rated(images: Tensor, sample: Sample, scale: Tensor) -> Tensor:
     """Images in the sample's units as (batch, height, width) in those of the target's range `scale`."""
-    return _array(normalize_by(_intensities(images, sample), scale.to(images.device))[:, 0])
+    return normalize_by(_intensities(images, sample), scale)[:, 0]
 
 
 def check_finite(result: Reconstructed, name_of: Callable[[int], str]) -> None:

@@ -126,7 +126,7 @@ def slice_metrics(target: np.ndarray, reconstruction: np.ndarray, data_range: fl
     mse = float(np.mean((target - reconstruction) ** 2))
     ssim = structural_similarity(target, reconstruction, data_range=data_range, win_size=SSIM_WINDOW)
     return {
-        "psnr": _psnr(mse, data_range),
+        "psnr": psnr_of(mse, data_range),
         "ssim": float(ssim),
         "mse": mse,
         "rmse": mse**0.5,
@@ -149,7 +149,7 @@ def volume_metrics(target: np.ndarray, reconstruction: np.ndarray) -> dict[str, 
     mse = float(np.mean(error**2))
     rated = [slice_metrics(t, r, data_range) for t, r in zip(target, reconstruction, strict=True)]
     return {
-        "psnr": _psnr(mse, data_range),
+        "psnr": psnr_of(mse, data_range),
         "ssim": float(np.mean([row["ssim"] for row in rated])),
         "mse": mse,
         "rmse": mse**0.5,
@@ -159,8 +159,8 @@ def volume_metrics(target: np.ndarray, reconstruction: np.ndarray) -> dict[str, 
     }
 
 
-def _psnr(mse: float, data_range: float) -> float:
-    """In dB; NaN stays NaN, which comparisons would make the best of all."""
+def psnr_of(mse: float, data_range: float = 1.0) -> float:
+    """PSNR in dB from the mean squared error, at most `LARGEST_PSNR`; NaN stays NaN, which comparisons would make the best of all."""
     if math.isnan(mse):
         return mse
     return min(LARGEST_PSNR, 10 * math.log10(data_range**2 / mse)) if mse > 0 else LARGEST_PSNR

@@ -133,7 +133,7 @@ def prepare(
         map_parts.append(None if maps is None else centre_fit(maps, crop))
     rows = [group.rows for group in moved.groups]
     images, maps = _in_order(parts, rows), _maps_in_order(map_parts, rows)
-    measured = _masks(mask, crop, moved.samples).to(device)
+    measured = _masks(mask, crop, moved.samples, device)
     kspace = fft2c(images) * measured
     if sense:
         target, zero_filled = (sense_reduce(coils, maps) for coils in (images, ifft2c(kspace)))
@@ -206,15 +206,20 @@ def _in_order(parts: list[Tensor], rows: list[np.ndarray]) -> Tensor:
     return torch.cat(filled)[order.to(parts[0].device)]
 
 
-def _masks(mask: MaskConfig, crop: tuple[int, int], samples: np.ndarray) -> Tensor:
-    """(batch, 1, height, width) bool."""
-    if mask.per_slice:
-        patterns = np.stack([make_mask(mask, crop, (int(epoch), int(index))) for epoch, index in samples])
-    else:
-        patterns = np.broadcast_to(_fixed_mask(mask, crop), (len(samples), *crop))
-    return torch.from_numpy(np.array(patterns)).unsqueeze(1)
+def _masks(mask: MaskConfig, crop: tuple[int, int], samples: np.ndarray, device: torch.device) -> Tensor:
+    """(batch, 1, height, width) bool on the device. No copy is waited for."""
+    if not mask.per_slice:
+        return _fixed_mask(mask, crop, device).expand(len(samples), 1, *crop)
+    patterns = np.stack([make_mask(mask, crop, (int(epoch), int(index))) for epoch, index in samples])
+    return _sent(patterns, device).unsqueeze(1)
 
 
 @lru_cache(maxsize=8)
-def _fixed_mask(mask: MaskConfig, crop: tuple[int, int]) -> np.ndarray:
-    return make_mask(mask, crop)
+def _fixed_mask(mask: MaskConfig, crop: tuple[int, int], device: torch.device) -> Tensor:
+    return _sent(make_mask(mask, crop), device)
+
+
+def _sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """On the device; to a GPU from page-locked memory, which the host need not wait for."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

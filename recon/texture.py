@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import correlate1d, gaussian_laplace
 
-_SIGMA, _RADIUS = 1.5, 7  # of the 15×15 kernel
-_GMSD_CONSTANT = 170 / 255**2  # of images in [0, 1]; Xue et al. give 170 for 8 bits
+LOG_SIGMA, LOG_RADIUS = 1.5, 7  # of the 15×15 kernel
+GMSD_CONSTANT = 170 / 255**2  # of images in [0, 1]; Xue et al. give 170 for 8 bits
 
 
 def edges(image: np.ndarray) -> np.ndarray:
@@ -16,7 +16,7 @@ def edges(image: np.ndarray) -> np.ndarray:
     2011) define their high-frequency error norm (HFEN).
     """
     filtered = gaussian_laplace(
-        image.astype(np.float64), _SIGMA, mode="constant", truncate=_RADIUS / _SIGMA, axes=(-2, -1)
+        image.astype(np.float64), LOG_SIGMA, mode="constant", truncate=LOG_RADIUS / LOG_SIGMA, axes=(-2, -1)
     )
     return np.asarray(filtered)
 
@@ -33,7 +33,7 @@ def gmsd(target: np.ndarray, reconstruction: np.ndarray, data_range: float) -> f
     As the authors' program: means of 2×2 pixels, Prewitt's filters, zero beyond the border.
     """
     first, second = _gradient(target), _gradient(reconstruction)
-    constant = _GMSD_CONSTANT * data_range**2
+    constant = GMSD_CONSTANT * data_range**2
     similarity = (2 * first * second + constant) / (first**2 + second**2 + constant)
     return float(np.std(similarity))
 

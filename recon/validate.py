@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from recon.inference import Physics, network_method, reconstruct_split
-from recon.metrics import METRICS, slice_metrics
+from recon.device_metrics import slice_metrics_on_device
+from recon.inference import Physics, network_method, rate_sample, undersampled_split
+from recon.metrics import METRICS
 from recon.recipe import Recipe
 from recon.worker import Worker
 from storage.errors import InputError
@@ -38,10 +39,11 @@ def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: 
     generator.eval()
     rows: list[tuple[int, dict[str, float] | None]] = []  # None: the target shows nothing
     methods = {"generator": network_method(generator)}
-    for batch in reconstruct_split(methods, reader, padded.tolist(), physics, batch_size, worker.device):
+    for chosen, sample in undersampled_split(reader, padded.tolist(), physics, batch_size, worker.device):
         worker.progress(step, "validation")
-        images = zip(batch.indices, batch.shows, batch.target, batch.images["generator"], strict=True)
-        rows += [(index, slice_metrics(target, found) if shows else None) for index, shows, target, found in images]
+        found = rate_sample(methods, sample)
+        figures = slice_metrics_on_device(found.target, found.images["generator"])
+        rows += [(index, row if shows else None) for index, shows, row in zip(chosen, found.shows, figures, strict=True)]
     generator.train(was_training)
     by_slice = {index: row for part in worker.gather(rows[: len(mine)]) for index, row in part}
     # in the order of the slices, so that the figure does not depend on who computed what
