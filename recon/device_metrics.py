@@ -1,4 +1,4 @@
-"""The metrics of `recon.metrics`, preset `paper`, of images that lie on a device: validation does not wait for a host."""
+"""The metrics of `recon.metrics`, preset `paper`, computed where the images lie: on a GPU they never leave it."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def volume_metrics(target: np.ndarray, reconstruction: np.ndarray) -> dict[str, 
 
 
 def psnr_of(mse: float, data_range: float = 1.0) -> float:
-    """PSNR in dB from the mean squared error, at most `LARGEST_PSNR`; NaN stays NaN, which comparisons would make the best of all."""
+    """PSNR in dB of a mean squared error, at most `LARGEST_PSNR`. NaN stays NaN: comparisons would make it the best."""
     if math.isnan(mse):
         return mse
     return min(LARGEST_PSNR, 10 * math.log10(data_range**2 / mse)) if mse > 0 else LARGEST_PSNR

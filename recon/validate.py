@@ -43,15 +43,16 @@ def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: 
         worker.progress(step, "validation")
         found = rate_sample(methods, sample)
         figures = slice_metrics_on_device(found.target, found.images["generator"])
-        rows += [(index, row if shows else None) for index, shows, row in zip(chosen, found.shows, figures, strict=True)]
+        rated = zip(chosen, found.shows, figures, strict=True)
+        rows += [(index, row if shows else None) for index, shows, row in rated]
     generator.train(was_training)
     by_slice = {index: row for part in worker.gather(rows[: len(mine)]) for index, row in part}
     # in the order of the slices, so that the figure does not depend on who computed what
-    rated = [row for index in indices if (row := by_slice[int(index)]) is not None]
-    if not rated:
+    shown = [row for index in indices if (row := by_slice[int(index)]) is not None]
+    if not shown:
         height, width = physics.crop
         raise InputError(
             f"{reader.info.name}: none of its {len(indices)} slices shows anything within {height}×{width}; raise "
             "data.crop, or validate with other volumes"
         )
-    return {f"val/{name}": float(np.mean([row[name] for row in rated])) for name in METRICS}
+    return {f"val/{name}": float(np.mean([row[name] for row in shown])) for name in METRICS}
