@@ -81,7 +81,7 @@ def reconstruct_split(
 def undersampled_split(
     reader: SliceReader, indices: Sequence[int], physics: Physics, batch_size: int, device: torch.device
 ) -> Iterator[tuple[tuple[int, ...], Sample]]:
-    """The slices `indices` of a split as samples on the device, in order, `batch_size` at a time, and which they are."""
+    """The slices `indices` of a split as samples on the device, in order, `batch_size` at a time, with their places."""
     for first in range(0, len(indices), batch_size):
         chosen = tuple(int(index) for index in indices[first : first + batch_size])
         batch = Batch.read(reader, np.array([(0, index) for index in chosen]))
