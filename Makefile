@@ -35,7 +35,13 @@ demo: install
 	@echo "whole head), $(DEMO)/evaluation/comparison-*.png (target, every row of the table, errors)."
 	@echo "Report:  $(DEMO)/report.html"
 
-test: install
+# the package as it is installed, for mypy, which does not follow editable installs
+build/source/larmor: $(wildcard larmor/*) Makefile
+	rm -rf $@ && mkdir -p $@
+	ln -s $(addprefix ../../../,$(wildcard larmor/*) storage recon cluster tuning) $@
+	touch $@
+
+test: install build/source/larmor
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from cluster.agreement import Agreement
+from larmor.cluster.agreement import Agreement
 
 STEPS = 200
 

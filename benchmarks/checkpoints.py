@@ -24,14 +24,14 @@ from pathlib import Path
 import torch
 from loader_step import phantom_data
 
-from cluster.run_folder import RunFolder
-from cluster.worker import LocalWorker
-from recon.gan import Gan
-from recon.samples import prepare
-from recon.train import EarlyStop, TrainingState
-from storage.config import open_loader, open_reader
-from storage.loader import Share
-from tuning.experiment import SweepExperiment, load_sweep_experiment
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.worker import LocalWorker
+from larmor.recon.gan import Gan
+from larmor.recon.samples import prepare
+from larmor.recon.train import EarlyStop, TrainingState
+from larmor.storage.config import open_loader, open_reader
+from larmor.storage.loader import Share
+from larmor.tuning.experiment import SweepExperiment, load_sweep_experiment
 
 KINDS = ("none", "waiting", "beside")
 CPU = torch.device("cpu")

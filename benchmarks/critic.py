@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from statistics import fmean, stdev
 from typing import Any
 
-import recon.losses
-from cluster.experiment import Experiment
-from cluster.run_folder import RunFolder
-from cluster.run_locally import train_locally
-from recon.metrics import METRICS
-from tuning.experiment import load_sweep_experiment
+import larmor.recon.losses
+from larmor.cluster.experiment import Experiment
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.run_locally import train_locally
+from larmor.recon.metrics import METRICS
+from larmor.tuning.experiment import load_sweep_experiment
 
 SHOWN = ("psnr", "ssim", "hfen", "gmsd")
 LOCAL = (
@@ -83,13 +83,13 @@ def spread(name: str, values: Sequence[float]) -> str:
 @contextmanager
 def turned(wanted: bool) -> Iterator[None]:
     """The generator's adversarial loss with the other sign."""
-    right = recon.losses.adversarial_loss
+    right = larmor.recon.losses.adversarial_loss
     if wanted:
-        recon.losses.adversarial_loss = lambda scores, kind: -right(scores, kind)
+        larmor.recon.losses.adversarial_loss = lambda scores, kind: -right(scores, kind)
     try:
         yield
     finally:
-        recon.losses.adversarial_loss = right
+        larmor.recon.losses.adversarial_loss = right
 
 
 def main() -> None:

@@ -27,16 +27,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from recon.gan import Gan
-from recon.samples import prepare
-from storage import dataset
-from storage.config import open_loader, open_reader
-from storage.embedded_store import EmbeddedStore
-from storage.layout import SplitLayout, StoredVolume
-from storage.loader import Batch, Share
-from storage.object_store import ObjectStore
-from storage.phantom import phantom_volume
-from tuning.experiment import SweepExperiment, load_sweep_experiment
+from larmor.recon.gan import Gan
+from larmor.recon.samples import prepare
+from larmor.storage import dataset
+from larmor.storage.config import open_loader, open_reader
+from larmor.storage.embedded_store import EmbeddedStore
+from larmor.storage.layout import SplitLayout, StoredVolume
+from larmor.storage.loader import Batch, Share
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.phantom import phantom_volume
+from larmor.tuning.experiment import SweepExperiment, load_sweep_experiment
 
 CPU = torch.device("cpu")
 WARM_UP = 1  # steps at the start of a block that are not timed
@@ -66,7 +66,7 @@ def write_phantoms(store: ObjectStore, num_subjects: int) -> None:
 
 
 def make_step(experiment: SweepExperiment) -> Step:
-    """A function that trains on one batch, as `recon.train` does."""
+    """A function that trains on one batch, as `recon/train.py` does."""
     gan = Gan(experiment, CPU)
 
     def step(batch: Batch) -> None:

@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
-from tuning.experiment import SweepExperiment, load_sweep_experiment
+from larmor.tuning.experiment import SweepExperiment, load_sweep_experiment
 
 
 class BareLoop:
@@ -34,9 +34,9 @@ class BareLoop:
     def __init__(self, experiment: SweepExperiment) -> None:
         import torch
 
-        from recon.networks import build_critic, build_generator
-        from storage.config import open_loader, open_reader
-        from storage.loader import Share
+        from larmor.recon.networks import build_critic, build_generator
+        from larmor.storage.config import open_loader, open_reader
+        from larmor.storage.loader import Share
 
         torch.manual_seed(experiment.seed)
         self.experiment, self.step_number = experiment, 0
@@ -57,10 +57,10 @@ class BareLoop:
         """One critic and one generator update; the generator's loss."""
         import torch
 
-        from recon.feed import to_device
-        from recon.losses import generator_loss
-        from recon.recipe import learning_rate_factor
-        from recon.samples import prepare
+        from larmor.recon.feed import to_device
+        from larmor.recon.losses import generator_loss
+        from larmor.recon.recipe import learning_rate_factor
+        from larmor.recon.samples import prepare
 
         experiment, cpu = self.experiment, torch.device("cpu")
         factor = learning_rate_factor(experiment.training, self.step_number)
@@ -128,7 +128,7 @@ def larmor_worker(address: str) -> Any:
         import time
         from multiprocessing.connection import Client
 
-        from cluster import ray_worker
+        from larmor.cluster import ray_worker
 
         connection: Connection = Client(address, "AF_UNIX")
 
@@ -173,10 +173,10 @@ def main() -> None:
         bare_process(options.bare, overrides, options.blocks, options.steps)
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from cluster import ray_train
-    from cluster.ray_cluster import connected
-    from cluster.run import claimed
-    from cluster.run_folder import RunFolder
+    from larmor.cluster import ray_train
+    from larmor.cluster.ray_cluster import connected
+    from larmor.cluster.run import claimed
+    from larmor.cluster.run_folder import RunFolder
 
     with tempfile.TemporaryDirectory(prefix="lrm-") as folder:
         address = f"{folder}/turns"

@@ -97,9 +97,9 @@ def _add_wheels(folder: Path, site: Path) -> None:
 
 def _make_data(folder: Path, work: Path) -> str:
     """Convert the carried heads; the URL of the data set."""
-    from storage.convert import ConvertOptions, convert
-    from storage.formats.recognise import find_sources
-    from storage.splits import read_splits_file
+    from larmor.storage.convert import ConvertOptions, convert
+    from larmor.storage.formats.recognise import find_sources
+    from larmor.storage.splits import read_splits_file
 
     heads, data = work / "heads", work / "data"
     heads.mkdir()
@@ -113,8 +113,8 @@ def _make_data(folder: Path, work: Path) -> str:
 
 def _grid(options: argparse.Namespace) -> Any:
     """The shipped grid `paper` with `--set`, or the same with narrow networks on small images."""
-    from cluster.experiment import parse_override
-    from cluster.grid import load_grid
+    from larmor.cluster.experiment import parse_override
+    from larmor.cluster.grid import load_grid
 
     grid = load_grid("paper", {})
     overrides = {**grid.overrides, **dict(map(parse_override, options.set))}
@@ -124,9 +124,9 @@ def _grid(options: argparse.Namespace) -> Any:
 
 
 def _rate_classical(data: str, folder: Path, options: argparse.Namespace) -> None:
-    from cluster.grid import cells, experiments
-    from cluster.grid_cell import physics_of, rate_classical
-    from storage.config import DataConfig, open_reader
+    from larmor.cluster.grid import cells, experiments
+    from larmor.cluster.grid_cell import physics_of, rate_classical
+    from larmor.storage.config import DataConfig, open_reader
 
     grid = _grid(options)
     reader = open_reader(DataConfig(url=data), "test")
@@ -146,7 +146,7 @@ def run(options: argparse.Namespace) -> None:
     os.environ["LARMOR_HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = str(work)
     import torch
 
-    from cluster.grid import cells
+    from larmor.cluster.grid import cells
 
     say = Log(work / "tables" / "log.txt", began)
     say(f"{_name(options.device)}, torch {torch.__version__}, {options.minutes:g} minutes")
@@ -190,9 +190,9 @@ def run(options: argparse.Namespace) -> None:
 
 def _fill(options: argparse.Namespace, count: int, data: str, work: Path, say: Log, cell: Any) -> Any:
     """Train and rate all systems of `cell`, in a process of its own."""
-    from cluster.grid import experiments
-    from cluster.grid_cell import fill_cell
-    from storage.config import DataConfig, open_reader
+    from larmor.cluster.grid import experiments
+    from larmor.cluster.grid_cell import fill_cell
+    from larmor.storage.config import DataConfig, open_reader
 
     grid = _grid(options).model_copy(update={"num_images": count})
     trained = experiments(grid, cell, "paper", data, str(work))
@@ -203,9 +203,9 @@ def _fill(options: argparse.Namespace, count: int, data: str, work: Path, say: L
 
 def _write(options: argparse.Namespace, filled: Sequence[Any], count: int, data: str, work: Path) -> None:
     """The tables of the cells that are filled so far, from their files, to where they are brought from."""
-    from cluster.grid import experiments, write_grid
-    from cluster.grid_cell import fill_cell
-    from storage.config import DataConfig, open_reader
+    from larmor.cluster.grid import experiments, write_grid
+    from larmor.cluster.grid_cell import fill_cell
+    from larmor.storage.config import DataConfig, open_reader
 
     grid, found = _grid(options).model_copy(update={"num_images": count}), []
     with contextlib.closing(open_reader(DataConfig(url=data), "test")) as reader:
@@ -220,8 +220,8 @@ def _measure(options: argparse.Namespace, wanted: Sequence[Any], say: Log) -> fl
     """Seconds in which every system trains on one image of each of the cells `wanted`."""
     from paper_pace import cost_of_image
 
-    from cluster.grid import experiments
-    from recon.device import choose_device
+    from larmor.cluster.grid import experiments
+    from larmor.recon.device import choose_device
 
     costs = {}
     for cell in (min(wanted, key=_pixels), max(wanted, key=_pixels)):
@@ -298,7 +298,7 @@ def unpack(options: argparse.Namespace) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    from cluster.run_folder import sha256
+    from larmor.cluster.run_folder import sha256
 
     whole = options.to / "halved.safetensors"
     whole.write_bytes(b"".join(part.read_bytes() for part in parts))

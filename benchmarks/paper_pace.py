@@ -18,12 +18,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from recon.device import choose_device
-from recon.flops import flops_per_step
-from recon.gan import Gan
-from recon.recipe import Recipe
-from recon.samples import prepare
-from storage.loader import Batch
+from larmor.recon.device import choose_device
+from larmor.recon.flops import flops_per_step
+from larmor.recon.gan import Gan
+from larmor.recon.recipe import Recipe
+from larmor.recon.samples import prepare
+from larmor.storage.loader import Batch
 
 _WARM_UP, _MEASURED = 5, 4  # generator steps; the fourth is recorded where CUDA graphs are wanted
 
@@ -63,8 +63,8 @@ def _wait(device: torch.device) -> None:
 
 
 def main() -> None:
-    from cluster.experiment import parse_override
-    from cluster.grid import cells, experiments, load_grid
+    from larmor.cluster.experiment import parse_override
+    from larmor.cluster.grid import cells, experiments, load_grid
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")

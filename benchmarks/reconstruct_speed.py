@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recon.bart import bart_available, bart_compressed_sensing
-from recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
-from recon.fourier import fft2c, ifft2c
-from recon.masks import MaskConfig, make_mask
-from recon.networks import build_generator
-from recon.samples import centre_fit, normalize
-from recon.settings import GeneratorConfig
-from storage.phantom import phantom_volume
+from larmor.recon.bart import bart_available, bart_compressed_sensing
+from larmor.recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
+from larmor.recon.fourier import fft2c, ifft2c
+from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.networks import build_generator
+from larmor.recon.samples import centre_fit, normalize
+from larmor.recon.settings import GeneratorConfig
+from larmor.storage.phantom import phantom_volume
 
 SIZE = (256, 256)
 Contender = Callable[[Tensor, Tensor, Tensor], object]

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 import torch
 
-from recon.flops import flops_per_step
-from recon.networks import build_critic, build_generator
-from recon.peak_flops import peak_flops
-from recon.recipe import Recipe
-from tuning.experiment import load_sweep_experiment
+from larmor.recon.flops import flops_per_step
+from larmor.recon.networks import build_critic, build_generator
+from larmor.recon.peak_flops import peak_flops
+from larmor.recon.recipe import Recipe
+from larmor.tuning.experiment import load_sweep_experiment
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ def mark(path: str, name: str) -> None:
 def watched(arguments: list[str]) -> None:
     """The command line with a clock at the borders of its parts; the parts themselves are the real ones."""
     path = os.environ[FILE]
-    import larmor
-    from cluster import ray_cluster, ray_train, run
+    from larmor.cli.main import main
+    from larmor.cluster import ray_cluster, ray_train, run
 
     connected, fit = ray_cluster.connected, ray_train.train_on_ray
     claimed = run.claimed
@@ -59,10 +59,10 @@ def watched(arguments: list[str]) -> None:
                 file.write(json.dumps([name, time.time()]) + "\n")
 
         note("loop")
-        import recon.train  # noqa: F401 - the time of the import
+        import larmor.recon.train  # noqa: F401 - the time of the import
 
         note("imported")
-        from cluster import ray_worker
+        from larmor.cluster import ray_worker
 
         class Clock(ray_worker.RayWorker):
             def restore(self, read: Any) -> bool:
@@ -93,7 +93,7 @@ def watched(arguments: list[str]) -> None:
     ray_cluster.connected, ray_train.train_on_ray = marked_connected, marked_fit  # type: ignore[assignment]
     run.claimed = marked_claim  # type: ignore[assignment]
     sys.argv = ["larmor", *arguments]
-    larmor.main()
+    main()
 
 
 def one_run(address: str, url: str, workers: int, scratch: Path) -> dict[str, float]:
@@ -130,10 +130,10 @@ def main() -> None:
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     os.environ["PYTHONPATH"] = str(ROOT)
-    from cluster.ray_cluster import connected
-    from storage.convert import ConvertOptions, convert
-    from storage.formats.recognise import find_sources
-    from storage.phantom import write_phantom
+    from larmor.cluster.ray_cluster import connected
+    from larmor.storage.convert import ConvertOptions, convert
+    from larmor.storage.formats.recognise import find_sources
+    from larmor.storage.phantom import write_phantom
 
     with tempfile.TemporaryDirectory(prefix="larmor-startup-") as folder:
         scratch = Path(folder)

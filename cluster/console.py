@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from recon.metrics import brief_figures
-from recon.silent_critic import SilentCritic
+from larmor.recon.metrics import brief_figures
+from larmor.recon.silent_critic import SilentCritic
 
 console = Console(highlight=False, soft_wrap=True)
 TIME_SHARES = ("compute", "communication", "data", "validation", "checkpoint", "report")

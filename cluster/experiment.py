@@ -14,8 +14,8 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from recon.recipe import Recipe
-from storage.errors import InputError
+from larmor.recon.recipe import Recipe
+from larmor.storage.errors import InputError
 
 
 class WorkerRange(BaseModel):
@@ -105,7 +105,7 @@ E = TypeVar("E", bound=Recipe)
 
 def shipped_experiments() -> dict[str, Path]:
     """Name → file of the experiments that come with Larmor."""
-    folder = Path(str(importlib.resources.files("cluster"))) / "experiments"
+    folder = Path(str(importlib.resources.files("larmor.cluster"))) / "experiments"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

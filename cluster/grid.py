@@ -16,15 +16,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
-from cluster.experiment import Experiment, build, change, read_content, set_dotted
-from cluster.grid_cell import FilledCell, Say, fill_cell
-from recon.evaluate import Evaluation
-from recon.metrics import TABLE_METRICS
-from recon.networks import build_critic, build_generator
-from recon.systems import SYSTEMS
-from recon.tables import write_tables
-from storage.config import DataConfig, open_reader
-from storage.errors import InputError
+from larmor.cluster.experiment import Experiment, build, change, read_content, set_dotted
+from larmor.cluster.grid_cell import FilledCell, Say, fill_cell
+from larmor.recon.evaluate import Evaluation
+from larmor.recon.metrics import TABLE_METRICS
+from larmor.recon.networks import build_critic, build_generator
+from larmor.recon.systems import SYSTEMS
+from larmor.recon.tables import write_tables
+from larmor.storage.config import DataConfig, open_reader
+from larmor.storage.errors import InputError
 
 _SPREAD_METRICS = ("psnr", "ssim", "hfen", "gmsd")
 _SEED = " (seed {})"  # after a system's name, for all seeds but the first
@@ -68,7 +68,7 @@ class GridConfig(BaseModel):
 
 def shipped_grids() -> dict[str, Path]:
     """Name → file of the grids that come with Larmor."""
-    folder = Path(str(importlib.resources.files("cluster"))) / "grids"
+    folder = Path(str(importlib.resources.files("larmor.cluster"))) / "grids"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.experiment import Experiment
-from cluster.origin import code_hash
-from cluster.pull import pull_run
-from cluster.run import check, claimed, finish
-from cluster.run_folder import RunFolder, sha256
-from cluster.run_locally import train_locally
-from recon.evaluate import Evaluation, evaluate
-from recon.evaluation_file import load_evaluation, save_evaluation, saved_facts
-from recon.figures import comparison
-from recon.history import TrainingDiverged
-from recon.inference import ZERO_FILLED, Method, Physics, network_method
-from recon.masks import describe_mask
-from recon.methods import classical_method
-from recon.model import load_model
-from recon.tables import slug, text_table
-from storage.reader import SliceReader
+from larmor.cluster.experiment import Experiment
+from larmor.cluster.origin import code_hash
+from larmor.cluster.pull import pull_run
+from larmor.cluster.run import check, claimed, finish
+from larmor.cluster.run_folder import RunFolder, sha256
+from larmor.cluster.run_locally import train_locally
+from larmor.recon.evaluate import Evaluation, evaluate
+from larmor.recon.evaluation_file import load_evaluation, save_evaluation, saved_facts
+from larmor.recon.figures import comparison
+from larmor.recon.history import TrainingDiverged
+from larmor.recon.inference import ZERO_FILLED, Method, Physics, network_method
+from larmor.recon.masks import describe_mask
+from larmor.recon.methods import classical_method
+from larmor.recon.model import load_model
+from larmor.recon.tables import slug, text_table
+from larmor.storage.reader import SliceReader
 
 Say = Callable[[str], None]
 _BATCH = 8

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.jobs import Jobs
-from storage.errors import InputError
+from larmor.cluster.jobs import Jobs
+from larmor.storage.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,32 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from cluster.experiment import dump_yaml
-from storage.errors import InputError
+from larmor.cluster.experiment import dump_yaml
+from larmor.storage.errors import InputError
+from larmor.storage.provenance import DISTRIBUTION
 
-PACKAGES = ("storage", "recon", "cluster", "tuning")
+WINGS = ("storage", "recon", "cluster", "tuning")  # beside `larmor` in a checkout, within it where it is installed
+_LEFT_OUT = shutil.ignore_patterns("__pycache__")
 
 
 def write_package(folder: Path, experiment: BaseModel) -> None:
     """Make `folder` a working directory in which `python -m larmor train experiment.yaml` runs this very Larmor."""
-    for source in package_folders():
-        shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(_origin("larmor"), folder)
+    write_source(folder)
     (folder / "experiment.yaml").write_text(dump_yaml(experiment))
 
 
+def write_source(folder: Path) -> Path:
+    """Copy Larmor's own source to `folder`/larmor, whole as a wheel has it; returns that path."""
+    package = folder / "larmor"
+    for place in package_folders():
+        shutil.copytree(place, package if place.name == "larmor" else package / place.name, ignore=_LEFT_OUT)
+    return package
+
+
 def package_folders() -> list[Path]:
-    """Where the packages lie that workers import."""
-    return [_origin(name).parent for name in PACKAGES]
+    """Where the source lies: the package `larmor`, and the wings of a checkout, which lie beside it."""
+    package, *wings = (_place(name) for name in ("larmor", *(f"larmor.{wing}" for wing in WINGS)))
+    return [package, *(wing for wing in wings if package not in wing.parents)]
 
 
 def pinned_requirements() -> list[str]:
@@ -35,7 +44,7 @@ def pinned_requirements() -> list[str]:
     Raises `InputError` where only Larmor's source is there.
     """
     try:
-        requirements = importlib.metadata.requires("larmor") or []
+        requirements = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise InputError("Larmor is not installed here, so its dependencies are not known: pip install .") from error
     names = [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in requirements if "extra ==" not in text]
@@ -43,8 +52,8 @@ def pinned_requirements() -> list[str]:
     return [f"{name}=={version}" for name, version in versions.items()]
 
 
-def _origin(module: str) -> Path:
-    found = importlib.util.find_spec(module)
+def _place(package: str) -> Path:
+    found = importlib.util.find_spec(package)
     assert found is not None
-    assert found.origin is not None
-    return Path(found.origin)
+    assert found.submodule_search_locations
+    return Path(found.submodule_search_locations[0])

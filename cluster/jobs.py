@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from cluster.experiment import Experiment, differing_keys
-from cluster.job_package import pinned_requirements, write_package
-from cluster.ray_cluster import use_known_token
-from storage.errors import InputError
+from larmor.cluster.experiment import Experiment, differing_keys
+from larmor.cluster.job_package import pinned_requirements, write_package
+from larmor.cluster.ray_cluster import use_known_token
+from larmor.storage.errors import InputError
 
 Kind = Literal["train", "sweep"]
 STOP_SECONDS = 120  # a stopped training saves a checkpoint first; then it is killed

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from cluster.origin import trained_with
-from recon.metrics import TABLE_METRICS
+from larmor.cluster.origin import trained_with
+from larmor.recon.metrics import TABLE_METRICS
 
 _MOST_SOURCES = 40  # rows of the table of volumes; metrics.json has all
 _UNKNOWN = "not recorded by the Larmor that made the run"

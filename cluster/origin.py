@@ -19,17 +19,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from cluster.run_folder import RunFolder
-from storage.errors import InputError
-from storage.object_store import ObjectStore
+from larmor.cluster.run_folder import RunFolder
+from larmor.storage.errors import InputError
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.provenance import larmor_version
 
 if TYPE_CHECKING:  # who reads a record, as `larmor pull` does, needs no PyTorch
-    from cluster.experiment import Experiment
+    from larmor.cluster.experiment import Experiment
 
 E = TypeVar("E", bound="Experiment")
 
-_CODE = ("storage", "recon")  # what reads, trains and rates
-PACKAGES = ("larmor", "torch", "ray", "deepspeed", "numpy", "zarr", "s3fs", "safetensors")
+_CODE = ("larmor.storage", "larmor.recon")  # what reads, trains and rates
+PACKAGES = ("torch", "ray", "deepspeed", "numpy", "zarr", "s3fs", "safetensors")
 
 
 def versions() -> dict[str, str]:
@@ -40,7 +41,8 @@ def versions() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
-    return {**found, "code": code_hash(), "Python": platform.python_version(), "system": platform.platform()}
+    ours = {"larmor": larmor_version(), "code": code_hash()}
+    return {**ours, **found, "Python": platform.python_version(), "system": platform.platform()}
 
 
 def code_hash() -> str:
@@ -65,9 +67,9 @@ def pinned(experiment: E) -> E:
 
     Raises `InputError` if what is there is not what it names.
     """
-    from recon.masks import make_mask, mask_hash
-    from storage.config import check_identity
-    from storage.dataset import read_identity
+    from larmor.recon.masks import make_mask, mask_hash
+    from larmor.storage.config import check_identity
+    from larmor.storage.dataset import read_identity
 
     found = read_identity(ObjectStore(experiment.data.url))
     check_identity(experiment.data, found)
@@ -116,8 +118,8 @@ def record_origin(experiment: Experiment, folder: Folder) -> None:
 
 
 def _origin(experiment: Experiment) -> dict[str, Any]:
-    from recon.masks import describe_mask
-    from storage.dataset import read_root
+    from larmor.recon.masks import describe_mask
+    from larmor.storage.dataset import read_root
 
     data = ObjectStore(experiment.data.url)
     root = read_root(data)

@@ -22,16 +22,16 @@ from typing import Any
 
 import yaml
 
-from cluster.checkpoint import WEIGHTS, Checkpoint
-from cluster.model_card import write_card
-from cluster.origin import read_origin
-from cluster.run_folder import REMOVED, RunFolder
-from recon.metrics import HIGHER_IS_BETTER, check_metric
-from storage.errors import InputError
-from storage.lock_file import locked
-from storage.store_errors import StoreAway
+from larmor.cluster.checkpoint import WEIGHTS, Checkpoint
+from larmor.cluster.model_card import write_card
+from larmor.cluster.origin import read_origin
+from larmor.cluster.run_folder import REMOVED, RunFolder
+from larmor.recon.metrics import HIGHER_IS_BETTER, check_metric
+from larmor.storage.errors import InputError
+from larmor.storage.lock_file import locked
+from larmor.storage.store_errors import StoreAway
 
-MODEL_FORMAT = 1  # as recon.model reads it, which needs PyTorch
+MODEL_FORMAT = 1  # as larmor.recon.model reads it, which needs PyTorch
 _TRIES = 5  # a run that is going on may remove a checkpoint between our look and our download
 
 

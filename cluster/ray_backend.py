@@ -8,9 +8,9 @@ from typing import Any
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 
-from cluster.stopping import StopRequest
-from storage.errors import InputError
-from storage.store_errors import StoreAway
+from larmor.cluster.stopping import StopRequest
+from larmor.storage.errors import InputError
+from larmor.storage.store_errors import StoreAway
 
 _request: StopRequest | None = None
 

@@ -16,15 +16,15 @@ from typing import Any, NoReturn
 import psutil
 from platformdirs import user_data_path
 
-from cluster.job_package import package_folders
-from cluster.stopping import Interrupted
-from storage.embedded_store import PROFILE
-from storage.errors import InputError
+from larmor.cluster.job_package import write_source
+from larmor.cluster.stopping import Interrupted
+from larmor.storage.embedded_store import PROFILE
+from larmor.storage.errors import InputError
 
 # paths and names only: a key never travels through Ray
 _FORWARDED = ("AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
 
-_HOOK = "cluster.network.use_the_nodes_interface"  # by name: ray:// takes nothing else
+_HOOK = "larmor.cluster.network.use_the_nodes_interface"  # by name: ray:// takes nothing else
 
 
 @contextlib.contextmanager
@@ -53,15 +53,16 @@ def connected(address: str | None) -> Iterator[None]:
 
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address:
-        own = {"worker_process_setup_hook": _HOOK, **_own_source()}
-        options["runtime_env"] = {"env_vars": worker_environment(), **own}
-        try:
-            ray.init(address=address, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"the Ray cluster at {address} cannot be reached ({error}); is it running, and does it ask for "
-                "another token than that in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH?"
-            ) from error
+        with tempfile.TemporaryDirectory(prefix="larmor-") as folder:
+            own = {"worker_process_setup_hook": _HOOK, **_own_source(Path(folder))}
+            options["runtime_env"] = {"env_vars": worker_environment(), **own}
+            try:
+                ray.init(address=address, **options)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise InputError(
+                    f"the Ray cluster at {address} cannot be reached ({error}); is it running, and does it ask for "
+                    "another token than that in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH?"
+                ) from error
     else:
         ray.init(
             address="local",
@@ -167,11 +168,11 @@ def use_known_token() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
-def _own_source() -> dict[str, Any]:
-    """What brings this very Larmor to the workers; a job has brought it already."""
+def _own_source(folder: Path) -> dict[str, Any]:
+    """What brings this very Larmor to the workers, from a copy in `folder`; a job has brought it already."""
     if "LARMOR_JOB" in os.environ:
         return {}
-    return {"py_modules": [str(path) for path in package_folders()]}
+    return {"py_modules": [str(write_source(folder))]}
 
 
 def use_own_token() -> None:

@@ -8,16 +8,16 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cluster.experiment import ClusterConfig, Experiment
-from cluster.ray_cluster import worker_bundle
-from cluster.run_folder import RunFolder
-from cluster.stopping import Stopped, StopRequest, order_stop, withdraw_stop_order
-from storage.errors import InputError
+from larmor.cluster.experiment import ClusterConfig, Experiment
+from larmor.cluster.ray_cluster import worker_bundle
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.stopping import Stopped, StopRequest, order_stop, withdraw_stop_order
+from larmor.storage.errors import InputError
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:
     """What Ray Train runs in each worker process; what it returns of rank 0 is the outcome."""
-    from cluster.ray_worker import work
+    from larmor.cluster.ray_worker import work
 
     return work(config)
 
@@ -73,7 +73,7 @@ def _fit_until(request: StopRequest, experiment: Experiment, run: RunFolder) -> 
 
 
 def _fit(experiment: Experiment, run: RunFolder) -> dict[str, Any]:
-    from cluster.ray_backend import GiveUpAtMistakes, describe_failure, mistake_of
+    from larmor.cluster.ray_backend import GiveUpAtMistakes, describe_failure, mistake_of
 
     content = experiment.model_dump(mode="json", include=set(Experiment.model_fields))
     config = {"experiment": content, "run_url": run.url, "lease": run.lease}
@@ -106,7 +106,7 @@ def fit_workers(
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from cluster.ray_backend import StoppableTorchConfig
+    from larmor.cluster.ray_backend import StoppableTorchConfig
 
     ray_train: Any = ray.train  # its types are those of its first version
     trainer_class: Any = TorchTrainer

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from cluster.experiment import Experiment, build
-from cluster.lease import LeaseLost
-from cluster.run_folder import RunFolder
-from cluster.worker import LocalWorker
-from recon.history import TrainingDiverged
-from recon.train import train
+from larmor.cluster.experiment import Experiment, build
+from larmor.cluster.lease import LeaseLost
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.worker import LocalWorker
+from larmor.recon.history import TrainingDiverged
+from larmor.recon.train import train
 
 _ASK_RAY_SECONDS = 5.0
 
@@ -40,7 +40,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     """Train as `config` says, and as the other ranks do; what happened."""
     import ray.train.torch
 
-    from cluster.ray_backend import this_process_request
+    from larmor.cluster.ray_backend import this_process_request
 
     experiment = build(config["experiment"], Experiment, "experiment")
     cluster = experiment.cluster

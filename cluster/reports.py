@@ -15,9 +15,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from cluster.attempts import Attempt, first_and_last, goodput
-from cluster.event_file import EventFile
-from storage.object_store import ObjectStore
+from larmor.cluster.attempts import Attempt, first_and_last, goodput
+from larmor.cluster.event_file import EventFile
+from larmor.storage.object_store import ObjectStore
 
 NEWEST = "metrics.jsonl"
 Rows = Sequence[Mapping[str, float]]

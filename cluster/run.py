@@ -8,15 +8,15 @@ from typing import Any
 
 import yaml
 
-from cluster.experiment import PINS, Experiment, differing_keys, dump_yaml
-from cluster.lease import Say, hold, refuse_if_held
-from cluster.origin import check_origin, pinned, record_origin
-from cluster.run_folder import RunFolder
-from recon.metrics import HIGHER_IS_BETTER
-from storage.config import check_identity
-from storage.dataset import read_split
-from storage.errors import InputError
-from storage.object_store import ObjectStore
+from larmor.cluster.experiment import PINS, Experiment, differing_keys, dump_yaml
+from larmor.cluster.lease import Say, hold, refuse_if_held
+from larmor.cluster.origin import check_origin, pinned, record_origin
+from larmor.cluster.run_folder import RunFolder
+from larmor.recon.metrics import HIGHER_IS_BETTER
+from larmor.storage.config import check_identity
+from larmor.storage.dataset import read_split
+from larmor.storage.errors import InputError
+from larmor.storage.object_store import ObjectStore
 
 CHANGEABLE = (
     "cluster.",

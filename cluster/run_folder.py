@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.checkpoint import (
+from larmor.cluster.checkpoint import (
     FOLDER,
     Checkpoint,
     DamagedCheckpoint,
@@ -33,11 +33,11 @@ from cluster.checkpoint import (
     read_manifest,
     write_manifest,
 )
-from cluster.history import HistoryWriter, read_history
-from cluster.lease import check_lease, delete_all_but_lease
-from storage.errors import InputError
-from storage.local_names import inside
-from storage.object_store import ObjectStore
+from larmor.cluster.history import HistoryWriter, read_history
+from larmor.cluster.lease import check_lease, delete_all_but_lease
+from larmor.storage.errors import InputError
+from larmor.storage.local_names import inside
+from larmor.storage.object_store import ObjectStore
 
 REMOVED = " was removed: "  # in a warning about a checkpoint
 

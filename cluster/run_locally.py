@@ -6,15 +6,15 @@ import signal
 
 import torch
 
-from cluster.experiment import Experiment
-from cluster.lease import Say
-from cluster.run_folder import RunFolder
-from cluster.stopping import Stopped, StopRequest, withdraw_stop_order
-from cluster.worker import LocalWorker
-from recon.device import choose_device
-from recon.history import TrainingDiverged
-from recon.train import train
-from storage.errors import InputError
+from larmor.cluster.experiment import Experiment
+from larmor.cluster.lease import Say
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.stopping import Stopped, StopRequest, withdraw_stop_order
+from larmor.cluster.worker import LocalWorker
+from larmor.recon.device import choose_device
+from larmor.recon.history import TrainingDiverged
+from larmor.recon.train import train
+from larmor.storage.errors import InputError
 
 
 def check_local(experiment: Experiment, device: str) -> torch.device:

@@ -15,14 +15,14 @@ from typing import Literal
 
 import yaml
 
-from cluster.attempts import first_and_last
-from cluster.lease import Lease, Owner, newest
-from cluster.reports import last_report
-from cluster.run_folder import RunFolder
-from recon.metrics import HIGHER_IS_BETTER
-from storage.errors import InputError
-from storage.object_store import ObjectStore
-from storage.parallel import run_in_threads
+from larmor.cluster.attempts import first_and_last
+from larmor.cluster.lease import Lease, Owner, newest
+from larmor.cluster.reports import last_report
+from larmor.cluster.run_folder import RunFolder
+from larmor.recon.metrics import HIGHER_IS_BETTER
+from larmor.storage.errors import InputError
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.parallel import run_in_threads
 
 State = Literal["new", "running", "stopped", "failed", "finished"]
 _RENEWALS_MISSED = 2  # times to live without a renewal: clocks of two machines may differ a little

@@ -8,8 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from storage.errors import InputError
-from storage.lock_file import is_own_folder, locked
+from larmor.storage.errors import InputError
+from larmor.storage.lock_file import is_own_folder, locked
 
 _PREFIX = "larmor-checkpoint-"
 _LOCK = ".lock"

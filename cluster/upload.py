@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.checkpoint import Checkpoint
-from cluster.lease import LeaseLost
-from cluster.run_folder import RunFolder
-from storage.errors import InputError
-from storage.store_errors import StoreAway
+from larmor.cluster.checkpoint import Checkpoint
+from larmor.cluster.lease import LeaseLost
+from larmor.cluster.run_folder import RunFolder
+from larmor.storage.errors import InputError
+from larmor.storage.store_errors import StoreAway
 
 _LONGEST_PAUSE = 1.0  # seconds
 

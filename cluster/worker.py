@@ -14,22 +14,22 @@ from typing import Any, Self, TypeVar
 import torch
 import torch.distributed
 
-from cluster.agreement import Agreement
-from cluster.attempts import Attempt
-from cluster.checkpoint import WEIGHTS, Checkpoint, DamagedCheckpoint, checkpoint_folder
-from cluster.exchange import exchange, share_out
-from cluster.heartbeat import Progress
-from cluster.lease import LeaseLost
-from cluster.reports import Reports
-from cluster.run_folder import RunFolder
-from cluster.scratch import Scratch
-from cluster.stopping import StopRequest
-from cluster.upload import Retention, Upload
-from cluster.watchdog import Watchdog
-from recon.metrics import HIGHER_IS_BETTER
-from recon.recipe import TrainingConfig
-from storage.errors import InputError
-from storage.store_errors import StoreAway, again_if_damaged
+from larmor.cluster.agreement import Agreement
+from larmor.cluster.attempts import Attempt
+from larmor.cluster.checkpoint import WEIGHTS, Checkpoint, DamagedCheckpoint, checkpoint_folder
+from larmor.cluster.exchange import exchange, share_out
+from larmor.cluster.heartbeat import Progress
+from larmor.cluster.lease import LeaseLost
+from larmor.cluster.reports import Reports
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.scratch import Scratch
+from larmor.cluster.stopping import StopRequest
+from larmor.cluster.upload import Retention, Upload
+from larmor.cluster.watchdog import Watchdog
+from larmor.recon.metrics import HIGHER_IS_BETTER
+from larmor.recon.recipe import TrainingConfig
+from larmor.storage.errors import InputError
+from larmor.storage.store_errors import StoreAway, again_if_damaged
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class LocalWorker:
-    """One rank of a run (see `recon.worker.Worker`), alone or in an initialised `torch.distributed` group.
+    """One rank of a run (see `worker.Worker`), alone or in an initialised `torch.distributed` group.
 
     To be used in a `with` block: at its end every saved checkpoint is published, or an error is raised.
 

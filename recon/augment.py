@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recon.settings import AugmentConfig
+from larmor.recon.settings import AugmentConfig
 
 # Sets these draws apart from those of masks and orders, which are seeded by [seed, epoch, …]: no epoch reaches it.
 # Below 2³², where numpy takes it as one word.

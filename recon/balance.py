@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recon.losses import adversarial_loss, generator_loss, term_weights
-from recon.settings import LossConfig
+from larmor.recon.losses import adversarial_loss, generator_loss, term_weights
+from larmor.recon.settings import LossConfig
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recon.compressed_sensing import CompressedSensingConfig, check_measurement
-from recon.sense import undersample
-from storage.errors import InputError
-from storage.formats.bart import read_cfl, write_cfl
+from larmor.recon.compressed_sensing import CompressedSensingConfig, check_measurement
+from larmor.recon.sense import undersample
+from larmor.storage.errors import InputError
+from larmor.storage.formats.bart import read_cfl, write_cfl
 
 WAVELETS = {"haar": "haar", "db1": "haar", "db2": "dau2", "bior4.4": "cdf44"}  # ours → BART's names
 LONGEST_SECONDS = 600
@@ -28,7 +28,7 @@ def bart_available() -> bool:
 def bart_compressed_sensing(
     kspace: Tensor, mask: Tensor, config: CompressedSensingConfig, maps: Tensor | None = None
 ) -> Tensor:
-    """As `recon.compressed_sensing.compressed_sensing`, by `bart pics`: (batch, 1, height, width) float32 on the CPU.
+    """As `compressed_sensing.compressed_sensing`, by `bart pics`: (batch, 1, height, width) float32 on the CPU.
 
     BART can hold a `magnitude` real, but not above zero: negative values are cut off at the end only. Its threshold
     stays at λ from the start.

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from recon.settings import StartConfig
-from recon.wavelets import GRID, denoise_wavelets, magnitude
+from larmor.recon.settings import StartConfig
+from larmor.recon.wavelets import GRID, denoise_wavelets, magnitude
 
 Consistent = Callable[[Tensor], Tensor]
 """An image (batch, 1 or 2, height, width) → the nearest one that has the measured points."""
@@ -28,7 +28,7 @@ def classical_start(zero_filled: Tensor, consistent: Consistent, config: StartCo
     and the wavelets' grid is shifted in each. A pure function: the shifts are the same in every call.
 
     Source: Beck & Teboulle, SIAM J. Imaging Sci. 2:183-202 (2009); Figueiredo & Nowak, IEEE Trans. Image Process.
-    12:906-916 (2003) for the shifts. `recon.compressed_sensing` solves the same problem by SigPy, image by image.
+    12:906-916 (2003) for the shifts. `recon/compressed_sensing.py` solves the same problem by SigPy, image by image.
     """
     with torch.no_grad():
         image = extrapolated = _constrain(consistent(torch.zeros_like(zero_filled)))

@@ -11,8 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from recon.sense import undersample
-from storage.errors import InputError
+from larmor.recon.sense import undersample
+from larmor.storage.errors import InputError
 
 _SHIFTS = 16  # of cycle spinning; the coarsest of four levels repeats after 16 pixels
 _FIRST_THRESHOLD = 0.03  # of an image in [0, 1]
@@ -97,7 +97,7 @@ def _solver(config: CompressedSensingConfig) -> Callable[[np.ndarray, np.ndarray
         import sigpy
     except ImportError as error:
         raise InputError(
-            f"compressed sensing needs SigPy ({error}); install it with pip install 'larmor[classical]'"
+            f"compressed sensing needs SigPy ({error}); install it with pip install 'larmor-mri[classical]'"
         ) from error
     if config.kind == "wavelet" and config.wavelet not in pywt.wavelist(kind="discrete"):
         raise InputError(f"wavelet '{config.wavelet}' is unknown; choose one such as haar, db2, db4 or sym8")

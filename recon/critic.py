@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from recon.settings import CriticConfig
-from recon.trunk import ResNet50Trunk
+from larmor.recon.settings import CriticConfig
+from larmor.recon.trunk import ResNet50Trunk
 
 
 class ResNet50Critic(nn.Module):

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recon.settings import Norm
-from recon.trunk import norm_layer, pad_to_multiple
+from larmor.recon.settings import Norm
+from larmor.recon.trunk import norm_layer, pad_to_multiple
 
 _ENCODER = (1, 2, 4, 8, 8, 8, 8, 8)  # channels in units of the width
 _DECODER = (8, 16, 16, 16, 4, 2, 1, 1)

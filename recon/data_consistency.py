@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from recon.classical_start import classical_start
-from recon.fourier import fft2c, ifft2c, mirrored
-from recon.sense import channels_to_complex, complex_to_channels, sense_expand, sense_reduce
-from recon.settings import StartConfig
-from storage.errors import InputError
+from larmor.recon.classical_start import classical_start
+from larmor.recon.fourier import fft2c, ifft2c, mirrored
+from larmor.recon.sense import channels_to_complex, complex_to_channels, sense_expand, sense_reduce
+from larmor.recon.settings import StartConfig
+from larmor.storage.errors import InputError
 
 _REAL_ROUNDS = 10  # each halves, at least, what a real image of another phase lacks of the measured points
 Consistency = Literal["soft", "hard"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from storage.errors import InputError
+from larmor.storage.errors import InputError
 
 
 def choose_device(name: torch.device | str) -> torch.device:

@@ -1,4 +1,4 @@
-"""The metrics of `recon.metrics`, preset `paper`, computed where the images lie: on a GPU they never leave it."""
+"""The metrics of `recon/metrics.py`, preset `paper`, computed where the images lie: on a GPU they never leave it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, pad
 
-from recon.metrics import SSIM_WINDOW, psnr_of
-from recon.texture import GMSD_CONSTANT, LOG_RADIUS, LOG_SIGMA
+from larmor.recon.metrics import SSIM_WINDOW, psnr_of
+from larmor.recon.texture import GMSD_CONSTANT, LOG_RADIUS, LOG_SIGMA
 
 _K1, _K2 = 0.01, 0.03  # of SSIM (Wang et al., 2004)
 _MEASURED = ("mse", "ssim", "nmse", "hfen", "gmsd")  # in the order of `_measure`
@@ -19,7 +19,7 @@ _MEASURED = ("mse", "ssim", "nmse", "hfen", "gmsd")  # in the order of `_measure
 
 @torch.no_grad()
 def slice_metrics_on_device(target: Tensor, reconstruction: Tensor) -> list[dict[str, float]]:
-    """`recon.metrics.slice_metrics` of each image of (batch, height, width), in float64, with one copy to the host.
+    """`metrics.slice_metrics` of each image of (batch, height, width), in float64, with one copy to the host.
 
     Each image is rated by itself, so that its figures do not depend on the batch that it is in.
     """
@@ -63,7 +63,7 @@ def _ssim(target: Tensor, image: Tensor) -> Tensor:
 
 
 def _edges(image: Tensor) -> Tensor:
-    """`recon.texture.edges`: the sum of a second derivative along each axis, smoothed along the other."""
+    """`texture.edges`: the sum of a second derivative along each axis, smoothed along the other."""
     smooth, second = (_gaussian(order).to(image.device) for order in (0, 2))
     return _along(_along(image, second, 0), smooth, 1) + _along(_along(image, smooth, 0), second, 1)
 
@@ -85,7 +85,7 @@ def _along(image: Tensor, kernel: Tensor, axis: int) -> Tensor:
 
 
 def _gmsd(target: Tensor, image: Tensor) -> Tensor:
-    """`recon.texture.gmsd` for a data range of 1."""
+    """`texture.gmsd` for a data range of 1."""
     first, second = _gradient(target), _gradient(image)
     similarity = (2 * first * second + GMSD_CONSTANT) / (first**2 + second**2 + GMSD_CONSTANT)
     return similarity.std(correction=0)

@@ -1,7 +1,7 @@
 """One network with its optimiser behind a small interface; the only file that imports deepspeed.
 
 A GAN trains two networks, so it holds two engines. `build_engine` gives either DeepSpeed's (ZeRO
-0–3, bfloat16 with float32 masters) or the plain torch one of `recon.plain_engine`.
+0–3, bfloat16 with float32 masters) or the plain torch one of `recon/plain_engine.py`.
 """
 
 import contextlib
@@ -20,11 +20,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from recon.engine_state import EngineFacts, counters_of, moments_of, new_moments, open_state, state_kind, write_part
-from recon.optimizers import build_optimizer, clip_weights_, parameter_groups
-from recon.precision import lower_buffers
-from recon.settings import OptimizerConfig
-from storage.errors import InputError
+from larmor.recon.engine_state import (
+    EngineFacts,
+    counters_of,
+    moments_of,
+    new_moments,
+    open_state,
+    state_kind,
+    write_part,
+)
+from larmor.recon.optimizers import build_optimizer, clip_weights_, parameter_groups
+from larmor.recon.precision import lower_buffers
+from larmor.recon.settings import OptimizerConfig
+from larmor.storage.errors import InputError
 
 Backend = Literal["deepspeed", "plain", "auto"]
 Precision = Literal["float32", "bfloat16"]
@@ -88,7 +96,7 @@ class Engine(Protocol):
 class EngineSettings:
     """How an engine runs. `persistence_threshold`: in ZeRO 3, parameters with fewer elements than
     this stay whole on every rank (DeepSpeed's own default; 0 partitions everything). `recorded`: its
-    steps become part of a CUDA graph (`recon.step_graph`), which the plain engine alone can do."""
+    steps become part of a CUDA graph (`recon/step_graph.py`), which the plain engine alone can do."""
 
     micro_batch_size: int
     gradient_accumulation: int = 1
@@ -131,7 +139,7 @@ def build_engine(
         raise InputError(f"engine backend {backend!r}: use deepspeed, plain or auto")
     _require_process_group(device, create=backend == "deepspeed")
     if backend == "plain":
-        from recon.plain_engine import PlainEngine
+        from larmor.recon.plain_engine import PlainEngine
 
         return PlainEngine(module, optimizer_config, settings, device, clip)
     return DeepSpeedEngine(module, optimizer_config, settings, device, clip)

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from storage.errors import InputError
+from larmor.storage.errors import InputError
 
 FORMAT = 1
 _HEADER = "larmor"

@@ -10,14 +10,14 @@ import numpy as np
 import scipy.stats
 import torch
 
-from recon.figures import Example
-from recon.inference import ZERO_FILLED, Method, Physics, Reconstructed, check_finite, reconstruct_split
-from recon.metrics import DICE, METRICS, Preset, slice_metrics, volume_metrics
-from recon.segmentation import Segmentation, SegmentationConfig, dice_per_class, segment
-from recon.segmentation_figure import SegmentationExample, SegmentedImage
-from storage.dataset import SplitInfo
-from storage.errors import InputError
-from storage.reader import SliceReader
+from larmor.recon.figures import Example
+from larmor.recon.inference import ZERO_FILLED, Method, Physics, Reconstructed, check_finite, reconstruct_split
+from larmor.recon.metrics import DICE, METRICS, Preset, slice_metrics, volume_metrics
+from larmor.recon.segmentation import Segmentation, SegmentationConfig, dice_per_class, segment
+from larmor.recon.segmentation_figure import SegmentationExample, SegmentedImage
+from larmor.storage.dataset import SplitInfo
+from larmor.storage.errors import InputError
+from larmor.storage.reader import SliceReader
 
 _TARGET = ""  # no method has that name
 _MOST_PICTURED = 8  # volumes in the figure, which matplotlib cannot draw at any height

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from recon.evaluate import Evaluation, Row
-from recon.figures import Example
-from recon.inference import Physics
-from recon.masks import MaskConfig
-from recon.signal import SignalConfig
+from larmor.recon.evaluate import Evaluation, Row
+from larmor.recon.figures import Example
+from larmor.recon.inference import Physics
+from larmor.recon.masks import MaskConfig
+from larmor.recon.signal import SignalConfig
 
 _TARGET = "target"
 _WHITE = 2**16 - 1  # example images are shown in [0, 1], and kept as uint16

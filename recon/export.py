@@ -18,14 +18,14 @@ from skimage.data import shepp_logan_phantom
 from skimage.transform import resize
 from torch import Tensor
 
-from recon.data_consistency import ConsistentGenerator
-from recon.fourier import fft2c, ifft2c
-from recon.masks import MaskConfig, make_mask
-from recon.model import Model
-from recon.portable import portable
-from recon.sense import complex_to_channels, sense_expand, sense_reduce
-from storage.errors import InputError
-from storage.provenance import larmor_version
+from larmor.recon.data_consistency import ConsistentGenerator
+from larmor.recon.fourier import fft2c, ifft2c
+from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.model import Model
+from larmor.recon.portable import portable
+from larmor.recon.sense import complex_to_channels, sense_expand, sense_reduce
+from larmor.storage.errors import InputError
+from larmor.storage.provenance import larmor_version
 
 SUFFIXES = (".onnx", ".pt2")
 TOLERANCE = 1e-4  # of zero-filled images in [0, 1]
@@ -285,7 +285,7 @@ def _onnxruntime() -> Any:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"ONNX needs onnx, onnxscript and onnxruntime ({error}); install them with pip install 'larmor[export]', "
-            "or export as .pt2"
+            f"ONNX needs onnx, onnxscript and onnxruntime ({error}); install them with "
+            "pip install 'larmor-mri[export]', or export as .pt2"
         ) from error
     return onnxruntime

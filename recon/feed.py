@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from storage.loader import Allocate, Batch
+from larmor.storage.loader import Allocate, Batch
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from recon.metrics import slice_metrics
+from larmor.recon.metrics import slice_metrics
 
 ERROR_GAINS = (5, 10, 20, 40)
 matplotlib.rcParams["font.size"] = 8

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from recon.engine import Engine
-from recon.gan_step import critic_step, generator_step
-from recon.losses import critic_loss, generator_loss
-from recon.networks import build_critic, build_generator
-from recon.recipe import Recipe
+from larmor.recon.engine import Engine
+from larmor.recon.gan_step import critic_step, generator_step
+from larmor.recon.losses import critic_loss, generator_loss
+from larmor.recon.networks import build_critic, build_generator
+from larmor.recon.recipe import Recipe
 
 
 def flops_per_step(recipe: Recipe) -> int:

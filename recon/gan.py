@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recon.average import AveragedWeights
-from recon.balance import Judge, measure
-from recon.engine import Engine, EngineSettings, build_engine
-from recon.fourier import fft2c, ifft2c
-from recon.gan_step import View, as_it_is, critic_step, frozen, generator_step
-from recon.lipschitz import draw_shares
-from recon.losses import critic_loss, generator_loss
-from recon.networks import build_critic, build_generator
-from recon.recipe import Recipe, learning_rate_factor
-from recon.samples import Sample
-from recon.step_graph import Step, StepGraph
-from storage.errors import InputError
+from larmor.recon.average import AveragedWeights
+from larmor.recon.balance import Judge, measure
+from larmor.recon.engine import Engine, EngineSettings, build_engine
+from larmor.recon.fourier import fft2c, ifft2c
+from larmor.recon.gan_step import View, as_it_is, critic_step, frozen, generator_step
+from larmor.recon.lipschitz import draw_shares
+from larmor.recon.losses import critic_loss, generator_loss
+from larmor.recon.networks import build_critic, build_generator
+from larmor.recon.recipe import Recipe, learning_rate_factor
+from larmor.recon.samples import Sample
+from larmor.recon.step_graph import Step, StepGraph
+from larmor.storage.errors import InputError
 
 _PENALTY_STREAM = 0x6770  # of the recipe's seed: nothing else draws from it
 
@@ -117,7 +117,7 @@ class Gan:
         return terms
 
     def balance(self, samples: Sequence[Sample]) -> list[dict[str, float]]:
-        """What `recon.balance` says of each micro-batch, with the weights as they are. Every rank calls."""
+        """What `recon/balance.py` says of each micro-batch, with the weights as they are. Every rank calls."""
         found = []
         with frozen(self.critic):
             for sample in samples:

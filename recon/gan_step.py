@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from recon.engine import Engine
-from recon.lipschitz import gradient_penalty, interpolate
+from larmor.recon.engine import Engine
+from larmor.recon.lipschitz import gradient_penalty, interpolate
 
 CriticLoss = Callable[[Tensor, Tensor], Tensor]
 """(real scores, fake scores), each (batch, 1) → scalar to minimise."""
@@ -43,7 +43,7 @@ def critic_step(
     `inputs` is what the generator takes, the zero-filled images first; `real` (batch, channel, height, width)
     float32; the critic gives (batch, 1). For the Wasserstein critic `loss_fn` is E[D(G(n))] − E[D(i)], eq. (5)
     of the paper. `penalty` is the weight of the gradient penalty and (batch, 1, 1, 1) where its points lie between real
-    and fake (`recon.lipschitz.interpolate`).
+    and fake (`lipschitz.interpolate`).
 
     Real and fake images go through the critic in a single forward pass, because an engine reduces its gradients
     once per pass. So the critic must not have batch norm: its statistics would mix the two, and tell them apart by

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recon.settings import GeneratorConfig, Norm
-from recon.trunk import ResNet50Trunk, norm_layer, pad_to_multiple
+from larmor.recon.settings import GeneratorConfig, Norm
+from larmor.recon.trunk import ResNet50Trunk, norm_layer, pad_to_multiple
 
 
 class ResNet50Generator(nn.Module):

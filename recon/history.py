@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recon.balance import figures as balance_figures
-from recon.recipe import Recipe
-from recon.samples import Sample
-from recon.speed import Speed
-from recon.worker import Worker
-from storage.dataset import SplitInfo
-from storage.errors import InputError
+from larmor.recon.balance import figures as balance_figures
+from larmor.recon.recipe import Recipe
+from larmor.recon.samples import Sample
+from larmor.recon.speed import Speed
+from larmor.recon.worker import Worker
+from larmor.storage.dataset import SplitInfo
+from larmor.storage.errors import InputError
 
 
 class TrainingDiverged(InputError):
@@ -50,7 +50,7 @@ class History:
         self._inputs += [(sample.samples, sample.target.sum(dim=(1, 2, 3))) for sample in samples]
 
     def balance(self, parts: list[dict[str, float]]) -> None:
-        """What `recon.balance` says of the newest step's micro-batches."""
+        """What `recon/balance.py` says of the newest step's micro-batches."""
         self._balance = parts
 
     def validation(self, metrics: dict[str, float]) -> None:

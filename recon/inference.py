@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recon.engine import lowered
-from recon.masks import MaskConfig
-from recon.samples import MAGNITUDE, Sample, denormalize, display, normalize, normalize_by, prepare
-from recon.signal import SignalConfig
-from storage.constant import is_constant
-from storage.errors import InputError
-from storage.loader import Batch
-from storage.reader import SliceReader
+from larmor.recon.engine import lowered
+from larmor.recon.masks import MaskConfig
+from larmor.recon.samples import MAGNITUDE, Sample, denormalize, display, normalize, normalize_by, prepare
+from larmor.recon.signal import SignalConfig
+from larmor.storage.constant import is_constant
+from larmor.storage.errors import InputError
+from larmor.storage.loader import Batch
+from larmor.storage.reader import SliceReader
 
 ZERO_FILLED = "zero_filled"
 Method = Callable[[Sample], Tensor]
@@ -42,7 +42,7 @@ class Reconstructed:
 
     @property
     def shows(self) -> np.ndarray:
-        """(batch,) bool: False for a target that is constant, of which there are no figures (`storage.constant`)."""
+        """(batch,) bool: False for a target that is constant, of which there are no figures (`storage/constant.py`)."""
         return ~is_constant(self.scale[:, 0], self.scale[:, 1])
 
 

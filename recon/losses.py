@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recon.fourier import fft2c
-from recon.sense import channels_to_complex
-from recon.settings import Content, LossConfig
+from larmor.recon.fourier import fft2c
+from larmor.recon.sense import channels_to_complex
+from larmor.recon.settings import Content, LossConfig
 
 
 def normalized_root_mse_loss(target: Tensor, reconstruction: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from zipfile import BadZipFile
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from recon.trajectories import radial_ranks, spiral_ranks
-from storage.errors import InputError
+from larmor.recon.trajectories import radial_ranks, spiral_ranks
+from larmor.storage.errors import InputError
 
 Kind = Literal["gaussian1d", "gaussian2d", "poisson2d", "uniform1d", "random1d", "radial", "spiral", "file"]
 COLUMN_KINDS = ("gaussian1d", "uniform1d", "random1d")
@@ -113,7 +113,7 @@ def _ranks(
         case "gaussian1d" | "gaussian2d":  # weighted draw without replacement: the largest of weight + Gumbel noise
             return -(weights + rng.gumbel(size=distance.shape))
         case "poisson2d":
-            from recon.poisson_disc import poisson_disc_ranks  # SciPy's optimisers take a third of a second
+            from larmor.recon.poisson_disc import poisson_disc_ranks  # SciPy's optimisers take a third of a second
 
             return poisson_disc_ranks(rng, weights, centre, count)
         case "uniform1d":

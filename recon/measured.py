@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from recon.feed import to_device
-from recon.fourier import ifft2c
-from recon.model import Model
-from recon.phase import phase_map
-from recon.samples import Sample, centre_fit, magnitude, scaled
-from recon.sense import sense_reduce
-from storage.errors import InputError
-from storage.loader import Batch
-from storage.sensitivity import KERNEL_WIDTH, estimate_sensitivity_maps
+from larmor.recon.feed import to_device
+from larmor.recon.fourier import ifft2c
+from larmor.recon.model import Model
+from larmor.recon.phase import phase_map
+from larmor.recon.samples import Sample, centre_fit, magnitude, scaled
+from larmor.recon.sense import sense_reduce
+from larmor.storage.errors import InputError
+from larmor.storage.loader import Batch
+from larmor.storage.sensitivity import KERNEL_WIDTH, estimate_sensitivity_maps
 
 _WIDEST = 24  # of the calibration region, as for fully sampled slices
 

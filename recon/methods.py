@@ -9,25 +9,25 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 from torch import Tensor
 
-from recon.bart import bart_compressed_sensing
-from recon.classical_start import classical_start
-from recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
-from recon.data_consistency import Measured
-from recon.inference import Method, Physics, network_method
-from recon.masks import MaskConfig
-from recon.model import Model
-from recon.samples import Sample
-from recon.settings import StartConfig
-from storage.errors import InputError
+from larmor.recon.bart import bart_compressed_sensing
+from larmor.recon.classical_start import classical_start
+from larmor.recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
+from larmor.recon.data_consistency import Measured
+from larmor.recon.inference import Method, Physics, network_method
+from larmor.recon.masks import MaskConfig
+from larmor.recon.model import Model
+from larmor.recon.samples import Sample
+from larmor.recon.settings import StartConfig
+from larmor.storage.errors import InputError
 
 CLASSICAL = ("wavelet", "total_variation", "alternating", "bart")
 
 
 def classical_method(name: str, physics: Physics) -> Method:
-    """Compressed sensing by name, in the library's default settings (see `recon.compressed_sensing`).
+    """Compressed sensing by name, in the library's default settings (see `recon/compressed_sensing.py`).
 
     `alternating`, wavelets and total variation by turns, is what the system `larmor` starts from (see
-    `recon.classical_start`): batches, on the device where they lie. Raises `InputError` for another name.
+    `recon/classical_start.py`): batches, on the device where they lie. Raises `InputError` for another name.
     """
     if name not in CLASSICAL:
         raise InputError(f"method '{name}': choose one of {', '.join(CLASSICAL)}; zero-filled is always in the table")

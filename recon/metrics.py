@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from storage.errors import InputError
+from larmor.storage.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,7 +119,7 @@ def slice_metrics(target: np.ndarray, reconstruction: np.ndarray, data_range: fl
     import numpy as np
     from skimage.metrics import structural_similarity
 
-    from recon.texture import edges, gmsd, relative_norm
+    from larmor.recon.texture import edges, gmsd, relative_norm
 
     target = target.astype(np.float64)
     reconstruction = reconstruction.astype(np.float64)
@@ -142,7 +142,7 @@ def volume_metrics(target: np.ndarray, reconstruction: np.ndarray) -> dict[str, 
     """
     import numpy as np
 
-    from recon.texture import edges, relative_norm
+    from larmor.recon.texture import edges, relative_norm
 
     data_range = float(target.max())
     error = target.astype(np.float64) - reconstruction

@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from recon.device import choose_device
-from recon.inference import Physics
-from recon.networks import build_generator
-from recon.recipe import Recipe
-from storage.errors import InputError
+from larmor.recon.device import choose_device
+from larmor.recon.inference import Physics
+from larmor.recon.networks import build_generator
+from larmor.recon.recipe import Recipe
+from larmor.storage.errors import InputError
 
 MODEL_FORMAT = 1
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from torch import nn
 
-from recon.critic import ResNet50Critic
-from recon.dagan import DaganDiscriminator, DaganGenerator
-from recon.data_consistency import ConsistentGenerator
-from recon.generator import ResNet50Generator
-from recon.lipschitz import apply_spectral_norm
-from recon.residual_unet import ResidualUNet
-from recon.settings import CriticConfig, GeneratorConfig
-from recon.unet import UNetGenerator
+from larmor.recon.critic import ResNet50Critic
+from larmor.recon.dagan import DaganDiscriminator, DaganGenerator
+from larmor.recon.data_consistency import ConsistentGenerator
+from larmor.recon.generator import ResNet50Generator
+from larmor.recon.lipschitz import apply_spectral_norm
+from larmor.recon.residual_unet import ResidualUNet
+from larmor.recon.settings import CriticConfig, GeneratorConfig
+from larmor.recon.unet import UNetGenerator
 
 
 def build_generator(config: GeneratorConfig, channels: int = 1) -> nn.Module:
     """A generator for images of 1 (magnitude) or 2 (complex) channels.
 
     It is called with zero_filled (batch, channels, height, width), kspace, mask, for several coils maps, and where it
-    has one a start that is known already (see `recon.samples.Sample`); it ignores what it does not need.
+    has one a start that is known already (see `samples.Sample`); it ignores what it does not need.
     """
     if config.data_consistency == "none" and not config.start.enabled:
         return _network(config, channels)

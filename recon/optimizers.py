@@ -6,8 +6,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from recon.settings import OptimizerConfig
-from storage.errors import InputError
+from larmor.recon.settings import OptimizerConfig
+from larmor.storage.errors import InputError
 
 _CLIPPED_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recon.fourier import ifft2c, mirrored
-from storage.errors import InputError
+from larmor.recon.fourier import ifft2c, mirrored
+from larmor.storage.errors import InputError
 
 NARROWEST = 6  # points each way of a centre from which a phase is estimated
 _FAINT = 1e-3  # of the largest magnitude

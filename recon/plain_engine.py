@@ -9,12 +9,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from recon.engine import EngineSettings
-from recon.engine_state import EngineFacts, counters_of, moments_of, new_moments, open_state, state_kind, write_part
-from recon.optimizers import build_optimizer, parameter_groups
-from recon.precision import keep_autocast_in_norms
-from recon.settings import OptimizerConfig
-from storage.errors import InputError
+from larmor.recon.engine import EngineSettings
+from larmor.recon.engine_state import (
+    EngineFacts,
+    counters_of,
+    moments_of,
+    new_moments,
+    open_state,
+    state_kind,
+    write_part,
+)
+from larmor.recon.optimizers import build_optimizer, parameter_groups
+from larmor.recon.precision import keep_autocast_in_norms
+from larmor.recon.settings import OptimizerConfig
+from larmor.storage.errors import InputError
 
 
 class PlainEngine:

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from recon.data_consistency import ConsistentGenerator
-from recon.fourier import mirrored
+from larmor.recon.data_consistency import ConsistentGenerator
+from larmor.recon.fourier import mirrored
 
 
 class PortableGenerator(nn.Module):

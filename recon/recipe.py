@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from recon.masks import MaskConfig
-from recon.metrics import check_metric
-from recon.settings import AugmentConfig, CriticConfig, GeneratorConfig, LossConfig, OptimizerConfig
-from recon.signal import SignalConfig
-from recon.systems import SYSTEMS, System, merged
-from storage.config import DataConfig
+from larmor.recon.masks import MaskConfig
+from larmor.recon.metrics import check_metric
+from larmor.recon.settings import AugmentConfig, CriticConfig, GeneratorConfig, LossConfig, OptimizerConfig
+from larmor.recon.signal import SignalConfig
+from larmor.recon.systems import SYSTEMS, System, merged
+from larmor.storage.config import DataConfig
 
 MetricName = Annotated[str, AfterValidator(check_metric)]
 

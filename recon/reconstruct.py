@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recon.figures import contact_sheet
-from recon.inference import ZERO_FILLED, Reconstructed, check_finite, network_method, reconstruct_sample
-from recon.measured import measured_sample
-from recon.model import Model
-from recon.samples import denormalize, prepare
-from recon.scans import Scan, Slices
-from storage.errors import InputError
-from storage.loader import Batch
-from storage.store_errors import StoreAway
+from larmor.recon.figures import contact_sheet
+from larmor.recon.inference import ZERO_FILLED, Reconstructed, check_finite, network_method, reconstruct_sample
+from larmor.recon.measured import measured_sample
+from larmor.recon.model import Model
+from larmor.recon.samples import denormalize, prepare
+from larmor.recon.scans import Scan, Slices
+from larmor.storage.errors import InputError
+from larmor.storage.loader import Batch
+from larmor.storage.store_errors import StoreAway
 
 _MODEL = "the model"
 _PICTURED = 8  # slices on the contact sheet

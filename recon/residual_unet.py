@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from recon.settings import Norm
-from recon.trunk import norm_layer, pad_to_multiple
+from larmor.recon.settings import Norm
+from larmor.recon.trunk import norm_layer, pad_to_multiple
 
 _SMALL = 1e-3  # standard deviation of what a residual block adds at first
 

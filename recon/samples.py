@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recon.feed import DeviceBatch, DeviceGroup, to_device
-from recon.fourier import fft2c, ifft2c
-from recon.masks import MaskConfig, make_mask
-from recon.sense import complex_to_channels, sense_reduce
-from recon.signal import SignalConfig
-from storage.constant import ROUNDING
-from storage.errors import InputError
-from storage.loader import Batch
+from larmor.recon.feed import DeviceBatch, DeviceGroup, to_device
+from larmor.recon.fourier import fft2c, ifft2c
+from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.sense import complex_to_channels, sense_reduce
+from larmor.recon.signal import SignalConfig
+from larmor.storage.constant import ROUNDING
+from larmor.storage.errors import InputError
+from larmor.storage.loader import Batch
 
 MAGNITUDE = SignalConfig()
 
@@ -32,7 +32,7 @@ class Sample:
     `magnitude` mode its absolute value. `kspace` (batch, coil, height, width) complex64 is what was measured, 0
     elsewhere; `mask` (batch, 1, height, width) bool; `scale` (batch, 2): 0 and that largest magnitude in the source's
     intensities; `maps` as `kspace`, None for a single coil; `samples` (batch, 2): epoch and slice index. `start` is the
-    image that the generator begins with, as `zero_filled`, where it is known already (`recon.starts`).
+    image that the generator begins with, as `zero_filled`, where it is known already (`recon/starts.py`).
     """
 
     target: Tensor

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
-from recon.inference import Physics
-from recon.masks import MaskConfig, make_mask
-from recon.measured import calibrated_maps
-from storage.config import DataConfig, open_reader
-from storage.errors import InputError
-from storage.formats.arrays import MagnitudeImages
-from storage.formats.measured import MeasuredKspace
-from storage.formats.recognise import find_sources, open_source
-from storage.formats.source import SourceOptions, SourceRef
-from storage.loader import Batch
-from storage.local_names import leads_out
-from storage.object_store import ObjectStore
-from storage.reader import SliceReader
-from storage.sensitivity import estimate_sensitivity_maps
-from storage.volumes import VolumeSource
+from larmor.recon.inference import Physics
+from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.measured import calibrated_maps
+from larmor.storage.config import DataConfig, open_reader
+from larmor.storage.errors import InputError
+from larmor.storage.formats.arrays import MagnitudeImages
+from larmor.storage.formats.measured import MeasuredKspace
+from larmor.storage.formats.recognise import find_sources, open_source
+from larmor.storage.formats.source import SourceOptions, SourceRef
+from larmor.storage.loader import Batch
+from larmor.storage.local_names import leads_out
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.reader import SliceReader
+from larmor.storage.sensitivity import estimate_sensitivity_maps
+from larmor.storage.volumes import VolumeSource
 
 _MATRIX = 256  # into which volumes are cut for training; images of a larger model get larger slices
 

@@ -26,7 +26,7 @@ from scipy import ndimage
 from skimage.filters import threshold_multiotsu, threshold_otsu
 from skimage.measure import label, regionprops
 
-from storage.errors import InputError
+from larmor.storage.errors import InputError
 
 TISSUES = ("csf", "grey_matter", "white_matter")  # classes 1, 2, 3, the order of their brightness in T1
 MIN_SIZE = 32  # of a slice's sides: below, N4 has too few pixels to fit
@@ -367,4 +367,4 @@ def _tissue_classifier() -> Any:
 
 
 def _missing(library: str, error: ImportError) -> InputError:
-    return InputError(f"segmentation needs {library} ({error}); install it with pip install 'larmor[segmentation]'")
+    return InputError(f"segmentation needs {library} ({error}); install it with pip install 'larmor-mri[segmentation]'")

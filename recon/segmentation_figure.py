@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from skimage.segmentation import find_boundaries
 
-from recon.segmentation import TISSUES, Region, Segmentation, dice_per_class
-from storage.errors import InputError
+from larmor.recon.segmentation import TISSUES, Region, Segmentation, dice_per_class
+from larmor.storage.errors import InputError
 
 _COLOURS = ("#2f7fd8", "#2ca25f", "#ffd23f")  # CSF, grey and white matter: told apart by the colour-blind too
 _DIFFERENT, _BRAIN, _INSTANCE = "#e4312e", "#ff6b2c", "#f7f7f7"

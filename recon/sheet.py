@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from recon.figures import contact_sheet
-from recon.samples import magnitude
-from storage.dataset import SPLITS, read_root, read_split
-from storage.object_store import ObjectStore
-from storage.reader import SliceReader
+from larmor.recon.figures import contact_sheet
+from larmor.recon.samples import magnitude
+from larmor.storage.dataset import SPLITS, read_root, read_split
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.reader import SliceReader
 
 COLUMNS = 8
 MOST_VOLUMES = 16  # of each split: more would be a picture that nobody can open

@@ -8,11 +8,11 @@ from statistics import fmean
 
 import torch
 
-from recon.peak_flops import peak_of
-from recon.recipe import Recipe
-from recon.step_clock import STEP_PHASES, StepClock
-from recon.worker import Worker
-from storage.loader import Loader
+from larmor.recon.peak_flops import peak_of
+from larmor.recon.recipe import Recipe
+from larmor.recon.step_clock import STEP_PHASES, StepClock
+from larmor.recon.worker import Worker
+from larmor.storage.loader import Loader
 
 _COUNT_AFTER = 60.0  # seconds of training: counting takes one or two, which a short training would notice
 
@@ -64,7 +64,7 @@ class Speed:
         figures["training_seconds"] = self.training_seconds
         if self._worker.rank == 0 and self.training_seconds - self._began_at > _COUNT_AFTER:
             if self._flops is None:
-                from recon.flops import flops_per_step  # not before: a start is waited for
+                from larmor.recon.flops import flops_per_step  # not before: a start is waited for
 
                 self._flops = flops_per_step(self._recipe)
             figures["flops_per_second"] = self._flops / figures["step_seconds"]

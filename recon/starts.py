@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from recon.data_consistency import ConsistentGenerator
-from recon.recipe import Recipe
-from recon.samples import Sample
+from larmor.recon.data_consistency import ConsistentGenerator
+from larmor.recon.recipe import Recipe
+from larmor.recon.samples import Sample
 
 _kept_by_process: dict[str, dict[int, Tensor]] = {}  # of the newest training alone: the trials of a sweep share it
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recon.engine import Engine
-from recon.plain_engine import PlainEngine
-from recon.samples import Sample
-from storage.errors import InputError
+from larmor.recon.engine import Engine
+from larmor.recon.plain_engine import PlainEngine
+from larmor.recon.samples import Sample
+from larmor.storage.errors import InputError
 
 Terms = list[dict[str, Tensor]]
 Step = Callable[[Sequence[Sample], Sequence[Tensor]], Terms]

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recon.evaluate import Evaluation
-from recon.figures import comparison
-from recon.inference import ZERO_FILLED, Physics
-from recon.masks import describe_mask
-from recon.metrics import DICE, METRICS, PRESETS, TABLE_METRICS
-from recon.segmentation_figure import write_segmentation_figure
-from storage.dataset import SplitInfo
+from larmor.recon.evaluate import Evaluation
+from larmor.recon.figures import comparison
+from larmor.recon.inference import ZERO_FILLED, Physics
+from larmor.recon.masks import describe_mask
+from larmor.recon.metrics import DICE, METRICS, PRESETS, TABLE_METRICS
+from larmor.recon.segmentation_figure import write_segmentation_figure
+from larmor.storage.dataset import SplitInfo
 
 # Tables I to VI: (size, ratio) → system → PSNR in dB and SSIM, on the paper's own heads and with its unnamed mask
 PAPER: Mapping[tuple[tuple[int, int], float], Mapping[str, tuple[float, float]]] = {

@@ -14,22 +14,22 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from recon.augment import augment
-from recon.communication import listening
-from recon.feed import feed, page_locked
-from recon.gan import Gan
-from recon.history import History
-from recon.metrics import HIGHER_IS_BETTER
-from recon.recipe import Recipe, TrainingConfig
-from recon.samples import prepare
-from recon.speed import Speed
-from recon.starts import Starts
-from recon.step_clock import StepClock, timeline
-from recon.validate import validate
-from recon.worker import Worker
-from storage.config import open_loader, open_reader
-from storage.loader import Share
-from storage.reader import SliceReader
+from larmor.recon.augment import augment
+from larmor.recon.communication import listening
+from larmor.recon.feed import feed, page_locked
+from larmor.recon.gan import Gan
+from larmor.recon.history import History
+from larmor.recon.metrics import HIGHER_IS_BETTER
+from larmor.recon.recipe import Recipe, TrainingConfig
+from larmor.recon.samples import prepare
+from larmor.recon.speed import Speed
+from larmor.recon.starts import Starts
+from larmor.recon.step_clock import StepClock, timeline
+from larmor.recon.validate import validate
+from larmor.recon.worker import Worker
+from larmor.storage.config import open_loader, open_reader
+from larmor.storage.loader import Share
+from larmor.storage.reader import SliceReader
 
 _LOG = logging.getLogger(__name__)
 

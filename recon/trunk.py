@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from recon.settings import Norm
+from larmor.recon.settings import Norm
 
 BLOCKS = (3, 4, 6, 3)
 EXPANSION = 4  # of a bottleneck block: output channels / inner channels

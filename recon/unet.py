@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from recon.settings import Norm
-from recon.trunk import num_groups, pad_to_multiple
+from larmor.recon.settings import Norm
+from larmor.recon.trunk import num_groups, pad_to_multiple
 
 
 class UNetGenerator(nn.Module):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from recon.device_metrics import slice_metrics_on_device
-from recon.inference import Physics, network_method, rate_sample, undersampled_split
-from recon.metrics import METRICS
-from recon.recipe import Recipe
-from recon.worker import Worker
-from storage.errors import InputError
-from storage.reader import SliceReader
+from larmor.recon.device_metrics import slice_metrics_on_device
+from larmor.recon.inference import Physics, network_method, rate_sample, undersampled_split
+from larmor.recon.metrics import METRICS
+from larmor.recon.recipe import Recipe
+from larmor.recon.worker import Worker
+from larmor.storage.errors import InputError
+from larmor.storage.reader import SliceReader
 
 
 def validation_indices(num_slices: int, wanted: int | None) -> np.ndarray:

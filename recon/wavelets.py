@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recon.trunk import pad_to_multiple
+from larmor.recon.trunk import pad_to_multiple
 
 LEVELS = 4
 GRID = 2**LEVELS  # pixels after which the coarsest coefficients repeat

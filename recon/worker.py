@@ -25,7 +25,7 @@ class Worker(Protocol):
         ...
 
     def progress(self, step: int, phase: str) -> None:
-        """The rank is in `phase` (one of `recon.step_clock.PHASES`) after `step`. Cheap; whoever waits long without a
+        """The rank is in `phase` (one of `step_clock.PHASES`) after `step`. Cheap; whoever waits long without a
         call hangs."""
         ...
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from storage.errors import InputError
-from storage.object_store import ObjectStore
-from storage.store_errors import endpoint
+from larmor.storage.errors import InputError
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.store_errors import endpoint
 
 
 def check_conditional_writes(store: ObjectStore, name: str) -> None:

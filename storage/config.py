@@ -9,13 +9,13 @@ from typing import Annotated
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field
 
-from storage.cache import DiskCache
-from storage.dataset import SplitInfo, read_split
-from storage.errors import InputError
-from storage.loader import Allocate, Loader, Share
-from storage.object_store import Client, ObjectStore
-from storage.order import SampleOrder, num_lanes
-from storage.reader import ReadOptions, SliceReader, check_maps
+from larmor.storage.cache import DiskCache
+from larmor.storage.dataset import SplitInfo, read_split
+from larmor.storage.errors import InputError
+from larmor.storage.loader import Allocate, Loader, Share
+from larmor.storage.object_store import Client, ObjectStore
+from larmor.storage.order import SampleOrder, num_lanes
+from larmor.storage.reader import ReadOptions, SliceReader, check_maps
 
 # the smallest image that every metric can rate: SSIM looks through a window of 7 pixels
 CropSize = Annotated[int, Field(ge=8)]

@@ -11,20 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from storage import dataset, layout
-from storage.dataset import StoredShard
-from storage.errors import InputError
-from storage.examine import Examined, PassOptions, examine_sources
-from storage.formats.source import SourceOptions, SourceRef
-from storage.formats.staging import FileFacts, file_facts
-from storage.journal import Journal, open_journal
-from storage.layout import SplitLayout, StoredVolume
-from storage.object_store import ObjectStore
-from storage.parallel import default_threads, run_in_threads
-from storage.provenance import larmor_version
-from storage.shard_writer import ShardWriter, clear_place, require_sigpy
-from storage.splits import assign_splits, splits_of_folders, wanted_splits
-from storage.store_errors import StoreAway
+from larmor.storage import dataset, layout
+from larmor.storage.dataset import StoredShard
+from larmor.storage.errors import InputError
+from larmor.storage.examine import Examined, PassOptions, examine_sources
+from larmor.storage.formats.source import SourceOptions, SourceRef
+from larmor.storage.formats.staging import FileFacts, file_facts
+from larmor.storage.journal import Journal, open_journal
+from larmor.storage.layout import SplitLayout, StoredVolume
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.parallel import default_threads, run_in_threads
+from larmor.storage.provenance import larmor_version
+from larmor.storage.shard_writer import ShardWriter, clear_place, require_sigpy
+from larmor.storage.splits import assign_splits, splits_of_folders, wanted_splits
+from larmor.storage.store_errors import StoreAway
 
 Progress = Callable[[str, int, "int | None"], None]
 ArrayKey = tuple[str, int]

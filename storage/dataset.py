@@ -25,11 +25,11 @@ from typing import Any
 import crc32c
 import numpy as np
 
-from storage.constant import is_constant
-from storage.errors import InputError
-from storage.layout import CRC_BYTES, ShardPlan, SliceShape, SplitLayout, array_name, chunk_bytes, part_slices
-from storage.object_store import ObjectStore
-from storage.store_errors import again_if_damaged
+from larmor.storage.constant import is_constant
+from larmor.storage.errors import InputError
+from larmor.storage.layout import CRC_BYTES, ShardPlan, SliceShape, SplitLayout, array_name, chunk_bytes, part_slices
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.store_errors import again_if_damaged
 
 FORMAT_VERSION = 3
 SPLITS = ("train", "validation", "test")

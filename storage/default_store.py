@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from storage.embedded_store import EmbeddedStore
+from larmor.storage.embedded_store import EmbeddedStore
 
 _NAMES = ("PROFILE", "ACCESS_KEY_ID", "ENDPOINT_URL", "ENDPOINT_URL_S3", "SHARED_CREDENTIALS_FILE", "NO_SIGN_REQUEST")
 

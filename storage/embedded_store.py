@@ -29,9 +29,9 @@ from typing import Any
 import platformdirs
 import psutil
 
-from storage.errors import InputError
-from storage.lock_file import locked
-from storage.ports import HOST, check_port, free_ports, is_free, socket_files, with_grpc
+from larmor.storage.errors import InputError
+from larmor.storage.lock_file import locked
+from larmor.storage.ports import HOST, check_port, free_ports, is_free, socket_files, with_grpc
 
 PROFILE = "larmor"
 MIN_FREE_BYTES = 1 << 30

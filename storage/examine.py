@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from storage.errors import InputError
-from storage.formats.centred_fft import to_image
-from storage.formats.recognise import open_files
-from storage.formats.source import Source, SourceOptions, SourceRef
-from storage.formats.staging import staged
-from storage.journal import Journal
-from storage.layout import SliceShape, StoredVolume
-from storage.parallel import run_in_threads
-from storage.provenance import provenance
-from storage.sensitivity import KERNEL_WIDTH
-from storage.store_errors import StoreAway
+from larmor.storage.errors import InputError
+from larmor.storage.formats.centred_fft import to_image
+from larmor.storage.formats.recognise import open_files
+from larmor.storage.formats.source import Source, SourceOptions, SourceRef
+from larmor.storage.formats.staging import staged
+from larmor.storage.journal import Journal
+from larmor.storage.layout import SliceShape, StoredVolume
+from larmor.storage.parallel import run_in_threads
+from larmor.storage.provenance import provenance
+from larmor.storage.sensitivity import KERNEL_WIDTH
+from larmor.storage.store_errors import StoreAway
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from storage.dataset import COLUMNS, shard_path
-from storage.layout import CRC_BYTES, array_name
+from larmor.storage.dataset import COLUMNS, shard_path
+from larmor.storage.layout import CRC_BYTES, array_name
 
 
 def shard_bytes(num_rows: int, chunk_bytes: int, shard_slices: int) -> int:

@@ -31,8 +31,8 @@ import requests
 from pypi_simple import PYPI_SIMPLE_ENDPOINT, DistributionPackage, NoSuchProjectError, PyPISimple
 from pypi_simple.errors import UnsupportedContentTypeError, UnsupportedRepoVersionError
 
-from storage.errors import InputError
-from storage.provenance import write_about
+from larmor.storage.errors import InputError
+from larmor.storage.provenance import write_about
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a description, the bytes done and, where known, the bytes in all."""

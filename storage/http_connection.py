@@ -8,8 +8,8 @@ import os
 import ssl
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from storage.errors import InputError
-from storage.ports import HOST
+from larmor.storage.errors import InputError
+from larmor.storage.ports import HOST
 
 _LOOPBACK = (HOST, "localhost", "::1")
 

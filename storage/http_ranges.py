@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from urllib.parse import SplitResult, urlsplit
 
-from storage.errors import InputError
-from storage.http_connection import Route
-from storage.signing import NO_SIGN_REQUEST, is_signed
-from storage.store_errors import StoreAway, endpoint
+from larmor.storage.errors import InputError
+from larmor.storage.http_connection import Route
+from larmor.storage.signing import NO_SIGN_REQUEST, is_signed
+from larmor.storage.store_errors import StoreAway, endpoint
 
 _SIGNED_SECONDS = 3600
 _RESIGN_SECONDS = 300.0  # renewed early: a role's credentials may end before the signature does

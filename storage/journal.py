@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage import dataset
-from storage.errors import InputError
-from storage.object_store import ObjectStore
+from larmor.storage import dataset
+from larmor.storage.errors import InputError
+from larmor.storage.object_store import ObjectStore
 
 _PLAN = f"{dataset.JOURNAL}/plan.json"
 

@@ -13,9 +13,9 @@ from itertools import islice
 
 import numpy as np
 
-from storage.buffers import Recycler
-from storage.order import SampleOrder
-from storage.reader import SliceReader
+from larmor.storage.buffers import Recycler
+from larmor.storage.order import SampleOrder
+from larmor.storage.reader import SliceReader
 
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
 _IDLE_BYTES = 64 * 2**20

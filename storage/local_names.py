@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from storage.errors import InputError
+from larmor.storage.errors import InputError
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -14,13 +14,13 @@ from typing import Any, Literal, TypeVar
 
 from fsspec.core import url_to_fs
 
-from storage.atomic_file import write_atomically
-from storage.default_store import use_embedded_store
-from storage.errors import InputError
-from storage.http_ranges import HttpRanges, spread
-from storage.local_names import leads_out
-from storage.s3_options import READ_TIMEOUT, READ_TIMEOUT_OF_CHECK, s3_options
-from storage.store_errors import (
+from larmor.storage.atomic_file import write_atomically
+from larmor.storage.default_store import use_embedded_store
+from larmor.storage.errors import InputError
+from larmor.storage.http_ranges import HttpRanges, spread
+from larmor.storage.local_names import leads_out
+from larmor.storage.s3_options import READ_TIMEOUT, READ_TIMEOUT_OF_CHECK, s3_options
+from larmor.storage.store_errors import (
     StoreAway,
     beyond_the_end,
     endpoint,

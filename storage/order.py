@@ -19,8 +19,8 @@ from collections import OrderedDict
 
 import numpy as np
 
-from storage.dataset import SplitInfo
-from storage.layout import part_slices
+from larmor.storage.dataset import SplitInfo
+from larmor.storage.layout import part_slices
 
 _FEW_LANES = 16
 _EPOCHS_KEPT = 3

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from storage.errors import InputError
-from storage.provenance import write_about
+from larmor.storage.errors import InputError
+from larmor.storage.provenance import write_about
 
 # centre and half axes in units of 108 mm (x right, y anterior, z superior), turn about z in degrees, added intensity:
 # the 3-D Shepp-Logan head (Kak & Slaney 1988, table 3.2), contrasts raised as by Toft (1996), the brain brighter

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from storage.errors import InputError
+from larmor.storage.errors import InputError
 
 HOST = "127.0.0.1"
 GRPC_OFFSET = 10_000  # every server of SeaweedFS also listens on its port + 10000

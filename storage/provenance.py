@@ -9,19 +9,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from storage.errors import InputError
-from storage.formats.s3_objects import is_s3, split_url
-from storage.formats.source import Source, SourceRef
-from storage.formats.suffixes import stem_of
+from larmor.storage.errors import InputError
+from larmor.storage.formats.s3_objects import is_s3, split_url
+from larmor.storage.formats.source import Source, SourceRef
+from larmor.storage.formats.suffixes import stem_of
 
 _STATED = ("package", "version", "member", "licence", "source", "synthetic")
 _MOST_FILES = 16  # of one scan that are named each; a DICOM series has hundreds, and every reader loads this
 
 
+DISTRIBUTION = "larmor-mri"  # as pip calls it; `larmor` on the public index is another project
+
+
 def larmor_version() -> str:
     """The installed version of Larmor."""
     try:
-        return importlib.metadata.version("larmor")
+        return importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
 

@@ -11,14 +11,14 @@ from typing import Literal
 
 import numpy as np
 
-from storage.cache import DiskCache
-from storage.dataset import SplitInfo, stated_crc
-from storage.errors import InputError
-from storage.layout import CRC_BYTES
-from storage.object_store import ObjectStore
-from storage.order import blocks_of
-from storage.shards import ByteRange, ShardIndexes, crc_matches, plan_ranges
-from storage.store_errors import again_if_damaged
+from larmor.storage.cache import DiskCache
+from larmor.storage.dataset import SplitInfo, stated_crc
+from larmor.storage.errors import InputError
+from larmor.storage.layout import CRC_BYTES
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.order import blocks_of
+from larmor.storage.shards import ByteRange, ShardIndexes, crc_matches, plan_ranges
+from larmor.storage.store_errors import again_if_damaged
 
 Kind = Literal["kspace", "sensitivity_maps"]
 Chunk = tuple[memoryview, memoryview]

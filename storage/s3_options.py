@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from storage.signing import is_signed
+from larmor.storage.signing import is_signed
 
 # seconds; a store that goes away is waited for, one that is away at the start is a mistake
 READ_TIMEOUT, READ_TIMEOUT_OF_CHECK = 30, 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from storage.errors import InputError
+from larmor.storage.errors import InputError
 
 KERNEL_WIDTH = 6  # of the calibration kernels, as in the paper
 
@@ -38,7 +38,7 @@ def estimate_sensitivity_maps(kspace: np.ndarray, calibration_width: int = 24) -
         from sigpy.mri.app import EspiritCalib
     except ImportError as error:
         raise InputError(
-            f"sensitivity maps need SigPy ({error}); install it with pip install 'larmor[maps]'"
+            f"sensitivity maps need SigPy ({error}); install it with pip install 'larmor-mri[maps]'"
         ) from error
 
     # SigPy divides by the phase of the first coil: one that sees nothing would leave no map at all

@@ -10,18 +10,18 @@ from itertools import groupby
 
 import numpy as np
 
-from storage import dataset
-from storage.dataset import SPLITS, StoredShard, shard_path
-from storage.errors import InputError
-from storage.examine import PassOptions, read_slice
-from storage.expected_objects import expected_objects, foreign_prefixes, shard_bytes
-from storage.formats.recognise import open_files
-from storage.formats.source import SourceRef
-from storage.formats.staging import FileFacts, file_facts, staged
-from storage.journal import Journal
-from storage.layout import Bucket, ShardPlan, SplitLayout
-from storage.open_sources import OpenSources, Read
-from storage.sensitivity import estimate_sensitivity_maps
+from larmor.storage import dataset
+from larmor.storage.dataset import SPLITS, StoredShard, shard_path
+from larmor.storage.errors import InputError
+from larmor.storage.examine import PassOptions, read_slice
+from larmor.storage.expected_objects import expected_objects, foreign_prefixes, shard_bytes
+from larmor.storage.formats.recognise import open_files
+from larmor.storage.formats.source import SourceRef
+from larmor.storage.formats.staging import FileFacts, file_facts, staged
+from larmor.storage.journal import Journal
+from larmor.storage.layout import Bucket, ShardPlan, SplitLayout
+from larmor.storage.open_sources import OpenSources, Read
+from larmor.storage.sensitivity import estimate_sensitivity_maps
 
 
 def require_sigpy() -> None:
@@ -30,7 +30,7 @@ def require_sigpy() -> None:
         import sigpy.mri.app  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"sensitivity maps need SigPy ({error}); install it with pip install 'larmor[maps]'"
+            f"sensitivity maps need SigPy ({error}); install it with pip install 'larmor-mri[maps]'"
         ) from error
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import crc32c
 import numpy as np
 
-from storage.dataset import BucketInfo, SplitInfo, shard_path
-from storage.errors import InputError
-from storage.layout import CRC_BYTES
-from storage.object_store import ObjectStore
-from storage.store_errors import again_if_damaged
+from larmor.storage.dataset import BucketInfo, SplitInfo, shard_path
+from larmor.storage.errors import InputError
+from larmor.storage.layout import CRC_BYTES
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.store_errors import again_if_damaged
 
 _RESIDUE = 0x48674BC7
 MISSING = np.iinfo(np.uint64).max  # what a shard's index says of a slice that is not in it

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from storage.dataset import SPLITS
-from storage.errors import InputError
-from storage.formats.folder_names import common_folder
-from storage.formats.source import SourceRef
+from larmor.storage.dataset import SPLITS
+from larmor.storage.errors import InputError
+from larmor.storage.formats.folder_names import common_folder
+from larmor.storage.formats.source import SourceRef
 
 _FOLDER = re.compile(r"(?:.*[_-])?(?:(train)(?:ing)?|(val)(?:id|idation)?|(test))(?:_batch_\d+)?", re.IGNORECASE)
 

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
-from storage.errors import InputError
-from storage.signing import NO_SIGN_REQUEST
+from larmor.storage.errors import InputError
+from larmor.storage.signing import NO_SIGN_REQUEST
 
 T = TypeVar("T")
 

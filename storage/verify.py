@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from storage import dataset
-from storage.dataset import SplitInfo
-from storage.errors import InputError
-from storage.expected_objects import expected_objects, foreign_prefixes
-from storage.object_store import ObjectStore
-from storage.parallel import default_threads, run_in_threads
-from storage.store_errors import StoreAway
-from storage.verify_shard import check_shard, shards_of
+from larmor.storage import dataset
+from larmor.storage.dataset import SplitInfo
+from larmor.storage.errors import InputError
+from larmor.storage.expected_objects import expected_objects, foreign_prefixes
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.parallel import default_threads, run_in_threads
+from larmor.storage.store_errors import StoreAway
+from larmor.storage.verify_shard import check_shard, shards_of
 
 Progress = Callable[[str, int, "int | None"], None]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.dataset import BucketInfo, SplitInfo, shard_checksum, shard_path, stated_crc
-from storage.examine import image_scale
-from storage.layout import CRC_BYTES
-from storage.object_store import ObjectStore
-from storage.shards import MISSING, crc_matches, decode_slice
+from larmor.storage.dataset import BucketInfo, SplitInfo, shard_checksum, shard_path, stated_crc
+from larmor.storage.examine import image_scale
+from larmor.storage.layout import CRC_BYTES
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.shards import MISSING, crc_matches, decode_slice
 
 _TOLERANCE = 1e-4  # of the largest value of an image
 

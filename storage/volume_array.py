@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from storage.errors import InputError
+from larmor.storage.errors import InputError
 
 MAX_VOLUME_IN_MEMORY = 256 * 2**20  # bytes of float32
 SLAB_BYTES = 8 * 2**20

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from storage.formats.centred_fft import to_kspace
-from storage.formats.source import SourceOptions
+from larmor.storage.formats.centred_fft import to_kspace
+from larmor.storage.formats.source import SourceOptions
 
 
 @dataclass(frozen=True)

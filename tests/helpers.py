@@ -14,14 +14,14 @@ import yaml
 from hypothesis import settings
 from safetensors.torch import save_file
 
-from cluster.checkpoint import Checkpoint, checkpoint_folder
-from cluster.run_folder import RunFolder
-from recon.generator import ResNet50Generator
-from recon.recipe import Recipe
-from storage import dataset
-from storage.layout import SplitLayout, StoredVolume
-from storage.object_store import ObjectStore
-from storage.volumes import image_to_kspace
+from larmor.cluster.checkpoint import Checkpoint, checkpoint_folder
+from larmor.cluster.run_folder import RunFolder
+from larmor.recon.generator import ResNet50Generator
+from larmor.recon.recipe import Recipe
+from larmor.storage import dataset
+from larmor.storage.layout import SplitLayout, StoredVolume
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.volumes import image_to_kspace
 
 torch.set_num_threads(1)  # small tensors gain nothing from more, and lose much where cores are few
 SHAPE = (1, 16, 12)

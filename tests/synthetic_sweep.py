@@ -10,9 +10,9 @@ import numpy as np
 import yaml
 from safetensors.torch import save
 
-from recon.recipe import Recipe
+from larmor.recon.recipe import Recipe
+from larmor.tuning.sweep_folder import SweepFolder
 from tests.helpers import add_checkpoint, make_generator, small_recipe
-from tuning.sweep_folder import SweepFolder
 
 SPACE = {
     "loss.a": "loguniform(0.1, 100)",

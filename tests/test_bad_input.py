@@ -20,16 +20,18 @@ import numpy as np
 import pytest
 from s3fs import S3FileSystem
 
-import larmor
-from cluster.experiment import dump_yaml
-from cluster.run_folder import RunFolder
-from storage import dataset
-from storage.convert import ConvertOptions, convert
-from storage.embedded_store import EmbeddedStore
-from storage.errors import InputError
-from storage.formats.recognise import find_sources
-from storage.object_store import ObjectStore
-from storage.ports import free_ports
+from larmor.cli import main
+from larmor.cluster.experiment import dump_yaml
+from larmor.cluster.run_folder import RunFolder
+from larmor.storage import dataset
+from larmor.storage.convert import ConvertOptions, convert
+from larmor.storage.embedded_store import EmbeddedStore
+from larmor.storage.errors import InputError
+from larmor.storage.formats.recognise import find_sources
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.ports import free_ports
+from larmor.tuning.experiment import load_sweep_experiment
+from larmor.tuning.sweep_folder import SweepFolder
 from tests import workbench
 from tests.helpers import (
     add_checkpoint,
@@ -41,8 +43,6 @@ from tests.helpers import (
     write_model,
     write_volume,
 )
-from tuning.experiment import load_sweep_experiment
-from tuning.sweep_folder import SweepFolder
 
 SMALL = ("--matrix", "64", "--min-foreground", "0.02")
 SUBJECTS = ("ann", "bob", "cat")
@@ -72,7 +72,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         S3FileSystem.clear_instance_cache()
         code: Any = 0
         try:
-            larmor.main()
+            main.main()
         except SystemExit as ending:
             code = ending.code
         printed = capsys.readouterr()
@@ -455,7 +455,7 @@ class TestTrain:
         refused((*other, "--local"), *parts)
         # accepted: the old run is gone, and the training gets as far as the next mistake
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cluster.run_locally.train_locally", lambda *_: None)
+            patch.setattr("larmor.cluster.run_locally.train_locally", lambda *_: None)
             outcome = cli(*other, "--local", "--overwrite")
         assert "no whole checkpoint yet" in outcome.err
         assert "a: 7" in run.config_yaml()
@@ -699,6 +699,6 @@ def test_a_defect_keeps_its_traceback(cli: Command, monkeypatch: pytest.MonkeyPa
     def broken(*_: Any) -> None:
         raise KeyError("a defect")
 
-    monkeypatch.setattr("storage.dataset.describe", broken)
+    monkeypatch.setattr("larmor.storage.dataset.describe", broken)
     with pytest.raises(KeyError, match="a defect"):
         cli("inspect", "nothere")

@@ -15,9 +15,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import larmor
-from cluster.experiment import shipped_experiments
-from tuning.experiment import load_sweep_experiment
+from larmor.cli import main
+from larmor.cluster.experiment import shipped_experiments
+from larmor.tuning.experiment import load_sweep_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -56,7 +56,7 @@ def walk(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ..
             yield (*path, name), command
 
 
-GROUP: Any = typer.main.get_command(larmor.app)
+GROUP: Any = typer.main.get_command(main.app)
 COMMANDS = dict(walk(GROUP))
 
 
@@ -173,7 +173,7 @@ def test_help_explains_the_command_and_every_option(path: tuple[str, ...]) -> No
     command = GROUP
     for name in path:
         command = command.commands[name]
-    result = CliRunner().invoke(larmor.app, [*path, "--help"])
+    result = CliRunner().invoke(main.app, [*path, "--help"])
     assert result.exit_code == 0
     printed = "".join(result.output.split())
     assert len((command.help or "").split()) >= 3

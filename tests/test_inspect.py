@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import larmor
-from storage.object_store import ObjectStore
+from larmor.cli import main
+from larmor.storage.object_store import ObjectStore
 from tests.helpers import random_kspace, write_dataset
 
 
@@ -23,7 +23,7 @@ def test_nothing_is_written_unless_told(data: str, tmp_path: Path, monkeypatch: 
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    result = CliRunner().invoke(larmor.app, ["inspect", data])
+    result = CliRunner().invoke(main.app, ["inspect", data])
     assert result.exit_code == 0, result.output
     assert "kspace (3, 1, 16, 12)" in result.output.replace("\n", "")
     assert list(here.iterdir()) == []
@@ -31,6 +31,6 @@ def test_nothing_is_written_unless_told(data: str, tmp_path: Path, monkeypatch: 
 
 def test_a_contact_sheet_goes_where_it_is_told(data: str, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
-    result = CliRunner().invoke(larmor.app, ["inspect", data, "--to", str(sheet)])
+    result = CliRunner().invoke(main.app, ["inspect", data, "--to", str(sheet)])
     assert result.exit_code == 0, result.output
     assert sheet.read_bytes().startswith(b"\x89PNG")

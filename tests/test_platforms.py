@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-import larmor
+from larmor.cli import main
 
 
 def test_windows_is_sent_to_wsl(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,4 +14,4 @@ def test_windows_is_sent_to_wsl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(sys, "argv", ["larmor", "--help"])
     with pytest.raises(SystemExit, match="Windows is not supported; install Larmor in WSL"):
-        larmor.main()
+        main.main()

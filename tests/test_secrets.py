@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run_folder import RunFolder
-from storage.embedded_store import EmbeddedStore
+from larmor.cluster.run_folder import RunFolder
+from larmor.storage.embedded_store import EmbeddedStore
 from tests.leaks import contents, leaks, store_keys
 from tests.workbench import larmor, tiny, unique_name
 

@@ -44,7 +44,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "200", **changes}
+    return {**os.environ, "COLUMNS": "200", **changes}
 
 
 def larmor(*arguments: str, timeout: float = 300, **changes: str) -> subprocess.CompletedProcess[str]:

@@ -15,8 +15,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from tuning.ladder import Ladder
-from tuning.points import PointSearch
+from larmor.tuning.ladder import Ladder
+from larmor.tuning.points import PointSearch
 
 
 class WaitAtRungs(FIFOScheduler):

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from cluster.pull import metric_direction
-from cluster.run_folder import RunFolder
-from recon.metrics import check_metric
-from storage.errors import InputError
-from tuning.objectives import Objectives
-from tuning.sweep_folder import RATED, SweepFolder, best_trial, front_trials
+from larmor.cluster.pull import metric_direction
+from larmor.cluster.run_folder import RunFolder
+from larmor.recon.metrics import check_metric
+from larmor.storage.errors import InputError
+from larmor.tuning.objectives import Objectives
+from larmor.tuning.sweep_folder import RATED, SweepFolder, best_trial, front_trials
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from cluster.experiment import Experiment, build, change, parse_override, read_content
-from storage.errors import InputError
-from tuning.objectives import Objectives
+from larmor.cluster.experiment import Experiment, build, change, parse_override, read_content
+from larmor.storage.errors import InputError
+from larmor.tuning.objectives import Objectives
 
 
 def _one_or_two(metric: Any) -> str | tuple[str, ...]:
@@ -74,7 +74,7 @@ class SweepExperiment(Experiment):
 def load_sweep_experiment(source: str, overrides: Sequence[str]) -> SweepExperiment:
     """An experiment file with overrides; `space.KEY=loguniform(…)` adds a dimension to the search.
 
-    Raises `InputError` as `cluster.experiment.load_experiment` does.
+    Raises `InputError` as `experiment.load_experiment` does.
     """
     content = read_content(source)
     spaces = [override for override in overrides if override.startswith("space.")]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from recon.metrics import METRICS
-from tuning.charts import INK, Chart, chart
-from tuning.objectives import RULE
-from tuning.trial_records import Sweep
+from larmor.recon.metrics import METRICS
+from larmor.tuning.charts import INK, Chart, chart
+from larmor.tuning.objectives import RULE
+from larmor.tuning.trial_records import Sweep
 
 
 def front_chart(sweep: Sweep, states: dict[str, tuple[str, str]]) -> list[Chart]:

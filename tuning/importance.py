@@ -9,9 +9,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from tuning.charts import COLOURS, Chart, chart
-from tuning.space import parse_dimension
-from tuning.trial_records import Sweep
+from larmor.tuning.charts import COLOURS, Chart, chart
+from larmor.tuning.space import parse_dimension
+from larmor.tuning.trial_records import Sweep
 
 FEWEST = 10  # trials; of fewer the figures are noise
 _BEST_SHARE = 0.25  # the trials that count as good ones

@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 from scipy.interpolate import RBFInterpolator
 from scipy.spatial import Delaunay, QhullError
 
-from tuning.charts import INK, Chart, chart, log_axis
-from tuning.trial_records import Sweep, Trial
+from larmor.tuning.charts import INK, Chart, chart, log_axis
+from larmor.tuning.trial_records import Sweep, Trial
 
 _FEWEST = 6  # points under a surface
 _GRID = 70

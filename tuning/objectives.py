@@ -7,8 +7,8 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from recon.metrics import HIGHER_IS_BETTER, check_metric
-from storage.errors import InputError
+from larmor.recon.metrics import HIGHER_IS_BETTER, check_metric
+from larmor.storage.errors import InputError
 
 Figures = Mapping[str, float]  # `val/psnr` → value
 _MOST = 2

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.run_folder import RunFolder
-from storage.errors import InputError
+from larmor.cluster.run_folder import RunFolder
+from larmor.storage.errors import InputError
 
 _NUM_SLICES = 3
 
@@ -29,11 +29,11 @@ def best_panels(run: RunFolder, metric: str) -> tuple[str, str]:
 def _write(run: RunFolder, metric: str, folder: Path, picture: Path) -> str:
     import torch
 
-    from cluster.pull import pull_run
-    from recon.figures import Example, comparison
-    from recon.inference import network_method, reconstruct_split
-    from recon.model import load_model
-    from storage.config import open_reader
+    from larmor.cluster.pull import pull_run
+    from larmor.recon.figures import Example, comparison
+    from larmor.recon.inference import network_method, reconstruct_split
+    from larmor.recon.model import load_model
+    from larmor.storage.config import open_reader
 
     pulled = pull_run(run, metric, folder)
     model = load_model(folder)

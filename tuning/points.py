@@ -8,8 +8,8 @@ from typing import Any
 import optuna
 from ray.tune.search.optuna import OptunaSearch
 
-from tuning.objectives import Objectives
-from tuning.space import Dimension
+from larmor.tuning.objectives import Objectives
+from larmor.tuning.space import Dimension
 
 _NAME = "sweep"
 

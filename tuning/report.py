@@ -18,23 +18,23 @@ import jinja2
 import yaml
 from plotly.offline import get_plotlyjs
 
-from cluster.attempts import first_and_last
-from cluster.origin import read_origin
-from cluster.reports import last_report
-from cluster.run_folder import RunFolder
-from recon.metrics import TABLE_METRICS
-from storage.errors import InputError
-from storage.local_names import inside
-from storage.provenance import larmor_version
-from tuning.charts import run_charts
-from tuning.importance import FEWEST
-from tuning.objectives import RULE
-from tuning.panels import best_panels
-from tuning.space import describe_value
-from tuning.spread import gains, spreads
-from tuning.sweep_charts import STATES, state_counts, sweep_charts
-from tuning.sweep_folder import SweepFolder
-from tuning.trial_records import Sweep, read_sweep, write_trials_csv
+from larmor.cluster.attempts import first_and_last
+from larmor.cluster.origin import read_origin
+from larmor.cluster.reports import last_report
+from larmor.cluster.run_folder import RunFolder
+from larmor.recon.metrics import TABLE_METRICS
+from larmor.storage.errors import InputError
+from larmor.storage.local_names import inside
+from larmor.storage.provenance import larmor_version
+from larmor.tuning.charts import run_charts
+from larmor.tuning.importance import FEWEST
+from larmor.tuning.objectives import RULE
+from larmor.tuning.panels import best_panels
+from larmor.tuning.space import describe_value
+from larmor.tuning.spread import gains, spreads
+from larmor.tuning.sweep_charts import STATES, state_counts, sweep_charts
+from larmor.tuning.sweep_folder import SweepFolder
+from larmor.tuning.trial_records import Sweep, read_sweep, write_trials_csv
 
 _EARLY = ("stopped", "diverged", "failed")
 
@@ -74,7 +74,7 @@ def write_report(path: Path, urls: Sequence[str], evaluation: Path | None = None
     page["title"] = " · ".join(names) or "Evaluation"
     page["csv"] = [item.name for item in written[1:]]
     page["plotly_js"] = get_plotlyjs() if page["sweeps"] or page["runs"] else ""
-    template = importlib.resources.files("tuning").joinpath("report.html").read_text()
+    template = importlib.resources.files("larmor.tuning").joinpath("report.html").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True)
     path.write_text(environment.from_string(template).render(page))
     return written

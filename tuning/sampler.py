@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from storage.errors import InputError
-from tuning.experiment import SweepConfig
-from tuning.objectives import Objectives
-from tuning.space import Dimension
-from tuning.sweep_folder import RATED, SweepFolder
+from larmor.storage.errors import InputError
+from larmor.tuning.experiment import SweepConfig
+from larmor.tuning.objectives import Objectives
+from larmor.tuning.space import Dimension
+from larmor.tuning.sweep_folder import RATED, SweepFolder
 
 Point = Mapping[str, Any]
 _FEWEST_RANDOM = 10  # points before TPE looks at what came of them
@@ -25,7 +25,7 @@ def make_searcher(config: SweepConfig, dimensions: Sequence[Dimension], first: S
     """
     import optuna
 
-    from tuning.points import PointSearch
+    from larmor.tuning.points import PointSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from cluster.experiment import Experiment, build, get_dotted
-from cluster.lease import LeaseLost
-from cluster.ray_worker import RayWorker
-from cluster.run import claim, finish
-from cluster.run_folder import RunFolder
-from cluster.stopping import StopRequest
-from cluster.worker import LocalWorker
-from recon.metrics import HIGHER_IS_BETTER
-from storage.errors import InputError
-from storage.store_errors import StoreAway
-from tuning.space import with_values
-from tuning.sweep_folder import SweepFolder
+from larmor.cluster.experiment import Experiment, build, get_dotted
+from larmor.cluster.lease import LeaseLost
+from larmor.cluster.ray_worker import RayWorker
+from larmor.cluster.run import claim, finish
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.stopping import StopRequest
+from larmor.cluster.worker import LocalWorker
+from larmor.recon.metrics import HIGHER_IS_BETTER
+from larmor.storage.errors import InputError
+from larmor.storage.store_errors import StoreAway
+from larmor.tuning.space import with_values
+from larmor.tuning.sweep_folder import SweepFolder
 
 Call = Callable[..., Any]  # a method of the desk by name, with this slot's arguments; on rank 0 only
 
@@ -91,7 +91,7 @@ def serve(config: dict[str, Any]) -> None:
     import ray
     import ray.train.torch
 
-    from cluster.ray_backend import this_process_request
+    from larmor.cluster.ray_backend import this_process_request
 
     base = build(config["experiment"], Experiment, "sweep")
     torch.set_num_threads(base.cluster.cpus_per_worker)
@@ -155,8 +155,8 @@ def _train_trial(
 
 def _train_seed(experiment: Experiment, worker: SlotWorker, call: Call) -> dict[str, Any]:
     """How one training of a trial ended (see `SlotWorker.conclude`); the same on all ranks."""
-    from recon.history import TrainingDiverged
-    from recon.train import train
+    from larmor.recon.history import TrainingDiverged
+    from larmor.recon.train import train
 
     end = {"state": "finished"}
     try:

@@ -6,10 +6,10 @@ import threading
 import time
 from typing import Any
 
-from cluster.experiment import Experiment
-from cluster.ray_train import fit_workers
-from tuning.experiment import SweepConfig
-from tuning.sweep_folder import SweepFolder
+from larmor.cluster.experiment import Experiment
+from larmor.cluster.ray_train import fit_workers
+from larmor.tuning.experiment import SweepConfig
+from larmor.tuning.sweep_folder import SweepFolder
 
 
 class Slots:
@@ -38,7 +38,7 @@ class Slots:
     def _run(self, slot: str) -> None:
         import ray
 
-        from tuning.loss_of_workers import TellDesk
+        from larmor.tuning.loss_of_workers import TellDesk
 
         desk: Any = ray.get_actor(self._desk_name)
         told, reason = TellDesk(self._desk_name, slot), "its workers ended"
@@ -56,6 +56,6 @@ class Slots:
 
 def serve(config: dict[str, Any]) -> None:
     """What Ray Train runs in each worker process of a slot; imported there, for it imports torch."""
-    from tuning import slot
+    from larmor.tuning import slot
 
     slot.serve(config)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.experiment import Experiment, build, change, get_dotted
-from storage.errors import InputError
+from larmor.cluster.experiment import Experiment, build, change, get_dotted
+from larmor.storage.errors import InputError
 
 KINDS = {"loguniform": 2, "uniform": 2, "randint": 2, "choice": None}
 

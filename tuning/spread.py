@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from recon.metrics import HIGHER_IS_BETTER, METRICS
-from tuning.trial_records import Sweep
+from larmor.recon.metrics import HIGHER_IS_BETTER, METRICS
+from larmor.tuning.trial_records import Sweep
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,19 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cluster.experiment import Experiment, dump_yaml
-from cluster.lease import Say, hold, refuse_if_held
-from cluster.origin import check_origin, pinned, record_origin
-from cluster.ray_cluster import require_resources, worker_bundle
-from cluster.run import CHANGEABLE, check_data, refuse_another
-from cluster.stopping import ending_at
-from recon.metrics import HIGHER_IS_BETTER
-from tuning.experiment import SweepConfig, SweepExperiment
-from tuning.ladder import Ladder
-from tuning.objectives import Objectives
-from tuning.sampler import earlier_trials, grid_points, make_searcher, planned_trials
-from tuning.space import Dimension, describe_value, parse_space, starting_point, with_values
-from tuning.sweep_folder import ENDED, RATED, SweepFolder
+from larmor.cluster.experiment import Experiment, dump_yaml
+from larmor.cluster.lease import Say, hold, refuse_if_held
+from larmor.cluster.origin import check_origin, pinned, record_origin
+from larmor.cluster.ray_cluster import require_resources, worker_bundle
+from larmor.cluster.run import CHANGEABLE, check_data, refuse_another
+from larmor.cluster.stopping import ending_at
+from larmor.recon.metrics import HIGHER_IS_BETTER
+from larmor.tuning.experiment import SweepConfig, SweepExperiment
+from larmor.tuning.ladder import Ladder
+from larmor.tuning.objectives import Objectives
+from larmor.tuning.sampler import earlier_trials, grid_points, make_searcher, planned_trials
+from larmor.tuning.space import Dimension, describe_value, parse_space, starting_point, with_values
+from larmor.tuning.sweep_folder import ENDED, RATED, SweepFolder
 
 # keys in which the same sweep may differ when it is started again
 MAY_DIFFER = (*CHANGEABLE, "sweep.num_trials", "sweep.concurrent_trials")
@@ -167,9 +167,9 @@ def _run_trials(
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
 
-    from tuning.desk import Desk
-    from tuning.slots import Slots
-    from tuning.trial import RESOURCES, SlotTrial
+    from larmor.tuning.desk import Desk
+    from larmor.tuning.slots import Slots
+    from larmor.tuning.trial import RESOURCES, SlotTrial
 
     config, name = experiment.sweep, f"larmor-desk-{uuid.uuid4().hex}"
     place = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
@@ -177,7 +177,7 @@ def _run_trials(
     desk: Any = actor.remote(unfinished, folder.next_number(), base.cluster.max_failures + 1)
     searcher, scheduler = points, FIFOScheduler()
     if ladder:
-        from tuning.asha import LegSearch, WaitAtRungs
+        from larmor.tuning.asha import LegSearch, WaitAtRungs
 
         searcher = LegSearch(points, ladder, desk, missing, ended)
         scheduler = WaitAtRungs(ladder, desk, config.objectives.keys[0], config.reduction_factor)

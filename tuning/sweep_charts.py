@@ -11,12 +11,12 @@ import numpy as np
 import plotly.colors
 import plotly.graph_objects as go
 
-from tuning.charts import FAINT, INK, Chart, chart, log_axis
-from tuning.front_chart import front_chart
-from tuning.importance import importance, importance_chart
-from tuning.landscape import landscape_chart
-from tuning.sweep_folder import RATED
-from tuning.trial_records import Sweep, Trial
+from larmor.tuning.charts import FAINT, INK, Chart, chart, log_axis
+from larmor.tuning.front_chart import front_chart
+from larmor.tuning.importance import importance, importance_chart
+from larmor.tuning.landscape import landscape_chart
+from larmor.tuning.sweep_folder import RATED
+from larmor.tuning.trial_records import Sweep, Trial
 
 STATES = {
     "finished": ("#2563eb", "circle"),

@@ -20,12 +20,12 @@ from typing import Any
 
 import yaml
 
-from cluster.lease import check_lease, delete_all_but_lease
-from cluster.run_folder import RunFolder
-from storage.errors import InputError
-from storage.object_store import ObjectStore
-from storage.parallel import run_in_threads
-from tuning.objectives import Objectives
+from larmor.cluster.lease import check_lease, delete_all_but_lease
+from larmor.cluster.run_folder import RunFolder
+from larmor.storage.errors import InputError
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.parallel import run_in_threads
+from larmor.tuning.objectives import Objectives
 
 _ENDS = "ends"
 _THREADS = 8

@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from recon.metrics import HIGHER_IS_BETTER, METRICS
-from storage.errors import InputError
-from tuning.objectives import Objectives
-from tuning.space import describe_value
-from tuning.sweep_folder import RATED, SweepFolder
+from larmor.recon.metrics import HIGHER_IS_BETTER, METRICS
+from larmor.storage.errors import InputError
+from larmor.tuning.objectives import Objectives
+from larmor.tuning.space import describe_value
+from larmor.tuning.sweep_folder import RATED, SweepFolder
 
 _BALANCE = ("share/", "score/")
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from storage.formats.folder_names import Folder, common_folder, shared_start, short_names
-from storage.formats.source import SourceRef
-from storage.formats.subjects import Candidate
+from larmor.storage.formats.folder_names import Folder, common_folder, shared_start, short_names
+from larmor.storage.formats.source import SourceRef
+from larmor.storage.formats.subjects import Candidate
 
 # folders of these names hold a contrast, session or split, not a person
 _KINDS = (

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from storage.formats.s3_objects import is_s3
+from larmor.storage.formats.s3_objects import is_s3
 
 Folder = tuple[str, ...]  # the parts of its path, or of its bucket and prefix
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import h5py
 
-from storage.errors import InputError
+from larmor.storage.errors import InputError
 
 SUFFIXES = (".h5", ".hdf5", ".mrd", ".ismrmrd")
 

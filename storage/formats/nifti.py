@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from storage.errors import InputError
-from storage.formats.compressed import open_unpacked, read_to_end
-from storage.formats.nifti_header import LARGEST_HEADER, NiftiHeader, parse_header
-from storage.formats.source import SourceOptions, SourceRef
-from storage.volume_array import gather_slabs, slab_depth
-from storage.volumes import Volume, VolumeSource, canonical_volume
+from larmor.storage.errors import InputError
+from larmor.storage.formats.compressed import open_unpacked, read_to_end
+from larmor.storage.formats.nifti_header import LARGEST_HEADER, NiftiHeader, parse_header
+from larmor.storage.formats.source import SourceOptions, SourceRef
+from larmor.storage.volume_array import gather_slabs, slab_depth
+from larmor.storage.volumes import Volume, VolumeSource, canonical_volume
 
 SUFFIXES = (".nii", ".nii.gz", ".nii.bz2")
 

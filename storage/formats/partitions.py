@@ -7,7 +7,7 @@ import tempfile
 
 import numpy as np
 
-from storage.formats.centred_fft import to_image
+from larmor.storage.formats.centred_fft import to_image
 
 LARGEST_IN_MEMORY = 256 * 2**20  # bytes; a larger volume is mapped from a temporary file
 BLOCK = 32 * 2**20  # bytes that one step of the transform reads

@@ -9,16 +9,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from storage.errors import InputError
-from storage.formats.alike_names import tell_apart
-from storage.formats.listing import Listing, describe_passed_over, list_argument
-from storage.formats.s3_objects import is_s3, look_into_hdf5, look_into_npz
-from storage.formats.source import Source, SourceOptions, SourceRef
-from storage.formats.staging import staged
-from storage.formats.subjects import Candidate, bids_subject, name_subjects, warn_of_alike
-from storage.formats.suffixes import files_of, format_of, identity, stem_of, suffix_of
-from storage.provenance import about_file
-from storage.store_errors import StoreAway
+from larmor.storage.errors import InputError
+from larmor.storage.formats.alike_names import tell_apart
+from larmor.storage.formats.listing import Listing, describe_passed_over, list_argument
+from larmor.storage.formats.s3_objects import is_s3, look_into_hdf5, look_into_npz
+from larmor.storage.formats.source import Source, SourceOptions, SourceRef
+from larmor.storage.formats.staging import staged
+from larmor.storage.formats.subjects import Candidate, bids_subject, name_subjects, warn_of_alike
+from larmor.storage.formats.suffixes import files_of, format_of, identity, stem_of, suffix_of
+from larmor.storage.provenance import about_file
+from larmor.storage.store_errors import StoreAway
 
 _MODULES = dict.fromkeys(("analyze", "mgh", "minc", "parrec"), "nibabel_volume")  # the others are called as the format
 Say = Callable[[str], object]
@@ -86,11 +86,11 @@ def open_files(ref: SourceRef, files: Sequence[Path], options: SourceOptions) ->
     """The slices of a scan whose content lies in the local `files`. Raises `InputError` as its format does."""
     kind = ref.format
     if kind == "hdf5":  # the file could not be looked into when it was found; now it says why
-        from storage.formats import hdf5
+        from larmor.storage.formats import hdf5
 
         kind = hdf5.kind(files[0])
     # a format's library is imported only where it is needed
-    module: Any = import_module(f"storage.formats.{_MODULES.get(kind, kind)}")
+    module: Any = import_module(f"larmor.storage.formats.{_MODULES.get(kind, kind)}")
     source: Source = module.open_source(ref, files, options)
     return source
 
@@ -99,7 +99,7 @@ def _dicom_series(files: Iterable[str]) -> list[Candidate]:
     wanted = [file for file in files if format_of(file) == "dicom"]
     if not wanted:
         return []
-    from storage.formats.dicom_series import find_series
+    from larmor.storage.formats.dicom_series import find_series
 
     return [Candidate(ref, is_known=True) for ref in find_series(wanted)]
 
@@ -134,7 +134,7 @@ def _unused(name: str, used: Collection[str]) -> str:
 
 def _look_into_hdf5(file: str) -> tuple[str, list[str], str | None]:
     """Format, parts, and what files of one person share; a file that cannot be read says so when it is opened."""
-    from storage.formats import fastmri, hdf5, mrd
+    from larmor.storage.formats import fastmri, hdf5, mrd
 
     try:
         if is_s3(file):
@@ -150,7 +150,7 @@ def _look_into_hdf5(file: str) -> tuple[str, list[str], str | None]:
 
 
 def _look_into_npz(file: str) -> list[str]:
-    from storage.formats import arrays
+    from larmor.storage.formats import arrays
 
     try:
         return look_into_npz(file) if is_s3(file) else arrays.list_parts(Path(file))

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from fsspec.utils import glob_translate
 
-from storage.errors import InputError
-from storage.object_store import ObjectStore
-from storage.store_errors import patience, persist, translated
+from larmor.storage.errors import InputError
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.store_errors import patience, persist, translated
 
 T = TypeVar("T")
 
@@ -110,7 +110,7 @@ def look_into_hdf5(url: str) -> tuple[str, list[str], str | None]:
     """
     import h5py
 
-    from storage.formats import hdf5, mrd_lines
+    from larmor.storage.formats import hdf5, mrd_lines
 
     try:
         with opened(url) as stream, h5py.File(stream, "r") as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from storage.formats.s3_objects import is_s3, object_facts
+from larmor.storage.formats.s3_objects import is_s3, object_facts
 
 _FORMATS = {
     ".nii.gz": "nifti",

@@ -12,9 +12,9 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from cluster.run_folder import RunFolder
-from cluster.worker import LocalWorker
-from recon.recipe import TrainingConfig
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.worker import LocalWorker
+from larmor.recon.recipe import TrainingConfig
 
 TRIALS = 6
 

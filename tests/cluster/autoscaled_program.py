@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from cluster.ray_cluster import connected, require_resources, worker_bundle
+from larmor.cluster.ray_cluster import connected, require_resources, worker_bundle
 
 
 def living_workers() -> int:

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from cluster.experiment import Experiment, load_experiment
-from cluster.run_folder import RunFolder
-from cluster.worker import LocalWorker
-from recon.train import train
+from larmor.cluster.experiment import Experiment, load_experiment
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.worker import LocalWorker
+from larmor.recon.train import train
 
 
 class AskedWorker(LocalWorker):

@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 import torch
 
-from cluster import worker as worker_module
-from cluster.lease import LeaseLost, hold
-from cluster.run_folder import RunFolder
-from cluster.scratch import Scratch
-from cluster.worker import LocalWorker
-from recon.recipe import TrainingConfig
-from storage.errors import InputError
-from storage.store_errors import StoreAway
+from larmor.cluster import worker as worker_module
+from larmor.cluster.lease import LeaseLost, hold
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.scratch import Scratch
+from larmor.cluster.worker import LocalWorker
+from larmor.recon.recipe import TrainingConfig
+from larmor.storage.errors import InputError
+from larmor.storage.store_errors import StoreAway
 from tests.faulty_proxy import FaultyProxy
 from tests.helpers import add_checkpoint, contents_of, flip_byte
 from tests.workbench import environment, unique_name
@@ -278,7 +278,7 @@ class TestSlowAndBrokenStores:
 
 KILLED = """
 import os, signal, sys, torch
-from cluster.run_folder import RunFolder
+from larmor.cluster.run_folder import RunFolder
 from tests.cluster.test_checkpoints import save, worker_of
 
 class Run(RunFolder):
@@ -418,7 +418,7 @@ class TestRestore:
 class TestScratch:
     def test_of_others_only_those_of_dead_processes_are_removed(self, scratch: Path) -> None:
         program = (
-            "import sys; from cluster.scratch import Scratch; mine = Scratch(); print(mine.path, flush=True)\n"
+            "import sys; from larmor.cluster.scratch import Scratch; mine = Scratch(); print(mine.path, flush=True)\n"
             "sys.stdin.readline()"
         )
         with subprocess.Popen(
@@ -492,7 +492,7 @@ class FailingRun(RunFolder):
 
 def two_ranks(rank: int, url: str, rendezvous: str, results: str) -> None:
     """One of two processes; what goes wrong on one of them goes wrong on both."""
-    from cluster.checkpoint import DamagedCheckpoint
+    from larmor.cluster.checkpoint import DamagedCheckpoint
 
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     run = FailingRun(url)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.console import TIME_SHARES, describe_row
+from larmor.cluster.console import TIME_SHARES, describe_row
 
 REPORT = {
     "step": 40,

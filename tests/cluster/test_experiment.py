@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.experiment import (
+from larmor.cluster.experiment import (
     Experiment,
     as_override,
     differing_keys,
@@ -19,9 +19,9 @@ from cluster.experiment import (
     set_dotted,
     shipped_experiments,
 )
-from storage.errors import InputError
-from tuning.experiment import SweepExperiment, load_sweep_experiment
-from tuning.space import parse_space, with_values
+from larmor.storage.errors import InputError
+from larmor.tuning.experiment import SweepExperiment, load_sweep_experiment
+from larmor.tuning.space import parse_space, with_values
 
 SHIPPED = shipped_experiments()
 

@@ -10,17 +10,17 @@ from typing import Any, TypeVar
 
 import pytest
 
-from cluster.checkpoint import Checkpoint
-from cluster.lease import Lease, LeaseLost, Owner
-from cluster.run_folder import RunFolder
-from storage.errors import InputError
-from storage.object_store import ObjectStore
-from storage.store_errors import StoreAway
+from larmor.cluster.checkpoint import Checkpoint
+from larmor.cluster.lease import Lease, LeaseLost, Owner
+from larmor.cluster.run_folder import RunFolder
+from larmor.storage.errors import InputError
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.store_errors import StoreAway
+from larmor.tuning.objectives import Objectives
+from larmor.tuning.sweep_folder import SweepFolder
 from tests.faulty_proxy import FaultyProxy
 from tests.helpers import add_checkpoint
 from tests.workbench import unique_name
-from tuning.objectives import Objectives
-from tuning.sweep_folder import SweepFolder
 
 T = TypeVar("T")
 PSNR = "val/psnr"

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.checkpoint import WEIGHTS, Checkpoint
-from cluster.pull import pull_run
-from cluster.run_folder import RunFolder
-from cluster.worker import LocalWorker
-from recon.recipe import TrainingConfig
-from storage.errors import InputError
+from larmor.cluster.checkpoint import WEIGHTS, Checkpoint
+from larmor.cluster.pull import pull_run
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.worker import LocalWorker
+from larmor.recon.recipe import TrainingConfig
+from larmor.storage.errors import InputError
 from tests.helpers import add_checkpoint, contents_of
 
 PSNR = "val/psnr"

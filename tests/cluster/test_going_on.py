@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.experiment import Experiment
-from cluster.origin import pinned
-from cluster.run import check, claimed, finish
-from cluster.run_folder import RunFolder
-from cluster.run_locally import train_locally
-from cluster.runs import summarise
-from recon.history import TrainingDiverged
-from storage.errors import InputError
+from larmor.cluster.experiment import Experiment
+from larmor.cluster.origin import pinned
+from larmor.cluster.run import check, claimed, finish
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.run_locally import train_locally
+from larmor.cluster.runs import summarise
+from larmor.recon.history import TrainingDiverged
+from larmor.storage.errors import InputError
 from tests.cluster.test_systems import kspace_url, tiny  # noqa: F401
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 import yaml
 
-from cluster.grid import cells, experiments, fill, load_grid, shipped_grids
-from cluster.run_folder import RunFolder
-from recon.systems import SYSTEMS
-from storage import dataset
-from storage.errors import InputError
-from storage.object_store import ObjectStore
-from storage.reader import SliceReader
+from larmor.cluster.grid import cells, experiments, fill, load_grid, shipped_grids
+from larmor.cluster.run_folder import RunFolder
+from larmor.recon.systems import SYSTEMS
+from larmor.storage import dataset
+from larmor.storage.errors import InputError
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.reader import SliceReader
 from tests.helpers import random_kspace, write_dataset, write_split
 from tests.workbench import larmor
 
@@ -145,7 +145,7 @@ def test_what_other_code_or_another_mask_rated_is_rated_again(
     said.clear()
     fill(*arguments, said.append)
     assert said == []
-    monkeypatch.setattr(f"cluster.grid_cell.{name}", lambda *_: {"sha256": "another"})
+    monkeypatch.setattr(f"larmor.cluster.grid_cell.{name}", lambda *_: {"sha256": "another"})
     fill(*arguments, said.append)
     assert "gain of unet" in "".join(said)
     assert "on the validation split" not in "".join(said), "nothing is trained again"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.history import HistoryWriter, read_history
-from cluster.run_folder import RunFolder
-from storage.object_store import ObjectStore
+from larmor.cluster.history import HistoryWriter, read_history
+from larmor.cluster.run_folder import RunFolder
+from larmor.storage.object_store import ObjectStore
 
 
 def rows(first: int, last: int, loss: float = 1.0) -> list[dict[str, float]]:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.experiment import Experiment, load_experiment, shipped_experiments
-from cluster.job_package import PACKAGES, package_folders, pinned_requirements, write_package
-from storage.errors import InputError
+from larmor.cluster.experiment import Experiment, load_experiment, shipped_experiments
+from larmor.cluster.job_package import WINGS, package_folders, pinned_requirements, write_package
+from larmor.storage.errors import InputError
 from tests.helpers import contents_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,9 +28,10 @@ def package(tmp_path: Path) -> Path:
 
 def test_the_source_is_packed_with_its_data_files(package: Path) -> None:
     packed = contents_of(package)
-    assert {path.split("/")[0] for path in packed} == {*PACKAGES, "larmor.py", "experiment.yaml"}
+    assert {path.split("/")[0] for path in packed} == {"larmor", "experiment.yaml"}
     for path in (
-        "larmor.py",
+        "larmor/__main__.py",
+        "larmor/py.typed",
         "storage/object_store.py",
         "recon/train.py",
         "cluster/ray_train.py",
@@ -38,10 +39,10 @@ def test_the_source_is_packed_with_its_data_files(package: Path) -> None:
         "tuning/report.html",
         *(f"cluster/experiments/{name}.yaml" for name in shipped_experiments()),
     ):
-        assert packed[path] == (ROOT / path).read_bytes()
+        assert packed[f"larmor/{path.removeprefix('larmor/')}"] == (ROOT / path).read_bytes()
     assert not any("__pycache__" in path for path in packed)
     assert sum(map(len, packed.values())) < 1.5 * 2**20, "source, no data"
-    assert package_folders() == [ROOT / name for name in PACKAGES]
+    assert package_folders() == [ROOT / name for name in ("larmor", *WINGS)]
 
 
 def test_the_experiment_travels_whole(package: Path) -> None:
@@ -50,9 +51,10 @@ def test_the_experiment_travels_whole(package: Path) -> None:
 
 def test_the_packed_source_runs_from_its_folder(package: Path) -> None:
     program = (
-        "import pathlib, larmor, storage.convert, recon.train, cluster.ray_train, tuning.sweep, tuning.report\n"
-        "from cluster.experiment import load_experiment, shipped_experiments, Experiment\n"
-        "print(larmor.__file__, tuning.report.__file__, *shipped_experiments())\n"
+        "import larmor, larmor.storage.convert, larmor.recon.train, larmor.cluster.ray_train\n"
+        "import larmor.tuning.sweep, larmor.tuning.report\n"
+        "from larmor.cluster.experiment import load_experiment, shipped_experiments, Experiment\n"
+        "print(larmor.__file__, larmor.tuning.report.__file__, *shipped_experiments())\n"
         "load_experiment('experiment.yaml', [], Experiment)\n"
     )
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -61,8 +63,8 @@ def test_the_packed_source_runs_from_its_folder(package: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     larmor_file, report_file, *names = done.stdout.split()
-    assert Path(larmor_file).resolve() == package / "larmor.py"
-    assert Path(report_file).resolve() == package / "tuning" / "report.py"
+    assert Path(larmor_file).resolve() == package / "larmor" / "__init__.py"
+    assert Path(report_file).resolve() == package / "larmor" / "tuning" / "report.py"
     assert names == list(shipped_experiments())
 
 

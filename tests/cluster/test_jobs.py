@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from cluster.job_log import Patience, follow
-from cluster.jobs import Jobs, exit_code
-from cluster.run_folder import RunFolder
-from storage.embedded_store import EmbeddedStore
-from storage.errors import InputError
+from larmor.cluster.job_log import Patience, follow
+from larmor.cluster.jobs import Jobs, exit_code
+from larmor.cluster.run_folder import RunFolder
+from larmor.storage.embedded_store import EmbeddedStore
+from larmor.storage.errors import InputError
+from larmor.tuning.experiment import load_sweep_experiment
 from tests.leaks import contents, leaks, store_keys
 from tests.ray_head import RayHead, another_node, free_port, make_token, ray_head
 from tests.tcp_relay import TcpRelay
 from tests.workbench import larmor, larmor_process, succeed, tiny, unique_name
-from tuning.experiment import load_sweep_experiment
 
 OUTPUT = "s3://larmor"
 SCHEDULE = ("training.num_steps=4", "training.checkpoint_every=4", "training.validate_every=4", "cluster.num_workers=2")

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.checkpoint import Checkpoint
-from cluster.experiment import Experiment
-from cluster.lease import (
+from larmor.cluster.checkpoint import Checkpoint
+from larmor.cluster.experiment import Experiment
+from larmor.cluster.lease import (
     Lease,
     LeaseLost,
     Owner,
@@ -28,11 +28,11 @@ from cluster.lease import (
     newest,
     refuse_if_held,
 )
-from cluster.run import claimed
-from cluster.run_folder import RunFolder
-from storage.errors import InputError
-from storage.object_store import ObjectStore
-from storage.store_errors import StoreAway
+from larmor.cluster.run import claimed
+from larmor.cluster.run_folder import RunFolder
+from larmor.storage.errors import InputError
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.store_errors import StoreAway
 from tests.faulty_proxy import FaultyProxy
 from tests.helpers import random_kspace, write_dataset
 from tests.workbench import command, environment, unique_name
@@ -229,7 +229,8 @@ class TestConditions:
 class TestTakeOver:
     def test_from_a_process_that_was_killed_at_once(self, store: ObjectStore, said: list[str]) -> None:
         program = (
-            "import sys, time; from cluster.lease import hold; from storage.object_store import ObjectStore\n"
+            "import sys, time\nfrom larmor.cluster.lease import hold\n"
+            "from larmor.storage.object_store import ObjectStore\n"
             f"with hold(ObjectStore({store.url!r}), print, {LONG}): print('held', flush=True); time.sleep(600)"
         )
         with subprocess.Popen([sys.executable, "-c", program], env=environment(), stdout=subprocess.PIPE) as process:

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.experiment import Experiment, dump_yaml
-from cluster.pull import pull_run
-from cluster.run_folder import RunFolder
 from larmor import load_model
-from storage.errors import InputError
+from larmor.cluster.experiment import Experiment, dump_yaml
+from larmor.cluster.pull import pull_run
+from larmor.cluster.run_folder import RunFolder
+from larmor.storage.errors import InputError
 from tests.helpers import add_checkpoint, contents_of, make_generator, random_images, small_recipe
 from tests.workbench import REPOSITORY, succeed, tiny, unique_name
 

@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 import yaml
 
-from cluster.experiment import Experiment, load_experiment
-from cluster.origin import check_origin, pinned, record_origin
-from cluster.run import check, claimed
-from cluster.run_folder import RunFolder
-from recon.inference import Physics
-from recon.masks import MaskConfig, make_mask, mask_hash
-from recon.model import load_model
-from storage import dataset
-from storage.config import open_reader
-from storage.errors import InputError
-from storage.object_store import ObjectStore
+from larmor.cluster.experiment import Experiment, load_experiment
+from larmor.cluster.origin import check_origin, pinned, record_origin
+from larmor.cluster.run import check, claimed
+from larmor.cluster.run_folder import RunFolder
+from larmor.recon.inference import Physics
+from larmor.recon.masks import MaskConfig, make_mask, mask_hash
+from larmor.recon.model import load_model
+from larmor.storage import dataset
+from larmor.storage.config import open_reader
+from larmor.storage.errors import InputError
+from larmor.storage.object_store import ObjectStore
+from larmor.tuning.experiment import SweepExperiment
+from larmor.tuning.space import with_values
+from larmor.tuning.sweep import check_sweep
+from larmor.tuning.sweep_folder import SweepFolder
 from tests.helpers import random_kspace, small_recipe, write_dataset, write_model
-from tuning.experiment import SweepExperiment
-from tuning.space import with_values
-from tuning.sweep import check_sweep
-from tuning.sweep_folder import SweepFolder
 
 Make = Callable[..., Any]
 

@@ -19,14 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from cluster.experiment import Experiment, dump_yaml
-from cluster.origin import record_origin, versions
-from cluster.pull import metric_direction, pull_run
-from cluster.run import claimed
-from cluster.run_folder import RunFolder
-from recon.metrics import HIGHER_IS_BETTER
-from recon.model import load_model
-from storage.errors import InputError
+from larmor.cluster.experiment import Experiment, dump_yaml
+from larmor.cluster.origin import record_origin, versions
+from larmor.cluster.pull import metric_direction, pull_run
+from larmor.cluster.run import claimed
+from larmor.cluster.run_folder import RunFolder
+from larmor.recon.metrics import HIGHER_IS_BETTER
+from larmor.recon.model import load_model
+from larmor.storage.errors import InputError
 from tests.faulty_proxy import FaultyProxy
 from tests.helpers import add_checkpoint, contents_of, flip_byte, make_generator, property_test, small_recipe
 from tests.workbench import environment
@@ -303,7 +303,7 @@ class TestBrokenDownload:
         """Kill a pull when its first block has arrived; the bytes that it leaves."""
         begun = target.with_name("mine.partial") / "model" / "generator.safetensors.partial"
         proxy.plan("slow", matches="generator.safetensors", seconds=1)
-        program = "import sys, larmor; sys.argv[0] = 'larmor'; larmor.main()"
+        program = "import sys; from larmor.cli.main import main; sys.argv[0] = 'larmor'; main()"
         arguments = ("pull", far.url, "--to", str(target))
         process = subprocess.Popen([sys.executable, "-c", program, *arguments], env=environment())
         while not begun.is_file() or not begun.stat().st_size:
@@ -371,7 +371,7 @@ class TestOrigin:
     ) -> None:
         _, run = begun
         trained_with = versions()
-        monkeypatch.setattr("cluster.origin.versions", lambda: {"larmor": "9.9", "torch": "of the puller"})
+        monkeypatch.setattr("larmor.cluster.origin.versions", lambda: {"larmor": "9.9", "torch": "of the puller"})
         add_checkpoint(run, tmp_path / "scratch", 10, {"val/psnr": 30.0})
         pull_run(run, "psnr", target)
         origin = json.loads((target / "metrics.json").read_text())["origin"]
@@ -392,7 +392,7 @@ class TestOrigin:
         before = run.store.read("origin.json")
         record_origin(experiment, run)
         assert len(run.store.list("environments")) == 1, "the same one"
-        monkeypatch.setattr("cluster.origin.versions", lambda: {"torch": "99"})
+        monkeypatch.setattr("larmor.cluster.origin.versions", lambda: {"torch": "99"})
         record_origin(experiment, run)
         assert len(run.store.list("environments")) == 2
         assert run.store.read("origin.json") == before

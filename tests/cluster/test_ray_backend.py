@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from storage.errors import InputError
-from storage.store_errors import StoreAway
+from larmor.storage.errors import InputError
+from larmor.storage.store_errors import StoreAway
 
 # imported in the tests: Ray looks at its authentication's variables when it is imported, and other tests set them
 
@@ -15,7 +15,7 @@ def group_error(**failures: Exception) -> Exception:
 
 
 def test_workers_that_died_too_often_are_named_with_their_last_words() -> None:
-    from cluster.ray_backend import describe_failure
+    from larmor.cluster.ray_backend import describe_failure
 
     told = describe_failure(group_error(r1=RuntimeError("out of memory"), r0=RuntimeError("the peer left")), 3)
     assert told is not None
@@ -24,13 +24,13 @@ def test_workers_that_died_too_often_are_named_with_their_last_words() -> None:
 
 
 def test_other_errors_are_left_alone() -> None:
-    from cluster.ray_backend import describe_failure
+    from larmor.cluster.ray_backend import describe_failure
 
     assert describe_failure(RuntimeError("no workers here"), 3) is None
 
 
 def test_a_mistake_is_found_behind_its_followers() -> None:
-    from cluster.ray_backend import mistake_of
+    from larmor.cluster.ray_backend import mistake_of
 
     outer = RuntimeError("failed")
     outer.__cause__ = InputError("slice 3 is not finite")
@@ -39,6 +39,6 @@ def test_a_mistake_is_found_behind_its_followers() -> None:
 
 
 def test_a_store_that_is_away_is_no_mistake() -> None:
-    from cluster.ray_backend import mistake_of
+    from larmor.cluster.ray_backend import mistake_of
 
     assert mistake_of(group_error(r0=StoreAway("the store does not answer"))) is None

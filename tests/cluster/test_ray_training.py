@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from cluster.run_folder import RunFolder
+from larmor.cluster.run_folder import RunFolder
 from tests.workbench import command, environment, larmor, succeed, tiny, unique_name
 
 LOSSES = ("loss", "critic_loss", "adversarial", "normalized_root_mse", "frequency", "val/psnr", "val/ssim")

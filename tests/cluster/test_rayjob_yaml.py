@@ -15,9 +15,9 @@ import pytest
 import typer
 import yaml
 
-import larmor
-from cluster.experiment import Experiment
-from tuning.experiment import load_sweep_experiment
+from larmor.cli import main
+from larmor.cluster.experiment import Experiment
+from larmor.tuning.experiment import load_sweep_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = yaml.safe_load(Path(__file__).with_name("rayjob-schema.yaml").read_text())
@@ -92,7 +92,7 @@ def test_every_pod_runs_the_image_of_the_pinned_ray_and_python(job: dict[str, An
 def test_workers_come_from_zero_and_hold_what_the_experiment_asks_for(job: dict[str, Any]) -> None:
     program, _, module, command, *arguments = shlex.split(job["spec"]["entrypoint"])
     assert (program, module, command) == ("python", "larmor", "train")
-    parameters = typer.main.get_command(larmor.app).commands["train"].make_context("larmor", arguments).params  # type: ignore[attr-defined]
+    parameters = typer.main.get_command(main.app).commands["train"].make_context("larmor", arguments).params  # type: ignore[attr-defined]
     experiment: Experiment = load_sweep_experiment(parameters["experiment"], parameters["overrides"])
     assert parameters["address"] == "auto"
     group = worker(job)

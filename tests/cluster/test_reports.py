@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from cluster.attempts import Attempt
-from cluster.reports import Reports, last_report, new_reports
-from storage.object_store import ObjectStore
+from larmor.cluster.attempts import Attempt
+from larmor.cluster.reports import Reports, last_report, new_reports
+from larmor.storage.object_store import ObjectStore
 
 
 def metrics(step: int, **more: float) -> dict[str, float]:

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.experiment import Experiment, load_experiment
-from cluster.run_folder import RunFolder
-from cluster.worker import LocalWorker
-from recon.train import train
-from storage.errors import InputError
+from larmor.cluster.experiment import Experiment, load_experiment
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.worker import LocalWorker
+from larmor.recon.train import train
+from larmor.storage.errors import InputError
+from larmor.tuning.experiment import SweepExperiment
 from tests.helpers import flip_byte
 from tests.workbench import TINY, unique_name
-from tuning.experiment import SweepExperiment
 
 LOSSES = ("loss", "critic_loss", "adversarial", "normalized_root_mse", "frequency")
 STEPS = 7

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.attempts import Attempt
-from cluster.lease import Lease, Owner
-from cluster.reports import Reports
-from cluster.run_folder import RunFolder
-from cluster.runs import find_runs, table_lines, to_json
-from storage.errors import InputError
+from larmor.cluster.attempts import Attempt
+from larmor.cluster.lease import Lease, Owner
+from larmor.cluster.reports import Reports
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.runs import find_runs, table_lines, to_json
+from larmor.storage.errors import InputError
 from tests.helpers import add_checkpoint
 
 FIGURES = {

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.experiment import dump_yaml
-from cluster.run_folder import RunFolder
-from cluster.run_locally import train_locally
-from cluster.stopping import Stopped, StopRequest, order_stop, stop_order, withdraw_stop_order
-from cluster.worker import LocalWorker
-from recon.train import train
-from storage.object_store import ObjectStore
+from larmor.cluster.experiment import dump_yaml
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.run_locally import train_locally
+from larmor.cluster.stopping import Stopped, StopRequest, order_stop, stop_order, withdraw_stop_order
+from larmor.cluster.worker import LocalWorker
+from larmor.recon.train import train
+from larmor.storage.object_store import ObjectStore
 from tests.cluster.test_systems import kspace_url, tiny, trained  # noqa: F401
 from tests.workbench import environment, unique_name
 
@@ -82,7 +82,7 @@ def test_outside_the_main_thread_there_is_nothing_to_listen_to() -> None:
 
 def test_a_process_that_does_not_come_to_an_end_is_ended() -> None:
     program = (
-        "import os, signal, time\nfrom cluster.stopping import StopRequest\n"
+        "import os, signal, time\nfrom larmor.cluster.stopping import StopRequest\n"
         "with StopRequest(grace_seconds=0.5).listening(signal.SIGTERM):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n"
     )

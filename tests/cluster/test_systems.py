@@ -12,24 +12,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cluster.experiment import Experiment, load_experiment
-from cluster.run_folder import RunFolder
-from cluster.worker import LocalWorker
-from recon.evaluate import evaluate
-from recon.history import TrainingDiverged
-from recon.inference import Physics
-from recon.methods import table_cells
-from recon.metrics import HIGHER_IS_BETTER
-from recon.model import Model
-from recon.networks import build_generator
-from recon.systems import SYSTEMS
-from recon.train import EarlyStop, train
-from storage.config import DataConfig, open_reader
-from storage.errors import InputError
-from storage.object_store import ObjectStore
+from larmor.cluster.experiment import Experiment, load_experiment
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.worker import LocalWorker
+from larmor.recon.evaluate import evaluate
+from larmor.recon.history import TrainingDiverged
+from larmor.recon.inference import Physics
+from larmor.recon.methods import table_cells
+from larmor.recon.metrics import HIGHER_IS_BETTER
+from larmor.recon.model import Model
+from larmor.recon.networks import build_generator
+from larmor.recon.systems import SYSTEMS
+from larmor.recon.train import EarlyStop, train
+from larmor.storage.config import DataConfig, open_reader
+from larmor.storage.errors import InputError
+from larmor.storage.object_store import ObjectStore
+from larmor.tuning.experiment import SweepExperiment
 from tests.helpers import coil_scan, ellipsoid, random_kspace, write_coil_splits, write_dataset, write_images
 from tests.workbench import TINY, unique_name
-from tuning.experiment import SweepExperiment
 
 STEPS = 4
 # a tiny critic on images of a few pixels is chaotic: 1e-6 of its first weights is all of its score after four steps, so

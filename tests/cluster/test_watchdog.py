@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.heartbeat import Heartbeat, Progress, explain_hang, read_heartbeats, write_heartbeat
-from cluster.run_folder import RunFolder
-from cluster.stopping import StopRequest, order_stop
-from cluster.watchdog import Watchdog
-from cluster.worker import LocalWorker
-from recon.step_clock import PHASES
-from recon.train import train
-from storage.errors import InputError
-from storage.object_store import ObjectStore
+from larmor.cluster.heartbeat import Heartbeat, Progress, explain_hang, read_heartbeats, write_heartbeat
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.stopping import StopRequest, order_stop
+from larmor.cluster.watchdog import Watchdog
+from larmor.cluster.worker import LocalWorker
+from larmor.recon.step_clock import PHASES
+from larmor.recon.train import train
+from larmor.storage.errors import InputError
+from larmor.storage.object_store import ObjectStore
 from tests.cluster.test_systems import kspace_url, tiny  # noqa: F401
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 from safetensors.torch import load, save
 
-from cluster.checkpoint import WEIGHTS
-from cluster.lease import newest
-from storage.object_store import ObjectStore
+from larmor.cluster.checkpoint import WEIGHTS
+from larmor.cluster.lease import newest
+from larmor.storage.object_store import ObjectStore
 from tests.faults.scene import LOCAL, PATIENCE, Broken, Scene, Training, moment
 from tests.faulty_proxy import FaultyProxy, proxied_environment
 

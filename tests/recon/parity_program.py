@@ -220,9 +220,9 @@ class Trainer:
     """The loop of one case on this rank."""
 
     def __init__(self, case: Case, rank: int, world_size: int, seed: int = 0, micro_batch: int = MICRO_BATCH) -> None:
-        import recon.engine
-        from recon.engine import EngineSettings, build_engine
-        from recon.settings import OptimizerConfig
+        import larmor.recon.engine
+        from larmor.recon.engine import EngineSettings, build_engine
+        from larmor.recon.settings import OptimizerConfig
 
         self.case, self.rank, self.world_size, self.micro_batch = case, rank, world_size, micro_batch
         self.losses: list[Tensor] = []
@@ -234,13 +234,13 @@ class Trainer:
         settings = EngineSettings(micro_batch, case.accumulation, case.zero_stage, case.dtype, threshold)
         config = OptimizerConfig(**optimizer_settings(case.optimizer))
         if case.variant == "everything_clipped":
-            recon.engine.parameter_groups = lambda module, clip: [{"params": list(module.parameters())}]
+            larmor.recon.engine.parameter_groups = lambda module, clip: [{"params": list(module.parameters())}]
         clip = 2 * CLIP if case.variant == "double_clip" else CLIP
         self.generator = build_engine(generator, config, settings, "cpu", backend=case.backend)
         self.critic = build_engine(critic, config, settings, "cpu", clip=clip, backend=case.backend)
 
     def train(self, start: int, stop: int) -> None:
-        from recon.gan_step import critic_step
+        from larmor.recon.gan_step import critic_step
 
         engines = self.generator, self.critic
         for step in range(start, stop):
@@ -257,7 +257,7 @@ class Trainer:
                 self.extremes.append(largest_weights(self.critic, self.case))
 
     def generator_terms(self, zero_filled: Tensor, target: Tensor) -> Tensor:
-        from recon.gan_step import generator_step
+        from larmor.recon.gan_step import generator_step
 
         if self.case.variant == "unfrozen_critic":
             reconstruction = self.generator(zero_filled)
@@ -346,7 +346,7 @@ def run(case: Case, rank: int, world_size: int, folder: Path) -> dict[str, Any]:
 
 def refusals(case: Case, rank: int, world_size: int, folder: Path) -> dict[str, str]:
     """What fresh engines say to checkpoints that do not fit: {what is wrong: message}."""
-    from storage.errors import InputError
+    from larmor.storage.errors import InputError
 
     complete = folder / f"{case.name}.checkpoint" / "critic"
     damaged: dict[str, Path] = {"empty": folder / "nothing here"}
@@ -372,8 +372,8 @@ def refusals(case: Case, rank: int, world_size: int, folder: Path) -> dict[str, 
 
 def mixed_layers(zero_stage: int, backend: str) -> dict[str, Any]:
     """bfloat16 training of layers that keep buffers: a network's state before and after two steps."""
-    from recon.engine import EngineSettings, build_engine
-    from recon.settings import OptimizerConfig
+    from larmor.recon.engine import EngineSettings, build_engine
+    from larmor.recon.settings import OptimizerConfig
 
     torch.manual_seed(0)
     spectral = torch.nn.utils.parametrizations.spectral_norm
@@ -396,19 +396,19 @@ def main(rank: int, world_size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     if world_size > 1:  # one rank starts without a process group, as on a bare machine
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
-    import recon.engine
+    import larmor.recon.engine
 
     # The plain engine first, before DeepSpeed has made the process group that a single rank lacks.
     cases = sorted(PARITY + BFLOAT16, key=lambda case: case.backend, reverse=True)
     for case in cases + (MISTAKES if world_size == 1 else []):
-        derived, groups = recon.engine.deepspeed_config, recon.engine.parameter_groups
+        derived, groups = larmor.recon.engine.deepspeed_config, larmor.recon.engine.parameter_groups
         if case.variant == "default_gradient_clipping":
-            recon.engine.deepspeed_config = lambda *arguments: derived(*arguments) | {"gradient_clipping": 1.0}  # noqa: B023
+            larmor.recon.engine.deepspeed_config = lambda *arguments: derived(*arguments) | {"gradient_clipping": 1.0}  # noqa: B023
         try:
             result = run(case, rank, world_size, folder)
         except Exception:  # the test of this case shows it; the other cases go on
             result = {"error": traceback.format_exc()}
-        recon.engine.deepspeed_config, recon.engine.parameter_groups = derived, groups
+        larmor.recon.engine.deepspeed_config, larmor.recon.engine.parameter_groups = derived, groups
         torch.save(result, folder / f"{case.name}.rank{rank}.pt")
     torch.save(refusals(Case(2, 2, 3), rank, world_size, folder), folder / f"refusals.rank{rank}.pt")
     if world_size == 1:

@@ -103,8 +103,8 @@ def main(folder: Path, cases: list[Case]) -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed  # noqa: F401  before the forks
 
-    import recon.engine
-    import recon.plain_engine  # noqa: F401
+    import larmor.recon.engine
+    import larmor.recon.plain_engine  # noqa: F401
 
     for number, (world_size, saving) in enumerate([(1, True), (2, True), (1, False), (2, False), (3, False)]):
         world(number, world_size, saving, cases, folder)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from recon.augment import AUGMENT_STREAM, augment, draw_motion
-from recon.settings import AugmentConfig
+from larmor.recon.augment import AUGMENT_STREAM, augment, draw_motion
+from larmor.recon.settings import AugmentConfig
 from tests.helpers import property_test, random_images
 
 DAGAN = AugmentConfig(flip=0.5, rotation=10, shift=0.1, zoom=0.1)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from recon.balance import Judge, figures, measure
-from recon.losses import frequency_loss, generator_loss, normalized_root_mse_loss
-from recon.settings import LossConfig
-from recon.silent_critic import SilentCritic
+from larmor.recon.balance import Judge, figures, measure
+from larmor.recon.losses import frequency_loss, generator_loss, normalized_root_mse_loss
+from larmor.recon.settings import LossConfig
+from larmor.recon.silent_critic import SilentCritic
 
 WEIGHTS = torch.randn(1, 1, 8, 10, generator=torch.Generator().manual_seed(9))
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from recon.bart import bart_available, bart_compressed_sensing
-from recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
-from recon.fourier import fft2c, ifft2c
-from recon.masks import MaskConfig, make_mask
-from recon.sense import sense_expand, undersample
-from storage.errors import InputError
+from larmor.recon.bart import bart_available, bart_compressed_sensing
+from larmor.recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
+from larmor.recon.fourier import fft2c, ifft2c
+from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.sense import sense_expand, undersample
+from larmor.storage.errors import InputError
 
 needs_bart = pytest.mark.skipif(not bart_available(), reason="the BART toolbox is not installed")
 SIZE = (64, 48)

@@ -10,16 +10,16 @@ from skimage.data import shepp_logan_phantom
 from skimage.transform import resize
 from torch import Tensor
 
-from recon.classical_start import TotalVariation, classical_start, difference_adjoint, differences, thresholds
-from recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
-from recon.data_consistency import ConsistentGenerator, Measured
-from recon.fourier import fft2c, ifft2c
-from recon.masks import MaskConfig, make_mask
-from recon.networks import build_generator
-from recon.portable import portable
-from recon.sense import complex_to_channels, sense_expand, sense_reduce
-from recon.settings import GeneratorConfig, StartConfig
-from storage.errors import InputError
+from larmor.recon.classical_start import TotalVariation, classical_start, difference_adjoint, differences, thresholds
+from larmor.recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
+from larmor.recon.data_consistency import ConsistentGenerator, Measured
+from larmor.recon.fourier import fft2c, ifft2c
+from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.networks import build_generator
+from larmor.recon.portable import portable
+from larmor.recon.sense import complex_to_channels, sense_expand, sense_reduce
+from larmor.recon.settings import GeneratorConfig, StartConfig
+from larmor.storage.errors import InputError
 
 Method = Literal["wavelet", "total_variation", "alternating"]
 METHODS: list[Method] = ["wavelet", "total_variation", "alternating"]

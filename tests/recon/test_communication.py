@@ -7,9 +7,9 @@ import itertools
 import torch
 import torch.distributed as dist
 
-from recon.communication import listening
-from recon.engine import EngineSettings, build_engine
-from recon.settings import OptimizerConfig
+from larmor.recon.communication import listening
+from larmor.recon.engine import EngineSettings, build_engine
+from larmor.recon.settings import OptimizerConfig
 
 
 class Ear:

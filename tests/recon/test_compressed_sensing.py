@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
-from recon.fourier import fft2c, ifft2c
-from recon.masks import MaskConfig, make_mask
-from recon.samples import centre_fit, normalize
-from recon.sense import sense_expand, sense_reduce, undersample
-from storage.errors import InputError
-from storage.phantom import phantom_volume
+from larmor.recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
+from larmor.recon.fourier import fft2c, ifft2c
+from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.samples import centre_fit, normalize
+from larmor.recon.sense import sense_expand, sense_reduce, undersample
+from larmor.storage.errors import InputError
+from larmor.storage.phantom import phantom_volume
 
 KINDS = ("wavelet", "total_variation")
 
@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_without_sigpy_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sigpy", None)
     kspace, mask = torch.zeros(1, 1, 16, 16, dtype=torch.complex64), torch.ones(1, 1, 16, 16, dtype=torch.bool)
-    with pytest.raises(InputError, match=r"needs SigPy .* pip install 'larmor\[classical\]'"):
+    with pytest.raises(InputError, match=r"needs SigPy .* pip install 'larmor-mri\[classical\]'"):
         compressed_sensing(kspace, mask, config())
 
 

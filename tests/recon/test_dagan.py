@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from recon.dagan import DaganDiscriminator, DaganGenerator
+from larmor.recon.dagan import DaganDiscriminator, DaganGenerator
 from tests.helpers import random_images
 
 SIZES = [(32, 64), (64, 128), (63, 97), (256, 256)]

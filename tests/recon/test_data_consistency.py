@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from recon.data_consistency import ConsistentGenerator, DataConsistency, Measured
-from recon.fourier import fft2c, mirrored
-from recon.sense import channels_to_complex, sense_expand, undersample
+from larmor.recon.data_consistency import ConsistentGenerator, DataConsistency, Measured
+from larmor.recon.fourier import fft2c, mirrored
+from larmor.recon.sense import channels_to_complex, sense_expand, undersample
 from tests.helpers import property_test
 
 Kind = Literal["soft", "hard"]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from recon.device_metrics import slice_metrics_on_device
-from recon.metrics import LARGEST_PSNR, METRICS, slice_metrics
+from larmor.recon.device_metrics import slice_metrics_on_device
+from larmor.recon.metrics import LARGEST_PSNR, METRICS, slice_metrics
 
 RNG = np.random.default_rng(0)
 

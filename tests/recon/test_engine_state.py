@@ -14,8 +14,8 @@ from parity_program import SAVE_AT, Case
 from resize_program import ALL, CROSSED, FEW, GLOBAL_BATCH, SIZES
 from test_parity import ROOT, TOLERANCE, by_name, cached_reference
 
-from recon.engine_state import open_state
-from storage.errors import InputError
+from larmor.recon.engine_state import open_state
+from larmor.storage.errors import InputError
 
 
 def results_of(folder: Path, cases: str) -> Path:

@@ -17,24 +17,24 @@ import scipy.stats
 import torch
 from skimage.metrics import structural_similarity
 
-from recon import evaluate as evaluation
-from recon.evaluate import Evaluation, Row, evaluate
-from recon.evaluation_file import load_evaluation, save_evaluation
-from recon.inference import Physics, network_method
-from recon.masks import MaskConfig, make_mask
-from recon.metrics import METRICS, PRESETS
-from recon.model import Model, load_model
-from recon.samples import Sample
-from recon.segmentation import SegmentationConfig
-from recon.tables import PAPER, caption, latex, markdown, table_text, text_table, write_evaluation
-from recon.texture import edges, gmsd
-from storage import dataset
-from storage.config import DataConfig, open_reader
-from storage.errors import InputError
-from storage.layout import SplitLayout
-from storage.object_store import ObjectStore
-from storage.reader import SliceReader
-from storage.volumes import centre_fit, image_to_kspace
+from larmor.recon import evaluate as evaluation
+from larmor.recon.evaluate import Evaluation, Row, evaluate
+from larmor.recon.evaluation_file import load_evaluation, save_evaluation
+from larmor.recon.inference import Physics, network_method
+from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.metrics import METRICS, PRESETS
+from larmor.recon.model import Model, load_model
+from larmor.recon.samples import Sample
+from larmor.recon.segmentation import SegmentationConfig
+from larmor.recon.tables import PAPER, caption, latex, markdown, table_text, text_table, write_evaluation
+from larmor.recon.texture import edges, gmsd
+from larmor.storage import dataset
+from larmor.storage.config import DataConfig, open_reader
+from larmor.storage.errors import InputError
+from larmor.storage.layout import SplitLayout
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.reader import SliceReader
+from larmor.storage.volumes import centre_fit, image_to_kspace
 from tests.helpers import (
     ellipsoid,
     random_kspace,

@@ -11,15 +11,15 @@ import onnx
 import pytest
 import torch
 
-from recon import export
-from recon.export import ExportConfig, export_model
-from recon.fourier import fft2c, ifft2c
-from recon.inference import Physics
-from recon.masks import MaskConfig, make_mask
-from recon.model import Model
-from recon.networks import build_generator
-from recon.portable import centred_dft
-from storage.errors import InputError
+from larmor.recon import export
+from larmor.recon.export import ExportConfig, export_model
+from larmor.recon.fourier import fft2c, ifft2c
+from larmor.recon.inference import Physics
+from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.model import Model
+from larmor.recon.networks import build_generator
+from larmor.recon.portable import centred_dft
+from larmor.storage.errors import InputError
 from tests.helpers import small_recipe
 
 UNET = {"name": "unet", "width": 4}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from recon.feed import DeviceBatch, feed, page_locked, to_device
-from storage.loader import Batch
+from larmor.recon.feed import DeviceBatch, feed, page_locked, to_device
+from larmor.storage.loader import Batch
 from tests.helpers import random_kspace
 
 CPU = torch.device("cpu")

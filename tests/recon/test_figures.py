@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from recon.figures import Example, error_gain
+from larmor.recon.figures import Example, error_gain
 
 
 @pytest.mark.parametrize(("error", "gain"), [(0.02, 40), (0.04, 20), (0.09, 10), (0.2, 5), (0.9, 5)])

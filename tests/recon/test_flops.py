@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from recon.flops import flops_per_step
-from recon.gan import Gan
-from recon.recipe import Recipe
-from recon.samples import Sample
+from larmor.recon.flops import flops_per_step
+from larmor.recon.gan import Gan
+from larmor.recon.recipe import Recipe
+from larmor.recon.samples import Sample
 
 SIZE = (64, 96)
 

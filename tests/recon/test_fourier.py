@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from recon.fourier import fft2c, ifft2c, mirrored
-from storage.volumes import image_to_kspace
+from larmor.recon.fourier import fft2c, ifft2c, mirrored
+from larmor.storage.volumes import image_to_kspace
 
 SIZES = [(8, 8), (7, 9), (8, 5), (1, 6), (32, 33)]
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from recon.lipschitz import apply_spectral_norm, draw_shares, gradient_penalty, interpolate
-from recon.networks import build_critic
-from recon.settings import CriticConfig
+from larmor.recon.lipschitz import apply_spectral_norm, draw_shares, gradient_penalty, interpolate
+from larmor.recon.networks import build_critic
+from larmor.recon.settings import CriticConfig
 from tests.helpers import property_test, random_images
 
 

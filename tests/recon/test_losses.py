@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recon.losses import (
+from larmor.recon.losses import (
     LossConfig,
     adversarial_loss,
     critic_loss,

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from recon.masks import COLUMN_KINDS, Kind, MaskConfig, achieved_ratio, describe_mask, make_mask, mask_hash
-from storage.errors import InputError
+from larmor.recon.masks import COLUMN_KINDS, Kind, MaskConfig, achieved_ratio, describe_mask, make_mask, mask_hash
+from larmor.storage.errors import InputError
 from tests.helpers import property_test
 
 KINDS = [kind for kind in get_args(Kind) if kind != "file"]

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from recon.data_consistency import ConsistentGenerator
-from recon.inference import Physics, network_method, reconstruct_sample
-from recon.masks import MaskConfig, make_mask
-from recon.measured import measured_sample
-from recon.model import Model
-from recon.phase import centre_size
-from recon.samples import prepare
-from recon.signal import SignalConfig
-from storage.errors import InputError
-from storage.loader import Batch
-from storage.volumes import image_to_kspace
+from larmor.recon.data_consistency import ConsistentGenerator
+from larmor.recon.inference import Physics, network_method, reconstruct_sample
+from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.measured import measured_sample
+from larmor.recon.model import Model
+from larmor.recon.phase import centre_size
+from larmor.recon.samples import prepare
+from larmor.recon.signal import SignalConfig
+from larmor.storage.errors import InputError
+from larmor.storage.loader import Batch
+from larmor.storage.volumes import image_to_kspace
 from tests.helpers import coil_scan, ellipsoid, small_recipe
 
 CPU = torch.device("cpu")

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from recon.inference import Physics
-from recon.methods import CLASSICAL, classical_method, named, parse_size, table_cells
-from recon.model import Model, load_model
-from recon.networks import build_generator
-from recon.recipe import Recipe
-from recon.samples import prepare
-from storage.errors import InputError
-from storage.loader import Batch
+from larmor.recon.inference import Physics
+from larmor.recon.methods import CLASSICAL, classical_method, named, parse_size, table_cells
+from larmor.recon.model import Model, load_model
+from larmor.recon.networks import build_generator
+from larmor.recon.recipe import Recipe
+from larmor.recon.samples import prepare
+from larmor.storage.errors import InputError
+from larmor.storage.loader import Batch
 from tests.helpers import random_kspace, small_recipe, write_model
 
 

@@ -11,8 +11,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from recon.model import load_model
-from storage.errors import InputError
+from larmor.recon.model import load_model
+from larmor.storage.errors import InputError
 from tests.helpers import make_generator, random_images, small_recipe, write_model
 
 MASK = {"kind": "gaussian2d", "sampling_ratio": 0.4, "seed": 9}

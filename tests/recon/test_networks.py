@@ -9,14 +9,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from recon.critic import ResNet50Critic
-from recon.data_consistency import ConsistentGenerator
-from recon.fourier import fft2c
-from recon.generator import ResNet50Generator, haar_merge, haar_split
-from recon.networks import build_critic, build_generator
-from recon.sense import channels_to_complex
-from recon.settings import CriticConfig, GeneratorConfig
-from recon.trunk import ResNet50Trunk, pad_to_multiple
+from larmor.recon.critic import ResNet50Critic
+from larmor.recon.data_consistency import ConsistentGenerator
+from larmor.recon.fourier import fft2c
+from larmor.recon.generator import ResNet50Generator, haar_merge, haar_split
+from larmor.recon.networks import build_critic, build_generator
+from larmor.recon.sense import channels_to_complex
+from larmor.recon.settings import CriticConfig, GeneratorConfig
+from larmor.recon.trunk import ResNet50Trunk, pad_to_multiple
 from tests.helpers import random_images
 
 SIZES = [(64, 128), (128, 256), (256, 256), (320, 260), (97, 131)]

@@ -5,9 +5,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from recon.optimizers import build_optimizer, clip_weights_, parameter_groups
-from recon.settings import OptimizerConfig
-from storage.errors import InputError
+from larmor.recon.optimizers import build_optimizer, clip_weights_, parameter_groups
+from larmor.recon.settings import OptimizerConfig
+from larmor.storage.errors import InputError
 
 NAMES = ["rmsprop", "adam"]
 

@@ -17,9 +17,9 @@ import torch
 from parity_program import BFLOAT16, CLIP, MICRO_BATCH, MISTAKES, PARITY, SAVE_AT, Case, reference
 from torch import nn
 
-from recon.engine import EngineSettings, build_engine
-from recon.settings import OptimizerConfig
-from storage.errors import InputError
+from larmor.recon.engine import EngineSettings, build_engine
+from larmor.recon.settings import OptimizerConfig
+from larmor.storage.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-6

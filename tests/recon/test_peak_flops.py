@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recon.peak_flops import peak_flops, peak_of
+from larmor.recon.peak_flops import peak_flops, peak_of
 
 
 @pytest.mark.parametrize(

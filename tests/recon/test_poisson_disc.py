@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from recon.poisson_disc import poisson_disc_ranks
+from larmor.recon.poisson_disc import poisson_disc_ranks
 
 SHAPE = (96, 80)
 DISTANCE = np.hypot(*((axis / size - 0.5) for axis, size in zip(np.mgrid[:96, :80], SHAPE, strict=True)))

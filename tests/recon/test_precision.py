@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from recon.precision import keep_autocast_in_norms
+from larmor.recon.precision import keep_autocast_in_norms
 
 
 @pytest.mark.parametrize("layer", [nn.GroupNorm(4, 8), nn.InstanceNorm2d(8, affine=True)], ids=["group", "instance"])

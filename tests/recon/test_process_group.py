@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from recon.engine import Engine, EngineSettings, build_engine
-from recon.settings import OptimizerConfig
+from larmor.recon.engine import Engine, EngineSettings, build_engine
+from larmor.recon.settings import OptimizerConfig
 
 
 @pytest.fixture(autouse=True)

@@ -17,20 +17,20 @@ import numpy as np
 import pytest
 import torch
 
-from recon.inference import Physics
-from recon.masks import MaskConfig, make_mask
-from recon.measured import calibrated_maps
-from recon.model import Model, load_model
-from recon.networks import build_generator
-from recon.reconstruct import ScanReport, check_places, describe_speed, reconstruct_scans
-from recon.scans import open_scans
-from storage.convert import ConvertOptions, convert
-from storage.errors import InputError
-from storage.formats.bart import write_cfl
-from storage.formats.nifti import read_volume
-from storage.formats.recognise import find_sources
-from storage.object_store import ObjectStore
-from storage.volumes import image_to_kspace
+from larmor.recon.inference import Physics
+from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.measured import calibrated_maps
+from larmor.recon.model import Model, load_model
+from larmor.recon.networks import build_generator
+from larmor.recon.reconstruct import ScanReport, check_places, describe_speed, reconstruct_scans
+from larmor.recon.scans import open_scans
+from larmor.storage.convert import ConvertOptions, convert
+from larmor.storage.errors import InputError
+from larmor.storage.formats.bart import write_cfl
+from larmor.storage.formats.nifti import read_volume
+from larmor.storage.formats.recognise import find_sources
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.volumes import image_to_kspace
 from tests.helpers import (
     centre_of_mass,
     coil_scan,
@@ -472,7 +472,7 @@ class TestManyScans:
 
     def test_memory_does_not_grow_with_the_scan(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The slices of a scan are never together in memory. (Pictures are slow to trace.)"""
-        monkeypatch.setattr("recon.reconstruct.contact_sheet", lambda *arguments: arguments[-1].touch())
+        monkeypatch.setattr("larmor.recon.reconstruct.contact_sheet", lambda *arguments: arguments[-1].touch())
         model, peaks = make_model(), []
         for num_slices in (16, 16, 160):  # the first imports and fills caches
             np.save(tmp_path / "scan.npy", image_to_kspace(images(num_slices, 64, 64)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from recon.residual_unet import ResidualUNet
+from larmor.recon.residual_unet import ResidualUNet
 
 
 def randomized(network: nn.Module) -> nn.Module:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from recon.feed import to_device
-from recon.masks import MaskConfig, make_mask
-from recon.samples import Sample, centre_fit, denormalize, magnitude, normalize, prepare, zero_fill
-from storage import volumes
-from storage.loader import Batch
-from storage.volumes import image_to_kspace
+from larmor.recon.feed import to_device
+from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.samples import Sample, centre_fit, denormalize, magnitude, normalize, prepare, zero_fill
+from larmor.storage import volumes
+from larmor.storage.loader import Batch
+from larmor.storage.volumes import image_to_kspace
 from tests.helpers import random_images, random_kspace
 
 CPU = torch.device("cpu")

@@ -15,16 +15,16 @@ from hypothesis.extra.numpy import arrays
 from matplotlib.image import imread
 from scipy.ndimage import gaussian_filter
 
-from recon.evaluate import evaluate
-from recon.inference import Physics
-from recon.masks import MaskConfig
-from recon.segmentation import TISSUES, Segmentation, SegmentationConfig, dice, dice_per_class, segment
-from recon.segmentation_figure import SegmentationExample, SegmentedImage, write_segmentation_figure
-from recon.tables import slug, write_evaluation
-from storage.config import DataConfig, open_reader
-from storage.errors import InputError
-from storage.object_store import ObjectStore
-from storage.volumes import image_to_kspace
+from larmor.recon.evaluate import evaluate
+from larmor.recon.inference import Physics
+from larmor.recon.masks import MaskConfig
+from larmor.recon.segmentation import TISSUES, Segmentation, SegmentationConfig, dice, dice_per_class, segment
+from larmor.recon.segmentation_figure import SegmentationExample, SegmentedImage, write_segmentation_figure
+from larmor.recon.tables import slug, write_evaluation
+from larmor.storage.config import DataConfig, open_reader
+from larmor.storage.errors import InputError
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.volumes import image_to_kspace
 from tests.helpers import write_dataset
 
 CONFIG = SegmentationConfig()

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recon.fourier import fft2c, ifft2c
-from recon.sense import channels_to_complex, complex_to_channels, sense_expand, sense_reduce, undersample
+from larmor.recon.fourier import fft2c, ifft2c
+from larmor.recon.sense import channels_to_complex, complex_to_channels, sense_expand, sense_reduce, undersample
 from tests.helpers import property_test
 
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))

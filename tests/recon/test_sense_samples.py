@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from recon.augment import augment
-from recon.data_consistency import DataConsistency, Measured
-from recon.fourier import fft2c, ifft2c
-from recon.masks import MaskConfig
-from recon.samples import Sample, denormalize, prepare
-from recon.sense import channels_to_complex, complex_to_channels, sense_expand, sense_reduce
-from recon.settings import AugmentConfig
-from recon.signal import SignalConfig
-from storage.errors import InputError
-from storage.loader import Batch
+from larmor.recon.augment import augment
+from larmor.recon.data_consistency import DataConsistency, Measured
+from larmor.recon.fourier import fft2c, ifft2c
+from larmor.recon.masks import MaskConfig
+from larmor.recon.samples import Sample, denormalize, prepare
+from larmor.recon.sense import channels_to_complex, complex_to_channels, sense_expand, sense_reduce
+from larmor.recon.settings import AugmentConfig
+from larmor.recon.signal import SignalConfig
+from larmor.storage.errors import InputError
+from larmor.storage.loader import Batch
 from tests.helpers import coil_scan
 
 CPU = torch.device("cpu")

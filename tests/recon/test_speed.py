@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recon.speed import Lap, figures_of
+from larmor.recon.speed import Lap, figures_of
 
 LAP = {
     "data": 2.0,

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from recon.data_consistency import ConsistentGenerator
-from recon.networks import build_generator
-from recon.recipe import Recipe
-from recon.samples import Sample, prepare
-from recon.starts import Starts
-from storage.loader import Batch
+from larmor.recon.data_consistency import ConsistentGenerator
+from larmor.recon.networks import build_generator
+from larmor.recon.recipe import Recipe
+from larmor.recon.samples import Sample, prepare
+from larmor.recon.starts import Starts
+from larmor.storage.loader import Batch
 from tests.helpers import random_kspace
 
 SIZE = (32, 48)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recon.step_clock import HOST, StepClock, Timeline, timeline
+from larmor.recon.step_clock import HOST, StepClock, Timeline, timeline
 
 
 class Seconds:

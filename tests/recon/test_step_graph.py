@@ -13,14 +13,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from recon import step_graph
-from recon.gan import Gan
-from recon.masks import MaskConfig
-from recon.plain_engine import PlainEngine
-from recon.recipe import Recipe
-from recon.samples import Sample, prepare
-from storage.errors import InputError
-from storage.loader import Batch
+from larmor.recon import step_graph
+from larmor.recon.gan import Gan
+from larmor.recon.masks import MaskConfig
+from larmor.recon.plain_engine import PlainEngine
+from larmor.recon.recipe import Recipe
+from larmor.recon.samples import Sample, prepare
+from larmor.storage.errors import InputError
+from larmor.storage.loader import Batch
 from tests.helpers import random_kspace
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is there")

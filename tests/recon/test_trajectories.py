@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from recon.trajectories import NUM_INTERLEAVES, radial_ranks, spiral_ranks
+from larmor.recon.trajectories import NUM_INTERLEAVES, radial_ranks, spiral_ranks
 
 SHAPES = [(64, 64), (65, 33), (32, 128), (8, 8), (5, 200)]
 Ranks = Callable[[np.random.Generator, tuple[int, ...], int], np.ndarray]

@@ -8,7 +8,7 @@ import pywt
 import torch
 from torch import Tensor
 
-from recon.wavelets import denoise_wavelets, magnitude, shrink, wavelet_merge, wavelet_split
+from larmor.recon.wavelets import denoise_wavelets, magnitude, shrink, wavelet_merge, wavelet_split
 
 
 def image(*shape: int, seed: int = 0) -> Tensor:

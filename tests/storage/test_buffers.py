@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.buffers import Recycler
+from larmor.storage.buffers import Recycler
 from tests.helpers import property_test
 
 SIZE = 3 * 2**20

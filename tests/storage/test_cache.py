@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage import dataset, layout
-from storage.cache import DiskCache
-from storage.object_store import Client, ObjectStore
-from storage.reader import ReadOptions, SliceReader
+from larmor.storage import dataset, layout
+from larmor.storage.cache import DiskCache
+from larmor.storage.object_store import Client, ObjectStore
+from larmor.storage.reader import ReadOptions, SliceReader
 from tests.helpers import SHAPE, contents_of, random_kspace, write_dataset
 
 CHUNK = 8 * int(np.prod(SHAPE)) + 4

@@ -12,13 +12,13 @@ import platformdirs
 import pytest
 from pydantic import ValidationError
 
-from storage import dataset, layout
-from storage.config import DataConfig, open_loader, open_reader
-from storage.errors import InputError
-from storage.loader import Share
-from storage.object_store import ObjectStore
-from storage.order import num_lanes
-from storage.volumes import image_to_kspace
+from larmor.storage import dataset, layout
+from larmor.storage.config import DataConfig, open_loader, open_reader
+from larmor.storage.errors import InputError
+from larmor.storage.loader import Share
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.order import num_lanes
+from larmor.storage.volumes import image_to_kspace
 from tests.helpers import (
     SHAPE,
     contents_of,

@@ -13,16 +13,16 @@ import h5py
 import numpy as np
 import pytest
 
-from recon.sheet import write_contact_sheet
-from storage import dataset, layout
-from storage.convert import ConvertOptions, VolumeReport, convert
-from storage.errors import InputError
-from storage.formats.nifti import read_volume, subject_of
-from storage.formats.recognise import find_sources
-from storage.object_store import ObjectStore
-from storage.reader import SliceReader
-from storage.verify import verify
-from storage.volumes import coronal_slices
+from larmor.recon.sheet import write_contact_sheet
+from larmor.storage import dataset, layout
+from larmor.storage.convert import ConvertOptions, VolumeReport, convert
+from larmor.storage.errors import InputError
+from larmor.storage.formats.nifti import read_volume, subject_of
+from larmor.storage.formats.recognise import find_sources
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.reader import SliceReader
+from larmor.storage.verify import verify
+from larmor.storage.volumes import coronal_slices
 from tests.helpers import contents_of, ellipsoid, random_kspace, write_heads, write_volume
 from tests.storage.formats.dicom_files import PLANTED, make_scan, write_series
 
@@ -401,7 +401,7 @@ def test_nothing_that_identifies_a_person_is_stored(heads: list[Path], tmp_path:
 def test_many_files_of_one_scan_are_one_entry(
     heads: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.provenance._MOST_FILES", 10)
+    monkeypatch.setattr("larmor.storage.provenance._MOST_FILES", 10)
     paths = write_series(tmp_path / "t1", make_scan())
     run([*heads, tmp_path / "t1"], tmp_path / "data", min_foreground=0.01)
     (source,) = [one for one in dataset.read_root(ObjectStore(tmp_path / "data"))["sources"] if one["volume"] == "t1"]

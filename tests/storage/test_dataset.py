@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import zarr
 
-from storage import dataset, layout
-from storage.dataset import COLUMNS, SplitInfo, encode_shard, shard_path
-from storage.errors import InputError
-from storage.layout import SplitLayout
-from storage.object_store import ObjectStore
-from storage.reader import SliceReader
+from larmor.storage import dataset, layout
+from larmor.storage.dataset import COLUMNS, SplitInfo, encode_shard, shard_path
+from larmor.storage.errors import InputError
+from larmor.storage.layout import SplitLayout
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.reader import SliceReader
 from tests.helpers import (
     SHAPE,
     contents_of,

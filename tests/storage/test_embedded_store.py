@@ -19,10 +19,10 @@ from botocore.exceptions import ClientError
 from botocore.session import Session
 from s3fs import S3FileSystem
 
-from storage import embedded_store as module
-from storage.embedded_store import EmbeddedStore
-from storage.errors import InputError
-from storage.ports import GRPC_OFFSET
+from larmor.storage import embedded_store as module
+from larmor.storage.embedded_store import EmbeddedStore
+from larmor.storage.errors import InputError
+from larmor.storage.ports import GRPC_OFFSET
 
 
 @pytest.fixture
@@ -200,9 +200,10 @@ class TestStartAndStop:
         assert file_system(own_store).cat_file("larmor/kept") == b"content" * 1000
 
     def test_concurrent_starts_make_one_server_that_outlives_them(self, own_store: EmbeddedStore) -> None:
-        code = f"from storage.embedded_store import *; print(EmbeddedStore(Path({str(own_store.root)!r})).start())"
-        root = Path(module.__file__).parents[1]
-        starts = [subprocess.Popen([sys.executable, "-c", code], stdout=-1, text=True, cwd=root) for _ in range(2)]
+        code = (
+            f"from larmor.storage.embedded_store import *; print(EmbeddedStore(Path({str(own_store.root)!r})).start())"
+        )
+        starts = [subprocess.Popen([sys.executable, "-c", code], stdout=-1, text=True) for _ in range(2)]
         assert sorted(start.communicate(timeout=90)[0].strip() for start in starts) == ["False", "True"]
         servers = [p for p in psutil.process_iter(["cmdline"]) if f"-dir={own_store.data}" in (p.info["cmdline"] or ())]
         assert [server.pid for server in servers] == [own_store.status().pid]

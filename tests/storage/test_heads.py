@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage import heads as module
-from storage.errors import InputError
-from storage.formats.nifti import read_volume
-from storage.heads import DEFAULT_SPLITS, HEADS, PRESETS, Head, fetch_heads
-from storage.phantom import phantom_volume, write_phantom
-from storage.splits import assign_splits
+from larmor.storage import heads as module
+from larmor.storage.errors import InputError
+from larmor.storage.formats.nifti import read_volume
+from larmor.storage.heads import DEFAULT_SPLITS, HEADS, PRESETS, Head, fetch_heads
+from larmor.storage.phantom import phantom_volume, write_phantom
+from larmor.storage.splits import assign_splits
 
 REAL_PYTHON = sys.executable
 VOLUMES = {name: np.random.default_rng(seed).bytes(300_000) for seed, name in enumerate(("one", "two", "three"))}

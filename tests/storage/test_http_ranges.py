@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage.errors import InputError
-from storage.http_ranges import HttpRanges
-from storage.object_store import ObjectStore
-from storage.store_errors import StoreAway
+from larmor.storage.errors import InputError
+from larmor.storage.http_ranges import HttpRanges
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.store_errors import StoreAway
 from tests.faulty_proxy import FaultyProxy
 
 CONTENT = np.random.default_rng(0).bytes(200_000)

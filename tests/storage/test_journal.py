@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage import dataset, layout
-from storage.convert import ConvertOptions, VolumeReport, convert
-from storage.errors import InputError
-from storage.formats.recognise import find_sources
-from storage.journal import open_journal
-from storage.object_store import ObjectStore
-from storage.store_errors import StoreAway
-from storage.verify import verify
+from larmor.storage import dataset, layout
+from larmor.storage.convert import ConvertOptions, VolumeReport, convert
+from larmor.storage.errors import InputError
+from larmor.storage.formats.recognise import find_sources
+from larmor.storage.journal import open_journal
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.store_errors import StoreAway
+from larmor.storage.verify import verify
 from tests.helpers import contents_of, random_kspace, write_heads
 from tests.workbench import command, environment, succeed
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage import layout
-from storage.layout import SplitLayout, StoredVolume, array_name
+from larmor.storage import layout
+from larmor.storage.layout import SplitLayout, StoredVolume, array_name
 from tests.helpers import property_test
 
 SHAPES = ((1, 8, 8), (1, 8, 10), (4, 8, 8), (2, 30, 40))

@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage import dataset, layout
-from storage.errors import InputError
-from storage.layout import SplitLayout
-from storage.loader import Allocate, Batch, Loader, Share
-from storage.object_store import ObjectStore
-from storage.order import SampleOrder, num_lanes
-from storage.reader import ReadOptions, SliceReader
+from larmor.storage import dataset, layout
+from larmor.storage.errors import InputError
+from larmor.storage.layout import SplitLayout
+from larmor.storage.loader import Allocate, Batch, Loader, Share
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.order import SampleOrder, num_lanes
+from larmor.storage.reader import ReadOptions, SliceReader
 from tests.helpers import SHAPE, flip_byte, property_test, random_kspace, stored_volume, write_dataset, write_layout
 
 NUM_SLICES = 37

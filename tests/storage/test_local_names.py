@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import InputError
-from storage.local_names import inside
-from storage.object_store import ObjectStore
+from larmor.storage.errors import InputError
+from larmor.storage.local_names import inside
+from larmor.storage.object_store import ObjectStore
 
 OUTSIDE = ["..", "../a", "a/../../b", "a/..", "/a", "//a", "a\0b"]
 

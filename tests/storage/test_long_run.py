@@ -18,9 +18,9 @@ import numpy as np
 import psutil
 import pytest
 
-from storage import layout
-from storage.embedded_store import EmbeddedStore
-from storage.object_store import Client, ObjectStore
+from larmor.storage import layout
+from larmor.storage.embedded_store import EmbeddedStore
+from larmor.storage.object_store import Client, ObjectStore
 
 MIB = 2**20
 SHAPE = (1, 128, 128)
@@ -88,8 +88,8 @@ class Limit:
 
 
 def read_epochs(url: str, num_epochs: int, allowed: int | None, **settings: Any) -> dict[str, Any]:
-    from storage.config import DataConfig, open_loader, open_reader
-    from storage.loader import Share
+    from larmor.storage.config import DataConfig, open_loader, open_reader
+    from larmor.storage.loader import Share
 
     config = DataConfig(url=url, disk_cache_bytes=0, **settings)
     reader = open_reader(config, "train")
@@ -106,8 +106,8 @@ def read_epochs(url: str, num_epochs: int, allowed: int | None, **settings: Any)
 
 
 def convert_scans(folder: str, url: str, allowed: int | None) -> dict[str, Any]:
-    from storage.convert import ConvertOptions, convert
-    from storage.formats.recognise import find_sources
+    from larmor.storage.convert import ConvertOptions, convert
+    from larmor.storage.formats.recognise import find_sources
 
     layout.SHARD_BYTES = MIB
     options = ConvertOptions(SHAPE[1:], min_foreground=0, num_threads=2)

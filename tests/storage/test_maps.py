@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.config import DataConfig, open_loader, open_reader
-from storage.errors import InputError
-from storage.loader import Batch, Share
-from storage.object_store import ObjectStore
+from larmor.storage.config import DataConfig, open_loader, open_reader
+from larmor.storage.errors import InputError
+from larmor.storage.loader import Batch, Share
+from larmor.storage.object_store import ObjectStore
 from tests.helpers import coil_scan, random_kspace, write_coil_splits, write_dataset
 
 SCANS = [coil_scan(4, 9, 24, 20), coil_scan(1, 5, 24, 20, seed=1), coil_scan(3, 7, 16, 12, seed=2)]

@@ -17,10 +17,10 @@ import pytest
 from botocore import session
 from s3fs import S3FileSystem
 
-from storage import object_store
-from storage.errors import InputError
-from storage.object_store import ObjectStore
-from storage.store_errors import StoreAway
+from larmor.storage import object_store
+from larmor.storage.errors import InputError
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.store_errors import StoreAway
 from tests.faulty_proxy import FaultyProxy
 from tests.helpers import contents_of
 

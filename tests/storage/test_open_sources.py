@@ -10,9 +10,9 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from storage.errors import InputError
-from storage.open_sources import OpenSources, Read
-from storage.parallel import run_in_threads
+from larmor.storage.errors import InputError
+from larmor.storage.open_sources import OpenSources, Read
+from larmor.storage.parallel import run_in_threads
 
 
 class Recorder:

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from storage import dataset, layout
-from storage.dataset import read_split
-from storage.layout import SplitLayout
-from storage.object_store import ObjectStore
-from storage.order import SampleOrder, blocks_of, num_lanes, rank_part
+from larmor.storage import dataset, layout
+from larmor.storage.dataset import read_split
+from larmor.storage.layout import SplitLayout
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.order import SampleOrder, blocks_of, num_lanes, rank_part
 from tests.helpers import property_test, random_kspace, stored_volume, write_layout
 
 WORLD_SIZES = (1, 2, 3, 4, 6, 8)
@@ -251,7 +251,7 @@ def test_an_epoch_that_was_forgotten_comes_back_the_same() -> None:
 
 def test_every_process_finds_the_same_order() -> None:
     program = (
-        "import hashlib, numpy as np; from storage.order import SampleOrder; "
+        "import hashlib, numpy as np; from larmor.storage.order import SampleOrder; "
         "order = SampleOrder(np.arange(500) // 7, 11, 6, 8); "
         "print(hashlib.sha256(order.samples(np.arange(1700)).tobytes()).hexdigest())"
     )

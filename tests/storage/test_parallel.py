@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from storage.parallel import default_threads, run_in_threads
+from larmor.storage.parallel import default_threads, run_in_threads
 
 
 @pytest.mark.parametrize("num_threads", [1, 3, 20])

@@ -18,12 +18,12 @@ import zarr
 from zarr.buffer import cpu
 from zarr.storage import MemoryStore
 
-from storage import dataset, layout
-from storage.cache import DiskCache
-from storage.errors import InputError
-from storage.layout import SplitLayout
-from storage.object_store import Client, ObjectStore
-from storage.reader import ReadOptions, SliceReader
+from larmor.storage import dataset, layout
+from larmor.storage.cache import DiskCache
+from larmor.storage.errors import InputError
+from larmor.storage.layout import SplitLayout
+from larmor.storage.object_store import Client, ObjectStore
+from larmor.storage.reader import ReadOptions, SliceReader
 from tests.faulty_proxy import FaultyProxy, Kind
 from tests.helpers import SHAPE, flip_byte, random_kspace, stored_volume, write_dataset, write_layout
 

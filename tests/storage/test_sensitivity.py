@@ -9,9 +9,9 @@ import pytest
 from skimage.data import shepp_logan_phantom
 from skimage.transform import resize
 
-from storage.errors import InputError
-from storage.formats.centred_fft import to_image, to_kspace
-from storage.sensitivity import estimate_sensitivity_maps
+from larmor.storage.errors import InputError
+from larmor.storage.formats.centred_fft import to_image, to_kspace
+from larmor.storage.sensitivity import estimate_sensitivity_maps
 
 SIZE, NUM_COILS = 80, 8
 

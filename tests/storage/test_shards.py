@@ -13,12 +13,12 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage import dataset, layout
-from storage.dataset import BucketInfo, SplitInfo, read_split
-from storage.errors import InputError
-from storage.layout import SplitLayout
-from storage.object_store import ObjectStore
-from storage.shards import ByteRange, ShardIndexes, crc_matches, decode_slice, plan_ranges, read_shard_index
+from larmor.storage import dataset, layout
+from larmor.storage.dataset import BucketInfo, SplitInfo, read_split
+from larmor.storage.errors import InputError
+from larmor.storage.layout import SplitLayout
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.shards import ByteRange, ShardIndexes, crc_matches, decode_slice, plan_ranges, read_shard_index
 from tests.helpers import SHAPE, flip_byte, property_test, random_kspace, stored_volume, write_layout
 
 CHUNK = 8 * int(np.prod(SHAPE)) + 4

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.errors import InputError
-from storage.formats.source import SourceRef
-from storage.splits import assign_splits, read_splits_file, splits_of_folders
+from larmor.storage.errors import InputError
+from larmor.storage.formats.source import SourceRef
+from larmor.storage.splits import assign_splits, read_splits_file, splits_of_folders
 from tests.helpers import property_test
 
 names = st.lists(st.text("abcdef0123456789", min_size=1, max_size=6), min_size=3, max_size=60, unique=True)

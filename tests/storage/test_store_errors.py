@@ -16,11 +16,11 @@ import aiohttp
 import botocore.exceptions as aws
 import pytest
 
-from storage.embedded_store import EmbeddedStore
-from storage.errors import InputError
-from storage.object_store import Client, ObjectStore
-from storage.ports import free_ports
-from storage.store_errors import StoreAway, is_transient, patience, persist, translated
+from larmor.storage.embedded_store import EmbeddedStore
+from larmor.storage.errors import InputError
+from larmor.storage.object_store import Client, ObjectStore
+from larmor.storage.ports import free_ports
+from larmor.storage.store_errors import StoreAway, is_transient, patience, persist, translated
 from tests.faulty_proxy import FaultyProxy, Kind
 
 URL = "s3://bucket/data"

@@ -19,22 +19,22 @@ import numpy as np
 import pytest
 from s3fs import S3FileSystem
 
-from cluster.experiment import Experiment, load_experiment
-from cluster.run_folder import RunFolder
-from cluster.run_locally import train_locally
-from storage import layout, store_errors
-from storage.config import DataConfig, open_loader, open_reader
-from storage.dataset import publish
-from storage.embedded_store import EmbeddedStore
-from storage.errors import InputError
-from storage.layout import SplitLayout
-from storage.loader import Batch, Share
-from storage.object_store import Client, ObjectStore
+from larmor.cluster.experiment import Experiment, load_experiment
+from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.run_locally import train_locally
+from larmor.storage import layout, store_errors
+from larmor.storage.config import DataConfig, open_loader, open_reader
+from larmor.storage.dataset import publish
+from larmor.storage.embedded_store import EmbeddedStore
+from larmor.storage.errors import InputError
+from larmor.storage.layout import SplitLayout
+from larmor.storage.loader import Batch, Share
+from larmor.storage.object_store import Client, ObjectStore
+from larmor.tuning.experiment import SweepExperiment
 from tests.conftest import use_only
 from tests.faulty_proxy import FaultyProxy, Kind, proxied_environment
 from tests.helpers import flip_byte, random_kspace, stored_volume, write_dataset, write_layout
 from tests.workbench import TINY
-from tuning.experiment import SweepExperiment
 
 CLIENTS: tuple[Client, ...] = get_args(Client)
 SHAPES = ((1, 16, 12), (2, 10, 14))

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import zarr
 
-from storage import dataset, layout
-from storage.convert import ConvertOptions, convert
-from storage.errors import InputError
-from storage.formats.recognise import find_sources
-from storage.object_store import ObjectStore
-from storage.verify import VerifyReport, verify
+from larmor.storage import dataset, layout
+from larmor.storage.convert import ConvertOptions, convert
+from larmor.storage.errors import InputError
+from larmor.storage.formats.recognise import find_sources
+from larmor.storage.object_store import ObjectStore
+from larmor.storage.verify import VerifyReport, verify
 from tests.helpers import flip_byte, random_kspace, write_heads
 
 CHUNK = 8 * 2 * 20 * 24 + 4

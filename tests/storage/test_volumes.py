@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from nibabel.orientations import axcodes2ornt, ornt_transform
 from skimage.filters import threshold_otsu
 
-from recon.reconstruct import write_nifti
-from storage.errors import InputError
-from storage.formats.nifti import read_volume
-from storage.formats.source import SourceOptions
-from storage.volumes import (
+from larmor.recon.reconstruct import write_nifti
+from larmor.storage.errors import InputError
+from larmor.storage.formats.nifti import read_volume
+from larmor.storage.formats.source import SourceOptions
+from larmor.storage.volumes import (
     VolumeSource,
     canonical_volume,
     centre_fit,

@@ -20,11 +20,11 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.session import Session
 
-from storage.embedded_store import EmbeddedStore
-from storage.errors import InputError
-from storage.formats.recognise import find_sources
-from storage.http_ranges import HttpRanges
-from storage.object_store import Client, ObjectStore
+from larmor.storage.embedded_store import EmbeddedStore
+from larmor.storage.errors import InputError
+from larmor.storage.formats.recognise import find_sources
+from larmor.storage.http_ranges import HttpRanges
+from larmor.storage.object_store import Client, ObjectStore
 from tests.conftest import use_only
 from tests.helpers import random_kspace
 

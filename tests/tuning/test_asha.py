@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tuning.experiment import SweepConfig
-from tuning.ladder import Ladder
-from tuning.sampler import make_searcher
-from tuning.space import parse_dimension
+from larmor.tuning.experiment import SweepConfig
+from larmor.tuning.ladder import Ladder
+from larmor.tuning.sampler import make_searcher
+from larmor.tuning.space import parse_dimension
 
 A = parse_dimension("loss.a", "loguniform(0.001, 1000)")
 METRIC = "val/psnr"
@@ -26,7 +26,7 @@ class Search:
     """A search of one trial at a time, as Tune leads it; `values` of a by trial, `steps` reached."""
 
     def __init__(self, num_new: int, ended: list[dict[str, Any]], metric: Any = "psnr") -> None:
-        from tuning.asha import LegSearch, WaitAtRungs
+        from larmor.tuning.asha import LegSearch, WaitAtRungs
 
         self.went_on: list[str] = []
         desk: Any = SimpleNamespace(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.pull import pull_run
-from storage.errors import InputError
+from larmor.cluster.pull import pull_run
+from larmor.storage.errors import InputError
+from larmor.tuning.choice import choose_run
+from larmor.tuning.objectives import Objectives
+from larmor.tuning.sweep_folder import RATED, SweepFolder
 from tests.helpers import add_checkpoint
 from tests.synthetic_sweep import write_sweep
-from tuning.choice import choose_run
-from tuning.objectives import Objectives
-from tuning.sweep_folder import RATED, SweepFolder
 
 
 @pytest.fixture(scope="module")

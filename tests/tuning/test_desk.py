@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tuning import desk as desk_module
-from tuning.desk import Desk
+from larmor.tuning import desk as desk_module
+from larmor.tuning.desk import Desk
 
 
 @pytest.fixture(autouse=True)

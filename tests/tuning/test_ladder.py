@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuning.ladder import Ladder
+from larmor.tuning.ladder import Ladder
 
 VALUES = st.lists(st.floats(0, 50), min_size=1, max_size=40, unique=True)
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.errors import InputError
-from tuning.objectives import Objectives
+from larmor.storage.errors import InputError
+from larmor.tuning.objectives import Objectives
 
 TWO = Objectives.of(["psnr", "hfen"])
 FIGURES = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12)

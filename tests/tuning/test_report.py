@@ -17,21 +17,21 @@ import pytest
 import yaml
 from PIL import Image
 
-from cluster.attempts import Attempt
-from cluster.reports import Reports
-from cluster.run_folder import RunFolder
-from storage.errors import InputError
+from larmor.cluster.attempts import Attempt
+from larmor.cluster.reports import Reports
+from larmor.cluster.run_folder import RunFolder
+from larmor.storage.errors import InputError
+from larmor.tuning.choice import choose_run
+from larmor.tuning.importance import importance
+from larmor.tuning.landscape import interpolate
+from larmor.tuning.objectives import Objectives
+from larmor.tuning.report import write_report
+from larmor.tuning.spread import gain_of, gains, spreads
+from larmor.tuning.sweep import describe_trial
+from larmor.tuning.sweep_folder import SweepFolder
+from larmor.tuning.trial_records import Sweep, read_sweep
 from tests.browser import CHROMIUM, visit
 from tests.synthetic_sweep import SPACE, peak_psnr, write_sweep
-from tuning.choice import choose_run
-from tuning.importance import importance
-from tuning.landscape import interpolate
-from tuning.objectives import Objectives
-from tuning.report import write_report
-from tuning.spread import gain_of, gains, spreads
-from tuning.sweep import describe_trial
-from tuning.sweep_folder import SweepFolder
-from tuning.trial_records import Sweep, read_sweep
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from storage.errors import InputError
-from tuning.experiment import SweepConfig, SweepExperiment
-from tuning.objectives import Objectives
-from tuning.sampler import earlier_trials, grid_points, make_searcher, planned_trials
-from tuning.space import Dimension, parse_dimension, starting_point
-from tuning.sweep import first_points
-from tuning.sweep_folder import SweepFolder
+from larmor.storage.errors import InputError
+from larmor.tuning.experiment import SweepConfig, SweepExperiment
+from larmor.tuning.objectives import Objectives
+from larmor.tuning.sampler import earlier_trials, grid_points, make_searcher, planned_trials
+from larmor.tuning.space import Dimension, parse_dimension, starting_point
+from larmor.tuning.sweep import first_points
+from larmor.tuning.sweep_folder import SweepFolder
 
 A = parse_dimension("loss.a", "loguniform(0.1, 100)")
 B = parse_dimension("loss.b", "uniform(0, 1)")

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from larmor.tuning.sweep_folder import SweepFolder
 from tests.ray_head import RayHead, ray_head
 from tests.workbench import larmor_process, succeed, tiny, unique_name
-from tuning.sweep_folder import SweepFolder
 
 OUTPUT = "s3://larmor"
 SCHEDULE = (

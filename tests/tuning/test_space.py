@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from cluster.experiment import Experiment
-from storage.errors import InputError
-from tuning.space import Dimension, parse_dimension, parse_space, starting_point, with_values
+from larmor.cluster.experiment import Experiment
+from larmor.storage.errors import InputError
+from larmor.tuning.space import Dimension, parse_dimension, parse_space, starting_point, with_values
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.attempts import first_and_last
-from cluster.run_folder import RunFolder
+from larmor.cluster.attempts import first_and_last
+from larmor.cluster.run_folder import RunFolder
+from larmor.tuning.experiment import SweepConfig
+from larmor.tuning.ladder import Ladder
+from larmor.tuning.sweep_folder import SweepFolder
 from tests.workbench import larmor, succeed, tiny, unique_name
-from tuning.experiment import SweepConfig
-from tuning.ladder import Ladder
-from tuning.sweep_folder import SweepFolder
 
 OUTPUT = "s3://larmor"
 SCHEDULE = (

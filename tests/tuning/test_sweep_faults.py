@@ -21,10 +21,10 @@ from typing import Any
 import psutil
 import pytest
 
-from storage.embedded_store import EmbeddedStore
+from larmor.storage.embedded_store import EmbeddedStore
+from larmor.tuning.ladder import Ladder
+from larmor.tuning.sweep_folder import SweepFolder
 from tests.workbench import larmor_process, succeed, tiny, unique_name
-from tuning.ladder import Ladder
-from tuning.sweep_folder import SweepFolder
 
 OUTPUT = "s3://larmor"
 SCHEDULE = (

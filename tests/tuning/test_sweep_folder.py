@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from cluster.experiment import Experiment
-from storage.errors import InputError
-from tuning.objectives import Objectives
-from tuning.slot import combined, is_start
-from tuning.sweep import describe_trial
-from tuning.sweep_folder import SweepFolder, best_trial, new_trials
+from larmor.cluster.experiment import Experiment
+from larmor.storage.errors import InputError
+from larmor.tuning.objectives import Objectives
+from larmor.tuning.slot import combined, is_start
+from larmor.tuning.sweep import describe_trial
+from larmor.tuning.sweep_folder import SweepFolder, best_trial, new_trials
 
 
 @pytest.fixture

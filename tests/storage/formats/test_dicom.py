@@ -22,12 +22,12 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from storage import volume_array
-from storage.errors import InputError
-from storage.formats import dicom, nifti
-from storage.formats.dicom_series import find_series
-from storage.formats.source import SourceOptions, SourceRef
-from storage.volumes import VolumeSource
+from larmor.storage import volume_array
+from larmor.storage.errors import InputError
+from larmor.storage.formats import dicom, nifti
+from larmor.storage.formats.dicom_series import find_series
+from larmor.storage.formats.source import SourceOptions, SourceRef
+from larmor.storage.volumes import VolumeSource
 from tests.helpers import write_volume
 from tests.storage.formats.dicom_files import (
     DIRECTIONS,

@@ -8,9 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
-from storage.formats import arrays, fastmri
-from storage.formats.centred_fft import to_kspace
-from storage.formats.source import SourceOptions, SourceRef
+from larmor.storage.formats import arrays, fastmri
+from larmor.storage.formats.centred_fft import to_kspace
+from larmor.storage.formats.source import SourceOptions, SourceRef
 from tests.helpers import coil_scan, ellipsoid
 
 SIZE = (48, 40)

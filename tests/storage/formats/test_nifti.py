@@ -13,11 +13,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from storage import volume_array
-from storage.errors import InputError
-from storage.formats import nifti
-from storage.formats.source import SourceOptions, SourceRef
-from storage.volumes import VolumeSource
+from larmor.storage import volume_array
+from larmor.storage.errors import InputError
+from larmor.storage.formats import nifti
+from larmor.storage.formats.source import SourceOptions, SourceRef
+from larmor.storage.volumes import VolumeSource
 from tests.helpers import ellipsoid, write_volume
 
 SHAPE = (23, 17, 29)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.metadata
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -16,8 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from recon.metrics import METRICS
-from storage.errors import InputError
+from larmor.recon.metrics import METRICS
+from larmor.storage.errors import InputError
+from larmor.storage.provenance import larmor_version
 
 # what a disk answers to a place that the user chose; any other OSError is a defect
 _DISK_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
@@ -71,7 +70,7 @@ IsSweep = Annotated[bool, typer.Option("--sweep", help="Submit the sweep, not th
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"larmor {importlib.metadata.version('larmor')}")
+        typer.echo(f"larmor {larmor_version()}")
         raise typer.Exit
 
 
@@ -90,8 +89,8 @@ def store_start(
     bucket: Annotated[str, typer.Option(help="A bucket that is made if it is not there.")] = "larmor",
 ) -> None:
     """Start the store, or say that it runs. Its data and keys last; s3:// URLs lead to it from now on."""
-    from cluster.console import console
-    from storage.embedded_store import EmbeddedStore
+    from larmor.cluster.console import console
+    from larmor.storage.embedded_store import EmbeddedStore
 
     store = EmbeddedStore(EmbeddedStore.default_root())
     started = store.start(port, buckets=(bucket,))
@@ -106,8 +105,8 @@ def store_start(
 @store_app.command("status")
 def store_status() -> None:
     """Say whether the store runs, where, and how much it holds. Exit code 3 if it does not run."""
-    from cluster.console import console
-    from storage.embedded_store import EmbeddedStore
+    from larmor.cluster.console import console
+    from larmor.storage.embedded_store import EmbeddedStore
 
     status = EmbeddedStore(EmbeddedStore.default_root()).status()
     if not status.running:
@@ -120,8 +119,8 @@ def store_status() -> None:
 @store_app.command("stop")
 def store_stop() -> None:
     """Stop the store. Its data stay."""
-    from cluster.console import console
-    from storage.embedded_store import EmbeddedStore
+    from larmor.cluster.console import console
+    from larmor.storage.embedded_store import EmbeddedStore
 
     EmbeddedStore(EmbeddedStore.default_root()).stop()
     console.print("The object store is stopped; its data stay.")
@@ -138,8 +137,8 @@ def fetch_heads(
     """
     import yaml
 
-    from cluster.console import console, progress_bar
-    from storage import heads
+    from larmor.cluster.console import console, progress_bar
+    from larmor.storage import heads
 
     if subset not in heads.PRESETS:
         raise InputError(f"--subset {subset}: choose one of {', '.join(heads.PRESETS)}")
@@ -159,8 +158,8 @@ def fetch_phantom(
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other heads.")] = 0,
 ) -> None:
     """Synthetic heads (Shepp-Logan with varied ellipses), for where no package index can be reached."""
-    from cluster.console import console
-    from storage.phantom import write_phantom
+    from larmor.cluster.console import console
+    from larmor.storage.phantom import write_phantom
 
     for path in write_phantom(to, num_subjects, seed):
         console.print(str(path))
@@ -204,14 +203,14 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Scans → k-space slices → sharded Zarr, split by subject. Killed, the same command goes on where it stopped."""
-    from cluster.console import console, progress_bar
-    from storage import convert as conversion
-    from storage.dataset import read_root
-    from storage.formats.recognise import find_sources
-    from storage.notes import describe_notes
-    from storage.object_store import ObjectStore
-    from storage.parallel import default_threads
-    from storage.splits import read_splits_file
+    from larmor.cluster.console import console, progress_bar
+    from larmor.storage import convert as conversion
+    from larmor.storage.dataset import read_root
+    from larmor.storage.formats.recognise import find_sources
+    from larmor.storage.notes import describe_notes
+    from larmor.storage.object_store import ObjectStore
+    from larmor.storage.parallel import default_threads
+    from larmor.storage.splits import read_splits_file
 
     if if_missing and ObjectStore(to).exists("zarr.json"):
         read_root(ObjectStore(to))  # refuses one that this Larmor cannot read
@@ -247,9 +246,9 @@ def verify(
     ] = None,
 ) -> None:
     """Read a data set whole and check every checksum, value and column. Exit code 1 if anything is wrong."""
-    from cluster.console import console, errors, progress_bar
-    from storage.parallel import default_threads
-    from storage.verify import verify as verify_dataset
+    from larmor.cluster.console import console, errors, progress_bar
+    from larmor.storage.parallel import default_threads
+    from larmor.storage.verify import verify as verify_dataset
 
     with progress_bar() as show:
         report = verify_dataset(url, show, threads or default_threads())
@@ -266,15 +265,15 @@ def inspect(
     to: Annotated[Path | None, typer.Option(help="Also write a contact sheet there (PNG).", **_LOCAL)] = None,
 ) -> None:
     """Print shapes, chunks, shards, subjects and provenance. With `--to` a contact sheet of its slices is drawn."""
-    from cluster.console import console
-    from storage.dataset import describe
-    from storage.object_store import ObjectStore
+    from larmor.cluster.console import console
+    from larmor.storage.dataset import describe
+    from larmor.storage.object_store import ObjectStore
 
     store = ObjectStore(url)
     for line in describe(store):
         console.print(line)
     if to:
-        from recon.sheet import write_contact_sheet
+        from larmor.recon.sheet import write_contact_sheet
 
         write_contact_sheet(store, to)
         console.print(f"contact sheet: {to}")
@@ -291,15 +290,15 @@ def train(
     overwrite: Overwrite = False,
 ) -> None:
     """Train, or go on with a training: the same command again resumes it exactly where it stopped."""
-    from cluster.console import console, describe_row, training_progress
-    from cluster.experiment import as_override
-    from cluster.follow import Follower
-    from cluster.ray_train import train_on_ray
-    from cluster.reports import new_reports
-    from cluster.run import check, claimed, finish
-    from cluster.run_folder import RunFolder
-    from tuning.space import describe_value
-    from tuning.sweep_folder import best_parameters
+    from larmor.cluster.console import console, describe_row, training_progress
+    from larmor.cluster.experiment import as_override
+    from larmor.cluster.follow import Follower
+    from larmor.cluster.ray_train import train_on_ray
+    from larmor.cluster.reports import new_reports
+    from larmor.cluster.run import check, claimed, finish
+    from larmor.cluster.run_folder import RunFolder
+    from larmor.tuning.space import describe_value
+    from larmor.tuning.sweep_folder import best_parameters
 
     found = best_parameters(best_of) if best_of else {}
     whole = _load(experiment, [*(as_override(key, value) for key, value in found.items()), *(overrides or [])])
@@ -312,7 +311,7 @@ def train(
         for key, value in found.items():
             console.print(f"  {key} = {describe_value(value)} (best of {best_of})")
         if local:
-            from cluster.run_locally import check_local, train_locally
+            from larmor.cluster.run_locally import check_local, train_locally
 
             check_local(config, device)
         # claimed only now: an old run is not deleted for one that cannot start
@@ -347,14 +346,14 @@ def sweep(
     overwrite: Overwrite = False,
 ) -> None:
     """Search a, b and the clipping constant (or any key: space.KEY='loguniform(low,high)') with Ray Tune."""
-    from cluster.console import console, errors, progress_bar
-    from cluster.follow import Follower
-    from cluster.ray_cluster import connected, leave_at_once
-    from cluster.stopping import Interrupted
-    from tuning.spread import gains
-    from tuning.sweep import check_sweep, count_trials, describe_trial, run_sweep
-    from tuning.sweep_folder import SweepFolder, new_trials
-    from tuning.trial_records import read_sweep
+    from larmor.cluster.console import console, errors, progress_bar
+    from larmor.cluster.follow import Follower
+    from larmor.cluster.ray_cluster import connected, leave_at_once
+    from larmor.cluster.stopping import Interrupted
+    from larmor.tuning.spread import gains
+    from larmor.tuning.sweep import check_sweep, count_trials, describe_trial, run_sweep
+    from larmor.tuning.sweep_folder import SweepFolder, new_trials
+    from larmor.tuning.trial_records import read_sweep
 
     config = _load(experiment, [*(overrides or []), *([f"sweep.num_trials={trials}"] if trials else [])])
     folder = SweepFolder(config.sweep_url)
@@ -400,9 +399,9 @@ def submit(
 
     The same command again comes back to a job that still runs; Ctrl-C leaves it running.
     """
-    from cluster.console import errors
-    from cluster.job_log import follow
-    from cluster.jobs import Jobs, exit_code
+    from larmor.cluster.console import errors
+    from larmor.cluster.job_log import follow
+    from larmor.cluster.jobs import Jobs, exit_code
 
     config = _load(experiment, overrides or [])
     jobs = Jobs(address)
@@ -426,7 +425,7 @@ def submit(
 @app.command()
 def status(job: Job, address: Dashboard) -> None:
     """How a job on a cluster is: its state, since when, and where its results go."""
-    from cluster.jobs import Jobs, describe
+    from larmor.cluster.jobs import Jobs, describe
 
     for line in describe(Jobs(address).get(job)):
         typer.echo(line)
@@ -435,7 +434,7 @@ def status(job: Job, address: Dashboard) -> None:
 @app.command()
 def stop(job: Job, address: Dashboard) -> None:
     """End a job on a cluster: it is asked to, and is killed after two minutes. Submitting it again goes on with it."""
-    from cluster.jobs import Jobs, describe
+    from larmor.cluster.jobs import Jobs, describe
 
     for line in describe(Jobs(address).stop(job)):
         typer.echo(line)
@@ -447,8 +446,8 @@ def list_runs(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """List runs: state, step, best validation, speed, goodput (steps that count / all the time), restarts."""
-    from cluster.console import console
-    from cluster.runs import find_runs, table_lines, to_json
+    from larmor.cluster.console import console
+    from larmor.cluster.runs import find_runs, table_lines, to_json
 
     found = find_runs(url)
     for line in [to_json(found)] if as_json else table_lines(found):
@@ -483,9 +482,9 @@ def pull(
 
     Broken off, the same command goes on where it stopped.
     """
-    from cluster.console import console
-    from cluster.pull import pull_run
-    from tuning.choice import choose_run
+    from larmor.cluster.console import console
+    from larmor.cluster.pull import pull_run
+    from larmor.tuning.choice import choose_run
 
     choice = choose_run(url, metric, trial, prefer)
     pulled = pull_run(choice.run, choice.metric, to, overwrite, full, choice.about)
@@ -516,11 +515,11 @@ def reconstruct(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Reconstruct images (undersampled on the fly) or measured k-space, of any size; NIfTI or npy, and a PNG."""
-    from cluster.console import console, progress_bar
-    from recon.model import load_model
-    from recon.reconstruct import check_places, describe_speed, reconstruct_scans
-    from recon.scans import open_scans
-    from storage.notes import describe_notes
+    from larmor.cluster.console import console, progress_bar
+    from larmor.recon.model import load_model
+    from larmor.recon.reconstruct import check_places, describe_speed, reconstruct_scans
+    from larmor.recon.scans import open_scans
+    from larmor.storage.notes import describe_notes
 
     model = load_model(model_dir, device)
     check_places(source, to)
@@ -561,10 +560,10 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """A model for other programs: ONNX or torch.export, checked against the model to 1e-4 before it is there."""
-    from cluster.console import console
-    from recon.export import ExportConfig, describe_export, export_model
-    from recon.methods import parse_size
-    from recon.model import load_model
+    from larmor.cluster.console import console
+    from larmor.recon.export import ExportConfig, describe_export, export_model
+    from larmor.recon.methods import parse_size
+    from larmor.recon.model import load_model
 
     if to.exists() and not overwrite:
         raise InputError(f"{to}: exists already; pass --overwrite or choose another --to")
@@ -600,15 +599,15 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """The tables: zero-filled, models and classical methods side by side, preset named; CSV, Markdown, LaTeX, PNG."""
-    from cluster.console import console, progress_bar
-    from cluster.model_card import write_card
-    from recon.evaluate import evaluate as rate
-    from recon.methods import named, parse_size, table_cells
-    from recon.metrics import check_preset
-    from recon.model import load_model
-    from recon.segmentation import SegmentationConfig
-    from recon.tables import text_table, write_evaluation
-    from storage.config import DataConfig, open_reader
+    from larmor.cluster.console import console, progress_bar
+    from larmor.cluster.model_card import write_card
+    from larmor.recon.evaluate import evaluate as rate
+    from larmor.recon.methods import named, parse_size, table_cells
+    from larmor.recon.metrics import check_preset
+    from larmor.recon.model import load_model
+    from larmor.recon.segmentation import SegmentationConfig
+    from larmor.recon.tables import text_table, write_evaluation
+    from larmor.storage.config import DataConfig, open_reader
 
     models = named([load_model(folder, device) for folder in model_dirs])
     cells = table_cells(models, method or [], [parse_size(text) for text in size or []], mask or [], ratio or [])
@@ -643,10 +642,10 @@ def masks(
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other masks.")] = 0,
 ) -> None:
     """Show undersampling masks and their point spread functions, with the achieved ratio and a checksum of each."""
-    from cluster.console import console
-    from recon.mask_sheet import all_kinds, write_mask_sheet
-    from recon.masks import MaskConfig
-    from recon.methods import mask_of, parse_size
+    from larmor.cluster.console import console
+    from larmor.recon.mask_sheet import all_kinds, write_mask_sheet
+    from larmor.recon.masks import MaskConfig
+    from larmor.recon.methods import mask_of, parse_size
 
     base = MaskConfig(seed=seed)
     configs = [mask_of(base, name, ratio) for name in kind or [config.kind for config in all_kinds(base)]]
@@ -666,8 +665,8 @@ def benchmark_tables(
     overwrite: Overwrite = False,
 ) -> None:
     """Train every system alike and fill the tables. Stopped, the same command goes on where it was."""
-    from cluster.console import console
-    from cluster.grid import fill, load_grid
+    from larmor.cluster.console import console
+    from larmor.cluster.grid import fill, load_grid
 
     grid = load_grid(preset, {"num_images": num_images} if num_images else {})
     name = f"tables-{Path(preset).stem}-{grid.num_images}"
@@ -684,49 +683,22 @@ def report(
     evaluation: Annotated[Path | None, typer.Option(help="A folder made by `larmor evaluate`.", **_LOCAL)] = None,
 ) -> None:
     """One self-contained HTML page about a sweep or a run: trials, curves, landscape, panels, cost; CSV beside it."""
-    from cluster.console import console
-    from tuning.report import write_report
+    from larmor.cluster.console import console
+    from larmor.tuning.report import write_report
 
     for path in write_report(to, urls, evaluation):
         console.print(str(path), markup=False)
 
 
-def load_model(
-    place: str | Path,
-    metric: str | None = None,
-    trial: str | None = None,
-    device: str = "cpu",
-    prefer: str | None = None,
-) -> Any:
-    """The generator of a model directory, or the best one of a run or a sweep by its URL: a `torch.nn.Module`.
-
-    It is ready to use (evaluation mode, on `device`), called with zero-filled images (batch, channels, height, width)
-    float32 whose largest magnitude is 1; one with data consistency also takes the measured k-space and the mask, as
-    `recon.samples.Sample` has them. From a URL it is pulled, verified and not kept; `metric`, `trial` and `prefer`
-    choose as `larmor pull` does. Raises `storage.errors.InputError`.
-    """
-    from recon import model
-
-    if (Path(place) / "config.yaml").is_file() and not (Path(place) / "checkpoints").exists():
-        return model.load_model(Path(place), device).generator
-    from cluster.pull import pull_run
-    from tuning.choice import choose_run
-
-    choice = choose_run(str(place), metric, trial, prefer)
-    with tempfile.TemporaryDirectory(prefix="larmor-") as scratch:
-        pull_run(choice.run, choice.metric, Path(scratch) / "model", about=choice.about)
-        return model.load_model(Path(scratch) / "model", device).generator
-
-
 def _load(source: str, overrides: list[str]) -> Any:
-    from tuning.experiment import load_sweep_experiment
+    from larmor.tuning.experiment import load_sweep_experiment
 
     return load_sweep_experiment(source, overrides)
 
 
 @contextlib.contextmanager
 def _cluster(config: Any, address: str | None) -> Iterator[None]:
-    from cluster.ray_cluster import connected, require_resources, worker_bundle
+    from larmor.cluster.ray_cluster import connected, require_resources, worker_bundle
 
     with connected(address):
         bundle = worker_bundle(config.cluster.cpus_per_worker, config.cluster.use_gpu)
@@ -740,30 +712,30 @@ def main() -> None:
         raise SystemExit(
             "larmor: Windows is not supported; install Larmor in WSL (`wsl --install`), or use Linux or macOS"
         )
-    from cluster.stopping import Stopped
-    from storage.default_store import use_embedded_store
+    from larmor.cluster.stopping import Stopped
+    from larmor.storage.default_store import use_embedded_store
 
     if "store" not in sys.argv[1:2]:
         use_embedded_store()
     try:
         app()
     except Stopped as stopped:
-        from cluster.console import errors
+        from larmor.cluster.console import errors
 
         errors.print(f"larmor: {stopped.message}", markup=False)
         raise
     except InputError as error:
-        from cluster.console import errors
+        from larmor.cluster.console import errors
 
         errors.print(f"larmor: {error}", markup=False)
         if os.environ.get("LARMOR_DEBUG"):
             raise
         raise SystemExit(1) from None
     except ModuleNotFoundError as error:
-        from cluster.console import errors
+        from larmor.cluster.console import errors
 
         errors.print(
-            f"larmor: this command needs {error.name}, which is not installed; `pip install larmor` does it all"
+            f"larmor: this command needs {error.name}, which is not installed; `pip install larmor-mri` does it all"
         )
         if os.environ.get("LARMOR_DEBUG"):
             raise
@@ -771,7 +743,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        from cluster.console import errors
+        from larmor.cluster.console import errors
 
         where = f"{error.filename}: " if error.filename else ""
         errors.print(f"larmor: {where}{error.strerror}; choose another place, or make room there", markup=False)
