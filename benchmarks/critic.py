@@ -21,7 +21,7 @@ import larmor.recon.losses
 from larmor.cluster.experiment import Experiment
 from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.run_locally import train_locally
-from larmor.recon.metrics import METRICS
+from larmor.recon.metric import METRICS
 from larmor.tuning.experiment import load_sweep_experiment
 
 SHOWN = ("psnr", "ssim", "hfen", "gmsd")

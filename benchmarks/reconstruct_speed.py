@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from larmor.recon.bart import bart_available, bart_compressed_sensing
 from larmor.recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
 from larmor.recon.fourier import fft2c, ifft2c
-from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.mask_config import MaskConfig
+from larmor.recon.masks import make_mask
 from larmor.recon.networks import build_generator
 from larmor.recon.samples import centre_fit, normalize
 from larmor.recon.settings import GeneratorConfig

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from larmor.recon.metrics import brief_figures
+from larmor.recon.metric import brief_figures
 from larmor.recon.silent_critic import SilentCritic
 
 console = Console(highlight=False, soft_wrap=True)

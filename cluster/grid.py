@@ -19,7 +19,7 @@ from torch import nn
 from larmor.cluster.experiment import Experiment, build, change, read_content, set_dotted
 from larmor.cluster.grid_cell import FilledCell, Say, fill_cell
 from larmor.recon.evaluate import Evaluation
-from larmor.recon.metrics import TABLE_METRICS
+from larmor.recon.metric import TABLE_METRICS
 from larmor.recon.networks import build_critic, build_generator
 from larmor.recon.systems import SYSTEMS
 from larmor.recon.tables import write_tables

@@ -26,7 +26,7 @@ from larmor.cluster.checkpoint import WEIGHTS, Checkpoint
 from larmor.cluster.model_card import write_card
 from larmor.cluster.origin import read_origin
 from larmor.cluster.run_folder import REMOVED, RunFolder
-from larmor.recon.metrics import HIGHER_IS_BETTER, check_metric
+from larmor.recon.metric import HIGHER_IS_BETTER, check_metric
 from larmor.storage.errors import InputError
 from larmor.storage.lock_file import locked
 from larmor.storage.store_errors import StoreAway

@@ -12,7 +12,7 @@ from larmor.cluster.experiment import PINS, Experiment, differing_keys, dump_yam
 from larmor.cluster.lease import Say, hold, refuse_if_held
 from larmor.cluster.origin import check_origin, pinned, record_origin
 from larmor.cluster.run_folder import RunFolder
-from larmor.recon.metrics import HIGHER_IS_BETTER
+from larmor.recon.metric import HIGHER_IS_BETTER
 from larmor.storage.config import check_identity
 from larmor.storage.dataset import read_split
 from larmor.storage.errors import InputError

@@ -19,7 +19,7 @@ from larmor.cluster.attempts import first_and_last
 from larmor.cluster.lease import Lease, Owner, newest
 from larmor.cluster.reports import last_report
 from larmor.cluster.run_folder import RunFolder
-from larmor.recon.metrics import HIGHER_IS_BETTER
+from larmor.recon.metric import HIGHER_IS_BETTER
 from larmor.storage.errors import InputError
 from larmor.storage.object_store import ObjectStore
 from larmor.storage.parallel import run_in_threads

@@ -26,7 +26,7 @@ from larmor.cluster.scratch import Scratch
 from larmor.cluster.stopping import StopRequest
 from larmor.cluster.upload import Retention, Upload
 from larmor.cluster.watchdog import Watchdog
-from larmor.recon.metrics import HIGHER_IS_BETTER
+from larmor.recon.metric import HIGHER_IS_BETTER
 from larmor.recon.recipe import TrainingConfig
 from larmor.storage.errors import InputError
 from larmor.storage.store_errors import StoreAway, again_if_damaged

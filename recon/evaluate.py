@@ -12,7 +12,8 @@ import torch
 
 from larmor.recon.figures import Example
 from larmor.recon.inference import ZERO_FILLED, Method, Physics, Reconstructed, check_finite, reconstruct_split
-from larmor.recon.metrics import DICE, METRICS, Preset, slice_metrics, volume_metrics
+from larmor.recon.metric import DICE, METRICS, Preset
+from larmor.recon.metrics import slice_metrics, volume_metrics
 from larmor.recon.segmentation import Segmentation, SegmentationConfig, dice_per_class, segment
 from larmor.recon.segmentation_figure import SegmentationExample, SegmentedImage
 from larmor.storage.dataset import SplitInfo

@@ -12,7 +12,7 @@ import numpy as np
 from larmor.recon.evaluate import Evaluation, Row
 from larmor.recon.figures import Example
 from larmor.recon.inference import Physics
-from larmor.recon.masks import MaskConfig
+from larmor.recon.mask_config import MaskConfig
 from larmor.recon.signal import SignalConfig
 
 _TARGET = "target"

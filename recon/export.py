@@ -20,7 +20,8 @@ from torch import Tensor
 
 from larmor.recon.data_consistency import ConsistentGenerator
 from larmor.recon.fourier import fft2c, ifft2c
-from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.mask_config import MaskConfig
+from larmor.recon.masks import make_mask
 from larmor.recon.model import Model
 from larmor.recon.portable import portable
 from larmor.recon.sense import complex_to_channels, sense_expand, sense_reduce

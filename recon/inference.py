@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from larmor.recon.engine import lowered
-from larmor.recon.masks import MaskConfig
+from larmor.recon.mask_config import MaskConfig
 from larmor.recon.samples import MAGNITUDE, Sample, denormalize, display, normalize, normalize_by, prepare
 from larmor.recon.signal import SignalConfig
 from larmor.storage.constant import is_constant

@@ -12,7 +12,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from larmor.recon.masks import Kind, MaskConfig, achieved_ratio, make_mask, mask_hash
+from larmor.recon.mask_config import Kind, MaskConfig
+from larmor.recon.masks import achieved_ratio, make_mask, mask_hash
 
 DECADES = 3  # of the point spread function that are shown, below its peak
 CELL_AREA = 4.4  # square inches

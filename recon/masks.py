@@ -6,63 +6,13 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 from tokenize import TokenError
-from typing import Literal
 from zipfile import BadZipFile
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from larmor.recon.mask_config import COLUMN_KINDS, MaskConfig
 from larmor.recon.trajectories import radial_ranks, spiral_ranks
 from larmor.storage.errors import InputError
-
-Kind = Literal["gaussian1d", "gaussian2d", "poisson2d", "uniform1d", "random1d", "radial", "spiral", "file"]
-COLUMN_KINDS = ("gaussian1d", "uniform1d", "random1d")
-
-
-class MaskConfig(BaseModel):
-    """Which points of k-space are measured, besides a fully sampled centre.
-
-    Whole columns (phase-encoding lines): `gaussian1d`, denser towards the centre; `uniform1d`, equally
-    spaced; `random1d`, each equally likely. Single points, all denser towards the centre: `gaussian2d`;
-    `poisson2d`, which keep a distance from each other; `radial` and `spiral`, on the trajectories of that
-    name. `file` reads a mask, and only `file` counts then.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Kind = "gaussian1d"
-    sampling_ratio: float = Field(0.1, gt=0, le=1, description="measured points / all points; not for kind file")
-    center_fraction: float = Field(
-        0.04, ge=0, lt=1, description="fully sampled centre, as a part of each axis that is undersampled"
-    )
-    spread: float = Field(
-        0.22, gt=0, description="standard deviation of the density, as a part of the axis; gaussian and poisson kinds"
-    )
-    per_slice: bool = Field(False, description="a mask of its own for every sample, else one for all")
-    seed: int = Field(0, ge=0)
-    file: str | None = Field(
-        None,
-        description="for kind file: a .npy of True/False or 1/0 (height, width), zero frequency at "
-        "[height // 2, width // 2], which every worker can read",
-    )
-    sha256: str | None = Field(
-        None,
-        pattern="^[0-9a-f]{64}$",
-        description="for kind file: the hash of the mask; another mask in that file is refused; a run that begins with "
-        "null keeps what it found",
-    )
-
-    @model_validator(mode="after")
-    def _file_for_kind_file(self) -> MaskConfig:
-        if (self.kind == "file") != (self.file is not None):
-            missing = "mask.kind is file, but mask.file names none: set it to the path of a .npy"
-            unused = (
-                f"mask.file is {self.file}, but mask.kind is {self.kind}: set mask.kind to file, or leave mask.file out"
-            )
-            raise ValueError(missing if self.file is None else unused)
-        if self.sha256 is not None and self.file is None:
-            raise ValueError(f"mask.sha256 is that of a file, but mask.kind is {self.kind}: leave mask.sha256 out")
-        return self
 
 
 def make_mask(config: MaskConfig, shape: tuple[int, int], stream: tuple[int, ...] = ()) -> np.ndarray:

@@ -14,7 +14,7 @@ from larmor.recon.classical_start import classical_start
 from larmor.recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
 from larmor.recon.data_consistency import Measured
 from larmor.recon.inference import Method, Physics, network_method
-from larmor.recon.masks import MaskConfig
+from larmor.recon.mask_config import MaskConfig
 from larmor.recon.model import Model
 from larmor.recon.samples import Sample
 from larmor.recon.settings import StartConfig

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from larmor.recon.masks import MaskConfig
-from larmor.recon.metrics import check_metric
+from larmor.recon.mask_config import MaskConfig
+from larmor.recon.metric import check_metric
 from larmor.recon.settings import AugmentConfig, CriticConfig, GeneratorConfig, LossConfig, OptimizerConfig
 from larmor.recon.signal import SignalConfig
 from larmor.recon.systems import SYSTEMS, System, merged

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from larmor.recon.feed import DeviceBatch, DeviceGroup, to_device
 from larmor.recon.fourier import fft2c, ifft2c
-from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.mask_config import MaskConfig
+from larmor.recon.masks import make_mask
 from larmor.recon.sense import complex_to_channels, sense_reduce
 from larmor.recon.signal import SignalConfig
 from larmor.storage.constant import ROUNDING

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from larmor.recon.inference import Physics
-from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.mask_config import MaskConfig
+from larmor.recon.masks import make_mask
 from larmor.recon.measured import calibrated_maps
 from larmor.storage.config import DataConfig, open_reader
 from larmor.storage.errors import InputError

@@ -13,7 +13,7 @@ from larmor.recon.evaluate import Evaluation
 from larmor.recon.figures import comparison
 from larmor.recon.inference import ZERO_FILLED, Physics
 from larmor.recon.masks import describe_mask
-from larmor.recon.metrics import DICE, METRICS, PRESETS, TABLE_METRICS
+from larmor.recon.metric import DICE, METRICS, PRESETS, TABLE_METRICS
 from larmor.recon.segmentation_figure import write_segmentation_figure
 from larmor.storage.dataset import SplitInfo
 

@@ -19,7 +19,7 @@ from larmor.recon.communication import listening
 from larmor.recon.feed import feed, page_locked
 from larmor.recon.gan import Gan
 from larmor.recon.history import History
-from larmor.recon.metrics import HIGHER_IS_BETTER
+from larmor.recon.metric import HIGHER_IS_BETTER
 from larmor.recon.recipe import Recipe, TrainingConfig
 from larmor.recon.samples import prepare
 from larmor.recon.speed import Speed

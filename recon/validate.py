@@ -7,7 +7,7 @@ from torch import nn
 
 from larmor.recon.device_metrics import slice_metrics_on_device
 from larmor.recon.inference import Physics, network_method, rate_sample, undersampled_split
-from larmor.recon.metrics import METRICS
+from larmor.recon.metric import METRICS
 from larmor.recon.recipe import Recipe
 from larmor.recon.worker import Worker
 from larmor.storage.errors import InputError

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from larmor.recon.metrics import HIGHER_IS_BETTER, check_metric
+from larmor.recon.metric import HIGHER_IS_BETTER, check_metric
 from larmor.storage.errors import InputError
 
 Figures = Mapping[str, float]  # `val/psnr` → value

@@ -22,7 +22,7 @@ from larmor.cluster.attempts import first_and_last
 from larmor.cluster.origin import read_origin
 from larmor.cluster.reports import last_report
 from larmor.cluster.run_folder import RunFolder
-from larmor.recon.metrics import TABLE_METRICS
+from larmor.recon.metric import TABLE_METRICS
 from larmor.storage.errors import InputError
 from larmor.storage.local_names import inside
 from larmor.storage.provenance import larmor_version

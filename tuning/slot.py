@@ -17,7 +17,7 @@ from larmor.cluster.run import claim, finish
 from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.stopping import StopRequest
 from larmor.cluster.worker import LocalWorker
-from larmor.recon.metrics import HIGHER_IS_BETTER
+from larmor.recon.metric import HIGHER_IS_BETTER
 from larmor.storage.errors import InputError
 from larmor.storage.store_errors import StoreAway
 from larmor.tuning.space import with_values

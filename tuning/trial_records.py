@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from larmor.recon.metrics import HIGHER_IS_BETTER, METRICS
+from larmor.recon.metric import HIGHER_IS_BETTER, METRICS
 from larmor.storage.errors import InputError
 from larmor.tuning.objectives import Objectives
 from larmor.tuning.space import describe_value

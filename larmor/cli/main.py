@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from larmor.recon.metrics import METRICS
+from larmor.recon.metric import METRICS
 from larmor.storage.errors import InputError
 from larmor.storage.provenance import larmor_version
 
@@ -603,7 +603,7 @@ def evaluate(
     from larmor.cluster.model_card import write_card
     from larmor.recon.evaluate import evaluate as rate
     from larmor.recon.methods import named, parse_size, table_cells
-    from larmor.recon.metrics import check_preset
+    from larmor.recon.metric import check_preset
     from larmor.recon.model import load_model
     from larmor.recon.segmentation import SegmentationConfig
     from larmor.recon.tables import text_table, write_evaluation
@@ -643,8 +643,8 @@ def masks(
 ) -> None:
     """Show undersampling masks and their point spread functions, with the achieved ratio and a checksum of each."""
     from larmor.cluster.console import console
+    from larmor.recon.mask_config import MaskConfig
     from larmor.recon.mask_sheet import all_kinds, write_mask_sheet
-    from larmor.recon.masks import MaskConfig
     from larmor.recon.methods import mask_of, parse_size
 
     base = MaskConfig(seed=seed)

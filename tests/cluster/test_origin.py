@@ -15,7 +15,8 @@ from larmor.cluster.origin import check_origin, pinned, record_origin
 from larmor.cluster.run import check, claimed
 from larmor.cluster.run_folder import RunFolder
 from larmor.recon.inference import Physics
-from larmor.recon.masks import MaskConfig, make_mask, mask_hash
+from larmor.recon.mask_config import MaskConfig
+from larmor.recon.masks import make_mask, mask_hash
 from larmor.recon.model import load_model
 from larmor.storage import dataset
 from larmor.storage.config import open_reader

@@ -24,7 +24,7 @@ from larmor.cluster.origin import record_origin, versions
 from larmor.cluster.pull import metric_direction, pull_run
 from larmor.cluster.run import claimed
 from larmor.cluster.run_folder import RunFolder
-from larmor.recon.metrics import HIGHER_IS_BETTER
+from larmor.recon.metric import HIGHER_IS_BETTER
 from larmor.recon.model import load_model
 from larmor.storage.errors import InputError
 from tests.faulty_proxy import FaultyProxy

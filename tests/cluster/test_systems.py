@@ -19,7 +19,7 @@ from larmor.recon.evaluate import evaluate
 from larmor.recon.history import TrainingDiverged
 from larmor.recon.inference import Physics
 from larmor.recon.methods import table_cells
-from larmor.recon.metrics import HIGHER_IS_BETTER
+from larmor.recon.metric import HIGHER_IS_BETTER
 from larmor.recon.model import Model
 from larmor.recon.networks import build_generator
 from larmor.recon.systems import SYSTEMS

@@ -12,7 +12,8 @@ from torch import Tensor
 from larmor.recon.bart import bart_available, bart_compressed_sensing
 from larmor.recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
 from larmor.recon.fourier import fft2c, ifft2c
-from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.mask_config import MaskConfig
+from larmor.recon.masks import make_mask
 from larmor.recon.sense import sense_expand, undersample
 from larmor.storage.errors import InputError
 

@@ -14,7 +14,8 @@ from larmor.recon.classical_start import TotalVariation, classical_start, differ
 from larmor.recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
 from larmor.recon.data_consistency import ConsistentGenerator, Measured
 from larmor.recon.fourier import fft2c, ifft2c
-from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.mask_config import MaskConfig
+from larmor.recon.masks import make_mask
 from larmor.recon.networks import build_generator
 from larmor.recon.portable import portable
 from larmor.recon.sense import complex_to_channels, sense_expand, sense_reduce

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from larmor.recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
 from larmor.recon.fourier import fft2c, ifft2c
-from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.mask_config import MaskConfig
+from larmor.recon.masks import make_mask
 from larmor.recon.samples import centre_fit, normalize
 from larmor.recon.sense import sense_expand, sense_reduce, undersample
 from larmor.storage.errors import InputError

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from larmor.recon.device_metrics import slice_metrics_on_device
-from larmor.recon.metrics import LARGEST_PSNR, METRICS, slice_metrics
+from larmor.recon.metric import METRICS
+from larmor.recon.metrics import LARGEST_PSNR, slice_metrics
 
 RNG = np.random.default_rng(0)
 

@@ -21,8 +21,9 @@ from larmor.recon import evaluate as evaluation
 from larmor.recon.evaluate import Evaluation, Row, evaluate
 from larmor.recon.evaluation_file import load_evaluation, save_evaluation
 from larmor.recon.inference import Physics, network_method
-from larmor.recon.masks import MaskConfig, make_mask
-from larmor.recon.metrics import METRICS, PRESETS
+from larmor.recon.mask_config import MaskConfig
+from larmor.recon.masks import make_mask
+from larmor.recon.metric import METRICS, PRESETS
 from larmor.recon.model import Model, load_model
 from larmor.recon.samples import Sample
 from larmor.recon.segmentation import SegmentationConfig

@@ -15,7 +15,8 @@ from larmor.recon import export
 from larmor.recon.export import ExportConfig, export_model
 from larmor.recon.fourier import fft2c, ifft2c
 from larmor.recon.inference import Physics
-from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.mask_config import MaskConfig
+from larmor.recon.masks import make_mask
 from larmor.recon.model import Model
 from larmor.recon.networks import build_generator
 from larmor.recon.portable import centred_dft

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from larmor.recon.mask_config import MaskConfig
 from larmor.recon.mask_sheet import all_kinds, write_mask_sheet
-from larmor.recon.masks import MaskConfig, achieved_ratio, make_mask, mask_hash
+from larmor.recon.masks import achieved_ratio, make_mask, mask_hash
 
 
 def test_all_kinds_share_the_setting() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from larmor.recon.masks import COLUMN_KINDS, Kind, MaskConfig, achieved_ratio, describe_mask, make_mask, mask_hash
+from larmor.recon.mask_config import COLUMN_KINDS, Kind, MaskConfig
+from larmor.recon.masks import achieved_ratio, describe_mask, make_mask, mask_hash
 from larmor.storage.errors import InputError
 from tests.helpers import property_test
 

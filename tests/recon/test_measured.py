@@ -11,7 +11,8 @@ import torch
 
 from larmor.recon.data_consistency import ConsistentGenerator
 from larmor.recon.inference import Physics, network_method, reconstruct_sample
-from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.mask_config import MaskConfig
+from larmor.recon.masks import make_mask
 from larmor.recon.measured import measured_sample
 from larmor.recon.model import Model
 from larmor.recon.phase import centre_size

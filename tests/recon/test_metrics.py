@@ -12,17 +12,8 @@ from scipy.ndimage import correlate, gaussian_filter, uniform_filter
 from scipy.signal import convolve2d
 from skimage.metrics import mean_squared_error, normalized_root_mse, peak_signal_noise_ratio, structural_similarity
 
-from larmor.recon.metrics import (
-    HIGHER_IS_BETTER,
-    LARGEST_PSNR,
-    METRICS,
-    PRESETS,
-    TABLE_METRICS,
-    brief_figures,
-    check_metric,
-    slice_metrics,
-    volume_metrics,
-)
+from larmor.recon.metric import HIGHER_IS_BETTER, METRICS, PRESETS, TABLE_METRICS, brief_figures, check_metric
+from larmor.recon.metrics import LARGEST_PSNR, slice_metrics, volume_metrics
 from larmor.storage.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,6 +198,6 @@ def test_the_documents_table_is_this_one() -> None:
 
 def test_whoever_only_names_metrics_imports_nothing() -> None:
     """`larmor pull` runs without PyTorch, SciPy and scikit-image; `larmor --help` without NumPy."""
-    look = "import sys, larmor, larmor.recon.metrics; print(*{'numpy', 'scipy', 'skimage', 'torch'} & set(sys.modules))"
+    look = "import sys, larmor, larmor.recon.metric; print(*{'numpy', 'scipy', 'skimage', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout.split() == []

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from larmor.recon.inference import Physics
-from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.mask_config import MaskConfig
+from larmor.recon.masks import make_mask
 from larmor.recon.measured import calibrated_maps
 from larmor.recon.model import Model, load_model
 from larmor.recon.networks import build_generator

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from larmor.recon.feed import to_device
-from larmor.recon.masks import MaskConfig, make_mask
+from larmor.recon.mask_config import MaskConfig
+from larmor.recon.masks import make_mask
 from larmor.recon.samples import Sample, centre_fit, denormalize, magnitude, normalize, prepare, zero_fill
 from larmor.storage import volumes
 from larmor.storage.loader import Batch

@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 
 from larmor.recon.evaluate import evaluate
 from larmor.recon.inference import Physics
-from larmor.recon.masks import MaskConfig
+from larmor.recon.mask_config import MaskConfig
 from larmor.recon.segmentation import TISSUES, Segmentation, SegmentationConfig, dice, dice_per_class, segment
 from larmor.recon.segmentation_figure import SegmentationExample, SegmentedImage, write_segmentation_figure
 from larmor.recon.tables import slug, write_evaluation

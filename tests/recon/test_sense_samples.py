@@ -11,7 +11,7 @@ import torch
 from larmor.recon.augment import augment
 from larmor.recon.data_consistency import DataConsistency, Measured
 from larmor.recon.fourier import fft2c, ifft2c
-from larmor.recon.masks import MaskConfig
+from larmor.recon.mask_config import MaskConfig
 from larmor.recon.samples import Sample, denormalize, prepare
 from larmor.recon.sense import channels_to_complex, complex_to_channels, sense_expand, sense_reduce
 from larmor.recon.settings import AugmentConfig

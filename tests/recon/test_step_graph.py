@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from larmor.recon import step_graph
 from larmor.recon.gan import Gan
-from larmor.recon.masks import MaskConfig
+from larmor.recon.mask_config import MaskConfig
 from larmor.recon.plain_engine import PlainEngine
 from larmor.recon.recipe import Recipe
 from larmor.recon.samples import Sample, prepare
