@@ -26,11 +26,11 @@ from loader_step import phantom_data
 
 from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.worker import LocalWorker
-from larmor.recon.gan import Gan
-from larmor.recon.samples import prepare
-from larmor.recon.train import EarlyStop, TrainingState
-from larmor.storage.config import open_loader, open_reader
-from larmor.storage.loader import Share
+from larmor.recon.physics.samples import prepare
+from larmor.recon.training.gan import Gan
+from larmor.recon.training.train import EarlyStop, TrainingState
+from larmor.storage.loading.config import open_loader, open_reader
+from larmor.storage.loading.loader import Share
 from larmor.tuning.experiment import SweepExperiment, load_sweep_experiment
 
 KINDS = ("none", "waiting", "beside")

@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from statistics import fmean, stdev
 from typing import Any
 
-import larmor.recon.losses
+import larmor.recon.training.losses
 from larmor.cluster.experiment import Experiment
 from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.run_locally import train_locally
-from larmor.recon.metric import METRICS
+from larmor.recon.recipe.metric import METRICS
 from larmor.tuning.experiment import load_sweep_experiment
 
 SHOWN = ("psnr", "ssim", "hfen", "gmsd")
@@ -83,13 +83,13 @@ def spread(name: str, values: Sequence[float]) -> str:
 @contextmanager
 def turned(wanted: bool) -> Iterator[None]:
     """The generator's adversarial loss with the other sign."""
-    right = larmor.recon.losses.adversarial_loss
+    right = larmor.recon.training.losses.adversarial_loss
     if wanted:
-        larmor.recon.losses.adversarial_loss = lambda scores, kind: -right(scores, kind)
+        larmor.recon.training.losses.adversarial_loss = lambda scores, kind: -right(scores, kind)
     try:
         yield
     finally:
-        larmor.recon.losses.adversarial_loss = right
+        larmor.recon.training.losses.adversarial_loss = right
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import crc32c
 import numpy as np
 from slices import SHAPE, SPLIT, Place
 
-from larmor.storage import dataset, layout
+from larmor.storage.dataset import dataset, layout
 
 Range = tuple[str, int, int]  # object, first byte, byte after the last
 Get = Callable[[Range], "memoryview | bytes"]

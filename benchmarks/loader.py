@@ -49,8 +49,8 @@ from rich.console import Console
 from rich.table import Table
 from slices import BATCH, SLICE_BYTES, Place, checksums_of, make_slice, marks_of
 
-from larmor.storage.embedded_store import EmbeddedStore
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.embedded_store import EmbeddedStore
+from larmor.storage.objects.object_store import ObjectStore
 
 PROGRAM = Path(__file__).with_name("contender.py")
 NAMES = [*(LIMIT + client for client in limit.CLIENTS), *CONTENDERS]

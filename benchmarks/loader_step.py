@@ -27,15 +27,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from larmor.recon.gan import Gan
-from larmor.recon.samples import prepare
-from larmor.storage import dataset
-from larmor.storage.config import open_loader, open_reader
-from larmor.storage.embedded_store import EmbeddedStore
-from larmor.storage.layout import SplitLayout, StoredVolume
-from larmor.storage.loader import Batch, Share
-from larmor.storage.object_store import ObjectStore
-from larmor.storage.phantom import phantom_volume
+from larmor.recon.physics.samples import prepare
+from larmor.recon.training.gan import Gan
+from larmor.storage.dataset import dataset
+from larmor.storage.dataset.layout import SplitLayout, StoredVolume
+from larmor.storage.examples.phantom import phantom_volume
+from larmor.storage.loading.config import open_loader, open_reader
+from larmor.storage.loading.loader import Batch, Share
+from larmor.storage.objects.embedded_store import EmbeddedStore
+from larmor.storage.objects.object_store import ObjectStore
 from larmor.tuning.experiment import SweepExperiment, load_sweep_experiment
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def write_phantoms(store: ObjectStore, num_subjects: int) -> None:
 
 
 def make_step(experiment: SweepExperiment) -> Step:
-    """A function that trains on one batch, as `recon/train.py` does."""
+    """A function that trains on one batch, as `recon/training/train.py` does."""
     gan = Gan(experiment, CPU)
 
     def step(batch: Batch) -> None:

@@ -34,9 +34,9 @@ class BareLoop:
     def __init__(self, experiment: SweepExperiment) -> None:
         import torch
 
-        from larmor.recon.networks import build_critic, build_generator
-        from larmor.storage.config import open_loader, open_reader
-        from larmor.storage.loader import Share
+        from larmor.recon.networks.networks import build_critic, build_generator
+        from larmor.storage.loading.config import open_loader, open_reader
+        from larmor.storage.loading.loader import Share
 
         torch.manual_seed(experiment.seed)
         self.experiment, self.step_number = experiment, 0
@@ -57,10 +57,10 @@ class BareLoop:
         """One critic and one generator update; the generator's loss."""
         import torch
 
-        from larmor.recon.feed import to_device
-        from larmor.recon.losses import generator_loss
-        from larmor.recon.recipe import learning_rate_factor
-        from larmor.recon.samples import prepare
+        from larmor.recon.physics.feed import to_device
+        from larmor.recon.physics.samples import prepare
+        from larmor.recon.recipe.recipe import learning_rate_factor
+        from larmor.recon.training.losses import generator_loss
 
         experiment, cpu = self.experiment, torch.device("cpu")
         factor = learning_rate_factor(experiment.training, self.step_number)

@@ -97,9 +97,9 @@ def _add_wheels(folder: Path, site: Path) -> None:
 
 def _make_data(folder: Path, work: Path) -> str:
     """Convert the carried heads; the URL of the data set."""
-    from larmor.storage.convert import ConvertOptions, convert
+    from larmor.storage.conversion.convert import ConvertOptions, convert
+    from larmor.storage.conversion.splits import read_splits_file
     from larmor.storage.formats.recognise import find_sources
-    from larmor.storage.splits import read_splits_file
 
     heads, data = work / "heads", work / "data"
     heads.mkdir()
@@ -126,7 +126,7 @@ def _grid(options: argparse.Namespace) -> Any:
 def _rate_classical(data: str, folder: Path, options: argparse.Namespace) -> None:
     from larmor.cluster.grid import cells, experiments
     from larmor.cluster.grid_cell import physics_of, rate_classical
-    from larmor.storage.config import DataConfig, open_reader
+    from larmor.storage.loading.config import DataConfig, open_reader
 
     grid = _grid(options)
     reader = open_reader(DataConfig(url=data), "test")
@@ -192,7 +192,7 @@ def _fill(options: argparse.Namespace, count: int, data: str, work: Path, say: L
     """Train and rate all systems of `cell`, in a process of its own."""
     from larmor.cluster.grid import experiments
     from larmor.cluster.grid_cell import fill_cell
-    from larmor.storage.config import DataConfig, open_reader
+    from larmor.storage.loading.config import DataConfig, open_reader
 
     grid = _grid(options).model_copy(update={"num_images": count})
     trained = experiments(grid, cell, "paper", data, str(work))
@@ -205,7 +205,7 @@ def _write(options: argparse.Namespace, filled: Sequence[Any], count: int, data:
     """The tables of the cells that are filled so far, from their files, to where they are brought from."""
     from larmor.cluster.grid import experiments, write_grid
     from larmor.cluster.grid_cell import fill_cell
-    from larmor.storage.config import DataConfig, open_reader
+    from larmor.storage.loading.config import DataConfig, open_reader
 
     grid, found = _grid(options).model_copy(update={"num_images": count}), []
     with contextlib.closing(open_reader(DataConfig(url=data), "test")) as reader:
@@ -221,7 +221,7 @@ def _measure(options: argparse.Namespace, wanted: Sequence[Any], say: Log) -> fl
     from paper_pace import cost_of_image
 
     from larmor.cluster.grid import experiments
-    from larmor.recon.device import choose_device
+    from larmor.recon.engines.device import choose_device
 
     costs = {}
     for cell in (min(wanted, key=_pixels), max(wanted, key=_pixels)):

@@ -1,7 +1,7 @@
 """What a training image costs at full width: `python benchmarks/paper_pace.py --device cuda [--size 64x128]`.
 
 For each system of the paper's grid, on noise: milliseconds per image of a training step, how much of it the host takes
-to launch the work, and the operations per second that come of it (`recon/flops.py`). `--set` changes any key for all,
+to launch the work, and the operations per second that come of it. `--set` changes any key for all,
 such as `training.channels_last=true`.
 """
 
@@ -18,12 +18,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from larmor.recon.device import choose_device
-from larmor.recon.flops import flops_per_step
-from larmor.recon.gan import Gan
-from larmor.recon.recipe import Recipe
-from larmor.recon.samples import prepare
-from larmor.storage.loader import Batch
+from larmor.recon.engines.device import choose_device
+from larmor.recon.physics.samples import prepare
+from larmor.recon.recipe.recipe import Recipe
+from larmor.recon.training.flops import flops_per_step
+from larmor.recon.training.gan import Gan
+from larmor.storage.loading.loader import Batch
 
 _WARM_UP, _MEASURED = 5, 4  # generator steps; the fourth is recorded where CUDA graphs are wanted
 

@@ -20,8 +20,8 @@ from typing import Any, cast
 import numpy as np
 from slices import BATCH, SHAPE, SPLIT, Place, batches_of, load, shuffled
 
-from larmor.storage.config import DataConfig, open_loader, open_reader
-from larmor.storage.loader import Share
+from larmor.storage.loading.config import DataConfig, open_loader, open_reader
+from larmor.storage.loading.loader import Share
 
 Epoch = Callable[[], Iterator[np.ndarray]]
 _SHUFFLE = 512  # slices of a shuffle buffer: as many as our default `shuffle_bytes` holds

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from larmor.recon.bart import bart_available, bart_compressed_sensing
-from larmor.recon.compressed_sensing import CompressedSensingConfig, compressed_sensing
-from larmor.recon.fourier import fft2c, ifft2c
-from larmor.recon.mask_config import MaskConfig
-from larmor.recon.masks import make_mask
-from larmor.recon.networks import build_generator
-from larmor.recon.samples import centre_fit, normalize
-from larmor.recon.settings import GeneratorConfig
-from larmor.storage.phantom import phantom_volume
+from larmor.recon.evaluation.bart import bart_available, bart_compressed_sensing
+from larmor.recon.evaluation.compressed_sensing import CompressedSensingConfig, compressed_sensing
+from larmor.recon.networks.networks import build_generator
+from larmor.recon.physics.fourier import fft2c, ifft2c
+from larmor.recon.physics.masks import make_mask
+from larmor.recon.physics.samples import centre_fit, normalize
+from larmor.recon.recipe.mask_config import MaskConfig
+from larmor.recon.recipe.settings import GeneratorConfig
+from larmor.storage.examples.phantom import phantom_volume
 
 SIZE = (256, 256)
 Contender = Callable[[Tensor, Tensor, Tensor], object]

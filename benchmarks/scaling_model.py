@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import torch
 
-from larmor.recon.flops import flops_per_step
-from larmor.recon.networks import build_critic, build_generator
-from larmor.recon.peak_flops import peak_flops
-from larmor.recon.recipe import Recipe
+from larmor.recon.networks.networks import build_critic, build_generator
+from larmor.recon.recipe.recipe import Recipe
+from larmor.recon.training.flops import flops_per_step
+from larmor.recon.training.peak_flops import peak_flops
 from larmor.tuning.experiment import load_sweep_experiment
 
 

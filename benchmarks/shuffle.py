@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from larmor.storage.order import SampleOrder, num_lanes
+from larmor.storage.loading.order import SampleOrder, num_lanes
 
 
 def same_group(order: SampleOrder, group_of: np.ndarray, batch: int, epochs: int) -> float:

@@ -15,9 +15,9 @@ from typing import Any
 import crc32c
 import numpy as np
 
-from larmor.storage import dataset
-from larmor.storage.layout import SplitLayout, StoredVolume
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.dataset import dataset
+from larmor.storage.dataset.layout import SplitLayout, StoredVolume
+from larmor.storage.objects.object_store import ObjectStore
 
 SHAPE = (1, 256, 256)
 SLICE_BYTES = 8 * 256 * 256

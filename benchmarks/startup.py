@@ -59,7 +59,7 @@ def watched(arguments: list[str]) -> None:
                 file.write(json.dumps([name, time.time()]) + "\n")
 
         note("loop")
-        import larmor.recon.train  # noqa: F401 - the time of the import
+        import larmor.recon.training.train  # noqa: F401 - the time of the import
 
         note("imported")
         from larmor.cluster import ray_worker
@@ -131,9 +131,9 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     os.environ["PYTHONPATH"] = str(ROOT)
     from larmor.cluster.ray_cluster import connected
-    from larmor.storage.convert import ConvertOptions, convert
+    from larmor.storage.conversion.convert import ConvertOptions, convert
+    from larmor.storage.examples.phantom import write_phantom
     from larmor.storage.formats.recognise import find_sources
-    from larmor.storage.phantom import write_phantom
 
     with tempfile.TemporaryDirectory(prefix="larmor-startup-") as folder:
         scratch = Path(folder)

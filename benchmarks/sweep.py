@@ -134,9 +134,9 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a folder for the sweeps, to look at afterwards")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    from larmor.storage.convert import ConvertOptions, convert
+    from larmor.storage.conversion.convert import ConvertOptions, convert
+    from larmor.storage.examples.phantom import write_phantom
     from larmor.storage.formats.recognise import find_sources
-    from larmor.storage.phantom import write_phantom
 
     with tempfile.TemporaryDirectory(prefix="larmor-sweep-") as folder:
         scratch = (options.keep or Path(folder)).absolute()

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from larmor.storage.errors import InputError
-from larmor.storage.local_names import inside
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.local_names import inside
 
 MANIFEST_FORMAT = 1
 WEIGHTS = "generator.safetensors"

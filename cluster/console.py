@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from larmor.recon.metric import brief_figures
-from larmor.recon.silent_critic import SilentCritic
+from larmor.recon.recipe.metric import brief_figures
+from larmor.recon.training.silent_critic import SilentCritic
 
 console = Console(highlight=False, soft_wrap=True)
 TIME_SHARES = ("compute", "communication", "data", "validation", "checkpoint", "report")

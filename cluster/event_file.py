@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.object_store import ObjectStore
 
 _FOLDER = "tensorboard"
 _LARGEST = 2**20  # bytes: S3 cannot append, so with each report a file is written anew

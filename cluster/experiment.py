@@ -14,8 +14,8 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from larmor.recon.recipe import Recipe
-from larmor.storage.errors import InputError
+from larmor.recon.recipe.recipe import Recipe
+from larmor.storage.objects.errors import InputError
 
 
 class WorkerRange(BaseModel):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 
 Records = Sequence[Mapping[str, Any]]
 

@@ -18,13 +18,13 @@ from torch import nn
 
 from larmor.cluster.experiment import Experiment, build, change, read_content, set_dotted
 from larmor.cluster.grid_cell import FilledCell, Say, fill_cell
-from larmor.recon.evaluate import Evaluation
-from larmor.recon.metric import TABLE_METRICS
-from larmor.recon.networks import build_critic, build_generator
-from larmor.recon.systems import SYSTEMS
-from larmor.recon.tables import write_tables
-from larmor.storage.config import DataConfig, open_reader
-from larmor.storage.errors import InputError
+from larmor.recon.evaluation.evaluate import Evaluation
+from larmor.recon.evaluation.tables import write_tables
+from larmor.recon.networks.networks import build_critic, build_generator
+from larmor.recon.recipe.metric import TABLE_METRICS
+from larmor.recon.recipe.systems import SYSTEMS
+from larmor.storage.loading.config import DataConfig, open_reader
+from larmor.storage.objects.errors import InputError
 
 _SPREAD_METRICS = ("psnr", "ssim", "hfen", "gmsd")
 _SEED = " (seed {})"  # after a system's name, for all seeds but the first

@@ -15,16 +15,16 @@ from larmor.cluster.pull import pull_run
 from larmor.cluster.run import check, claimed, finish
 from larmor.cluster.run_folder import RunFolder, sha256
 from larmor.cluster.run_locally import train_locally
-from larmor.recon.evaluate import Evaluation, evaluate
-from larmor.recon.evaluation_file import load_evaluation, save_evaluation, saved_facts
-from larmor.recon.figures import comparison
-from larmor.recon.history import TrainingDiverged
-from larmor.recon.inference import ZERO_FILLED, Method, Physics, network_method
-from larmor.recon.masks import describe_mask
-from larmor.recon.methods import classical_method
-from larmor.recon.model import load_model
-from larmor.recon.tables import slug, text_table
-from larmor.storage.reader import SliceReader
+from larmor.recon.evaluation.evaluate import Evaluation, evaluate
+from larmor.recon.evaluation.evaluation_file import load_evaluation, save_evaluation, saved_facts
+from larmor.recon.evaluation.methods import classical_method
+from larmor.recon.evaluation.tables import slug, text_table
+from larmor.recon.inference.figures import comparison
+from larmor.recon.inference.inference import ZERO_FILLED, Method, Physics, network_method
+from larmor.recon.models.model import load_model
+from larmor.recon.physics.masks import describe_mask
+from larmor.recon.training.history import TrainingDiverged
+from larmor.storage.loading.reader import SliceReader
 
 Say = Callable[[str], None]
 _BATCH = 8

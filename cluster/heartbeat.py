@@ -16,8 +16,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from larmor.recon.step_clock import PHASES
-from larmor.storage.object_store import ObjectStore
+from larmor.recon.training.step_clock import PHASES
+from larmor.storage.objects.object_store import ObjectStore
 
 START = "start"  # the phase before the first of `PHASES`
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from larmor.storage.object_store import ObjectStore
-from larmor.storage.parallel import run_in_threads
+from larmor.storage.objects.object_store import ObjectStore
+from larmor.storage.objects.parallel import run_in_threads
 
 _STEPS = 2000  # of an object
 _THREADS = 8

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from larmor.cluster.jobs import Jobs
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 
 
 @dataclass(frozen=True)

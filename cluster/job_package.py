@@ -11,8 +11,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from larmor.cluster.experiment import dump_yaml
-from larmor.storage.errors import InputError
-from larmor.storage.provenance import DISTRIBUTION
+from larmor.storage.formats.provenance import DISTRIBUTION
+from larmor.storage.objects.errors import InputError
 
 WINGS = ("storage", "recon", "cluster", "tuning")  # beside `larmor` in a checkout, within it where it is installed
 _LEFT_OUT = shutil.ignore_patterns("__pycache__")

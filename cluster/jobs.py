@@ -23,7 +23,7 @@ import yaml
 from larmor.cluster.experiment import Experiment, differing_keys
 from larmor.cluster.job_package import pinned_requirements, write_package
 from larmor.cluster.ray_cluster import use_known_token
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 
 Kind = Literal["train", "sweep"]
 STOP_SECONDS = 120  # a stopped training saves a checkpoint first; then it is killed

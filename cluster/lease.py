@@ -27,10 +27,10 @@ from pathlib import Path
 
 import psutil
 
-from larmor.storage.conditional_writes import check_conditional_writes
-from larmor.storage.errors import InputError
-from larmor.storage.object_store import ObjectStore
-from larmor.storage.store_errors import StoreAway
+from larmor.storage.objects.conditional_writes import check_conditional_writes
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
+from larmor.storage.objects.store_errors import StoreAway
 
 TIME_TO_LIVE = 60.0  # seconds
 _CLOCKS_APART = 1800.0

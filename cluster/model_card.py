@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from larmor.cluster.origin import trained_with
-from larmor.recon.metric import TABLE_METRICS
+from larmor.recon.recipe.metric import TABLE_METRICS
 
 _MOST_SOURCES = 40  # rows of the table of volumes; metrics.json has all
 _UNKNOWN = "not recorded by the Larmor that made the run"

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from larmor.cluster.run_folder import RunFolder
-from larmor.storage.errors import InputError
-from larmor.storage.object_store import ObjectStore
-from larmor.storage.provenance import larmor_version
+from larmor.storage.formats.provenance import larmor_version
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
 
 if TYPE_CHECKING:  # who reads a record, as `larmor pull` does, needs no PyTorch
     from larmor.cluster.experiment import Experiment
@@ -67,9 +67,9 @@ def pinned(experiment: E) -> E:
 
     Raises `InputError` if what is there is not what it names.
     """
-    from larmor.recon.masks import make_mask, mask_hash
-    from larmor.storage.config import check_identity
-    from larmor.storage.dataset import read_identity
+    from larmor.recon.physics.masks import make_mask, mask_hash
+    from larmor.storage.dataset.dataset import read_identity
+    from larmor.storage.loading.config import check_identity
 
     found = read_identity(ObjectStore(experiment.data.url))
     check_identity(experiment.data, found)
@@ -118,8 +118,8 @@ def record_origin(experiment: Experiment, folder: Folder) -> None:
 
 
 def _origin(experiment: Experiment) -> dict[str, Any]:
-    from larmor.recon.masks import describe_mask
-    from larmor.storage.dataset import read_root
+    from larmor.recon.physics.masks import describe_mask
+    from larmor.storage.dataset.dataset import read_root
 
     data = ObjectStore(experiment.data.url)
     root = read_root(data)

@@ -26,12 +26,12 @@ from larmor.cluster.checkpoint import WEIGHTS, Checkpoint
 from larmor.cluster.model_card import write_card
 from larmor.cluster.origin import read_origin
 from larmor.cluster.run_folder import REMOVED, RunFolder
-from larmor.recon.metric import HIGHER_IS_BETTER, check_metric
-from larmor.storage.errors import InputError
-from larmor.storage.lock_file import locked
-from larmor.storage.store_errors import StoreAway
+from larmor.recon.recipe.metric import HIGHER_IS_BETTER, check_metric
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.lock_file import locked
+from larmor.storage.objects.store_errors import StoreAway
 
-MODEL_FORMAT = 1  # as larmor.recon.model reads it, which needs PyTorch
+MODEL_FORMAT = 1  # as larmor.recon.models.model reads it, which needs PyTorch
 _TRIES = 5  # a run that is going on may remove a checkpoint between our look and our download
 
 

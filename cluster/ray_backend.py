@@ -9,8 +9,8 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 
 from larmor.cluster.stopping import StopRequest
-from larmor.storage.errors import InputError
-from larmor.storage.store_errors import StoreAway
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.store_errors import StoreAway
 
 _request: StopRequest | None = None
 

@@ -18,8 +18,8 @@ from platformdirs import user_data_path
 
 from larmor.cluster.job_package import write_source
 from larmor.cluster.stopping import Interrupted
-from larmor.storage.embedded_store import PROFILE
-from larmor.storage.errors import InputError
+from larmor.storage.objects.embedded_store import PROFILE
+from larmor.storage.objects.errors import InputError
 
 # paths and names only: a key never travels through Ray
 _FORWARDED = ("AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")

@@ -12,7 +12,7 @@ from larmor.cluster.experiment import ClusterConfig, Experiment
 from larmor.cluster.ray_cluster import worker_bundle
 from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.stopping import Stopped, StopRequest, order_stop, withdraw_stop_order
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from larmor.cluster.experiment import Experiment, build
 from larmor.cluster.lease import LeaseLost
 from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.worker import LocalWorker
-from larmor.recon.history import TrainingDiverged
-from larmor.recon.train import train
+from larmor.recon.training.history import TrainingDiverged
+from larmor.recon.training.train import train
 
 _ASK_RAY_SECONDS = 5.0
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from larmor.cluster.attempts import Attempt, first_and_last, goodput
 from larmor.cluster.event_file import EventFile
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.object_store import ObjectStore
 
 NEWEST = "metrics.jsonl"
 Rows = Sequence[Mapping[str, float]]

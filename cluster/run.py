@@ -12,11 +12,11 @@ from larmor.cluster.experiment import PINS, Experiment, differing_keys, dump_yam
 from larmor.cluster.lease import Say, hold, refuse_if_held
 from larmor.cluster.origin import check_origin, pinned, record_origin
 from larmor.cluster.run_folder import RunFolder
-from larmor.recon.metric import HIGHER_IS_BETTER
-from larmor.storage.config import check_identity
-from larmor.storage.dataset import read_split
-from larmor.storage.errors import InputError
-from larmor.storage.object_store import ObjectStore
+from larmor.recon.recipe.metric import HIGHER_IS_BETTER
+from larmor.storage.dataset.dataset import read_split
+from larmor.storage.loading.config import check_identity
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
 
 CHANGEABLE = (
     "cluster.",

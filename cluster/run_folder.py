@@ -35,9 +35,9 @@ from larmor.cluster.checkpoint import (
 )
 from larmor.cluster.history import HistoryWriter, read_history
 from larmor.cluster.lease import check_lease, delete_all_but_lease
-from larmor.storage.errors import InputError
-from larmor.storage.local_names import inside
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.local_names import inside
+from larmor.storage.objects.object_store import ObjectStore
 
 REMOVED = " was removed: "  # in a warning about a checkpoint
 

@@ -11,10 +11,10 @@ from larmor.cluster.lease import Say
 from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.stopping import Stopped, StopRequest, withdraw_stop_order
 from larmor.cluster.worker import LocalWorker
-from larmor.recon.device import choose_device
-from larmor.recon.history import TrainingDiverged
-from larmor.recon.train import train
-from larmor.storage.errors import InputError
+from larmor.recon.engines.device import choose_device
+from larmor.recon.training.history import TrainingDiverged
+from larmor.recon.training.train import train
+from larmor.storage.objects.errors import InputError
 
 
 def check_local(experiment: Experiment, device: str) -> torch.device:

@@ -19,10 +19,10 @@ from larmor.cluster.attempts import first_and_last
 from larmor.cluster.lease import Lease, Owner, newest
 from larmor.cluster.reports import last_report
 from larmor.cluster.run_folder import RunFolder
-from larmor.recon.metric import HIGHER_IS_BETTER
-from larmor.storage.errors import InputError
-from larmor.storage.object_store import ObjectStore
-from larmor.storage.parallel import run_in_threads
+from larmor.recon.recipe.metric import HIGHER_IS_BETTER
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
+from larmor.storage.objects.parallel import run_in_threads
 
 State = Literal["new", "running", "stopped", "failed", "finished"]
 _RENEWALS_MISSED = 2  # times to live without a renewal: clocks of two machines may differ a little

@@ -8,8 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from larmor.storage.errors import InputError
-from larmor.storage.lock_file import is_own_folder, locked
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.lock_file import is_own_folder, locked
 
 _PREFIX = "larmor-checkpoint-"
 _LOCK = ".lock"

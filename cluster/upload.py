@@ -13,8 +13,8 @@ from pathlib import Path
 from larmor.cluster.checkpoint import Checkpoint
 from larmor.cluster.lease import LeaseLost
 from larmor.cluster.run_folder import RunFolder
-from larmor.storage.errors import InputError
-from larmor.storage.store_errors import StoreAway
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.store_errors import StoreAway
 
 _LONGEST_PAUSE = 1.0  # seconds
 

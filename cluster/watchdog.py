@@ -12,8 +12,8 @@ from typing import Self
 
 from larmor.cluster.heartbeat import Heartbeat, Progress, explain_hang, read_heartbeats, write_heartbeat
 from larmor.cluster.stopping import StopRequest, stop_order
-from larmor.storage.errors import InputError
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
 
 EXIT_CODE = 75  # temporary failure: whoever started the process may start it again
 _LOOK_SECONDS = 2.0

@@ -26,10 +26,10 @@ from larmor.cluster.scratch import Scratch
 from larmor.cluster.stopping import StopRequest
 from larmor.cluster.upload import Retention, Upload
 from larmor.cluster.watchdog import Watchdog
-from larmor.recon.metric import HIGHER_IS_BETTER
-from larmor.recon.recipe import TrainingConfig
-from larmor.storage.errors import InputError
-from larmor.storage.store_errors import StoreAway, again_if_damaged
+from larmor.recon.recipe.metric import HIGHER_IS_BETTER
+from larmor.recon.recipe.recipe import TrainingConfig
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.store_errors import StoreAway, again_if_damaged
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from larmor.storage.embedded_store import EmbeddedStore
+from larmor.storage.objects.embedded_store import EmbeddedStore
 from tests.faulty_proxy import FaultyProxy, proxied_environment
 
 
@@ -51,9 +51,9 @@ def use_only(store: EmbeddedStore, patch: pytest.MonkeyPatch) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def tiny_heads(embedded_store: EmbeddedStore, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Three synthetic heads, converted to 64×64 slices in the embedded store: the data set's URL."""
-    from larmor.storage.convert import ConvertOptions, convert
+    from larmor.storage.conversion.convert import ConvertOptions, convert
+    from larmor.storage.examples.phantom import write_phantom
     from larmor.storage.formats.recognise import find_sources
-    from larmor.storage.phantom import write_phantom
 
     paths = write_phantom(tmp_path_factory.mktemp("phantoms"), num_subjects=3, seed=0)
     sources = find_sources([str(path) for path in paths])

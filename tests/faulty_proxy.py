@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from urllib.parse import urlsplit
 from xml.sax.saxutils import escape
 
-from larmor.storage.embedded_store import EmbeddedStore
+from larmor.storage.objects.embedded_store import EmbeddedStore
 
 Kind = Literal["status", "reset", "close", "refuse", "truncate", "flip", "slow", "stall", "unconditional"]
 UPSTREAM_TIMEOUT = 60.0  # seconds

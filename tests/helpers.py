@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 
 from larmor.cluster.checkpoint import Checkpoint, checkpoint_folder
 from larmor.cluster.run_folder import RunFolder
-from larmor.recon.generator import ResNet50Generator
-from larmor.recon.recipe import Recipe
-from larmor.storage import dataset
-from larmor.storage.layout import SplitLayout, StoredVolume
-from larmor.storage.object_store import ObjectStore
-from larmor.storage.volumes import image_to_kspace
+from larmor.recon.networks.generator import ResNet50Generator
+from larmor.recon.recipe.recipe import Recipe
+from larmor.storage.dataset import dataset
+from larmor.storage.dataset.layout import SplitLayout, StoredVolume
+from larmor.storage.formats.volumes import image_to_kspace
+from larmor.storage.objects.object_store import ObjectStore
 
 torch.set_num_threads(1)  # small tensors gain nothing from more, and lose much where cores are few
 SHAPE = (1, 16, 12)

@@ -9,8 +9,8 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from larmor.storage.embedded_store import PROFILE, EmbeddedStore
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.embedded_store import PROFILE, EmbeddedStore
+from larmor.storage.objects.object_store import ObjectStore
 
 
 def store_keys(store: EmbeddedStore) -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from safetensors.torch import save
 
-from larmor.recon.recipe import Recipe
+from larmor.recon.recipe.recipe import Recipe
 from larmor.tuning.sweep_folder import SweepFolder
 from tests.helpers import add_checkpoint, make_generator, small_recipe
 

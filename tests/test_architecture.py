@@ -18,7 +18,7 @@ PATHS = {f"larmor.{wing}": ROOT / wing for wing in WINGS} | {"larmor": ROOT / "l
 SOURCES = sorted(path for folder in PATHS.values() for path in folder.rglob("*.py"))
 HOMES = {
     "ray": ("cluster/", "tuning/"),
-    "deepspeed": ("recon/engine.py",),
+    "deepspeed": ("recon/engines/engine.py",),
     "tensorboardX": ("cluster/event_file.py",),
     "zarr": ("storage/",),
     "s3fs": ("storage/",),
@@ -196,7 +196,7 @@ def test_pull_needs_neither_ray_nor_deepspeed_nor_pickled_tensors() -> None:
     assert loaded.isdisjoint({"ray", "deepspeed", "torch", "scipy", "skimage", "zarr", "pydantic", "optuna"})
 
 
-@pytest.mark.parametrize("module", [*PULL, "larmor.recon.model"])
+@pytest.mark.parametrize("module", [*PULL, "larmor.recon.models.model"])
 def test_what_is_pulled_is_never_unpickled(module: str) -> None:
     tree = ast.parse(MODULES[module].read_text())
     calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}

@@ -23,13 +23,13 @@ from s3fs import S3FileSystem
 from larmor.cli import main
 from larmor.cluster.experiment import dump_yaml
 from larmor.cluster.run_folder import RunFolder
-from larmor.storage import dataset
-from larmor.storage.convert import ConvertOptions, convert
-from larmor.storage.embedded_store import EmbeddedStore
-from larmor.storage.errors import InputError
+from larmor.storage.conversion.convert import ConvertOptions, convert
+from larmor.storage.dataset import dataset
 from larmor.storage.formats.recognise import find_sources
-from larmor.storage.object_store import ObjectStore
-from larmor.storage.ports import free_ports
+from larmor.storage.objects.embedded_store import EmbeddedStore
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
+from larmor.storage.objects.ports import free_ports
 from larmor.tuning.experiment import load_sweep_experiment
 from larmor.tuning.sweep_folder import SweepFolder
 from tests import workbench
@@ -699,6 +699,6 @@ def test_a_defect_keeps_its_traceback(cli: Command, monkeypatch: pytest.MonkeyPa
     def broken(*_: Any) -> None:
         raise KeyError("a defect")
 
-    monkeypatch.setattr("larmor.storage.dataset.describe", broken)
+    monkeypatch.setattr("larmor.storage.dataset.dataset.describe", broken)
     with pytest.raises(KeyError, match="a defect"):
         cli("inspect", "nothere")

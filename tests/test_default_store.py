@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from larmor.storage.embedded_store import EmbeddedStore
+from larmor.storage.objects.embedded_store import EmbeddedStore
 from tests.workbench import environment, unique_name
 
 READ = """
 import sys
-from larmor.storage.config import DataConfig, open_reader
+from larmor.storage.loading.config import DataConfig, open_reader
 print(open_reader(DataConfig(url=sys.argv[1], disk_cache_bytes=0, client=sys.argv[2]), "train").info.num_slices)
 """
 WRITE = """
 import sys
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.object_store import ObjectStore
 ObjectStore(sys.argv[1]).write("a", b"content")
 print(ObjectStore(sys.argv[1]).read("a").decode())
 """
@@ -60,4 +60,4 @@ def test_another_store_that_is_named_is_meant(home: Path, name: str) -> None:
     }
     done = run(WRITE, "s3://larmor/a", LARMOR_HOME=str(home), **{**others, name: value})
     assert done.returncode != 0
-    assert "larmor.storage.errors.InputError" in done.stderr or "StoreAway" in done.stderr
+    assert "larmor.storage.objects.errors.InputError" in done.stderr or "StoreAway" in done.stderr

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from s3fs import S3FileSystem
 
-from larmor.storage.embedded_store import EmbeddedStore
-from larmor.storage.ports import free_ports
+from larmor.storage.objects.embedded_store import EmbeddedStore
+from larmor.storage.objects.ports import free_ports
 from tests.faulty_proxy import DOWN, NUM_PIECES, FaultyProxy, Kind, proxied_environment
 
 CONTENT = np.random.default_rng(0).bytes(64_000)

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from larmor.cli import main
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.object_store import ObjectStore
 from tests.helpers import random_kspace, write_dataset
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.object_store import ObjectStore
 from tests.leaks import leaks
 
 SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY01"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from larmor.cluster.run_folder import RunFolder
-from larmor.storage.embedded_store import EmbeddedStore
+from larmor.storage.objects.embedded_store import EmbeddedStore
 from tests.leaks import contents, leaks, store_keys
 from tests.workbench import larmor, tiny, unique_name
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.object_store import ObjectStore
 from tests.faulty_proxy import Exchange, FaultyProxy
 from tests.workbench import unique_name
 

@@ -10,7 +10,7 @@ from typing import Literal
 import plotly.graph_objects as go
 import plotly.io
 
-from larmor.recon.metric import METRICS
+from larmor.recon.recipe.metric import METRICS
 
 INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 COLOURS = ("#2563eb", "#d97706", "#0d9488", "#9333ea", "#dc2626")

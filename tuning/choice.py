@@ -11,8 +11,8 @@ import yaml
 
 from larmor.cluster.pull import metric_direction
 from larmor.cluster.run_folder import RunFolder
-from larmor.recon.metric import check_metric
-from larmor.storage.errors import InputError
+from larmor.recon.recipe.metric import check_metric
+from larmor.storage.objects.errors import InputError
 from larmor.tuning.objectives import Objectives
 from larmor.tuning.sweep_folder import RATED, SweepFolder, best_trial, front_trials
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from larmor.recon.metric import METRICS
+from larmor.recon.recipe.metric import METRICS
 from larmor.tuning.charts import INK, Chart, chart
 from larmor.tuning.objectives import RULE
 from larmor.tuning.trial_records import Sweep

@@ -21,7 +21,7 @@ def load_model(
     `samples.Sample` has them. From a URL it is pulled, verified and not kept; `metric`, `trial` and `prefer`
     choose as `larmor pull` does. Raises `errors.InputError`.
     """
-    from larmor.recon import model
+    from larmor.recon.models import model
 
     if (Path(place) / "config.yaml").is_file() and not (Path(place) / "checkpoints").exists():
         return model.load_model(Path(place), device).generator

@@ -7,8 +7,8 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from larmor.recon.metric import HIGHER_IS_BETTER, check_metric
-from larmor.storage.errors import InputError
+from larmor.recon.recipe.metric import HIGHER_IS_BETTER, check_metric
+from larmor.storage.objects.errors import InputError
 
 Figures = Mapping[str, float]  # `val/psnr` → value
 _MOST = 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from larmor.cluster.run_folder import RunFolder
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 
 _NUM_SLICES = 3
 
@@ -30,10 +30,10 @@ def _write(run: RunFolder, metric: str, folder: Path, picture: Path) -> str:
     import torch
 
     from larmor.cluster.pull import pull_run
-    from larmor.recon.figures import Example, comparison
-    from larmor.recon.inference import network_method, reconstruct_split
-    from larmor.recon.model import load_model
-    from larmor.storage.config import open_reader
+    from larmor.recon.inference.figures import Example, comparison
+    from larmor.recon.inference.inference import network_method, reconstruct_split
+    from larmor.recon.models.model import load_model
+    from larmor.storage.loading.config import open_reader
 
     pulled = pull_run(run, metric, folder)
     model = load_model(folder)

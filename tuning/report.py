@@ -22,10 +22,10 @@ from larmor.cluster.attempts import first_and_last
 from larmor.cluster.origin import read_origin
 from larmor.cluster.reports import last_report
 from larmor.cluster.run_folder import RunFolder
-from larmor.recon.metric import TABLE_METRICS
-from larmor.storage.errors import InputError
-from larmor.storage.local_names import inside
-from larmor.storage.provenance import larmor_version
+from larmor.recon.recipe.metric import TABLE_METRICS
+from larmor.storage.formats.provenance import larmor_version
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.local_names import inside
 from larmor.tuning.charts import run_charts
 from larmor.tuning.importance import FEWEST
 from larmor.tuning.objectives import RULE

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 from larmor.tuning.experiment import SweepConfig
 from larmor.tuning.objectives import Objectives
 from larmor.tuning.space import Dimension

@@ -17,9 +17,9 @@ from larmor.cluster.run import claim, finish
 from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.stopping import StopRequest
 from larmor.cluster.worker import LocalWorker
-from larmor.recon.metric import HIGHER_IS_BETTER
-from larmor.storage.errors import InputError
-from larmor.storage.store_errors import StoreAway
+from larmor.recon.recipe.metric import HIGHER_IS_BETTER
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.store_errors import StoreAway
 from larmor.tuning.space import with_values
 from larmor.tuning.sweep_folder import SweepFolder
 
@@ -155,8 +155,8 @@ def _train_trial(
 
 def _train_seed(experiment: Experiment, worker: SlotWorker, call: Call) -> dict[str, Any]:
     """How one training of a trial ended (see `SlotWorker.conclude`); the same on all ranks."""
-    from larmor.recon.history import TrainingDiverged
-    from larmor.recon.train import train
+    from larmor.recon.training.history import TrainingDiverged
+    from larmor.recon.training.train import train
 
     end = {"state": "finished"}
     try:

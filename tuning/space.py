@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from larmor.cluster.experiment import Experiment, build, change, get_dotted
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 
 KINDS = {"loguniform": 2, "uniform": 2, "randint": 2, "choice": None}
 

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from larmor.recon.metric import HIGHER_IS_BETTER, METRICS
+from larmor.recon.recipe.metric import HIGHER_IS_BETTER, METRICS
 from larmor.tuning.trial_records import Sweep
 
 

@@ -16,7 +16,7 @@ from larmor.cluster.origin import check_origin, pinned, record_origin
 from larmor.cluster.ray_cluster import require_resources, worker_bundle
 from larmor.cluster.run import CHANGEABLE, check_data, refuse_another
 from larmor.cluster.stopping import ending_at
-from larmor.recon.metric import HIGHER_IS_BETTER
+from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.tuning.experiment import SweepConfig, SweepExperiment
 from larmor.tuning.ladder import Ladder
 from larmor.tuning.objectives import Objectives

@@ -22,9 +22,9 @@ import yaml
 
 from larmor.cluster.lease import check_lease, delete_all_but_lease
 from larmor.cluster.run_folder import RunFolder
-from larmor.storage.errors import InputError
-from larmor.storage.object_store import ObjectStore
-from larmor.storage.parallel import run_in_threads
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
+from larmor.storage.objects.parallel import run_in_threads
 from larmor.tuning.objectives import Objectives
 
 _ENDS = "ends"

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from larmor.recon.metric import HIGHER_IS_BETTER, METRICS
-from larmor.storage.errors import InputError
+from larmor.recon.recipe.metric import HIGHER_IS_BETTER, METRICS
+from larmor.storage.objects.errors import InputError
 from larmor.tuning.objectives import Objectives
 from larmor.tuning.space import describe_value
 from larmor.tuning.sweep_folder import RATED, SweepFolder

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from larmor.recon.metric import METRICS
-from larmor.storage.errors import InputError
-from larmor.storage.provenance import larmor_version
+from larmor.recon.recipe.metric import METRICS
+from larmor.storage.formats.provenance import larmor_version
+from larmor.storage.objects.errors import InputError
 
 # what a disk answers to a place that the user chose; any other OSError is a defect
 _DISK_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
@@ -90,7 +90,7 @@ def store_start(
 ) -> None:
     """Start the store, or say that it runs. Its data and keys last; s3:// URLs lead to it from now on."""
     from larmor.cluster.console import console
-    from larmor.storage.embedded_store import EmbeddedStore
+    from larmor.storage.objects.embedded_store import EmbeddedStore
 
     store = EmbeddedStore(EmbeddedStore.default_root())
     started = store.start(port, buckets=(bucket,))
@@ -106,7 +106,7 @@ def store_start(
 def store_status() -> None:
     """Say whether the store runs, where, and how much it holds. Exit code 3 if it does not run."""
     from larmor.cluster.console import console
-    from larmor.storage.embedded_store import EmbeddedStore
+    from larmor.storage.objects.embedded_store import EmbeddedStore
 
     status = EmbeddedStore(EmbeddedStore.default_root()).status()
     if not status.running:
@@ -120,7 +120,7 @@ def store_status() -> None:
 def store_stop() -> None:
     """Stop the store. Its data stay."""
     from larmor.cluster.console import console
-    from larmor.storage.embedded_store import EmbeddedStore
+    from larmor.storage.objects.embedded_store import EmbeddedStore
 
     EmbeddedStore(EmbeddedStore.default_root()).stop()
     console.print("The object store is stopped; its data stay.")
@@ -138,7 +138,7 @@ def fetch_heads(
     import yaml
 
     from larmor.cluster.console import console, progress_bar
-    from larmor.storage import heads
+    from larmor.storage.examples import heads
 
     if subset not in heads.PRESETS:
         raise InputError(f"--subset {subset}: choose one of {', '.join(heads.PRESETS)}")
@@ -159,7 +159,7 @@ def fetch_phantom(
 ) -> None:
     """Synthetic heads (Shepp-Logan with varied ellipses), for where no package index can be reached."""
     from larmor.cluster.console import console
-    from larmor.storage.phantom import write_phantom
+    from larmor.storage.examples.phantom import write_phantom
 
     for path in write_phantom(to, num_subjects, seed):
         console.print(str(path))
@@ -204,13 +204,13 @@ def convert(
 ) -> None:
     """Scans → k-space slices → sharded Zarr, split by subject. Killed, the same command goes on where it stopped."""
     from larmor.cluster.console import console, progress_bar
-    from larmor.storage import convert as conversion
-    from larmor.storage.dataset import read_root
+    from larmor.storage.conversion import convert as conversion
+    from larmor.storage.conversion.notes import describe_notes
+    from larmor.storage.conversion.splits import read_splits_file
+    from larmor.storage.dataset.dataset import read_root
     from larmor.storage.formats.recognise import find_sources
-    from larmor.storage.notes import describe_notes
-    from larmor.storage.object_store import ObjectStore
-    from larmor.storage.parallel import default_threads
-    from larmor.storage.splits import read_splits_file
+    from larmor.storage.objects.object_store import ObjectStore
+    from larmor.storage.objects.parallel import default_threads
 
     if if_missing and ObjectStore(to).exists("zarr.json"):
         read_root(ObjectStore(to))  # refuses one that this Larmor cannot read
@@ -247,8 +247,8 @@ def verify(
 ) -> None:
     """Read a data set whole and check every checksum, value and column. Exit code 1 if anything is wrong."""
     from larmor.cluster.console import console, errors, progress_bar
-    from larmor.storage.parallel import default_threads
-    from larmor.storage.verify import verify as verify_dataset
+    from larmor.storage.conversion.verify import verify as verify_dataset
+    from larmor.storage.objects.parallel import default_threads
 
     with progress_bar() as show:
         report = verify_dataset(url, show, threads or default_threads())
@@ -266,14 +266,14 @@ def inspect(
 ) -> None:
     """Print shapes, chunks, shards, subjects and provenance. With `--to` a contact sheet of its slices is drawn."""
     from larmor.cluster.console import console
-    from larmor.storage.dataset import describe
-    from larmor.storage.object_store import ObjectStore
+    from larmor.storage.dataset.dataset import describe
+    from larmor.storage.objects.object_store import ObjectStore
 
     store = ObjectStore(url)
     for line in describe(store):
         console.print(line)
     if to:
-        from larmor.recon.sheet import write_contact_sheet
+        from larmor.recon.evaluation.sheet import write_contact_sheet
 
         write_contact_sheet(store, to)
         console.print(f"contact sheet: {to}")
@@ -516,10 +516,10 @@ def reconstruct(
 ) -> None:
     """Reconstruct images (undersampled on the fly) or measured k-space, of any size; NIfTI or npy, and a PNG."""
     from larmor.cluster.console import console, progress_bar
-    from larmor.recon.model import load_model
-    from larmor.recon.reconstruct import check_places, describe_speed, reconstruct_scans
-    from larmor.recon.scans import open_scans
-    from larmor.storage.notes import describe_notes
+    from larmor.recon.models.model import load_model
+    from larmor.recon.models.reconstruct import check_places, describe_speed, reconstruct_scans
+    from larmor.recon.models.scans import open_scans
+    from larmor.storage.conversion.notes import describe_notes
 
     model = load_model(model_dir, device)
     check_places(source, to)
@@ -561,9 +561,9 @@ def export(
 ) -> None:
     """A model for other programs: ONNX or torch.export, checked against the model to 1e-4 before it is there."""
     from larmor.cluster.console import console
-    from larmor.recon.export import ExportConfig, describe_export, export_model
-    from larmor.recon.methods import parse_size
-    from larmor.recon.model import load_model
+    from larmor.recon.evaluation.methods import parse_size
+    from larmor.recon.models.export import ExportConfig, describe_export, export_model
+    from larmor.recon.models.model import load_model
 
     if to.exists() and not overwrite:
         raise InputError(f"{to}: exists already; pass --overwrite or choose another --to")
@@ -601,13 +601,13 @@ def evaluate(
     """The tables: zero-filled, models and classical methods side by side, preset named; CSV, Markdown, LaTeX, PNG."""
     from larmor.cluster.console import console, progress_bar
     from larmor.cluster.model_card import write_card
-    from larmor.recon.evaluate import evaluate as rate
-    from larmor.recon.methods import named, parse_size, table_cells
-    from larmor.recon.metric import check_preset
-    from larmor.recon.model import load_model
-    from larmor.recon.segmentation import SegmentationConfig
-    from larmor.recon.tables import text_table, write_evaluation
-    from larmor.storage.config import DataConfig, open_reader
+    from larmor.recon.evaluation.evaluate import evaluate as rate
+    from larmor.recon.evaluation.methods import named, parse_size, table_cells
+    from larmor.recon.evaluation.segmentation import SegmentationConfig
+    from larmor.recon.evaluation.tables import text_table, write_evaluation
+    from larmor.recon.models.model import load_model
+    from larmor.recon.recipe.metric import check_preset
+    from larmor.storage.loading.config import DataConfig, open_reader
 
     models = named([load_model(folder, device) for folder in model_dirs])
     cells = table_cells(models, method or [], [parse_size(text) for text in size or []], mask or [], ratio or [])
@@ -643,9 +643,9 @@ def masks(
 ) -> None:
     """Show undersampling masks and their point spread functions, with the achieved ratio and a checksum of each."""
     from larmor.cluster.console import console
-    from larmor.recon.mask_config import MaskConfig
-    from larmor.recon.mask_sheet import all_kinds, write_mask_sheet
-    from larmor.recon.methods import mask_of, parse_size
+    from larmor.recon.evaluation.mask_sheet import all_kinds, write_mask_sheet
+    from larmor.recon.evaluation.methods import mask_of, parse_size
+    from larmor.recon.recipe.mask_config import MaskConfig
 
     base = MaskConfig(seed=seed)
     configs = [mask_of(base, name, ratio) for name in kind or [config.kind for config in all_kinds(base)]]
@@ -713,7 +713,7 @@ def main() -> None:
             "larmor: Windows is not supported; install Larmor in WSL (`wsl --install`), or use Linux or macOS"
         )
     from larmor.cluster.stopping import Stopped
-    from larmor.storage.default_store import use_embedded_store
+    from larmor.storage.objects.default_store import use_embedded_store
 
     if "store" not in sys.argv[1:2]:
         use_embedded_store()

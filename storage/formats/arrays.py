@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats.centred_fft import to_kspace
 from larmor.storage.formats.kspace_energy import notes_on_stack
 from larmor.storage.formats.measured import MeasuredKspace, only_file
 from larmor.storage.formats.source import Source, SourceOptions, SourceRef
+from larmor.storage.objects.errors import InputError
 
 SUFFIXES = (".npy", ".npz")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats.measured import MeasuredKspace
 from larmor.storage.formats.partitions import new_volume, partitions_to_slices
 from larmor.storage.formats.source import Source, SourceOptions, SourceRef
+from larmor.storage.objects.errors import InputError
 
 SUFFIXES = (".cfl", ".hdr")
 READ, PHASE1, PHASE2, COIL, SLICE = 0, 1, 2, 3, 13

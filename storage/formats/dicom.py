@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats.dicom_frames import Frame, read_frames, stack
 from larmor.storage.formats.dicom_header import UNREADABLE, read_dicom
 from larmor.storage.formats.source import SourceOptions, SourceRef
-from larmor.storage.volume_array import gather_slabs
-from larmor.storage.volumes import VolumeSource, canonical_volume
+from larmor.storage.formats.volume_array import gather_slabs
+from larmor.storage.formats.volumes import VolumeSource, canonical_volume
+from larmor.storage.objects.errors import InputError
 
 
 def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -> VolumeSource:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats.dicom_header import UNREADABLE, differing, read_header, telling
+from larmor.storage.objects.errors import InputError
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _PHASES = {"P", "PHASE", "PHASE MAP", "VELOCITY MAP"}

@@ -9,8 +9,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats.s3_objects import is_s3, opened, read_start
+from larmor.storage.objects.errors import InputError
 
 # what pydicom raises for damaged files, beside its own errors, which derive from these
 UNREADABLE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError)

@@ -10,7 +10,7 @@ from typing import Any
 from larmor.storage.formats.dicom_header import TELLING, read_head, telling
 from larmor.storage.formats.folder_names import Folder, common_folder, folder_of, short_names
 from larmor.storage.formats.source import SourceRef
-from larmor.storage.parallel import run_in_threads
+from larmor.storage.objects.parallel import run_in_threads
 
 _LOOKS = 16  # files that are looked into at once; an object costs a request
 _SERIES_UID, _PATIENT, _STUDY = (TELLING.index(name) for name in ("SeriesInstanceUID", "PatientID", "StudyInstanceUID"))

@@ -14,12 +14,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats import ismrmrd_header
 from larmor.storage.formats.hdf5 import open_file
 from larmor.storage.formats.kspace_energy import notes_on_slice
 from larmor.storage.formats.measured import MeasuredKspace, num_gaps, only_file
 from larmor.storage.formats.source import Source, SourceOptions, SourceRef
+from larmor.storage.objects.errors import InputError
 
 SUFFIXES = (".h5", ".hdf5")
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import h5py
 
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 
 SUFFIXES = (".h5", ".hdf5", ".mrd", ".ismrmrd")
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats.s3_objects import is_s3, is_there, list_objects, object_facts
 from larmor.storage.formats.suffixes import EXPECTED, data_of, format_of, is_header, suffix_of
+from larmor.storage.objects.errors import InputError
 
 _NAMED = 3  # files of one kind that are passed over and named; the others are counted
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 
 RESIDUE = 1e-6
 """Of a slice's largest value: less is what single-precision transforms leave of zeros, and no measurement."""

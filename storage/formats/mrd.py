@@ -13,13 +13,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats import ismrmrd_header
 from larmor.storage.formats.hdf5 import mrd_groups, open_file
 from larmor.storage.formats.measured import MeasuredKspace, only_file
 from larmor.storage.formats.mrd_lines import Grid, grid_of, read_lines, split_parts
 from larmor.storage.formats.partitions import new_volume, partitions_to_slices
 from larmor.storage.formats.source import Source, SourceOptions, SourceRef
+from larmor.storage.objects.errors import InputError
 
 SUFFIXES = (".h5", ".hdf5", ".mrd", ".ismrmrd")
 LINES_PER_READ = 32

@@ -13,8 +13,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats import ismrmrd_header
+from larmor.storage.objects.errors import InputError
 
 PART_COUNTERS = ("encoding", "contrast", "phase", "repetition", "set")
 LINE = np.dtype(

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats.compressed import open_unpacked, read_to_end
 from larmor.storage.formats.nifti import read_voxels
 from larmor.storage.formats.nifti_header import LARGEST_HEADER
 from larmor.storage.formats.source import SourceOptions, SourceRef
-from larmor.storage.volume_array import gather_slabs, slab_depth
-from larmor.storage.volumes import VolumeSource, canonical_volume
+from larmor.storage.formats.volume_array import gather_slabs, slab_depth
+from larmor.storage.formats.volumes import VolumeSource, canonical_volume
+from larmor.storage.objects.errors import InputError
 
 # what nibabel and the libraries below it raise for damaged files, beside its own errors
 _UNREADABLE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError)

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats.compressed import open_unpacked, read_to_end
 from larmor.storage.formats.nifti_header import LARGEST_HEADER, NiftiHeader, parse_header
 from larmor.storage.formats.source import SourceOptions, SourceRef
-from larmor.storage.volume_array import gather_slabs, slab_depth
-from larmor.storage.volumes import Volume, VolumeSource, canonical_volume
+from larmor.storage.formats.volume_array import gather_slabs, slab_depth
+from larmor.storage.formats.volumes import Volume, VolumeSource, canonical_volume
+from larmor.storage.objects.errors import InputError
 
 SUFFIXES = (".nii", ".nii.gz", ".nii.bz2")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 
 LARGEST_HEADER = 540  # bytes: NIfTI-2
 LONGEST_QUATERNION = 1 + 1e-4

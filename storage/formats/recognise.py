@@ -9,16 +9,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats.alike_names import tell_apart
 from larmor.storage.formats.listing import Listing, describe_passed_over, list_argument
+from larmor.storage.formats.provenance import about_file
 from larmor.storage.formats.s3_objects import is_s3, look_into_hdf5, look_into_npz
 from larmor.storage.formats.source import Source, SourceOptions, SourceRef
 from larmor.storage.formats.staging import staged
 from larmor.storage.formats.subjects import Candidate, bids_subject, name_subjects, warn_of_alike
 from larmor.storage.formats.suffixes import files_of, format_of, identity, stem_of, suffix_of
-from larmor.storage.provenance import about_file
-from larmor.storage.store_errors import StoreAway
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.store_errors import StoreAway
 
 _MODULES = dict.fromkeys(("analyze", "mgh", "minc", "parrec"), "nibabel_volume")  # the others are called as the format
 Say = Callable[[str], object]

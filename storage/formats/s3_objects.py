@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from fsspec.utils import glob_translate
 
-from larmor.storage.errors import InputError
-from larmor.storage.object_store import ObjectStore
-from larmor.storage.store_errors import patience, persist, translated
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
+from larmor.storage.objects.store_errors import patience, persist, translated
 
 T = TypeVar("T")
 

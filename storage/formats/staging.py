@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats.s3_objects import is_s3, object_facts, split_url
 from larmor.storage.formats.source import SourceRef
-from larmor.storage.local_names import inside
-from larmor.storage.parallel import run_in_threads
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.local_names import inside
+from larmor.storage.objects.parallel import run_in_threads
 
 FileFacts = list[dict[str, Any]]
 

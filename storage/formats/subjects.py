@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats.folder_names import folder_of
 from larmor.storage.formats.source import SourceRef
+from larmor.storage.objects.errors import InputError
 
 HOW = "a regular expression of the person's part of a path, or the number of folders above a file"
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 
-from larmor.recon.model import load_model
-from larmor.recon.systems import SYSTEMS
-from larmor.storage.phantom import phantom_volume
+from larmor.recon.models.model import load_model
+from larmor.recon.recipe.systems import SYSTEMS
+from larmor.storage.examples.phantom import phantom_volume
 
 ROOT = Path(__file__).resolve().parents[2]
 

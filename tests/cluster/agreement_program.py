@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.worker import LocalWorker
-from larmor.recon.recipe import TrainingConfig
+from larmor.recon.recipe.recipe import TrainingConfig
 
 TRIALS = 6
 

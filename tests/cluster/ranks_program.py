@@ -12,7 +12,7 @@ import torch.distributed as dist
 from larmor.cluster.experiment import Experiment, load_experiment
 from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.worker import LocalWorker
-from larmor.recon.train import train
+from larmor.recon.training.train import train
 
 
 class AskedWorker(LocalWorker):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from larmor.cluster.attempts import Attempt, first_and_last, goodput
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.object_store import ObjectStore
 
 
 def test_attempts_are_numbered_in_order(tmp_path: Path) -> None:

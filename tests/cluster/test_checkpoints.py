@@ -23,9 +23,9 @@ from larmor.cluster.lease import LeaseLost, hold
 from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.scratch import Scratch
 from larmor.cluster.worker import LocalWorker
-from larmor.recon.recipe import TrainingConfig
-from larmor.storage.errors import InputError
-from larmor.storage.store_errors import StoreAway
+from larmor.recon.recipe.recipe import TrainingConfig
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.store_errors import StoreAway
 from tests.faulty_proxy import FaultyProxy
 from tests.helpers import add_checkpoint, contents_of, flip_byte
 from tests.workbench import environment, unique_name

@@ -19,7 +19,7 @@ from larmor.cluster.experiment import (
     set_dotted,
     shipped_experiments,
 )
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 from larmor.tuning.experiment import SweepExperiment, load_sweep_experiment
 from larmor.tuning.space import parse_space, with_values
 

@@ -13,9 +13,9 @@ import pytest
 from larmor.cluster.checkpoint import Checkpoint
 from larmor.cluster.lease import Lease, LeaseLost, Owner
 from larmor.cluster.run_folder import RunFolder
-from larmor.storage.errors import InputError
-from larmor.storage.object_store import ObjectStore
-from larmor.storage.store_errors import StoreAway
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
+from larmor.storage.objects.store_errors import StoreAway
 from larmor.tuning.objectives import Objectives
 from larmor.tuning.sweep_folder import SweepFolder
 from tests.faulty_proxy import FaultyProxy

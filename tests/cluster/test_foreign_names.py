@@ -13,8 +13,8 @@ from larmor.cluster.checkpoint import WEIGHTS, Checkpoint
 from larmor.cluster.pull import pull_run
 from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.worker import LocalWorker
-from larmor.recon.recipe import TrainingConfig
-from larmor.storage.errors import InputError
+from larmor.recon.recipe.recipe import TrainingConfig
+from larmor.storage.objects.errors import InputError
 from tests.helpers import add_checkpoint, contents_of
 
 PSNR = "val/psnr"

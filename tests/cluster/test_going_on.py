@@ -13,8 +13,8 @@ from larmor.cluster.run import check, claimed, finish
 from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.run_locally import train_locally
 from larmor.cluster.runs import summarise
-from larmor.recon.history import TrainingDiverged
-from larmor.storage.errors import InputError
+from larmor.recon.training.history import TrainingDiverged
+from larmor.storage.objects.errors import InputError
 from tests.cluster.test_systems import kspace_url, tiny  # noqa: F401
 
 

@@ -13,11 +13,11 @@ import yaml
 
 from larmor.cluster.grid import cells, experiments, fill, load_grid, shipped_grids
 from larmor.cluster.run_folder import RunFolder
-from larmor.recon.systems import SYSTEMS
-from larmor.storage import dataset
-from larmor.storage.errors import InputError
-from larmor.storage.object_store import ObjectStore
-from larmor.storage.reader import SliceReader
+from larmor.recon.recipe.systems import SYSTEMS
+from larmor.storage.dataset import dataset
+from larmor.storage.loading.reader import SliceReader
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
 from tests.helpers import random_kspace, write_dataset, write_split
 from tests.workbench import larmor
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from larmor.cluster.history import HistoryWriter, read_history
 from larmor.cluster.run_folder import RunFolder
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.object_store import ObjectStore
 
 
 def rows(first: int, last: int, loss: float = 1.0) -> list[dict[str, float]]:

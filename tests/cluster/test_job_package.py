@@ -13,7 +13,7 @@ import pytest
 
 from larmor.cluster.experiment import Experiment, load_experiment, shipped_experiments
 from larmor.cluster.job_package import WINGS, package_folders, pinned_requirements, write_package
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 from tests.helpers import contents_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,8 +32,8 @@ def test_the_source_is_packed_with_its_data_files(package: Path) -> None:
     for path in (
         "larmor/__main__.py",
         "larmor/py.typed",
-        "storage/object_store.py",
-        "recon/train.py",
+        "storage/objects/object_store.py",
+        "recon/training/train.py",
         "cluster/ray_train.py",
         "tuning/sweep.py",
         "tuning/report.html",
@@ -51,7 +51,7 @@ def test_the_experiment_travels_whole(package: Path) -> None:
 
 def test_the_packed_source_runs_from_its_folder(package: Path) -> None:
     program = (
-        "import larmor, larmor.storage.convert, larmor.recon.train, larmor.cluster.ray_train\n"
+        "import larmor, larmor.storage.conversion.convert, larmor.recon.training.train, larmor.cluster.ray_train\n"
         "import larmor.tuning.sweep, larmor.tuning.report\n"
         "from larmor.cluster.experiment import load_experiment, shipped_experiments, Experiment\n"
         "print(larmor.__file__, larmor.tuning.report.__file__, *shipped_experiments())\n"

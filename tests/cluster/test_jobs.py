@@ -18,8 +18,8 @@ import pytest
 from larmor.cluster.job_log import Patience, follow
 from larmor.cluster.jobs import Jobs, exit_code
 from larmor.cluster.run_folder import RunFolder
-from larmor.storage.embedded_store import EmbeddedStore
-from larmor.storage.errors import InputError
+from larmor.storage.objects.embedded_store import EmbeddedStore
+from larmor.storage.objects.errors import InputError
 from larmor.tuning.experiment import load_sweep_experiment
 from tests.leaks import contents, leaks, store_keys
 from tests.ray_head import RayHead, another_node, free_port, make_token, ray_head

@@ -30,9 +30,9 @@ from larmor.cluster.lease import (
 )
 from larmor.cluster.run import claimed
 from larmor.cluster.run_folder import RunFolder
-from larmor.storage.errors import InputError
-from larmor.storage.object_store import ObjectStore
-from larmor.storage.store_errors import StoreAway
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
+from larmor.storage.objects.store_errors import StoreAway
 from tests.faulty_proxy import FaultyProxy
 from tests.helpers import random_kspace, write_dataset
 from tests.workbench import command, environment, unique_name
@@ -230,7 +230,7 @@ class TestTakeOver:
     def test_from_a_process_that_was_killed_at_once(self, store: ObjectStore, said: list[str]) -> None:
         program = (
             "import sys, time\nfrom larmor.cluster.lease import hold\n"
-            "from larmor.storage.object_store import ObjectStore\n"
+            "from larmor.storage.objects.object_store import ObjectStore\n"
             f"with hold(ObjectStore({store.url!r}), print, {LONG}): print('held', flush=True); time.sleep(600)"
         )
         with subprocess.Popen([sys.executable, "-c", program], env=environment(), stdout=subprocess.PIPE) as process:

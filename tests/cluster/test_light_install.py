@@ -17,7 +17,7 @@ from larmor import load_model
 from larmor.cluster.experiment import Experiment, dump_yaml
 from larmor.cluster.pull import pull_run
 from larmor.cluster.run_folder import RunFolder
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 from tests.helpers import add_checkpoint, contents_of, make_generator, random_images, small_recipe
 from tests.workbench import REPOSITORY, succeed, tiny, unique_name
 

@@ -14,14 +14,14 @@ from larmor.cluster.experiment import Experiment, load_experiment
 from larmor.cluster.origin import check_origin, pinned, record_origin
 from larmor.cluster.run import check, claimed
 from larmor.cluster.run_folder import RunFolder
-from larmor.recon.inference import Physics
-from larmor.recon.mask_config import MaskConfig
-from larmor.recon.masks import make_mask, mask_hash
-from larmor.recon.model import load_model
-from larmor.storage import dataset
-from larmor.storage.config import open_reader
-from larmor.storage.errors import InputError
-from larmor.storage.object_store import ObjectStore
+from larmor.recon.inference.inference import Physics
+from larmor.recon.models.model import load_model
+from larmor.recon.physics.masks import make_mask, mask_hash
+from larmor.recon.recipe.mask_config import MaskConfig
+from larmor.storage.dataset import dataset
+from larmor.storage.loading.config import open_reader
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
 from larmor.tuning.experiment import SweepExperiment
 from larmor.tuning.space import with_values
 from larmor.tuning.sweep import check_sweep

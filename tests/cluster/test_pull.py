@@ -24,9 +24,9 @@ from larmor.cluster.origin import record_origin, versions
 from larmor.cluster.pull import metric_direction, pull_run
 from larmor.cluster.run import claimed
 from larmor.cluster.run_folder import RunFolder
-from larmor.recon.metric import HIGHER_IS_BETTER
-from larmor.recon.model import load_model
-from larmor.storage.errors import InputError
+from larmor.recon.models.model import load_model
+from larmor.recon.recipe.metric import HIGHER_IS_BETTER
+from larmor.storage.objects.errors import InputError
 from tests.faulty_proxy import FaultyProxy
 from tests.helpers import add_checkpoint, contents_of, flip_byte, make_generator, property_test, small_recipe
 from tests.workbench import environment

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from larmor.storage.errors import InputError
-from larmor.storage.store_errors import StoreAway
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.store_errors import StoreAway
 
 # imported in the tests: Ray looks at its authentication's variables when it is imported, and other tests set them
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from larmor.cluster.ray_cluster import usable_cpus, use_known_token, use_own_token, worker_environment
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 
 
 def test_embedded_store_is_found_by_paths(store_environment: dict[str, str]) -> None:

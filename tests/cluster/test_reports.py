@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from larmor.cluster.attempts import Attempt
 from larmor.cluster.reports import Reports, last_report, new_reports
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.object_store import ObjectStore
 
 
 def metrics(step: int, **more: float) -> dict[str, float]:

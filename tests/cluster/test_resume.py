@@ -12,8 +12,8 @@ import torch
 from larmor.cluster.experiment import Experiment, load_experiment
 from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.worker import LocalWorker
-from larmor.recon.train import train
-from larmor.storage.errors import InputError
+from larmor.recon.training.train import train
+from larmor.storage.objects.errors import InputError
 from larmor.tuning.experiment import SweepExperiment
 from tests.helpers import flip_byte
 from tests.workbench import TINY, unique_name

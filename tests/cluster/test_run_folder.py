@@ -10,7 +10,7 @@ import pytest
 
 from larmor.cluster.checkpoint import MANIFEST_FORMAT, WEIGHTS, checkpoint_folder, checkpoint_step
 from larmor.cluster.run_folder import RunFolder
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 from tests.helpers import add_checkpoint, contents_of, flip_byte
 
 PSNR = "val/psnr"

@@ -17,7 +17,7 @@ from larmor.cluster.lease import Lease, Owner
 from larmor.cluster.reports import Reports
 from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.runs import find_runs, table_lines, to_json
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 from tests.helpers import add_checkpoint
 
 FIGURES = {

@@ -19,8 +19,8 @@ from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.run_locally import train_locally
 from larmor.cluster.stopping import Stopped, StopRequest, order_stop, stop_order, withdraw_stop_order
 from larmor.cluster.worker import LocalWorker
-from larmor.recon.train import train
-from larmor.storage.object_store import ObjectStore
+from larmor.recon.training.train import train
+from larmor.storage.objects.object_store import ObjectStore
 from tests.cluster.test_systems import kspace_url, tiny, trained  # noqa: F401
 from tests.workbench import environment, unique_name
 

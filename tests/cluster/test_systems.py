@@ -15,25 +15,25 @@ from safetensors.torch import load_file, save_file
 from larmor.cluster.experiment import Experiment, load_experiment
 from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.worker import LocalWorker
-from larmor.recon.evaluate import evaluate
-from larmor.recon.history import TrainingDiverged
-from larmor.recon.inference import Physics
-from larmor.recon.methods import table_cells
-from larmor.recon.metric import HIGHER_IS_BETTER
-from larmor.recon.model import Model
-from larmor.recon.networks import build_generator
-from larmor.recon.systems import SYSTEMS
-from larmor.recon.train import EarlyStop, train
-from larmor.storage.config import DataConfig, open_reader
-from larmor.storage.errors import InputError
-from larmor.storage.object_store import ObjectStore
+from larmor.recon.evaluation.evaluate import evaluate
+from larmor.recon.evaluation.methods import table_cells
+from larmor.recon.inference.inference import Physics
+from larmor.recon.models.model import Model
+from larmor.recon.networks.networks import build_generator
+from larmor.recon.recipe.metric import HIGHER_IS_BETTER
+from larmor.recon.recipe.systems import SYSTEMS
+from larmor.recon.training.history import TrainingDiverged
+from larmor.recon.training.train import EarlyStop, train
+from larmor.storage.loading.config import DataConfig, open_reader
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
 from larmor.tuning.experiment import SweepExperiment
 from tests.helpers import coil_scan, ellipsoid, random_kspace, write_coil_splits, write_dataset, write_images
 from tests.workbench import TINY, unique_name
 
 STEPS = 4
 # a tiny critic on images of a few pixels is chaotic: 1e-6 of its first weights is all of its score after four steps, so
-# that trainings which round differently are compared without one (tests/recon/test_parity.py compares critics)
+# that trainings which round differently are compared without one (tests/recon/engines/test_parity.py compares critics)
 STEADY = "loss.adversarial=none"
 
 

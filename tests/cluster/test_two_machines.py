@@ -16,7 +16,7 @@ import pytest
 
 from larmor.cluster.job_package import package_folders
 from larmor.cluster.run_folder import RunFolder
-from larmor.storage.embedded_store import EmbeddedStore
+from larmor.storage.objects.embedded_store import EmbeddedStore
 from tests.leaks import store_keys
 from tests.ray_head import RAY, make_token, running
 from tests.tcp_relay import TcpRelay

@@ -16,10 +16,10 @@ from larmor.cluster.run_folder import RunFolder
 from larmor.cluster.stopping import StopRequest, order_stop
 from larmor.cluster.watchdog import Watchdog
 from larmor.cluster.worker import LocalWorker
-from larmor.recon.step_clock import PHASES
-from larmor.recon.train import train
-from larmor.storage.errors import InputError
-from larmor.storage.object_store import ObjectStore
+from larmor.recon.training.step_clock import PHASES
+from larmor.recon.training.train import train
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
 from tests.cluster.test_systems import kspace_url, tiny  # noqa: F401
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from larmor.cluster.run_folder import RunFolder
-from larmor.storage.embedded_store import EmbeddedStore
+from larmor.storage.objects.embedded_store import EmbeddedStore
 from tests.workbench import command, environment, succeed, tiny
 
 OUTPUT = "s3://larmor"
@@ -120,7 +120,7 @@ class Scene:
 @contextlib.contextmanager
 def scene() -> Iterator[Scene]:
     """A store with three heads in a temporary folder, and the environment that leads to it."""
-    from larmor.storage.phantom import write_phantom
+    from larmor.storage.examples.phantom import write_phantom
 
     with tempfile.TemporaryDirectory(prefix="larmor-faults-") as name:
         folder = Path(name)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 from larmor.tuning.objectives import Objectives
 
 TWO = Objectives.of(["psnr", "hfen"])

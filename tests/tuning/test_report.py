@@ -20,7 +20,7 @@ from PIL import Image
 from larmor.cluster.attempts import Attempt
 from larmor.cluster.reports import Reports
 from larmor.cluster.run_folder import RunFolder
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 from larmor.tuning.choice import choose_run
 from larmor.tuning.importance import importance
 from larmor.tuning.landscape import interpolate

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from larmor.storage.errors import InputError
+from larmor.storage.objects.errors import InputError
 from larmor.tuning.experiment import SweepConfig, SweepExperiment
 from larmor.tuning.objectives import Objectives
 from larmor.tuning.sampler import earlier_trials, grid_points, make_searcher, planned_trials

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from larmor.storage.embedded_store import EmbeddedStore
+from larmor.storage.objects.embedded_store import EmbeddedStore
 from larmor.tuning.ladder import Ladder
 from larmor.tuning.sweep_folder import SweepFolder
 from tests.workbench import larmor_process, succeed, tiny, unique_name

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats import arrays
 from larmor.storage.formats.centred_fft import to_image
 from larmor.storage.formats.source import Source, SourceOptions, SourceRef
+from larmor.storage.objects.errors import InputError
 
 
 def random_kspace(*shape: int) -> np.ndarray:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats import bart, partitions
 from larmor.storage.formats.centred_fft import to_image
 from larmor.storage.formats.source import Source, SourceOptions, SourceRef
+from larmor.storage.objects.errors import InputError
 
 needs_bart = pytest.mark.skipif(shutil.which("bart") is None, reason="the BART toolbox is not installed")
 

@@ -22,12 +22,11 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from larmor.storage import volume_array
-from larmor.storage.errors import InputError
-from larmor.storage.formats import dicom, nifti
+from larmor.storage.formats import dicom, nifti, volume_array
 from larmor.storage.formats.dicom_series import find_series
 from larmor.storage.formats.source import SourceOptions, SourceRef
-from larmor.storage.volumes import VolumeSource
+from larmor.storage.formats.volumes import VolumeSource
+from larmor.storage.objects.errors import InputError
 from tests.helpers import write_volume
 from tests.storage.formats.dicom_files import (
     DIRECTIONS,

@@ -13,10 +13,10 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats.recognise import find_sources, open_source
 from larmor.storage.formats.source import SourceOptions, SourceRef
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
 from tests.storage.formats.dicom_files import SHAPE, Scan, make_scan, write_series
 
 OPTIONS = SourceOptions((24, 20), 0.0)

@@ -12,10 +12,10 @@ import h5py
 import numpy as np
 import pytest
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats import fastmri, hdf5
 from larmor.storage.formats.centred_fft import to_image
 from larmor.storage.formats.source import Source, SourceOptions, SourceRef
+from larmor.storage.objects.errors import InputError
 
 SECRETS = ("Hofmann^Erika", "19580417", "9c2f0ab77", "General Hospital", "1.3.12.2.1107", "DEV-4711")
 HEADER = """<?xml version="1.0"?>

@@ -17,11 +17,11 @@ import ismrmrd
 import numpy as np
 import pytest
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats import hdf5, mrd, partitions
 from larmor.storage.formats.centred_fft import to_image
 from larmor.storage.formats.mrd_lines import padded
 from larmor.storage.formats.source import Source, SourceOptions, SourceRef
+from larmor.storage.objects.errors import InputError
 
 GENERATOR = "ismrmrd_generate_cartesian_shepp_logan"
 SECRETS = ("Hofmann^Erika", "19580417", "9c2f0ab77", "General Hospital", "1.3.12.2.1107", "DEV-4711", "Erika brain")

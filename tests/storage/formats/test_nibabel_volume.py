@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from nibabel.parrec import PARRECImage
 
-from larmor.storage import volume_array
-from larmor.storage.errors import InputError
+from larmor.storage.formats import volume_array
 from larmor.storage.formats.recognise import find_sources, open_source
 from larmor.storage.formats.source import SourceOptions, SourceRef
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
 from tests.helpers import ellipsoid
 
 OPTIONS = SourceOptions((36, 32), 0.0)

@@ -13,11 +13,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from larmor.storage import volume_array
-from larmor.storage.errors import InputError
-from larmor.storage.formats import nifti
+from larmor.storage.formats import nifti, volume_array
 from larmor.storage.formats.source import SourceOptions, SourceRef
-from larmor.storage.volumes import VolumeSource
+from larmor.storage.formats.volumes import VolumeSource
+from larmor.storage.objects.errors import InputError
 from tests.helpers import ellipsoid, write_volume
 
 SHAPE = (23, 17, 29)

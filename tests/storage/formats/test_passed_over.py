@@ -12,7 +12,7 @@ from pydicom import dcmread
 
 from larmor.storage.formats.recognise import find_sources, open_source
 from larmor.storage.formats.source import SourceOptions
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.object_store import ObjectStore
 from tests.helpers import ellipsoid, random_kspace, write_volume
 from tests.storage.formats.dicom_files import SHAPE, base, make_scan, write_series
 from tests.storage.formats.test_recognise import write_bart, write_fastmri

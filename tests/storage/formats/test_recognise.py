@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats.recognise import find_sources, open_source
 from larmor.storage.formats.source import SourceOptions, SourceRef
 from larmor.storage.formats.staging import file_facts
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
 from tests.helpers import ellipsoid, random_kspace, write_heads, write_volume
 from tests.storage.formats.dicom_files import make_scan, write_series
 from tests.storage.formats.test_mrd import lines_of, xml

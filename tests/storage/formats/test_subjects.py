@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from larmor.storage.errors import InputError
 from larmor.storage.formats.recognise import find_sources
 from larmor.storage.formats.subjects import bids_subject
-from larmor.storage.object_store import ObjectStore
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
 from tests.helpers import ellipsoid, write_volume
 from tests.storage.formats.dicom_files import make_scan, write_series
 from tests.storage.formats.test_recognise import write_fastmri

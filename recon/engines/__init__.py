@@ -1,0 +1,1 @@
+"""Who steps the optimisers: DeepSpeed or plain PyTorch."""

@@ -1,0 +1,1 @@
+"""Tables: models and classical methods side by side."""

@@ -1,0 +1,121 @@
+"""What stands in a table: models by the name of their system, and methods that need no training."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from larmor.recon.evaluation.bart import bart_compressed_sensing
+from larmor.recon.evaluation.compressed_sensing import CompressedSensingConfig, compressed_sensing
+from larmor.recon.inference.inference import Method, Physics, network_method
+from larmor.recon.models.model import Model
+from larmor.recon.networks.classical_start import classical_start
+from larmor.recon.networks.data_consistency import Measured
+from larmor.recon.physics.samples import Sample
+from larmor.recon.recipe.mask_config import MaskConfig
+from larmor.recon.recipe.settings import StartConfig
+from larmor.storage.objects.errors import InputError
+
+CLASSICAL = ("wavelet", "total_variation", "alternating", "bart")
+
+
+def classical_method(name: str, physics: Physics) -> Method:
+    """Compressed sensing by name, in the library's default settings (see `recon/evaluation/compressed_sensing.py`).
+
+    `alternating`, wavelets and total variation by turns, is what the system `larmor` starts from (see
+    `recon/networks/classical_start.py`): batches, on the device where they lie. Raises `InputError` for another name.
+    """
+    if name not in CLASSICAL:
+        raise InputError(f"method '{name}': choose one of {', '.join(CLASSICAL)}; zero-filled is always in the table")
+    if name == "alternating":
+        return _alternating
+    solve = bart_compressed_sensing if name == "bart" else compressed_sensing
+    kind = "total_variation" if name == "total_variation" else "wavelet"
+    config = CompressedSensingConfig(kind=kind, signal=physics.signal.mode)
+
+    def reconstruct(sample: Sample) -> Tensor:
+        return solve(sample.kspace, sample.mask, config, sample.maps).to(sample.target.device)
+
+    return reconstruct
+
+
+def _alternating(sample: Sample) -> Tensor:
+    measured = Measured(sample.kspace, sample.mask, sample.maps, sample.target.shape[1])
+    if not measured.is_one_image:
+        raise InputError(
+            "method 'alternating' needs the sensitivity maps of the coils; convert the data with --sensitivity-maps"
+        )
+    return classical_start(sample.zero_filled, measured.put_back, StartConfig(method="alternating"))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One table: how slices are undersampled, and what reconstructs them."""
+
+    physics: Physics
+    methods: Mapping[str, Method]
+
+
+def table_cells(
+    models: Mapping[str, Model],
+    classical: Sequence[str],
+    sizes: Sequence[tuple[int, int]] = (),
+    kinds: Sequence[str] = (),
+    ratios: Sequence[float] = (),
+) -> list[Cell]:
+    """The tables of some models and of methods that need no training.
+
+    Without sizes, kinds and ratios of masks every model is rated on what it was trained for, equals together. With
+    some, every model is rated on each combination; what is not given stays as the model has it.
+    Raises `InputError` for a method that there is not and for masks that cannot be.
+    """
+    members: dict[Physics, dict[str, Method]] = {}
+    for name, model in models.items():
+        own = model.physics
+        for size, kind, ratio in itertools.product(
+            sizes or [own.crop], kinds or [own.mask.kind], ratios or [own.mask.sampling_ratio]
+        ):
+            physics = Physics(size, mask_of(own.mask, kind, ratio), own.signal)
+            members.setdefault(physics, {})[name] = network_method(model.generator)
+    return [
+        Cell(physics, {**{name: classical_method(name, physics) for name in classical}, **networks})
+        for physics, networks in members.items()
+    ]
+
+
+def mask_of(own: MaskConfig, kind: str, ratio: float) -> MaskConfig:
+    """A mask as `own`, of another kind and ratio. Raises `InputError` if there is no such mask."""
+    try:
+        return MaskConfig.model_validate({**own.model_dump(), "kind": kind, "sampling_ratio": ratio})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise InputError(f"mask {kind} at ratio {ratio}: {problem['msg'].removeprefix('Value error, ')}") from error
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`128x256` → (128, 256). Raises `InputError` for anything else and for images below 8×8."""
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) >= 8 for part in parts):
+        raise InputError(f"size '{text}': expected HEIGHTxWIDTH of at least 8x8, such as 128x256")
+    return int(parts[0]), int(parts[1])
+
+
+def named(models: Sequence[Model]) -> dict[str, Model]:
+    """Models by the name of their system, with the folder's name where that occurs twice.
+
+    Raises `InputError` if that does not tell two models apart either.
+    """
+    systems = [model.recipe.system for model in models]
+    found: dict[str, Model] = {}
+    for system, model in zip(systems, models, strict=True):
+        name = system if systems.count(system) == 1 else f"{system} ({model.folder.name})"
+        if name in found:
+            raise InputError(
+                f"{model.folder} and {found[name].folder} would both stand in the table as '{name}'; rename one"
+            )
+        found[name] = model
+    return found

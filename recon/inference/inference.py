@@ -1,0 +1,163 @@
+"""Reconstruct slices of a data set: what validation, evaluation and `reconstruct` share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from larmor.recon.engines.engine import lowered
+from larmor.recon.physics.samples import MAGNITUDE, Sample, denormalize, display, normalize, normalize_by, prepare
+from larmor.recon.recipe.mask_config import MaskConfig
+from larmor.recon.recipe.signal import SignalConfig
+from larmor.storage.dataset.constant import is_constant
+from larmor.storage.loading.loader import Batch
+from larmor.storage.loading.reader import SliceReader
+from larmor.storage.objects.errors import InputError
+
+ZERO_FILLED = "zero_filled"
+Method = Callable[[Sample], Tensor]
+"""A sample → images (batch, channels, height, width) as its target."""
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """A batch of results: magnitudes (batch, height, width) float32, scaled so that the target has the range [0, 1].
+
+    `images` and `seconds` have an entry for each method, `images` one for `zero_filled` as well; what is brighter than
+    the target's maximum is above 1, what is darker than its minimum below 0. `scale` (batch, 2): minimum and maximum
+    of the target, which map them back; `seconds` is the time of the method alone, for the batch.
+    """
+
+    indices: tuple[int, ...]
+    target: np.ndarray
+    images: Mapping[str, np.ndarray]
+    scale: np.ndarray
+    seconds: Mapping[str, float]
+
+    @property
+    def shows(self) -> np.ndarray:
+        """(batch,) bool: False for a target that is constant, of which there are no figures."""
+        return ~is_constant(self.scale[:, 0], self.scale[:, 1])
+
+
+@dataclass(frozen=True)
+class Physics:
+    """How slices are undersampled: `crop` (height, width) of the image, the mask, and what an image is."""
+
+    crop: tuple[int, int]
+    mask: MaskConfig
+    signal: SignalConfig = MAGNITUDE
+
+
+def network_method(generator: nn.Module) -> Method:
+    """A generator as a method, in the precision of its weights."""
+
+    def reconstruct(sample: Sample) -> Tensor:
+        dtype = next(generator.parameters()).dtype
+        return generator(*lowered(sample.measurement, dtype)).float()
+
+    return reconstruct
+
+
+def reconstruct_split(
+    methods: Mapping[str, Method],
+    reader: SliceReader,
+    indices: Sequence[int],
+    physics: Physics,
+    batch_size: int,
+    device: torch.device,
+) -> Iterator[Reconstructed]:
+    """Undersample and reconstruct the slices `indices` of a split, in order, `batch_size` at a time."""
+    for chosen, sample in undersampled_split(reader, indices, physics, batch_size, device):
+        yield reconstruct_sample(methods, sample, chosen)
+
+
+def undersampled_split(
+    reader: SliceReader, indices: Sequence[int], physics: Physics, batch_size: int, device: torch.device
+) -> Iterator[tuple[tuple[int, ...], Sample]]:
+    """The slices `indices` of a split as samples on the device, in order, `batch_size` at a time, with their places."""
+    for first in range(0, len(indices), batch_size):
+        chosen = tuple(int(index) for index in indices[first : first + batch_size])
+        batch = Batch.read(reader, np.array([(0, index) for index in chosen]))
+        yield chosen, prepare(batch, physics.crop, physics.mask, device, signal=physics.signal)
+
+
+@dataclass(frozen=True)
+class Rated:
+    """As `Reconstructed`, on the device: `target` (batch, height, width), `images` alike, `scale` (batch, 2)."""
+
+    target: Tensor
+    images: Mapping[str, Tensor]
+    scale: Tensor
+    seconds: Mapping[str, float]
+
+    @property
+    def shows(self) -> np.ndarray:
+        """As `Reconstructed.shows`."""
+        low, high = _array(self.scale).T
+        return ~is_constant(low, high)
+
+
+def reconstruct_sample(methods: Mapping[str, Method], sample: Sample, indices: tuple[int, ...]) -> Reconstructed:
+    """Run every method on one prepared batch; results are float32 on the CPU."""
+    found = rate_sample(methods, sample)
+    images = {name: _array(image) for name, image in found.images.items()}
+    return Reconstructed(indices, _array(found.target), images, _array(found.scale), found.seconds)
+
+
+@torch.no_grad()
+def rate_sample(methods: Mapping[str, Method], sample: Sample) -> Rated:
+    """Run every method on one prepared batch; results stay on its device."""
+    target, scale = normalize(_intensities(sample.target, sample))
+    images, seconds = {ZERO_FILLED: _rated(sample.zero_filled, sample, scale)}, {}
+    for name, method in methods.items():
+        _synchronize(sample.target.device)
+        began = time.perf_counter()
+        output = method(sample)
+        _synchronize(sample.target.device)
+        seconds[name] = time.perf_counter() - began
+        images[name] = _rated(output, sample, scale)
+    return Rated(target[:, 0], images, scale, seconds)
+
+
+def _intensities(images: Tensor, sample: Sample) -> Tensor:
+    """Magnitudes (batch, 1, height, width) in the source's intensities, of images in the sample's units."""
+    return denormalize(display(images).unsqueeze(1), sample.scale.to(images.device))
+
+
+def _rated(images: Tensor, sample: Sample, scale: Tensor) -> Tensor:
+    """Images in the sample's units as (batch, height, width) in those of the target's range `scale`."""
+    return normalize_by(_intensities(images, sample), scale)[:, 0]
+
+
+def check_finite(result: Reconstructed, name_of: Callable[[int], str]) -> None:
+    """Raises `InputError` for images with NaN or infinite values: no figure and no file may be made of them.
+
+    `name_of` says what the slice with an index is called.
+    """
+    for place, index in enumerate(result.indices):
+        if not np.isfinite([result.target[place], result.images[ZERO_FILLED][place]]).all():
+            raise InputError(
+                f"{name_of(index)} holds values that are not finite; `larmor verify` shows what is broken in a data set"
+            )
+        for method, images in result.images.items():
+            if not np.isfinite(images[place]).all():
+                raise InputError(
+                    f"{method} gives values that are not finite for {name_of(index)}; pull another checkpoint of the "
+                    "run (larmor pull), or train the model again at lower learning rates"
+                )
+
+
+def _array(tensor: Any) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,201 @@
+"""Reconstruct scans into files: slice by slice, in bounded memory, each scan's files whole or not at all."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from larmor.recon.inference.figures import contact_sheet
+from larmor.recon.inference.inference import (
+    ZERO_FILLED,
+    Reconstructed,
+    check_finite,
+    network_method,
+    reconstruct_sample,
+)
+from larmor.recon.models.measured import measured_sample
+from larmor.recon.models.model import Model
+from larmor.recon.models.scans import Scan, Slices
+from larmor.recon.physics.samples import denormalize, prepare
+from larmor.storage.loading.loader import Batch
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.store_errors import StoreAway
+
+_MODEL = "the model"
+_PICTURED = 8  # slices on the contact sheet
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """What became of a scan: its `files`, or the `problem` because of which there are none.
+
+    `generator_seconds` is the time of the generator alone, for all `num_slices`; `notes` are those of `Source`.
+    """
+
+    name: str
+    files: tuple[Path, ...] = ()
+    num_slices: int = 0
+    generator_seconds: float = 0.0
+    problem: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def reconstruct_scans(
+    model: Model, scans: Sequence[Scan], folder: Path, batch_size: int, progress: Progress = lambda *_: None
+) -> list[ScanReport]:
+    """Reconstruct every scan into `folder`: `NAME-reconstruction.nii.gz` for volumes of images, else `.npy` (slice,
+    height, width) float32, in the source's intensities, and a PNG. A bad scan does not stop the others.
+
+    Memory: two batches of slices beside what the scan's format holds. Raises `StoreAway` if a store is gone, and
+    `OSError` if the files cannot be written.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    reports = []
+    for number, scan in enumerate(scans, start=1):
+        try:
+            with scan.open() as slices:
+                reports.append(_reconstruct(model, scan.name, slices, folder, batch_size, partial(progress, "slices")))
+        except StoreAway:
+            raise  # the scan may be good
+        except InputError as error:
+            named = scan.name in str(error)
+            reports.append(ScanReport(scan.name, problem=str(error) if named else f"{scan.name}: {error}"))
+        progress("scans", number, len(scans))
+    if is_new and not any(report.files for report in reports):
+        folder.rmdir()
+    return reports
+
+
+def check_places(source: str, folder: Path) -> None:
+    """Raises `InputError` if the results would lie among the scans, where the next call would find them."""
+    place = Path(source).expanduser()
+    if place.is_dir() and folder.resolve().is_relative_to(place.resolve()):
+        raise InputError(f"--to {folder}: lies in {source}, whose scans are read; choose a folder outside it")
+
+
+def describe_speed(reports: Sequence[ScanReport], seconds: float, device: str) -> str:
+    """One line: the generator's time for a slice, and slices in a second with reading and writing."""
+    done = [report for report in reports if not report.problem]
+    slices = sum(report.num_slices for report in done)
+    each = sum(report.generator_seconds for report in done) / slices
+    return (
+        f"{slices} slices of {len(done)} scan(s): {each * 1000:.1f} ms per slice for the generator on {device}, "
+        f"{slices / seconds:.1f} slices/s with reading and writing"
+    )
+
+
+def _reconstruct(
+    model: Model, name: str, slices: Slices, folder: Path, batch_size: int, progress: Callable[[int, int], None]
+) -> ScanReport:
+    if not slices.num_slices:
+        raise InputError(f"{name}: holds no slices to reconstruct")
+    results = _results(model, slices, batch_size)
+    with tempfile.TemporaryDirectory(prefix=".larmor-", dir=folder) as scratch:
+        images, pictures = Path(scratch, f"{name}-reconstruction.npy"), _Pictures(slices.num_slices)
+        seconds = _stream(results, images, slices, pictures, progress)
+        files = [images]
+        if slices.affine is not None:
+            files = [images.with_suffix(".nii.gz")]
+            write_nifti(np.load(images, mmap_mode="r"), slices.affine, files[0])
+        files.append(images.with_suffix(".png"))
+        pictures.write(files[1])
+        written = tuple(file.replace(folder / file.name) for file in files)
+    return ScanReport(name, written, slices.num_slices, seconds, notes=tuple(slices.notes))
+
+
+def _results(model: Model, slices: Slices, batch_size: int) -> Iterator[Reconstructed]:
+    device, physics = next(model.generator.parameters()).device, model.physics
+    methods = {_MODEL: network_method(model.generator)}
+    for batch in _read_ahead(slices, batch_size):
+        if slices.measured:
+            sample = measured_sample(batch, model, device)
+        else:
+            sample = prepare(batch, physics.crop, physics.mask, device, signal=physics.signal)
+        result = reconstruct_sample(methods, sample, tuple(int(place) for place in batch.samples[:, 1]))
+        check_finite(result, "slice {}".format)
+        yield result
+
+
+def _read_ahead(slices: Slices, batch_size: int) -> Iterator[Batch]:
+    """All slices in order; the next batch is read while one is reconstructed."""
+    ahead: Future[Batch] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="larmor-scan") as pool:
+        for first in range(0, slices.num_slices, batch_size):
+            places = range(first, min(first + batch_size, slices.num_slices))
+            reading = pool.submit(slices.read, places)
+            if ahead:
+                yield ahead.result()
+            ahead = reading
+        if ahead:
+            yield ahead.result()
+
+
+def _stream(
+    results: Iterator[Reconstructed],
+    path: Path,
+    slices: Slices,
+    pictures: _Pictures,
+    progress: Callable[[int, int], None],
+) -> float:
+    """Write the images as they come to the .npy file `path`; the generator's seconds."""
+    done, seconds = 0, 0.0
+    with path.open("wb") as file:
+        for result in results:
+            images, zero_filled = (_intensities(result, key) + slices.offset for key in (_MODEL, ZERO_FILLED))
+            if not done:
+                shape = (slices.num_slices, *images.shape[1:])
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            # written, not mapped: a full disk is then an error and not a crash
+            file.write(np.ascontiguousarray(images, "<f4").data)
+            pictures.add(done, images, zero_filled)
+            done, seconds = done + len(images), seconds + result.seconds[_MODEL]
+            progress(done, slices.num_slices)
+    assert done == slices.num_slices
+    return seconds
+
+
+def _intensities(result: Reconstructed, key: str) -> np.ndarray:
+    images: Tensor = torch.from_numpy(result.images[key])[:, None]
+    return denormalize(images, torch.from_numpy(result.scale))[:, 0].numpy()
+
+
+@dataclass
+class _Pictures:
+    """A few evenly spaced slices for a contact sheet: zero-filled above, reconstructions below."""
+
+    num_slices: int
+    shown: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    def add(self, first: int, images: np.ndarray, zero_filled: np.ndarray) -> None:
+        places = np.linspace(0.15, 0.85, _PICTURED) * (self.num_slices - 1)
+        for place in set(places.round().astype(int).tolist()) & set(range(first, first + len(images))):
+            self.shown[place] = (zero_filled[place - first].copy(), images[place - first].copy())
+
+    def write(self, path: Path) -> None:
+        kinds = enumerate(("zero-filled", "reconstruction"))
+        shown = [
+            (self.shown[place][side], f"{kind}, slice {place}") for side, kind in kinds for place in sorted(self.shown)
+        ]
+        contact_sheet([image for image, _ in shown], [title for _, title in shown], len(self.shown), path)
+
+
+def write_nifti(images: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    """Coronal images (slice, height, width) as a NIfTI volume (left→right, posterior→anterior, inferior→superior).
+
+    Images that are mapped from a file are written plane by plane.
+    """
+    import nibabel
+
+    volume = images[:, ::-1, ::-1].transpose(2, 0, 1)
+    nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32, copy=False), affine), path)

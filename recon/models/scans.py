@@ -1,0 +1,148 @@
+"""What there is to reconstruct: scans in files of every format, or the volumes of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from larmor.recon.inference.inference import Physics
+from larmor.recon.models.measured import calibrated_maps
+from larmor.recon.physics.masks import make_mask
+from larmor.recon.recipe.mask_config import MaskConfig
+from larmor.storage.formats.arrays import MagnitudeImages
+from larmor.storage.formats.measured import MeasuredKspace
+from larmor.storage.formats.recognise import find_sources, open_source
+from larmor.storage.formats.sensitivity import estimate_sensitivity_maps
+from larmor.storage.formats.source import SourceOptions, SourceRef
+from larmor.storage.formats.volumes import VolumeSource
+from larmor.storage.loading.config import DataConfig, open_reader
+from larmor.storage.loading.loader import Batch
+from larmor.storage.loading.reader import SliceReader
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.local_names import leads_out
+from larmor.storage.objects.object_store import ObjectStore
+
+_MATRIX = 256  # into which volumes are cut for training; images of a larger model get larger slices
+
+
+@dataclass(frozen=True)
+class Slices:
+    """An open scan. `read` gives some of its slices, numbered from 0, as a batch whose samples are (0, number in the
+    scan), which masks depend on.
+
+    `measured`: the k-space is as it was measured, zero where nothing was; else it is whole and is undersampled.
+    `affine` (4, 4) is that of all slices as a volume (see `slice_affine`), if they are of one; `notes` are those of
+    `Source`; `offset` is the intensity that the source's images have beyond these.
+    """
+
+    num_slices: int
+    read: Callable[[Sequence[int]], Batch]
+    measured: bool
+    affine: np.ndarray | None = None
+    notes: Sequence[str] = ()
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan by its name; nothing of it is read before `open`, which raises `InputError` that names its file."""
+
+    name: str
+    open: Callable[[], AbstractContextManager[Slices]]
+
+
+@contextmanager
+def open_scans(
+    source: str,
+    physics: Physics,
+    split: str | None = None,
+    undersample: bool = False,
+    mask: str | None = None,
+    say: Callable[[str], object] = lambda line: None,
+) -> Iterator[Sequence[Scan]]:
+    """The scans that `source` names: a file, folder, pattern or URL (see `find_sources`), or a data set's split.
+
+    Images, and the slices of a data set (`split`: test, if it is not given), are whole. The k-space of other files is
+    taken as measured, where the .npy file `mask` says (see `MaskConfig`), else where the scan says, else where it holds
+    more than a residue; with `undersample` it is to be whole too. `say` is told what is
+    passed over.
+
+    Raises `InputError` if there is nothing of the kind.
+    """
+    if mask is not None and (undersample or _is_dataset(source)):
+        other = "--undersample says that all was measured" if undersample else f"{source} is a data set, which is whole"
+        raise InputError(f"--mask {mask} says what of k-space was measured, but {other}; leave one of them out")
+    if not _is_dataset(source):
+        if split is not None:
+            raise InputError(f"--split {split}: {source} is not a data set, which alone has splits; leave it out")
+        refs = find_sources([source], say)
+        _check_names(source, [ref.name for ref in refs], "give the arrays in it other names")
+        yield [Scan(ref.name, partial(_open_file, ref, physics, undersample, mask)) for ref in refs]
+        return
+    config = DataConfig(url=source, memory_cache_bytes=0, disk_cache_bytes=0)
+    with_maps = physics.signal.needs_maps
+    with closing(open_reader(config, split or "test", with_maps=with_maps, constant=True)) as reader:
+        _check_names(source, reader.info.volumes, "convert it again")
+        yield [Scan(name, partial(_open_volume, reader, name)) for name in reader.info.volumes]
+
+
+def _check_names(source: str, names: Iterable[str], remedy: str) -> None:
+    """Raises `InputError` if a scan cannot lend its name to the files that are made of it."""
+    for name in names:
+        if "/" in name or leads_out(name):
+            raise InputError(f"{source}: has a volume '{name}', which cannot be the name of a file; {remedy}")
+
+
+def _is_dataset(source: str) -> bool:
+    if source.startswith("s3://"):
+        return ObjectStore(source).exists("zarr.json")
+    return (Path(source) / "zarr.json").is_file()
+
+
+@contextmanager
+def _open_volume(reader: SliceReader, name: str) -> Iterator[Slices]:
+    indices = reader.info.slices_of(name)
+
+    def read(places: Sequence[int]) -> Batch:
+        chosen = indices[list(places)]
+        batch = Batch.read(reader, np.stack([np.zeros_like(chosen), chosen], axis=1))
+        # by the number in the scan, so that the images are those of the scan's own file
+        return Batch(batch.groups, np.array([(0, reader.info.index[index]) for index in chosen]))
+
+    yield Slices(len(indices), read, measured=False, offset=reader.info.offsets.get(name, 0.0))
+
+
+@contextmanager
+def _open_file(ref: SourceRef, physics: Physics, undersample: bool, mask: str | None) -> Iterator[Slices]:
+    matrix = (max(_MATRIX, physics.crop[0]), max(_MATRIX, physics.crop[1]))
+    with open_source(ref, SourceOptions(matrix, min_foreground=0.0, undersampled=not undersample)) as source:
+        file = source if isinstance(source, MeasuredKspace) and not isinstance(source, MagnitudeImages) else None
+        whole = undersample or file is None
+        if whole and mask is not None:
+            raise InputError(
+                f"{ref.name}: holds whole images; --mask says what of measured k-space there is, leave it out"
+            )
+        measured = None if mask is None else make_mask(MaskConfig(kind="file", file=mask), source.slice_shape[1:])
+
+        def read(places: Sequence[int]) -> Batch:
+            kspace = np.stack([source.kspace(place) for place in places])
+            for place, item in zip(places, kspace, strict=True):
+                if not file or not item.any():
+                    continue
+                if whole:
+                    file.check_lines(place, item)
+                else:
+                    item *= file.measured(place, item) if measured is None else measured
+            maps = None
+            if physics.signal.needs_maps and kspace.shape[1] > 1:
+                estimate = estimate_sensitivity_maps if whole else calibrated_maps
+                maps = np.stack([estimate(item) if item.any() else np.zeros_like(item) for item in kspace])
+            return Batch.of(kspace, np.array([(0, place) for place in places]), maps)
+
+        affine = source.affine(physics.crop) if isinstance(source, VolumeSource) else None
+        yield Slices(source.num_slices, read, not whole, affine, source.notes, source.offset)

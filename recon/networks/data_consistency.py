@@ -1,0 +1,147 @@
+"""Data consistency: what was measured is put back into the k-space of a reconstruction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from larmor.recon.networks.classical_start import classical_start
+from larmor.recon.physics.fourier import fft2c, ifft2c, mirrored
+from larmor.recon.physics.sense import channels_to_complex, complex_to_channels, sense_expand, sense_reduce
+from larmor.recon.recipe.settings import StartConfig
+from larmor.storage.objects.errors import InputError
+
+_REAL_ROUNDS = 10  # each halves, at least, what a real image of another phase lacks of the measured points
+Consistency = Literal["soft", "hard"]
+
+
+class Measured:
+    """What was measured of a batch, as data consistency needs it: made once, used for every image of the batch.
+
+    `kspace` (batch, coil, height, width) complex64; `mask` (batch, 1, height, width) bool; `maps` as `kspace`, with
+    Σ|maps|² = 1 or 0 in each pixel, None for one coil. `channels` is 1 for a real image, 2 for real and imaginary part.
+
+    A real image seen by one coil has the complex conjugate of each point at the negative frequency, so every measured
+    point counts as two, and half of k-space is enough. With the map of its one coil, which is its phase, the same is
+    reached round by round: what a real image cannot have is taken off, and the points are put back again.
+    """
+
+    def __init__(self, kspace: Tensor, mask: Tensor, maps: Tensor | None, channels: int) -> None:
+        self._maps, self._channels, self._width = maps, channels, kspace.shape[-1]
+        self.is_one_image = maps is not None or kspace.shape[1] == 1
+        """Whether the coils saw one image that is known how: several without maps did not."""
+        self._is_half = channels == 1 and maps is None and kspace.shape[1] == 1
+        if self._is_half:
+            conjugate, mirrored_mask = mirrored(kspace).conj(), mirrored(mask)
+            once = torch.where(mask, kspace, conjugate)
+            kspace = torch.where(mask & mirrored_mask, (kspace + conjugate) / 2, once)
+            kspace, mask = self._half(kspace), self._half(mask | mirrored_mask)
+        self._kspace, self._mask = kspace, mask
+
+    def put_back(self, image: Tensor, weight: Tensor | None = None) -> Tensor:
+        """`image` (batch, channels, height, width) float32 with the measured points in place of its own or, with
+        `weight` λ, (its own + λ · measured) / (1 + λ)."""
+        if self._is_half:
+            predicted = torch.fft.rfft2(torch.fft.ifftshift(image, dim=(-2, -1)), norm="ortho")
+            mixed = torch.where(self._mask, self._mixed(predicted, weight), predicted)
+            corrected = torch.fft.irfft2(mixed, s=image.shape[-2:], norm="ortho")
+            return torch.fft.fftshift(corrected, dim=(-2, -1))
+        whole = channels_to_complex(image) if self._channels == 2 else torch.complex(image, torch.zeros_like(image))
+        predicted = fft2c(sense_expand(whole, self._maps))
+        points = self._mixed(predicted, weight)
+        corrected = sense_reduce(ifft2c(torch.where(self._mask, points, predicted)), self._maps)
+        if self._channels == 2:
+            return complex_to_channels(corrected)
+        for _ in range(_REAL_ROUNDS - 1):
+            predicted = fft2c(sense_expand(torch.complex(corrected.real, torch.zeros_like(image)), self._maps))
+            corrected = sense_reduce(ifft2c(torch.where(self._mask, points, predicted)), self._maps)
+        return corrected.real
+
+    def _mixed(self, predicted: Tensor, weight: Tensor | None) -> Tensor:
+        return self._kspace if weight is None else (predicted + weight * self._kspace) / (1 + weight)
+
+    def _half(self, points: Tensor) -> Tensor:
+        """The half of centred k-space that `torch.fft.rfft2` gives, in its order."""
+        return torch.fft.ifftshift(points, dim=(-2, -1))[..., : self._width // 2 + 1].contiguous()
+
+
+class DataConsistency(nn.Module):
+    """Replace (`hard`) or mix (`soft`) the measured points of an image's k-space, in float32.
+
+    Soft: (k + λ · measured) / (1 + λ) with one learned λ, which starts at 1. Source: Schlemper et al., A deep
+    cascade of convolutional neural networks for MR image reconstruction, eq. (7).
+    """
+
+    def __init__(self, kind: Consistency) -> None:
+        super().__init__()
+        # one axis, because DeepSpeed cannot broadcast a parameter that has none
+        self.log_weight = nn.Parameter(torch.zeros(1)) if kind == "soft" else None
+
+    def forward(self, image: Tensor, measured: Measured) -> Tensor:
+        """`image` (batch, 1 or 2, height, width): real, or real and imaginary part; the result is the same.
+
+        With `hard` the error of an image never grows, and with one coil the result has exactly the measured points;
+        of several coils it is the nearest image that they see to one that has them.
+        """
+        weight = None if self.log_weight is None else self.log_weight.float().exp()
+        return measured.put_back(image.float(), weight).to(image.dtype)
+
+
+class ConsistentGenerator(nn.Module):
+    """Networks that take turns with data consistency, from a start that is zero-filled or classical.
+
+    (zero_filled, kspace, mask, maps, start) → reconstruction; shapes as in `DataConsistency.forward`. Each of
+    `networks` has its own weights (Schlemper et al., A deep cascade of convolutional neural networks for MR image
+    reconstruction); the whole is run `iterations` times with the same ones (Aggarwal et al., MoDL: model-based deep
+    learning architecture for inverse problems).
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        kind: Literal["none", "soft", "hard"],
+        iterations: int = 1,
+        start: StartConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.iterations = iterations
+        self.start_config = start or StartConfig()
+        self.consistency = None if kind == "none" else DataConsistency(kind)
+
+    def forward(
+        self,
+        zero_filled: Tensor,
+        kspace: Tensor,
+        mask: Tensor,
+        maps: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        measured = Measured(kspace, mask, maps, zero_filled.shape[1])
+        image = self._start(zero_filled, measured) if start is None else start
+        for _ in range(self.iterations):
+            for network in self.networks:
+                image = network(image)
+                if self.consistency is not None:
+                    image = self.consistency(image, measured)
+        return image
+
+    def start(self, zero_filled: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
+        """The image that the first network is given, as `zero_filled`, without a gradient.
+
+        Raises `InputError` for a classical start from several coils without maps.
+        """
+        return self._start(zero_filled, Measured(kspace, mask, maps, zero_filled.shape[1]))
+
+    def _start(self, zero_filled: Tensor, measured: Measured) -> Tensor:
+        if not self.start_config.enabled:
+            return zero_filled
+        if not measured.is_one_image:
+            raise InputError(
+                f"generator.start.method={self.start_config.method} needs the sensitivity maps of the coils; convert "
+                "the data with --sensitivity-maps, or set generator.start.method=none"
+            )
+        return classical_start(zero_filled.float(), measured.put_back, self.start_config).to(zero_filled.dtype)

@@ -1,0 +1,46 @@
+"""The networks by the names that an experiment gives them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from larmor.recon.networks.critic import ResNet50Critic
+from larmor.recon.networks.dagan import DaganDiscriminator, DaganGenerator
+from larmor.recon.networks.data_consistency import ConsistentGenerator
+from larmor.recon.networks.generator import ResNet50Generator
+from larmor.recon.networks.lipschitz import apply_spectral_norm
+from larmor.recon.networks.residual_unet import ResidualUNet
+from larmor.recon.networks.unet import UNetGenerator
+from larmor.recon.recipe.settings import CriticConfig, GeneratorConfig
+
+
+def build_generator(config: GeneratorConfig, channels: int = 1) -> nn.Module:
+    """A generator for images of 1 (magnitude) or 2 (complex) channels.
+
+    It is called with zero_filled (batch, channels, height, width), kspace, mask, for several coils maps, and where it
+    has one a start that is known already (see `samples.Sample`); it ignores what it does not need.
+    """
+    if config.data_consistency == "none" and not config.start.enabled:
+        return _network(config, channels)
+    networks = [_network(config, channels) for _ in range(config.cascades)]
+    return ConsistentGenerator(networks, config.data_consistency, config.iterations, config.start)
+
+
+def _network(config: GeneratorConfig, channels: int) -> nn.Module:
+    if config.name == "dagan":
+        return DaganGenerator(config.width, channels, config.norm)
+    if config.name == "unet":
+        return UNetGenerator(config.width, channels, config.norm)
+    if config.name == "residual_unet":
+        return ResidualUNet(config.width, config.levels, channels, config.norm)
+    return ResNet50Generator(config, channels)
+
+
+def build_critic(config: CriticConfig, channels: int = 1) -> nn.Module:
+    """A critic (batch, channels, height, width) → (batch, 1)."""
+    network: nn.Module
+    if config.name == "dagan":
+        network = DaganDiscriminator(config.width, channels, config.norm)
+    else:
+        network = ResNet50Critic(config, channels)
+    return apply_spectral_norm(network) if config.lipschitz == "spectral_norm" else network

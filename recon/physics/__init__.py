@@ -1,0 +1,1 @@
+"""From k-space to samples: transforms, coils, masks, augmentation."""

@@ -1,0 +1,226 @@
+"""From stored k-space to what a network is trained on: target, mask, zero-filled input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from larmor.recon.physics.feed import DeviceBatch, DeviceGroup, to_device
+from larmor.recon.physics.fourier import fft2c, ifft2c
+from larmor.recon.physics.masks import make_mask
+from larmor.recon.physics.sense import complex_to_channels, sense_reduce
+from larmor.recon.recipe.mask_config import MaskConfig
+from larmor.recon.recipe.signal import SignalConfig
+from larmor.storage.dataset.constant import ROUNDING
+from larmor.storage.loading.loader import Batch
+from larmor.storage.objects.errors import InputError
+
+MAGNITUDE = SignalConfig()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A batch on the device. Images are (batch, channels, height, width) float32.
+
+    Everything is in units of the largest magnitude of the zero-filled image, which a measurement gives whether the
+    target is known or not: in training, evaluation and reconstruction alike. `target` is the fully sampled image: a
+    magnitude, or real and imaginary part; parts of it may be above 1. `zero_filled` = F⁻¹(mask · F(target)), in
+    `magnitude` mode its absolute value. `kspace` (batch, coil, height, width) complex64 is what was measured, 0
+    elsewhere; `mask` (batch, 1, height, width) bool; `scale` (batch, 2): 0 and that largest magnitude in the source's
+    intensities; `maps` as `kspace`, None for a single coil; `samples` (batch, 2): epoch and slice index. `start` is the
+    image that the generator begins with, as `zero_filled`, where it is known already (`recon/training/starts.py`).
+    """
+
+    target: Tensor
+    zero_filled: Tensor
+    kspace: Tensor
+    mask: Tensor
+    scale: Tensor
+    samples: np.ndarray
+    maps: Tensor | None = None
+    start: Tensor | None = None
+
+    @property
+    def measurement(self) -> tuple[Tensor | None, ...]:
+        """What a generator is called with: zero_filled, kspace, mask, and maps and start where there are any."""
+        if self.start is not None:
+            return (self.zero_filled, self.kspace, self.mask, self.maps, self.start)
+        return (self.zero_filled, self.kspace, self.mask, *([] if self.maps is None else [self.maps]))
+
+
+def centre_fit(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop or zero-pad the last two axes about their centre [n // 2], so that slices of any size fit together."""
+    pads = []
+    for axis in (-1, -2):
+        have, wanted = image.shape[axis], size[axis]
+        before = wanted // 2 - have // 2
+        pads += [before, wanted - have - before]
+    return torch.nn.functional.pad(image, pads)
+
+
+def normalize(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Eq. (1) with the target range [0, 1], per image of (batch, 1, height, width): in which images are rated.
+
+    Returns the image and (batch, 2) minimum and maximum, which `denormalize` takes. A constant image → 0.
+    """
+    scale = torch.stack([image.amin(dim=(1, 2, 3)), image.amax(dim=(1, 2, 3))], dim=1)
+    return normalize_by(image, scale), scale
+
+
+def normalize_by(image: Tensor, scale: Tensor) -> Tensor:
+    """As `normalize`, with the minimum and maximum `scale` (batch, 2) of another image."""
+    low, high = (scale[:, side].view(-1, 1, 1, 1) for side in (0, 1))
+    return (image - low) / torch.where(high > low, high - low, 1)
+
+
+def denormalize(image: Tensor, scale: Tensor) -> Tensor:
+    """The inverse of `normalize`: back to the intensities of the source."""
+    low, high = (scale[:, side].view(-1, 1, 1, 1) for side in (0, 1))
+    return image * (high - low) + low
+
+
+def zero_fill(target: Tensor, mask: Tensor) -> Tensor:
+    """|F⁻¹(mask · F(target))|, the network's input."""
+    return ifft2c(fft2c(target) * mask).abs()
+
+
+def root_sum_of_squares(images: Tensor) -> Tensor:
+    """(batch, coil, height, width) complex → (batch, 1, height, width) magnitudes."""
+    return images.abs().square().sum(dim=1, keepdim=True).sqrt()
+
+
+def magnitude(kspace: Tensor) -> Tensor:
+    """Root sum of squares over coils: (batch, coil, height, width) complex → (batch, 1, height, width)."""
+    return root_sum_of_squares(ifft2c(kspace))
+
+
+def display(images: Tensor) -> Tensor:
+    """Magnitudes (batch, height, width) of images with one channel or two: not negative, and NaN where infinite."""
+    shown = images[:, 0] if images.shape[1] == 1 else torch.linalg.vector_norm(images, dim=1)
+    return shown.clamp_min(0) + 0 * shown
+
+
+Augment = Callable[[Tensor, np.ndarray], Tensor]
+
+
+def prepare(
+    batch: Batch | DeviceBatch,
+    crop: tuple[int, int],
+    mask: MaskConfig,
+    device: torch.device,
+    augment: Augment | None = None,
+    signal: SignalConfig = MAGNITUDE,
+) -> Sample:
+    """Fit the images to `crop`, undersample their k-space, scale both; all of it on `device`.
+
+    `augment` changes the images (n, coil, height, width) of the samples (n, 2), and their maps alike, before they are
+    cut. With maps the target is Σ conj(map) · coil image. Reproducible from (seeds, epoch, slice index) alone. Raises
+    `InputError` for several coils without maps where `signal` wants them.
+    """
+    moved = batch if isinstance(batch, DeviceBatch) else to_device(batch, device)
+    magnitudes, sense = signal.mode == "magnitude", signal.needs_maps
+    parts, map_parts = [], []
+    for group in moved.groups:
+        image = magnitude(group.kspace) if magnitudes else ifft2c(group.kspace)
+        maps = _wanted_maps(group) if sense else None
+        if augment:
+            image, maps = _augmented(augment, image, maps, moved.samples[group.rows])
+        parts.append(_cut(image, crop))
+        map_parts.append(None if maps is None else centre_fit(maps, crop))
+    rows = [group.rows for group in moved.groups]
+    images, maps = _in_order(parts, rows), _maps_in_order(map_parts, rows)
+    measured = _masks(mask, crop, moved.samples, device)
+    kspace = fft2c(images) * measured
+    if sense:
+        target, zero_filled = (sense_reduce(coils, maps) for coils in (images, ifft2c(kspace)))
+    else:
+        target, zero_filled = images if magnitudes else root_sum_of_squares(images), magnitude(kspace)
+    return scaled(Sample(target, zero_filled, kspace, measured, torch.empty(0), moved.samples, maps))
+
+
+def scaled(sample: Sample) -> Sample:
+    """A sample in its units, from one in the source's intensities whose images may be complex (see `Sample`)."""
+    scale = _largest(sample.zero_filled.abs())
+    span = torch.where(scale[:, 1] > 0, scale[:, 1], 1).view(-1, 1, 1, 1)
+    target, zero_filled = (
+        complex_to_channels(image / span) if image.is_complex() else image / span
+        for image in (sample.target, sample.zero_filled)
+    )
+    return replace(sample, target=target, zero_filled=zero_filled, kspace=sample.kspace / span, scale=scale)
+
+
+def _cut(images: Tensor, crop: tuple[int, int]) -> Tensor:
+    """`centre_fit`; of an image that shows nothing within the crop no rounding is left, which scaling would blow up."""
+    fitted = centre_fit(images, crop)
+    most, left = (part.abs().amax(dim=(1, 2, 3), keepdim=True) for part in (images, fitted))
+    return torch.where(left <= ROUNDING * most, 0, fitted)  # NaN stays
+
+
+def _wanted_maps(group: DeviceGroup) -> Tensor | None:
+    """The maps of a group; one coil needs none."""
+    coils = group.kspace.shape[1]
+    if group.maps is None and coils > 1:
+        raise InputError(
+            f"signal.coils=sense with {coils} coils needs their sensitivity maps; convert the data with "
+            "--sensitivity-maps, or set signal.coils=rss"
+        )
+    return group.maps
+
+
+def _augmented(
+    augment: Augment, image: Tensor, maps: Tensor | None, samples: np.ndarray
+) -> tuple[Tensor, Tensor | None]:
+    """Coil images and maps moved alike, as if the coils moved with the head; interpolated maps are normalised anew."""
+    if maps is None:
+        return augment(image, samples), None
+    image, maps = augment(torch.cat([image, maps], dim=1), samples).chunk(2, dim=1)
+    norm = torch.linalg.vector_norm(maps, dim=1, keepdim=True)
+    # at the edge of the maps' support interpolation leaves faint ones: they say nothing of the coils any more
+    return image, torch.where(norm > 0.5, maps / norm.clamp_min(0.5), 0)
+
+
+def _largest(magnitudes: Tensor) -> Tensor:
+    """(batch, 2): 0 and the largest value of (batch, 1, height, width)."""
+    high = magnitudes.amax(dim=(1, 2, 3))
+    return torch.stack([torch.zeros_like(high), high], dim=1)
+
+
+def _maps_in_order(parts: list[Tensor | None], rows: list[np.ndarray]) -> Tensor | None:
+    """Coils that a slice does not have see nothing: their maps are 0, as their images are."""
+    found = [part for part in parts if part is not None]
+    assert len(found) in (0, len(parts)), "all slices come with maps or none"
+    return _in_order(found, rows) if found else None
+
+
+def _in_order(parts: list[Tensor], rows: list[np.ndarray]) -> Tensor:
+    """One batch of the groups' images, in the order of the samples; fewer coils are filled up with zeros."""
+    if len(parts) == 1:
+        return parts[0]
+    coils = max(part.shape[1] for part in parts)
+    filled = [torch.nn.functional.pad(part, (0, 0, 0, 0, 0, coils - part.shape[1])) for part in parts]
+    order = torch.from_numpy(np.argsort(np.concatenate(rows)))
+    return torch.cat(filled)[order.to(parts[0].device)]
+
+
+def _masks(mask: MaskConfig, crop: tuple[int, int], samples: np.ndarray, device: torch.device) -> Tensor:
+    """(batch, 1, height, width) bool on the device. No copy is waited for."""
+    if not mask.per_slice:
+        return _fixed_mask(mask, crop, device).expand(len(samples), 1, *crop)
+    patterns = np.stack([make_mask(mask, crop, (int(epoch), int(index))) for epoch, index in samples])
+    return _sent(patterns, device).unsqueeze(1)
+
+
+@lru_cache(maxsize=8)
+def _fixed_mask(mask: MaskConfig, crop: tuple[int, int], device: torch.device) -> Tensor:
+    return _sent(make_mask(mask, crop), device)
+
+
+def _sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """On the device; to a GPU from page-locked memory, which the host need not wait for."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -1,0 +1,172 @@
+"""Everything that one worker's training needs: the sections of an experiment that belong to this package."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from larmor.recon.recipe.mask_config import MaskConfig
+from larmor.recon.recipe.metric import check_metric
+from larmor.recon.recipe.settings import AugmentConfig, CriticConfig, GeneratorConfig, LossConfig, OptimizerConfig
+from larmor.recon.recipe.signal import SignalConfig
+from larmor.recon.recipe.systems import SYSTEMS, System, merged
+from larmor.storage.loading.config import DataConfig
+
+MetricName = Annotated[str, AfterValidator(check_metric)]
+
+
+class TrainingConfig(BaseModel):
+    """Counts are generator steps. One step uses `critic.steps` global batches; the generator sees the last."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_steps: int = Field(10_000, ge=1)
+    global_batch_size: int = Field(16, ge=1, description="slices per optimiser step, over all workers")
+    gradient_accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
+    schedule: Literal["constant", "cosine", "halving"] = Field("constant", description="of both learning rates")
+    halve_every: int = Field(1000, ge=1, description="steps after which `halving` halves the learning rates")
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="of the averaged generator that is rated and pulled, such as 0.999; 0: none"
+    )
+    early_stop: int | None = Field(
+        None, ge=1, description="stop after so many validations without a better best_metric; null: never"
+    )
+    largest_critic_loss: float = Field(1e4, gt=0, description="a critic beyond this has diverged: training stops")
+    backend: Literal["auto", "deepspeed", "plain"] = "auto"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = Field(False, description="memory layout of the networks; not faster everywhere: measure it")
+    compile: bool = Field(False, description="torch.compile both networks; needs a C++ compiler, takes a minute")
+    cuda_graphs: bool = Field(
+        False,
+        description="on a GPU, replay whole steps as CUDA graphs: faster wherever launching kernels is what takes "
+        "the time; one worker with backend=plain",
+    )
+    log_every: int = Field(20, ge=1)
+    validate_every: int = Field(500, ge=1)
+    checkpoint_every: int = Field(500, ge=1)
+    validation_slices: int | None = Field(None, ge=1, description="evenly spaced slices; null: all")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept beside the best ones")
+    keep_best: int = Field(1, ge=1, description="best checkpoints kept, by best_metric")
+    best_metric: MetricName = Field("psnr", description="validation metric whose best checkpoints are kept")
+
+
+class Recipe(BaseModel):
+    """Data, physics, networks, losses and schedule of a training, without the cluster it runs on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    system: System = Field(
+        "gan_resnet50", description="which published system the keys that are not given are taken from"
+    )
+    seed: int = Field(0, ge=0)
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    signal: SignalConfig = SignalConfig()
+    mask: MaskConfig = MaskConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    critic: CriticConfig = CriticConfig()
+    loss: LossConfig = LossConfig()
+    generator_optimizer: OptimizerConfig = OptimizerConfig()
+    critic_optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_of_the_system(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("system", "gan_resnet50") not in SYSTEMS:
+            return given
+        return merged(SYSTEMS[given.get("system", "gan_resnet50")], given)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Recipe:
+        stage = self.training.zero_stage
+        if self.training.ema_decay and stage == 3:
+            raise ValueError(
+                "training.ema_decay needs whole weights on every worker; set training.zero_stage=2 or lower"
+            )
+        if (
+            self.critic.lipschitz in ("gradient_penalty", "spectral_norm")
+            and self.loss.adversarial != "none"
+            and stage == 3
+        ):
+            raise ValueError(
+                f"critic.lipschitz={self.critic.lipschitz} works on whole weights; set training.zero_stage=2 or lower"
+            )
+        if self.training.compile and self.critic.lipschitz == "gradient_penalty":
+            raise ValueError(
+                "training.compile cannot differentiate twice, which critic.lipschitz=gradient_penalty needs; "
+                "set training.compile=false"
+            )
+        if self.training.cuda_graphs and (self.training.backend != "plain" or self.training.compile):
+            raise ValueError(
+                "training.cuda_graphs records the steps of one worker without DeepSpeed or torch.compile; set "
+                "training.backend=plain, training.zero_stage=0 and training.compile=false"
+            )
+        if self.generator.data_consistency != "none" and not self.signal.measured:
+            raise ValueError(
+                f"generator.data_consistency={self.generator.data_consistency} compares with the measured "
+                "k-space, which signal.coils=rss has lost; set signal.coils=sense"
+            )
+        if self.generator.start.enabled and not self.signal.measured:
+            raise ValueError(
+                f"generator.start.method={self.generator.start.method} solves for the image behind the measured "
+                "k-space, which signal.coils=rss has lost; set signal.coils=sense, or generator.start.method=none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _measurements_differ(self) -> Recipe:
+        if self.loss.critic_sees != "measurement":
+            return self
+        if self.signal.channels == 2:
+            raise ValueError("loss.critic_sees=measurement works on magnitude images; set signal.mode=magnitude")
+        if not self.mask.per_slice or self.mask.kind == "file" or self.mask.sampling_ratio == 1:
+            # with measured points put back, real and fake would be the same image
+            raise ValueError(
+                "loss.critic_sees=measurement compares what the masks of two slices leave, and all slices have one "
+                "mask here; set mask.per_slice=true, a mask.kind other than file, and a mask.sampling_ratio below 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _accumulation_divides_batch(self) -> Recipe:
+        batch, parts = self.training.global_batch_size, self.training.gradient_accumulation
+        if batch % parts:
+            raise ValueError(
+                f"training.global_batch_size={batch} does not divide into training.gradient_accumulation={parts} "
+                f"micro-batches; use a multiple of {parts}"
+            )
+        return self
+
+    def micro_batch_size(self, world_size: int) -> int:
+        """Slices of one forward on one rank.
+
+        Raises `ValueError` if the batch does not divide evenly, or leaves a single slice where two are compared.
+        """
+        batch, parts = self.training.global_batch_size, self.training.gradient_accumulation
+        if batch % (world_size * parts):
+            raise ValueError(
+                f"training.global_batch_size={batch} does not divide by {world_size} workers × {parts} micro-batches; "
+                f"use a multiple of {world_size * parts}"
+            )
+        size = batch // (world_size * parts)
+        if size == 1 and self.loss.critic_sees == "measurement":
+            raise ValueError(
+                f"training.global_batch_size={batch} leaves one slice for each of {world_size} workers × {parts} "
+                "micro-batches, and loss.critic_sees=measurement needs the mask of another slice beside it; use at "
+                f"least {2 * batch}"
+            )
+        return size
+
+
+def learning_rate_factor(config: TrainingConfig, step: int) -> float:
+    """What the learning rate of step `step` (from 0) is multiplied by; a pure function."""
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "halving":
+        return 0.5 ** (step // config.halve_every)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / config.num_steps))

@@ -1,0 +1,78 @@
+"""Floating-point operations of training, counted by going through a step on tensors without content."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from larmor.recon.engines.engine import Engine
+from larmor.recon.networks.networks import build_critic, build_generator
+from larmor.recon.recipe.recipe import Recipe
+from larmor.recon.training.gan_step import critic_step, generator_step
+from larmor.recon.training.losses import critic_loss, generator_loss
+
+
+def flops_per_step(recipe: Recipe) -> int:
+    """Operations of one generator step with its critic steps, over the global batch: a multiplication and an addition
+    are two.
+
+    Convolutions and matrix products count, forward and backward, as the step needs them; everything else (norms,
+    FFTs, losses, the optimiser, the preparation of the samples) does not. Takes a second, draws no random number.
+    """
+    batch = recipe.training.global_batch_size
+    critic_flops, generator_flops = _of_one_slice(recipe)
+    return batch * (recipe.critic.steps * critic_flops + generator_flops)
+
+
+def _of_one_slice(recipe: Recipe) -> tuple[int, int]:
+    """Of a critic step (0 without a critic) and of a generator step, on one slice."""
+    channels = recipe.signal.channels
+    with torch.device("meta"):
+        image = torch.empty(1, channels, *recipe.data.crop)
+        kspace = torch.empty(1, 1, *recipe.data.crop, dtype=torch.complex64)
+        measurement: list[Tensor | None] = [image, kspace, torch.empty(1, 1, *recipe.data.crop, dtype=torch.bool)]
+        if recipe.generator.start.enabled:  # known before the step
+            measurement += [None, image]
+        generator, critic = _counted(build_generator(recipe.generator, channels)), None
+        if recipe.loss.adversarial != "none":
+            critic = _counted(build_critic(recipe.critic, channels))
+    penalty = None
+    if recipe.critic.lipschitz == "gradient_penalty":
+        penalty = recipe.critic.penalty_weight, torch.empty(1, 1, 1, 1, device="meta")
+    score = partial(critic_loss, kind=recipe.loss.adversarial)
+    objective = partial(generator_loss, image, config=recipe.loss)
+    with FlopCounterMode(display=False) as counted:
+        if critic:
+            critic_step(generator, critic, measurement, image, score, penalty=penalty)
+        critic_flops = counted.get_total_flops()
+        generator_step(generator, critic, measurement, objective)
+        return critic_flops, counted.get_total_flops() - critic_flops
+
+
+def _counted(module: nn.Module) -> Engine:
+    return cast(Engine, _Counted(module))
+
+
+class _Counted:
+    """As much of an `Engine` as a step needs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
+        return self.bare_forward(*inputs)
+
+    def bare_forward(self, *inputs: Tensor | None) -> Tensor:
+        # the counter's hooks on modules cannot bear gradients with respect to their very inputs (gradient penalty)
+        output: Tensor = self.module(*(x * 1 if x is not None and x.requires_grad else x for x in inputs))
+        return output
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        pass

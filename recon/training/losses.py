@@ -1,0 +1,92 @@
+"""The paper's losses, eqs. (2)–(9)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from larmor.recon.physics.fourier import fft2c
+from larmor.recon.physics.sense import channels_to_complex
+from larmor.recon.recipe.settings import Content, LossConfig
+
+
+def normalized_root_mse_loss(target: Tensor, reconstruction: Tensor) -> Tensor:
+    """Eq. (7): ‖i − G(n)‖ / ‖i‖ per image, mean over the batch. The paper calls it NMSE; it has the root.
+
+    An image of zeros has no relative error, and counts as 0.
+    """
+    error = torch.linalg.vector_norm(target - reconstruction, dim=(1, 2, 3))
+    size = torch.linalg.vector_norm(target, dim=(1, 2, 3))
+    return torch.where(size > 0, error / size.clamp_min(1e-12), 0).mean()
+
+
+def frequency_loss(target: Tensor, reconstruction: Tensor, kind: str) -> Tensor:
+    """Eq. (8), ‖F{i} − F{G(n)}‖²: the sum over k-space of an orthonormal FFT, mean over the batch.
+
+    DAGAN's released loss is the same number: the mean over an unnormalised FFT. So the published b = 0.1 means here
+    what it meant there. `magnitude`: squared difference of FFT magnitudes, as DAGAN computes it. `complex`: of the
+    FFTs themselves, which by Parseval equals the squared error of the images.
+    """
+    wanted, found = (
+        fft2c(image if image.shape[1] == 1 else channels_to_complex(image)) for image in (target, reconstruction)
+    )
+    error = wanted.abs() - found.abs() if kind == "magnitude" else (wanted - found).abs()
+    return error.square().sum(dim=(1, 2, 3)).mean()
+
+
+def critic_loss(real_scores: Tensor, fake_scores: Tensor, kind: str) -> Tensor:
+    """What the critic minimises: the negative of eq. (5), or of eq. (2) from logits. Scores are (batch, 1)."""
+    if kind == "wasserstein":
+        return fake_scores.mean() - real_scores.mean()
+    real = F.binary_cross_entropy_with_logits(real_scores, torch.ones_like(real_scores))
+    fake = F.binary_cross_entropy_with_logits(fake_scores, torch.zeros_like(fake_scores))
+    return real + fake
+
+
+def adversarial_loss(fake_scores: Tensor, kind: str) -> Tensor:
+    """The generator's part: eq. (6), or the non-saturating form −log D(G(n)) of eq. (2)."""
+    if kind == "wasserstein":
+        return -fake_scores.mean()
+    return F.binary_cross_entropy_with_logits(fake_scores, torch.ones_like(fake_scores))
+
+
+def dssim_loss(target: Tensor, reconstruction: Tensor) -> Tensor:
+    """(1 − SSIM) / 2 of images (batch, 1, height, width) in [0, 1], mean over the batch; Gaussian window of 11."""
+    from monai.losses.ssim_loss import SSIMLoss
+
+    return SSIMLoss(spatial_dims=2, data_range=1.0)(reconstruction, target) / 2
+
+
+def content_loss(target: Tensor, reconstruction: Tensor, kind: Content) -> Tensor:
+    """L_N of eq. (7), or what another system has in its place; a scalar."""
+    if kind == "normalized_root_mse":
+        return normalized_root_mse_loss(target, reconstruction)
+    if kind == "mse":
+        return F.mse_loss(reconstruction, target)
+    if kind == "l1":
+        return F.l1_loss(reconstruction, target)
+    return dssim_loss(target, reconstruction)
+
+
+def generator_loss(
+    target: Tensor, reconstruction: Tensor, fake_scores: Tensor | None, config: LossConfig
+) -> dict[str, Tensor]:
+    """Eq. (9) and its terms; the key `loss` is what is minimised. `fake_scores` is None where there is no critic.
+
+    The terms are `adversarial`, `frequency` and one called as `config.content`.
+    """
+    terms: dict[str, Tensor] = {}
+    if fake_scores is not None:
+        terms["adversarial"] = adversarial_loss(fake_scores, config.adversarial)
+    if config.critic_sees == "image":
+        terms[config.content] = content_loss(target, reconstruction, config.content)
+        terms["frequency"] = frequency_loss(target, reconstruction, config.frequency)
+    weights = term_weights(config)
+    loss = sum((weights[name] * term for name, term in terms.items()), torch.zeros((), device=reconstruction.device))
+    return {"loss": loss, **terms}
+
+
+def term_weights(config: LossConfig) -> dict[str, float]:
+    """The weights of eq. (9): of each term that `generator_loss` may give."""
+    return {"adversarial": 1.0, config.content: config.a, "frequency": config.b}

@@ -1,0 +1,1 @@
+"""From scans to a data set, and its verification."""

@@ -1,0 +1,1 @@
+"""What lies in the store: a data set and its layout."""

@@ -1,0 +1,472 @@
+"""Larmor's data set: one Zarr v3 group per split, sharded k-space, published by its root document.
+
+URL/zarr.json                 root group; its attributes hold format version, splits, volumes, sources.
+                              Written last and only once: without it there is no data set.
+URL/SPLIT/kspace              (slice, coil, height, width) complex64; chunk = one slice, shard ≈ 64 MB
+URL/SPLIT/kspace_1, …         the same for slices of further shapes
+URL/SPLIT/sensitivity_maps, … beside each k-space array, if they were asked for
+URL/SPLIT/volume, subject, index, position, scale, bucket, row, crc      a value for each slice (docs/format.md)
+URL/conversion/…              the journal of a conversion that has not ended
+
+The root document names the content: it has the checksum of every shard and of the columns, and the column `crc` has
+that of every slice. So a reader of a few bytes notices that another data set has been put in this one's place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import crc32c
+import numpy as np
+
+from larmor.storage.dataset.constant import is_constant
+from larmor.storage.dataset.layout import (
+    CRC_BYTES,
+    ShardPlan,
+    SliceShape,
+    SplitLayout,
+    array_name,
+    chunk_bytes,
+    part_slices,
+)
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
+from larmor.storage.objects.store_errors import again_if_damaged
+
+FORMAT_VERSION = 3
+SPLITS = ("train", "validation", "test")
+KINDS = ("kspace", "sensitivity_maps")  # in the order of the column `crc`
+CHUNK_CODECS = ("bytes", "crc32c")
+JOURNAL = "conversion"
+# with their dimensions
+COLUMNS = {"volume": 1, "subject": 1, "index": 1, "position": 1, "scale": 2, "bucket": 1, "row": 1, "crc": 2}
+
+
+@dataclass(frozen=True)
+class BucketInfo:
+    """One array of equally shaped slices: `shape` (coil, height, width), rows per shard, checksum of each shard."""
+
+    number: int
+    shape: SliceShape
+    num_slices: int
+    shard_slices: int
+    checksums: Mapping[str, tuple[str, ...]]
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one encoded slice, its CRC-32C included."""
+        return chunk_bytes(self.shape)
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_slices // self.shard_slices)
+
+
+@dataclass(frozen=True)
+class StoredShard:
+    """A shard in the store: its SHA-256, and the CRC-32C of each slice in it."""
+
+    checksum: str
+    crcs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """What a reader needs of one split. The arrays hold a value for each slice, `crc` one for each of `KINDS`.
+
+    `identity` names the content, bit for bit; `made_from` the sources and options, whatever machine converted them.
+    `num_constant` slices of the data set are constant, and are not among these; `offsets` has the intensity that was
+    taken off the images of each volume.
+    """
+
+    name: str
+    buckets: tuple[BucketInfo, ...]
+    volumes: tuple[str, ...]
+    subjects: tuple[str, ...]
+    identity: str
+    made_from: str
+    volume: np.ndarray
+    subject: np.ndarray
+    index: np.ndarray
+    position: np.ndarray
+    scale: np.ndarray
+    bucket: np.ndarray
+    row: np.ndarray
+    crc: np.ndarray
+    has_sensitivity_maps: bool = field(default=False)
+    num_constant: int = 0
+    offsets: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def num_slices(self) -> int:
+        return len(self.index)
+
+    @cached_property
+    def largest_matrix(self) -> tuple[int, int]:
+        """The largest height and the largest width among the slices."""
+        return max(b.shape[1] for b in self.buckets), max(b.shape[2] for b in self.buckets)
+
+    def bucket_of(self, index: int) -> BucketInfo:
+        """The array in which the slice `index` lies."""
+        return self.buckets[int(self.bucket[index])]
+
+    def without_constant(self) -> SplitInfo:
+        """The slices that show something, numbered anew, and the volumes and subjects that have some."""
+        shown = ~is_constant(self.scale[:, 0], self.scale[:, 1])
+        if shown.all():
+            return self
+        changes: dict[str, Any] = {name: getattr(self, name)[shown] for name in COLUMNS}
+        for column, names in (("volume", self.volumes), ("subject", self.subjects)):
+            kept, changes[column] = np.unique(changes[column], return_inverse=True)
+            changes[f"{column}s"] = tuple(names[number] for number in kept)
+        return replace(self, num_constant=self.num_constant + int((~shown).sum()), **changes)
+
+    def slices_of(self, volume: str) -> np.ndarray:
+        """Indices of the slices of one volume, in stored order."""
+        return np.flatnonzero(self.volume == self.volumes.index(volume))
+
+
+def shard_path(split: str, kind: str, bucket: int, shard: int) -> str:
+    """The object that holds a shard of `kind` (kspace or sensitivity_maps)."""
+    return f"{split}/{array_name(kind, bucket)}/c/{shard}/0/0/0"
+
+
+def encode_shard(slices: np.ndarray, shard_slices: int) -> bytes:
+    """The shard object of up to `shard_slices` slices (slice, coil, height, width) complex64: zarr's own encoding."""
+    documents = _memory_group()
+    array = _create_sharded(documents.group, "kspace", slices.shape, shard_slices)
+    array[:] = slices
+    (data,) = (data for path, data in documents.objects().items() if not path.endswith("zarr.json"))
+    return data
+
+
+def write_shard(store: ObjectStore, split: str, kind: str, plan: ShardPlan, slices: np.ndarray) -> StoredShard:
+    """Store one shard."""
+    data = encode_shard(slices, plan.bucket.shard_slices)
+    part_bytes = part_slices(plan.bucket.chunk_bytes) * plan.bucket.chunk_bytes
+    store.write(shard_path(split, kind, plan.bucket.number, plan.number), data, part_bytes)
+    return StoredShard(shard_checksum(data), tuple(crc32c.crc32c(values.tobytes()) for values in slices))
+
+
+def shard_checksum(data: bytes) -> str:
+    """SHA-256 of a shard. (The CRC of bytes that end in their own CRC is a constant, so a CRC would say nothing.)"""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_documents(
+    store: ObjectStore, layout: SplitLayout, shards: Mapping[tuple[str, int], tuple[StoredShard, ...]]
+) -> dict[str, Any]:
+    """Write a split's metadata and columns; return the split's entry in the root document.
+
+    `shards` has the shards of each array by (kind, bucket number), in order.
+    """
+    from zarr.codecs import Crc32cCodec
+
+    documents = _memory_group()
+    buckets = []
+    for bucket in layout.buckets:
+        kinds = [kind for kind, number in shards if number == bucket.number]
+        for kind in kinds:
+            shape = (len(bucket.slices), *bucket.shape)
+            _create_sharded(documents.group, array_name(kind, bucket.number), shape, bucket.shard_slices)
+        buckets.append(
+            {
+                "shape": list(bucket.shape),
+                "num_slices": len(bucket.slices),
+                "shard_slices": bucket.shard_slices,
+                "checksums": {
+                    kind: [shard.checksum for shard in shards[kind, bucket.number]] for kind in sorted(kinds)
+                },
+            }
+        )
+    columns = {**layout.columns(), "crc": _crc_column(layout, shards)}
+    for name, values in columns.items():
+        documents.group.create_array(
+            name, data=values, chunks=values.shape, compressors=[Crc32cCodec()], config={"write_empty_chunks": True}
+        )
+    for path, data in documents.objects().items():
+        store.write(f"{layout.split}/{path}", data)
+    volumes = [
+        {"name": volume.name, "subject": volume.subject, **({"offset": volume.offset} if volume.offset else {})}
+        for volume in layout.volumes
+    ]
+    return {
+        "num_slices": len(layout.slices),
+        "subjects": list(layout.subjects),
+        "volumes": volumes,
+        "buckets": buckets,
+        "columns": columns_checksum(columns),
+    }
+
+
+def _crc_column(layout: SplitLayout, shards: Mapping[tuple[str, int], tuple[StoredShard, ...]]) -> np.ndarray:
+    """(num_slices, 2) uint32: the CRC-32C of each slice's k-space and maps; 0 for maps that are not stored."""
+    column = np.zeros((len(layout.slices), len(KINDS)), np.uint32)
+    for (kind, number), parts in shards.items():
+        column[list(layout.buckets[number].slices), KINDS.index(kind)] = [crc for part in parts for crc in part.crcs]
+    return column
+
+
+def stated_crc(info: SplitInfo, kind: str, index: int) -> bytes:
+    """The four bytes that an encoded slice ends in, if it is the one that was stored for this data set."""
+    return int(info.crc[index, KINDS.index(kind)]).to_bytes(CRC_BYTES, "little")
+
+
+def columns_checksum(columns: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of the columns' names, types and values."""
+    found = hashlib.sha256()
+    for name in COLUMNS:
+        values = columns[name]
+        found.update(f"{name} {values.dtype.str} {values.shape} ".encode() + values.tobytes())
+    return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class _MemoryGroup:
+    """A Zarr group in memory: zarr encodes, the object store carries the bytes."""
+
+    group: Any
+    contents: dict[str, Any]
+
+    def objects(self) -> dict[str, bytes]:
+        return {path: value.to_bytes() for path, value in self.contents.items()}
+
+
+def _memory_group(attributes: Mapping[str, Any] | None = None) -> _MemoryGroup:
+    import zarr
+    from zarr.storage import MemoryStore
+
+    contents: dict[str, Any] = {}
+    group = zarr.create_group(MemoryStore(contents), zarr_format=3, attributes=dict(attributes or {}))
+    return _MemoryGroup(group, contents)
+
+
+def _create_sharded(group: Any, name: str, shape: tuple[int, ...], shard_slices: int) -> Any:
+    from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+
+    # the mantissas of measured k-space are noise: compression costs more time than it saves bytes
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype="complex64",
+        chunks=(shard_slices, *shape[1:]),
+        serializer=ShardingCodec(chunk_shape=(1, *shape[1:]), codecs=[BytesCodec(), Crc32cCodec()]),
+        compressors=None,
+        fill_value=0,
+        dimension_names=("slice", "coil", "height", "width"),
+        # else zarr leaves a slice of zeros out, and nothing tells it from a lost one
+        config={"write_empty_chunks": True},
+    )
+
+
+def refuse_occupied(store: ObjectStore, overwrite: bool) -> None:
+    """Raises `InputError` if a whole data set stands at `store` and `overwrite` is False, or something else does."""
+    store.check_access()
+    if not store.exists("zarr.json"):
+        foreign = [path for path in store.list() if path.split("/")[0] not in (*SPLITS, JOURNAL)]
+        if not foreign:
+            return
+        if "zarr.json" not in foreign:  # else it was published between the two looks
+            raise InputError(f"{store.url}: holds other files ({foreign[0]}, …); choose an empty place")
+    _root_record(store)  # refuses to delete what is not a data set of Larmor
+    if not overwrite:
+        raise InputError(f"{store.url}: a data set is there already; pass --overwrite or choose another URL")
+
+
+def remove(store: ObjectStore) -> None:
+    """Delete a data set, whole or not; the journal of a conversion stays."""
+    store.delete("zarr.json")  # unpublish first: readers see no data set rather than half of one
+    for split in SPLITS:
+        store.delete(split)
+
+
+def publish(store: ObjectStore, splits: Mapping[str, Any], sources: Iterable[Mapping[str, Any]], **about: Any) -> None:
+    """Write the root document: from now on the data set exists. One of several writers wins."""
+    record = {"format": FORMAT_VERSION, "splits": dict(splits), "sources": list(sources), **about}
+    document = _memory_group({"larmor": record}).objects()["zarr.json"]
+    if not store.create("zarr.json", document) and store.read("zarr.json") != document:
+        raise InputError(f"{store.url}: another conversion published a data set here first; choose another URL")
+
+
+def _root_record(store: ObjectStore) -> tuple[dict[str, Any], str]:
+    try:
+        content = store.read("zarr.json")
+        document = json.loads(content)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{store.url}: no data set is there (no zarr.json; a conversion that did not end leaves none); "
+            "make one with `larmor convert`"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{store.url}/zarr.json: is not JSON ({error}); convert the data again") from error
+    attributes = document.get("attributes") if isinstance(document, dict) else None
+    record = attributes.get("larmor") if isinstance(attributes, dict) else None
+    if not isinstance(record, dict):
+        raise InputError(f"{store.url}: is a Zarr group, but not a data set of Larmor; use `larmor convert`")
+    return record, hashlib.sha256(content).hexdigest()
+
+
+def read_root(store: ObjectStore) -> dict[str, Any]:
+    """The data set's own record: format, splits, sources.
+
+    Raises `InputError` if there is no (whole) data set, it is not Larmor's, or its format is another one.
+    """
+    store.check_access()
+    return _checked_root(store)[0]
+
+
+def read_identity(store: ObjectStore) -> str:
+    """What names the content of the data set, bit for bit: its root document's SHA-256. Raises as `read_root` does."""
+    return _checked_root(store)[1]
+
+
+def _checked_root(store: ObjectStore) -> tuple[dict[str, Any], str]:
+    record, identity = _root_record(store)
+    version = record.get("format", 0)
+    if not isinstance(version, int):
+        raise InputError(f"{store.url}/zarr.json: is damaged (its format is {version!r}); convert the data again")
+    if version > FORMAT_VERSION:
+        raise InputError(f"{store.url}: has format {version}, this Larmor reads {FORMAT_VERSION}; update Larmor")
+    if version < FORMAT_VERSION:
+        raise InputError(
+            f"{store.url}: has format {version}, this Larmor reads {FORMAT_VERSION}; convert again with --overwrite"
+        )
+    if not isinstance(record.get("splits"), dict) or not isinstance(record.get("sources"), list):
+        raise InputError(f"{store.url}/zarr.json: is damaged (no splits or no sources); convert the data again")
+    return record, identity
+
+
+def read_split(store: ObjectStore, split: str) -> SplitInfo:
+    """Shapes, sharding and the small columns of one split.
+
+    Raises `InputError` if the data set lacks the split, is damaged, is stored with codecs that Larmor does not read,
+    or is replaced by another one meanwhile.
+    """
+    info, stated = read_split_as_it_is(store, split)
+    if columns_checksum({name: getattr(info, name) for name in COLUMNS}) != stated:
+        raise InputError(
+            f"{store.url}/{split}: its columns are not those that the root document names; the data set was converted "
+            "anew while it was opened, or changed by hand: try again, then convert the data again"
+        )
+    return info
+
+
+def read_split_as_it_is(store: ObjectStore, split: str) -> tuple[SplitInfo, str]:
+    """`read_split` without a look at the columns' checksum; and the one that the root document states."""
+    root, identity = _checked_root(store)
+    if split not in root["splits"]:
+        raise InputError(f"{store.url}: has no split '{split}'; it has {', '.join(sorted(root['splits'])) or 'none'}")
+    entry = root["splits"][split]
+    try:
+        num_slices, subjects, columns_stated = int(entry["num_slices"]), tuple(entry["subjects"]), entry["columns"]
+        volumes = tuple(volume["name"] for volume in entry["volumes"])
+        offsets = {volume["name"]: float(volume.get("offset", 0.0)) for volume in entry["volumes"]}
+        buckets = tuple(
+            BucketInfo(
+                number,
+                tuple(bucket["shape"]),
+                bucket["num_slices"],
+                bucket["shard_slices"],
+                {kind: tuple(values) for kind, values in bucket["checksums"].items()},
+            )
+            for number, bucket in enumerate(entry["buckets"])
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{store.url}/zarr.json: is damaged (split '{split}': {error}); convert the data again"
+        ) from error
+    columns = again_if_damaged(lambda: _read_columns(store, split, buckets))
+    if any(len(values) != num_slices for values in columns.values()):
+        raise InputError(f"{store.url}/{split}: its columns have unequal lengths; convert the data again")
+    sources = json.dumps({key: value for key, value in root.items() if key != "splits"}, sort_keys=True)
+    info = SplitInfo(
+        name=split,
+        buckets=buckets,
+        volumes=volumes,
+        subjects=subjects,
+        identity=identity,
+        made_from=hashlib.sha256(sources.encode()).hexdigest(),
+        has_sensitivity_maps=any("sensitivity_maps" in bucket.checksums for bucket in buckets),
+        num_constant=0,
+        offsets=offsets,
+        **columns,
+    )
+    return info, columns_stated
+
+
+def _read_columns(store: ObjectStore, split: str, buckets: Iterable[BucketInfo]) -> dict[str, np.ndarray]:
+    """The columns, and a check that the sharded arrays are what this Larmor reads."""
+    import zarr
+    from zarr.buffer import cpu
+    from zarr.storage import MemoryStore
+
+    arrays = {array_name(kind, bucket.number): bucket for bucket in buckets for kind in bucket.checksums}
+    paths = ["zarr.json", *(f"{name}/zarr.json" for name in (*COLUMNS, *arrays))]
+    paths += [f"{name}/c/{'/'.join('0' * dimensions)}" for name, dimensions in COLUMNS.items()]
+
+    def read(path: str) -> Any:
+        try:
+            return cpu.Buffer.from_bytes(store.read(f"{split}/{path}"))
+        except FileNotFoundError as error:
+            raise InputError(f"{store.url}/{split}/{path}: is missing; convert the data again") from error
+
+    with ThreadPoolExecutor(8) as pool:
+        contents: dict[str, Any] = dict(zip(paths, pool.map(read, paths), strict=True))
+    try:
+        group: Any = zarr.open_group(MemoryStore(contents), mode="r", zarr_format=3)
+        for name, bucket in arrays.items():
+            _check_sharding(f"{store.url}/{split}/{name}", group[name], bucket)
+        return {name: np.asarray(group[name][:]) for name in COLUMNS}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{store.url}/{split}: is damaged ({error}); convert the data again") from error
+
+
+def _check_sharding(place: str, array: Any, bucket: BucketInfo) -> None:
+    codecs = array.metadata.to_dict()["codecs"]
+    inner = tuple(codec["name"] for codec in codecs[0].get("configuration", {}).get("codecs", ()))
+    expected = ((bucket.num_slices, *bucket.shape), (1, *bucket.shape), (bucket.shard_slices, *bucket.shape))
+    if codecs[0]["name"] != "sharding_indexed" or inner != CHUNK_CODECS:
+        raise InputError(f"{place}: is not sharded by slice with codecs {CHUNK_CODECS}; convert again")
+    if (array.shape, array.chunks, array.shards) != expected:
+        raise InputError(f"{place}: does not have the shape that the root document states; convert again")
+
+
+def describe(store: ObjectStore) -> list[str]:
+    """What `larmor inspect` prints: a line per split, array and source."""
+    root = read_root(store)
+    lines = [f"{store.url}: Larmor data set, format {root['format']}"]
+    for split in (name for name in SPLITS if name in root["splits"]):
+        info = read_split(store, split)
+        for bucket in info.buckets:
+            for kind in bucket.checksums:
+                megabytes = 8e-6 * float(np.prod(bucket.shape)) * bucket.num_slices
+                lines.append(
+                    f"{split}: {array_name(kind, bucket.number)} {(bucket.num_slices, *bucket.shape)} (slice, coil, "
+                    "height, width) complex64, chunk = 1 slice, "
+                    f"shard = {bucket.shard_slices} slices, {megabytes:.1f} MB"
+                )
+        counts = [f"{volume} ({len(info.slices_of(volume))})" for volume in info.volumes]
+        lines.append(f"  volumes: {', '.join(counts)}")
+    for source in root["sources"]:
+        lines.append("source " + describe_source(source))
+    return lines
+
+
+def describe_source(source: Mapping[str, Any]) -> str:
+    """One line about where a volume comes from."""
+    voxel = source.get("voxel_size_mm")
+    parts = [
+        ", ".join(file["file"] for file in source["files"][:1]) + (", …" if len(source["files"]) > 1 else ""),
+        f"{source['format']}, {source['plane']} slices",
+        *([f"{source['package']} {source['version']}"] if "package" in source else []),
+        *([" × ".join(f"{size:.3g}" for size in voxel) + " mm"] if voxel else []),
+        f"licence: {source['licence']}",
+        f"sha256 {source['files'][0]['sha256'][:16]}…",
+    ]
+    return f"{source['volume']}: {', '.join(parts)}"

@@ -1,0 +1,1 @@
+"""From a data set to batches: in which order, from where, how."""

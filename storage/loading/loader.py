@@ -1,0 +1,230 @@
+"""Batches of k-space for one rank, read ahead in threads."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from larmor.storage.loading.buffers import Recycler
+from larmor.storage.loading.order import SampleOrder
+from larmor.storage.loading.reader import SliceReader
+
+Allocate = Callable[[tuple[int, ...]], np.ndarray]
+_IDLE_BYTES = 64 * 2**20
+_LEAST_AHEAD = 2  # micro-batches
+
+
+@dataclass(frozen=True)
+class SliceGroup:
+    """Slices of one shape: `kspace` (n, coil, height, width) complex64; `rows` (n,) are their places in the batch.
+
+    `maps` are the sensitivity maps, as `kspace`, if they were asked for.
+    """
+
+    kspace: np.ndarray
+    rows: np.ndarray
+    maps: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A group for each shape among the samples; `samples` (batch, 2): epoch and slice index."""
+
+    groups: tuple[SliceGroup, ...]
+    samples: np.ndarray
+
+    @staticmethod
+    def of(kspace: np.ndarray, samples: np.ndarray, maps: np.ndarray | None = None) -> Batch:
+        """A batch of equally shaped slices (batch, coil, height, width)."""
+        return Batch((SliceGroup(kspace, np.arange(len(kspace)), maps),), samples)
+
+    @staticmethod
+    def empty(
+        shapes: Sequence[tuple[int, ...]],
+        samples: np.ndarray,
+        allocate: Allocate | None = None,
+        with_maps: bool = False,
+    ) -> Batch:
+        """Room for slices of these shapes (coil, height, width), and for their maps; equal shapes share one array.
+
+        `allocate` makes the complex64 arrays, in page-locked memory for a GPU, say.
+        """
+
+        def room(shape: tuple[int, ...]) -> np.ndarray:
+            return allocate(shape) if allocate else np.empty(shape, np.complex64)
+
+        members: dict[tuple[int, ...], list[int]] = {}
+        for row, shape in enumerate(shapes):
+            members.setdefault(shape, []).append(row)
+        sizes = {shape: (len(rows), *shape) for shape, rows in members.items()}
+        groups = (
+            SliceGroup(room(sizes[shape]), np.array(rows), room(sizes[shape]) if with_maps else None)
+            for shape, rows in members.items()
+        )
+        return Batch(tuple(groups), samples)
+
+    def places(self) -> list[tuple[np.ndarray, ...]]:
+        """Of each sample a view of its k-space and, if there are maps, of its maps."""
+        found: dict[int, tuple[np.ndarray, ...]] = {}
+        for group in self.groups:
+            arrays = (group.kspace,) if group.maps is None else (group.kspace, group.maps)
+            found.update(zip(group.rows.tolist(), zip(*arrays, strict=True), strict=True))
+        return [found[row] for row in range(len(self.samples))]
+
+    @staticmethod
+    def gather(
+        slices: Sequence[np.ndarray],
+        samples: np.ndarray,
+        allocate: Allocate | None = None,
+        maps: Sequence[np.ndarray] | None = None,
+    ) -> Batch:
+        """Copy slices of any shapes together, and their maps (see `empty`)."""
+        batch = Batch.empty([item.shape for item in slices], samples, allocate, maps is not None)
+        sources = zip(slices, maps, strict=True) if maps is not None else zip(slices, strict=True)
+        for places, arrays in zip(batch.places(), sources, strict=True):
+            for place, array in zip(places, arrays, strict=True):
+                place[...] = array
+        return batch
+
+    @staticmethod
+    def read(reader: SliceReader, samples: np.ndarray) -> Batch:
+        """The slices of `samples` (batch, 2), read now, with their maps if the reader has a reader of them."""
+        indices = samples[:, 1].tolist()
+        return Batch.gather(reader.read(indices), samples, maps=reader.maps.read(indices) if reader.maps else None)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of a global batch a rank trains on, and in how many micro-batches."""
+
+    rank: int
+    world_size: int
+    global_batch_size: int
+    num_micro_batches: int
+
+    @property
+    def micro_batch_size(self) -> int:
+        return self.global_batch_size // self.world_size // self.num_micro_batches
+
+
+class Loader:
+    """Endless micro-batches of one rank, from global batch `first_batch` on.
+
+    The state is the number of global batches consumed; nothing else is needed to go on exactly, at any
+    world size that divides the batch and with any number of threads.
+
+    Slices are received where they belong in their batches. Memory: the batches that this rank's part of the order's
+    windows reaches, and `read_ahead_bytes`.
+    """
+
+    def __init__(
+        self,
+        reader: SliceReader,
+        order: SampleOrder,
+        share: Share,
+        read_ahead_bytes: int = 64 * 2**20,
+        allocate: Allocate | None = None,
+    ) -> None:
+        self.seconds_waiting = 0.0
+        self.counts = reader.counts
+        self._reader, self._order, self._share = reader, order, share
+        self._memory = Recycler(_IDLE_BYTES)
+        self._allocate = allocate or self._recycled
+        largest = (2 if reader.maps else 1) * max(bucket.chunk_bytes for bucket in reader.info.buckets)
+        ahead = -(-read_ahead_bytes // (largest * share.micro_batch_size))
+        epoch = -(-order.num_samples // (share.world_size * share.micro_batch_size))  # of few slices many fit
+        self._num_ahead = max(_LEAST_AHEAD, min(ahead, epoch))
+
+    def batches(self, first_batch: int, end: int | None = None) -> Generator[Batch, None, None]:
+        """Micro-batches in order, up to global batch `end` if it is given; close the generator to stop reading ahead.
+
+        Raises `InputError` that names the object if a slice cannot be had.
+        """
+        share = self._share
+        count = None if end is None else max(0, end - first_batch) * share.num_micro_batches
+        plan = self._begun(first_batch * share.global_batch_size + share.rank, count)
+        requested: deque[_MicroBatch] = deque()
+        try:
+            while True:
+                requested.extend(islice(plan, self._num_ahead - len(requested)))
+                if not requested:
+                    return
+                began = time.perf_counter()
+                for source in requested[0].sources:
+                    source.result()
+                self.seconds_waiting += time.perf_counter() - began
+                yield requested.popleft().batch
+        finally:
+            for source in (source for item in requested for source in item.sources):
+                source.cancel()
+
+    def _begun(self, start: int, count: int | None) -> Iterator[_MicroBatch]:
+        """The rank's micro-batches from the place `start` of the endless stream on, all of their slices requested.
+
+        The rank's samples are every `world_size`-th of the stream (see `rank_part`). At a piece's first slice, all of
+        it that the rank's epoch still needs is read, into this batch and later ones.
+        """
+        order, stride, size = self._order, self._share.world_size, self._share.micro_batch_size
+        readers = (self._reader, self._reader.maps) if self._reader.maps else (self._reader,)
+        begun: dict[int, _MicroBatch] = {}
+
+        def places_of(number: int) -> np.ndarray:
+            return start + stride * np.arange(number * size, (number + 1) * size, dtype=np.int64)
+
+        def micro_batch(number: int) -> _MicroBatch:
+            if number not in begun:
+                samples = order.samples(places_of(number))
+                shapes = [self._reader.info.bucket_of(index).shape for index in samples[:, 1]]
+                begun[number] = _MicroBatch(Batch.empty(shapes, samples, self._allocate, len(readers) > 1))
+            return begun[number]
+
+        epoch = -1
+        wanted: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for number in range(count) if count is not None else itertools.count():
+            for place in places_of(number).tolist():
+                if place // order.num_samples != epoch:
+                    epoch, first = divmod(place, order.num_samples)
+                    last = None if count is None else start + stride * count * size - epoch * order.num_samples
+                    wanted = _by_piece(order, epoch, slice(first, last, stride))
+                piece = int(order.pieces(epoch)[place % order.num_samples])
+                if piece not in wanted:  # requested with an earlier slice of it
+                    continue
+                slices, at = wanted.pop(piece)
+                into: list[dict[int, np.ndarray]] = [{} for _ in readers]
+                numbers, rows = np.divmod((epoch * order.num_samples + at - start) // stride, size)
+                for index, batch, row in zip(slices.tolist(), numbers.tolist(), rows.tolist(), strict=True):
+                    for targets, array in zip(into, micro_batch(batch).places[row], strict=True):
+                        targets[index] = array
+                sources = [reader.fetch(targets) for reader, targets in zip(readers, into, strict=True)]
+                for batch in np.unique(numbers).tolist():
+                    begun[batch].sources += sources
+            yield begun.pop(number)
+
+    def _recycled(self, shape: tuple[int, ...]) -> np.ndarray:
+        return self._memory.empty(8 * math.prod(shape)).view(np.complex64).reshape(shape)
+
+
+class _MicroBatch:
+    """A batch that is being filled: whole when all of `sources` have a result."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch, self.places = batch, batch.places()
+        self.sources: list[Future[None]] = []
+
+
+def _by_piece(order: SampleOrder, epoch: int, part: slice) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """The slices of each piece, ascending, among some places of an epoch; and these places."""
+    at = np.arange(order.num_samples)[part]
+    slices, pieces = order.epoch(epoch)[part], order.pieces(epoch)[part]
+    ordered = np.lexsort((slices, pieces))
+    names, first = np.unique(pieces[ordered], return_index=True)
+    parts = zip(np.split(slices[ordered], first[1:]), np.split(at[ordered], first[1:]), strict=True)
+    return dict(zip(names.tolist(), parts, strict=True))

@@ -1,0 +1,1 @@
+"""Object stores: reading, writing, their errors, and the embedded one."""

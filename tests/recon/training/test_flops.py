@@ -1,0 +1,52 @@
+"""Counted operations equal those of a step that is really computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from larmor.recon.physics.samples import Sample
+from larmor.recon.recipe.recipe import Recipe
+from larmor.recon.training.flops import flops_per_step
+from larmor.recon.training.gan import Gan
+
+SIZE = (64, 96)
+
+
+def recipe(system: str, batch: int = 6, **critic: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "system": system,
+            "data": {"url": "unused", "crop": SIZE},
+            "generator": {"width": 4},
+            "critic": {"width": 4, **critic},
+            "training": {"global_batch_size": batch, "backend": "plain", "zero_stage": 0},
+        }
+    )
+
+
+def test_a_step_is_counted_as_it_is_computed() -> None:
+    one = recipe("gan_resnet50", steps=1)
+    gan = Gan(one, torch.device("cpu"))
+    images = torch.rand(6, 1, *SIZE)
+    mask = torch.ones(6, 1, *SIZE, dtype=torch.bool)
+    sample = Sample(images, images, images.to(torch.complex64), mask, torch.zeros(6, 2), torch.zeros(6, 2).numpy())
+    with FlopCounterMode(display=False) as counted:
+        gan.train_critic([sample], 0)
+        gan.train_generator([sample])
+    assert flops_per_step(one) == counted.get_total_flops() > 0
+
+
+def test_critic_steps_and_the_penalty_add_to_it_and_no_random_number_is_drawn() -> None:
+    state = torch.get_rng_state()
+    one, three = (flops_per_step(recipe("dagan", steps=steps)) for steps in (1, 3))
+    with_penalty = flops_per_step(recipe("dagan", steps=1, lipschitz="gradient_penalty"))
+    assert one < with_penalty < three < 3 * one
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_it_grows_with_the_batch_also_without_a_critic() -> None:
+    small, large = (flops_per_step(recipe("unet", batch)) for batch in (2, 4))
+    assert large == 2 * small > 0
