@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from larmor.cluster.agreement import Agreement
+from larmor.cluster.worker.agreement import Agreement
 
 STEPS = 200
 

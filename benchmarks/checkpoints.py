@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 from loader_step import phantom_data
 
-from larmor.cluster.run_folder import RunFolder
-from larmor.cluster.worker import LocalWorker
+from larmor.cluster.runs.run_folder import RunFolder
+from larmor.cluster.worker.worker import LocalWorker
 from larmor.recon.physics.samples import prepare
 from larmor.recon.training.gan import Gan
 from larmor.recon.training.train import EarlyStop, TrainingState

@@ -18,9 +18,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 import larmor.recon.training.losses
-from larmor.cluster.experiment import Experiment
-from larmor.cluster.run_folder import RunFolder
-from larmor.cluster.run_locally import train_locally
+from larmor.cluster.experiments.experiment import Experiment
+from larmor.cluster.launch.run_locally import train_locally
+from larmor.cluster.runs.run_folder import RunFolder
 from larmor.recon.recipe.metric import METRICS
 from larmor.tuning.experiment import load_sweep_experiment
 

@@ -128,7 +128,7 @@ def larmor_worker(address: str) -> Any:
         import time
         from multiprocessing.connection import Client
 
-        from larmor.cluster import ray_worker
+        from larmor.cluster.on_ray import ray_worker
 
         connection: Connection = Client(address, "AF_UNIX")
 
@@ -173,10 +173,10 @@ def main() -> None:
         bare_process(options.bare, overrides, options.blocks, options.steps)
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from larmor.cluster import ray_train
-    from larmor.cluster.ray_cluster import connected
-    from larmor.cluster.run import claimed
-    from larmor.cluster.run_folder import RunFolder
+    from larmor.cluster.launch.run import claimed
+    from larmor.cluster.on_ray import ray_train
+    from larmor.cluster.on_ray.ray_cluster import connected
+    from larmor.cluster.runs.run_folder import RunFolder
 
     with tempfile.TemporaryDirectory(prefix="lrm-") as folder:
         address = f"{folder}/turns"

@@ -113,8 +113,8 @@ def _make_data(folder: Path, work: Path) -> str:
 
 def _grid(options: argparse.Namespace) -> Any:
     """The shipped grid `paper` with `--set`, or the same with narrow networks on small images."""
-    from larmor.cluster.experiment import parse_override
-    from larmor.cluster.grid import load_grid
+    from larmor.cluster.comparison.grid import load_grid
+    from larmor.cluster.experiments.experiment import parse_override
 
     grid = load_grid("paper", {})
     overrides = {**grid.overrides, **dict(map(parse_override, options.set))}
@@ -124,8 +124,8 @@ def _grid(options: argparse.Namespace) -> Any:
 
 
 def _rate_classical(data: str, folder: Path, options: argparse.Namespace) -> None:
-    from larmor.cluster.grid import cells, experiments
-    from larmor.cluster.grid_cell import physics_of, rate_classical
+    from larmor.cluster.comparison.grid import cells, experiments
+    from larmor.cluster.comparison.grid_cell import physics_of, rate_classical
     from larmor.storage.loading.config import DataConfig, open_reader
 
     grid = _grid(options)
@@ -146,7 +146,7 @@ def run(options: argparse.Namespace) -> None:
     os.environ["LARMOR_HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = str(work)
     import torch
 
-    from larmor.cluster.grid import cells
+    from larmor.cluster.comparison.grid import cells
 
     say = Log(work / "tables" / "log.txt", began)
     say(f"{_name(options.device)}, torch {torch.__version__}, {options.minutes:g} minutes")
@@ -190,8 +190,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _fill(options: argparse.Namespace, count: int, data: str, work: Path, say: Log, cell: Any) -> Any:
     """Train and rate all systems of `cell`, in a process of its own."""
-    from larmor.cluster.grid import experiments
-    from larmor.cluster.grid_cell import fill_cell
+    from larmor.cluster.comparison.grid import experiments
+    from larmor.cluster.comparison.grid_cell import fill_cell
     from larmor.storage.loading.config import DataConfig, open_reader
 
     grid = _grid(options).model_copy(update={"num_images": count})
@@ -203,8 +203,8 @@ def _fill(options: argparse.Namespace, count: int, data: str, work: Path, say: L
 
 def _write(options: argparse.Namespace, filled: Sequence[Any], count: int, data: str, work: Path) -> None:
     """The tables of the cells that are filled so far, from their files, to where they are brought from."""
-    from larmor.cluster.grid import experiments, write_grid
-    from larmor.cluster.grid_cell import fill_cell
+    from larmor.cluster.comparison.grid import experiments, write_grid
+    from larmor.cluster.comparison.grid_cell import fill_cell
     from larmor.storage.loading.config import DataConfig, open_reader
 
     grid, found = _grid(options).model_copy(update={"num_images": count}), []
@@ -220,7 +220,7 @@ def _measure(options: argparse.Namespace, wanted: Sequence[Any], say: Log) -> fl
     """Seconds in which every system trains on one image of each of the cells `wanted`."""
     from paper_pace import cost_of_image
 
-    from larmor.cluster.grid import experiments
+    from larmor.cluster.comparison.grid import experiments
     from larmor.recon.engines.device import choose_device
 
     costs = {}
@@ -298,7 +298,7 @@ def unpack(options: argparse.Namespace) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    from larmor.cluster.run_folder import sha256
+    from larmor.cluster.runs.run_folder import sha256
 
     whole = options.to / "halved.safetensors"
     whole.write_bytes(b"".join(part.read_bytes() for part in parts))

@@ -63,8 +63,8 @@ def _wait(device: torch.device) -> None:
 
 
 def main() -> None:
-    from larmor.cluster.experiment import parse_override
-    from larmor.cluster.grid import cells, experiments, load_grid
+    from larmor.cluster.comparison.grid import cells, experiments, load_grid
+    from larmor.cluster.experiments.experiment import parse_override
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")

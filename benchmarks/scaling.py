@@ -28,10 +28,10 @@ CASES = [(1, 0), (2, 0), (2, 1), (2, 2)]
 
 def train(case: tuple[int, int], overrides: Sequence[str], folder: str, round_number: int) -> Figures:
     """Train on the connected cluster; means of the reports after the first."""
-    from larmor.cluster.attempts import first_and_last
-    from larmor.cluster.ray_train import train_on_ray
-    from larmor.cluster.run import claimed
-    from larmor.cluster.run_folder import RunFolder
+    from larmor.cluster.launch.run import claimed
+    from larmor.cluster.on_ray.ray_train import train_on_ray
+    from larmor.cluster.runs.attempts import first_and_last
+    from larmor.cluster.runs.run_folder import RunFolder
     from larmor.tuning.experiment import load_sweep_experiment
 
     workers, stage = case
@@ -75,7 +75,7 @@ def main() -> None:
     overrides += [f"training.{name}_every={num_steps}" for name in ("validate", "checkpoint")]
     overrides += ["training.validation_slices=2", *options.overrides]
     os.environ["OMP_NUM_THREADS"] = "1"
-    from larmor.cluster.ray_cluster import connected
+    from larmor.cluster.on_ray.ray_cluster import connected
 
     found: dict[tuple[int, int], list[Figures]] = {case: [] for case in CASES}
     with tempfile.TemporaryDirectory() as folder, connected(None):

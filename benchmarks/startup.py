@@ -45,7 +45,8 @@ def watched(arguments: list[str]) -> None:
     """The command line with a clock at the borders of its parts; the parts themselves are the real ones."""
     path = os.environ[FILE]
     from larmor.cli.main import main
-    from larmor.cluster import ray_cluster, ray_train, run
+    from larmor.cluster.launch import run
+    from larmor.cluster.on_ray import ray_cluster, ray_train
 
     connected, fit = ray_cluster.connected, ray_train.train_on_ray
     claimed = run.claimed
@@ -62,7 +63,7 @@ def watched(arguments: list[str]) -> None:
         import larmor.recon.training.train  # noqa: F401 - the time of the import
 
         note("imported")
-        from larmor.cluster import ray_worker
+        from larmor.cluster.on_ray import ray_worker
 
         class Clock(ray_worker.RayWorker):
             def restore(self, read: Any) -> bool:
@@ -130,7 +131,7 @@ def main() -> None:
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     os.environ["PYTHONPATH"] = str(ROOT)
-    from larmor.cluster.ray_cluster import connected
+    from larmor.cluster.on_ray.ray_cluster import connected
     from larmor.storage.conversion.convert import ConvertOptions, convert
     from larmor.storage.examples.phantom import write_phantom
     from larmor.storage.formats.recognise import find_sources

@@ -14,8 +14,8 @@ import yaml
 from hypothesis import settings
 from safetensors.torch import save_file
 
-from larmor.cluster.checkpoint import Checkpoint, checkpoint_folder
-from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.runs.checkpoint import Checkpoint, checkpoint_folder
+from larmor.cluster.runs.run_folder import RunFolder
 from larmor.recon.networks.generator import ResNet50Generator
 from larmor.recon.recipe.recipe import Recipe
 from larmor.storage.dataset import dataset

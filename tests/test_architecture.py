@@ -19,7 +19,7 @@ SOURCES = sorted(path for folder in PATHS.values() for path in folder.rglob("*.p
 HOMES = {
     "ray": ("cluster/", "tuning/"),
     "deepspeed": ("recon/engines/engine.py",),
-    "tensorboardX": ("cluster/event_file.py",),
+    "tensorboardX": ("cluster/runs/event_file.py",),
     "zarr": ("storage/",),
     "s3fs": ("storage/",),
     "botocore": ("storage/",),
@@ -34,18 +34,18 @@ AT_THE_ROOT = {
 }
 DRIVER = [
     "larmor",
-    "larmor.cluster.run",
-    "larmor.cluster.ray_cluster",
-    "larmor.cluster.ray_train",
+    "larmor.cluster.launch.run",
+    "larmor.cluster.on_ray.ray_cluster",
+    "larmor.cluster.on_ray.ray_train",
     "larmor.tuning.sweep",
     "larmor.tuning.slots",
 ]
 PULL = [
-    "larmor.cluster.pull",
-    "larmor.cluster.run_folder",
-    "larmor.cluster.runs",
-    "larmor.cluster.model_card",
-    "larmor.cluster.origin",
+    "larmor.cluster.runs.pull",
+    "larmor.cluster.runs.run_folder",
+    "larmor.cluster.runs.runs",
+    "larmor.cluster.runs.model_card",
+    "larmor.cluster.runs.origin",
     "larmor.tuning.choice",
 ]
 
@@ -182,7 +182,7 @@ def test_an_experiment_is_checked_without_waiting_for_torch() -> None:
 
 def test_ray_is_imported_only_where_it_is_used() -> None:
     """It looks for a token when it is imported: who connects has to say where that is before."""
-    modules = ", ".join([*DRIVER, "larmor.cluster.ray_worker", "larmor.tuning.slot"])
+    modules = ", ".join([*DRIVER, "larmor.cluster.on_ray.ray_worker", "larmor.tuning.slot"])
     program = f"import sys, {modules}; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 

@@ -21,8 +21,8 @@ import pytest
 from s3fs import S3FileSystem
 
 from larmor.cli import main
-from larmor.cluster.experiment import dump_yaml
-from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.experiments.experiment import dump_yaml
+from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.conversion.convert import ConvertOptions, convert
 from larmor.storage.dataset import dataset
 from larmor.storage.formats.recognise import find_sources
@@ -455,7 +455,7 @@ class TestTrain:
         refused((*other, "--local"), *parts)
         # accepted: the old run is gone, and the training gets as far as the next mistake
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("larmor.cluster.run_locally.train_locally", lambda *_: None)
+            patch.setattr("larmor.cluster.launch.run_locally.train_locally", lambda *_: None)
             outcome = cli(*other, "--local", "--overwrite")
         assert "no whole checkpoint yet" in outcome.err
         assert "a: 7" in run.config_yaml()

@@ -16,7 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 from larmor.cli import main
-from larmor.cluster.experiment import shipped_experiments
+from larmor.cluster.experiments.experiment import shipped_experiments
 from larmor.tuning.experiment import load_sweep_experiment
 
 ROOT = Path(__file__).resolve().parents[1]

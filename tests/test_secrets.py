@@ -1,4 +1,4 @@
-"""No key and no token is left in what a local training writes; tests/cluster/test_jobs.py asks it of a job."""
+"""No key and no token is left in what a local training writes; tests/cluster/on_ray/test_jobs.py asks it of a job."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.objects.embedded_store import EmbeddedStore
 from tests.leaks import contents, leaks, store_keys
 from tests.workbench import larmor, tiny, unique_name

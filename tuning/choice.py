@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from larmor.cluster.pull import metric_direction
-from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.runs.pull import metric_direction
+from larmor.cluster.runs.run_folder import RunFolder
 from larmor.recon.recipe.metric import check_metric
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.objectives import Objectives

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from larmor.cluster.experiment import Experiment, build, change, parse_override, read_content
+from larmor.cluster.experiments.experiment import Experiment, build, change, parse_override, read_content
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.objectives import Objectives
 

@@ -25,7 +25,7 @@ def load_model(
 
     if (Path(place) / "config.yaml").is_file() and not (Path(place) / "checkpoints").exists():
         return model.load_model(Path(place), device).generator
-    from larmor.cluster.pull import pull_run
+    from larmor.cluster.runs.pull import pull_run
     from larmor.tuning.choice import choose_run
 
     choice = choose_run(str(place), metric, trial, prefer)

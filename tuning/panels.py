@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.objects.errors import InputError
 
 _NUM_SLICES = 3
@@ -29,7 +29,7 @@ def best_panels(run: RunFolder, metric: str) -> tuple[str, str]:
 def _write(run: RunFolder, metric: str, folder: Path, picture: Path) -> str:
     import torch
 
-    from larmor.cluster.pull import pull_run
+    from larmor.cluster.runs.pull import pull_run
     from larmor.recon.inference.figures import Example, comparison
     from larmor.recon.inference.inference import network_method, reconstruct_split
     from larmor.recon.models.model import load_model

@@ -18,10 +18,10 @@ import jinja2
 import yaml
 from plotly.offline import get_plotlyjs
 
-from larmor.cluster.attempts import first_and_last
-from larmor.cluster.origin import read_origin
-from larmor.cluster.reports import last_report
-from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.runs.attempts import first_and_last
+from larmor.cluster.runs.origin import read_origin
+from larmor.cluster.runs.reports import last_report
+from larmor.cluster.runs.run_folder import RunFolder
 from larmor.recon.recipe.metric import TABLE_METRICS
 from larmor.storage.formats.provenance import larmor_version
 from larmor.storage.objects.errors import InputError

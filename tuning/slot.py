@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from larmor.cluster.experiment import Experiment, build, get_dotted
-from larmor.cluster.lease import LeaseLost
-from larmor.cluster.ray_worker import RayWorker
-from larmor.cluster.run import claim, finish
-from larmor.cluster.run_folder import RunFolder
-from larmor.cluster.stopping import StopRequest
-from larmor.cluster.worker import LocalWorker
+from larmor.cluster.experiments.experiment import Experiment, build, get_dotted
+from larmor.cluster.launch.run import claim, finish
+from larmor.cluster.on_ray.ray_worker import RayWorker
+from larmor.cluster.runs.lease import LeaseLost
+from larmor.cluster.runs.run_folder import RunFolder
+from larmor.cluster.worker.stopping import StopRequest
+from larmor.cluster.worker.worker import LocalWorker
 from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.store_errors import StoreAway
@@ -91,7 +91,7 @@ def serve(config: dict[str, Any]) -> None:
     import ray
     import ray.train.torch
 
-    from larmor.cluster.ray_backend import this_process_request
+    from larmor.cluster.on_ray.ray_backend import this_process_request
 
     base = build(config["experiment"], Experiment, "sweep")
     torch.set_num_threads(base.cluster.cpus_per_worker)

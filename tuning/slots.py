@@ -6,8 +6,8 @@ import threading
 import time
 from typing import Any
 
-from larmor.cluster.experiment import Experiment
-from larmor.cluster.ray_train import fit_workers
+from larmor.cluster.experiments.experiment import Experiment
+from larmor.cluster.on_ray.ray_train import fit_workers
 from larmor.tuning.experiment import SweepConfig
 from larmor.tuning.sweep_folder import SweepFolder
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from larmor.cluster.experiment import Experiment, build, change, get_dotted
+from larmor.cluster.experiments.experiment import Experiment, build, change, get_dotted
 from larmor.storage.objects.errors import InputError
 
 KINDS = {"loguniform": 2, "uniform": 2, "randint": 2, "choice": None}

@@ -10,12 +10,12 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from larmor.cluster.experiment import Experiment, dump_yaml
-from larmor.cluster.lease import Say, hold, refuse_if_held
-from larmor.cluster.origin import check_origin, pinned, record_origin
-from larmor.cluster.ray_cluster import require_resources, worker_bundle
-from larmor.cluster.run import CHANGEABLE, check_data, refuse_another
-from larmor.cluster.stopping import ending_at
+from larmor.cluster.experiments.experiment import Experiment, dump_yaml
+from larmor.cluster.launch.run import CHANGEABLE, check_data, refuse_another
+from larmor.cluster.on_ray.ray_cluster import require_resources, worker_bundle
+from larmor.cluster.runs.lease import Say, hold, refuse_if_held
+from larmor.cluster.runs.origin import check_origin, pinned, record_origin
+from larmor.cluster.worker.stopping import ending_at
 from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.tuning.experiment import SweepConfig, SweepExperiment
 from larmor.tuning.ladder import Ladder

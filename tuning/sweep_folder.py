@@ -1,9 +1,9 @@
 """A sweep's folder in the store: its configuration, one run folder for each trial, its result. No Ray here.
 
-lease/NUMBER.json     who runs it (cluster/lease.py)
+lease/NUMBER.json     who runs it (cluster/runs/lease.py)
 sweep.yaml            the experiment with its search; created only once
-origin.json, …        data set, mask and versions (cluster/origin.py)
-trials/ID/…           a run folder (cluster/run_folder.py): the training with the experiment's own seed
+origin.json, …        data set, mask and versions (cluster/runs/origin.py)
+trials/ID/…           a run folder (cluster/runs/run_folder.py): the training with the experiment's own seed
 trials/ID/seeds/N/…   run folders of the trainings with the N following seeds, if there are several
 trials/ID/begun.json  parameters; written when the trial begins, or goes on after it was stopped
 trials/ID/trial.json  parameters, state, metrics, steps, images, seconds; written when the trial has ended
@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
-from larmor.cluster.lease import check_lease, delete_all_but_lease
-from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.runs.lease import check_lease, delete_all_but_lease
+from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.parallel import run_in_threads

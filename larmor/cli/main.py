@@ -89,7 +89,7 @@ def store_start(
     bucket: Annotated[str, typer.Option(help="A bucket that is made if it is not there.")] = "larmor",
 ) -> None:
     """Start the store, or say that it runs. Its data and keys last; s3:// URLs lead to it from now on."""
-    from larmor.cluster.console import console
+    from larmor.cli.console import console
     from larmor.storage.objects.embedded_store import EmbeddedStore
 
     store = EmbeddedStore(EmbeddedStore.default_root())
@@ -105,7 +105,7 @@ def store_start(
 @store_app.command("status")
 def store_status() -> None:
     """Say whether the store runs, where, and how much it holds. Exit code 3 if it does not run."""
-    from larmor.cluster.console import console
+    from larmor.cli.console import console
     from larmor.storage.objects.embedded_store import EmbeddedStore
 
     status = EmbeddedStore(EmbeddedStore.default_root()).status()
@@ -119,7 +119,7 @@ def store_status() -> None:
 @store_app.command("stop")
 def store_stop() -> None:
     """Stop the store. Its data stay."""
-    from larmor.cluster.console import console
+    from larmor.cli.console import console
     from larmor.storage.objects.embedded_store import EmbeddedStore
 
     EmbeddedStore(EmbeddedStore.default_root()).stop()
@@ -137,7 +137,7 @@ def fetch_heads(
     """
     import yaml
 
-    from larmor.cluster.console import console, progress_bar
+    from larmor.cli.console import console, progress_bar
     from larmor.storage.examples import heads
 
     if subset not in heads.PRESETS:
@@ -158,7 +158,7 @@ def fetch_phantom(
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other heads.")] = 0,
 ) -> None:
     """Synthetic heads (Shepp-Logan with varied ellipses), for where no package index can be reached."""
-    from larmor.cluster.console import console
+    from larmor.cli.console import console
     from larmor.storage.examples.phantom import write_phantom
 
     for path in write_phantom(to, num_subjects, seed):
@@ -203,7 +203,7 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Scans → k-space slices → sharded Zarr, split by subject. Killed, the same command goes on where it stopped."""
-    from larmor.cluster.console import console, progress_bar
+    from larmor.cli.console import console, progress_bar
     from larmor.storage.conversion import convert as conversion
     from larmor.storage.conversion.notes import describe_notes
     from larmor.storage.conversion.splits import read_splits_file
@@ -246,7 +246,7 @@ def verify(
     ] = None,
 ) -> None:
     """Read a data set whole and check every checksum, value and column. Exit code 1 if anything is wrong."""
-    from larmor.cluster.console import console, errors, progress_bar
+    from larmor.cli.console import console, errors, progress_bar
     from larmor.storage.conversion.verify import verify as verify_dataset
     from larmor.storage.objects.parallel import default_threads
 
@@ -265,7 +265,7 @@ def inspect(
     to: Annotated[Path | None, typer.Option(help="Also write a contact sheet there (PNG).", **_LOCAL)] = None,
 ) -> None:
     """Print shapes, chunks, shards, subjects and provenance. With `--to` a contact sheet of its slices is drawn."""
-    from larmor.cluster.console import console
+    from larmor.cli.console import console
     from larmor.storage.dataset.dataset import describe
     from larmor.storage.objects.object_store import ObjectStore
 
@@ -290,13 +290,13 @@ def train(
     overwrite: Overwrite = False,
 ) -> None:
     """Train, or go on with a training: the same command again resumes it exactly where it stopped."""
-    from larmor.cluster.console import console, describe_row, training_progress
-    from larmor.cluster.experiment import as_override
-    from larmor.cluster.follow import Follower
-    from larmor.cluster.ray_train import train_on_ray
-    from larmor.cluster.reports import new_reports
-    from larmor.cluster.run import check, claimed, finish
-    from larmor.cluster.run_folder import RunFolder
+    from larmor.cli.console import console, describe_row, training_progress
+    from larmor.cli.follow import Follower
+    from larmor.cluster.experiments.experiment import as_override
+    from larmor.cluster.launch.run import check, claimed, finish
+    from larmor.cluster.on_ray.ray_train import train_on_ray
+    from larmor.cluster.runs.reports import new_reports
+    from larmor.cluster.runs.run_folder import RunFolder
     from larmor.tuning.space import describe_value
     from larmor.tuning.sweep_folder import best_parameters
 
@@ -311,7 +311,7 @@ def train(
         for key, value in found.items():
             console.print(f"  {key} = {describe_value(value)} (best of {best_of})")
         if local:
-            from larmor.cluster.run_locally import check_local, train_locally
+            from larmor.cluster.launch.run_locally import check_local, train_locally
 
             check_local(config, device)
         # claimed only now: an old run is not deleted for one that cannot start
@@ -346,10 +346,10 @@ def sweep(
     overwrite: Overwrite = False,
 ) -> None:
     """Search a, b and the clipping constant (or any key: space.KEY='loguniform(low,high)') with Ray Tune."""
-    from larmor.cluster.console import console, errors, progress_bar
-    from larmor.cluster.follow import Follower
-    from larmor.cluster.ray_cluster import connected, leave_at_once
-    from larmor.cluster.stopping import Interrupted
+    from larmor.cli.console import console, errors, progress_bar
+    from larmor.cli.follow import Follower
+    from larmor.cluster.on_ray.ray_cluster import connected, leave_at_once
+    from larmor.cluster.worker.stopping import Interrupted
     from larmor.tuning.spread import gains
     from larmor.tuning.sweep import check_sweep, count_trials, describe_trial, run_sweep
     from larmor.tuning.sweep_folder import SweepFolder, new_trials
@@ -399,9 +399,9 @@ def submit(
 
     The same command again comes back to a job that still runs; Ctrl-C leaves it running.
     """
-    from larmor.cluster.console import errors
-    from larmor.cluster.job_log import follow
-    from larmor.cluster.jobs import Jobs, exit_code
+    from larmor.cli.console import errors
+    from larmor.cluster.on_ray.job_log import follow
+    from larmor.cluster.on_ray.jobs import Jobs, exit_code
 
     config = _load(experiment, overrides or [])
     jobs = Jobs(address)
@@ -425,7 +425,7 @@ def submit(
 @app.command()
 def status(job: Job, address: Dashboard) -> None:
     """How a job on a cluster is: its state, since when, and where its results go."""
-    from larmor.cluster.jobs import Jobs, describe
+    from larmor.cluster.on_ray.jobs import Jobs, describe
 
     for line in describe(Jobs(address).get(job)):
         typer.echo(line)
@@ -434,7 +434,7 @@ def status(job: Job, address: Dashboard) -> None:
 @app.command()
 def stop(job: Job, address: Dashboard) -> None:
     """End a job on a cluster: it is asked to, and is killed after two minutes. Submitting it again goes on with it."""
-    from larmor.cluster.jobs import Jobs, describe
+    from larmor.cluster.on_ray.jobs import Jobs, describe
 
     for line in describe(Jobs(address).stop(job)):
         typer.echo(line)
@@ -446,8 +446,8 @@ def list_runs(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """List runs: state, step, best validation, speed, goodput (steps that count / all the time), restarts."""
-    from larmor.cluster.console import console
-    from larmor.cluster.runs import find_runs, table_lines, to_json
+    from larmor.cli.console import console
+    from larmor.cluster.runs.runs import find_runs, table_lines, to_json
 
     found = find_runs(url)
     for line in [to_json(found)] if as_json else table_lines(found):
@@ -482,8 +482,8 @@ def pull(
 
     Broken off, the same command goes on where it stopped.
     """
-    from larmor.cluster.console import console
-    from larmor.cluster.pull import pull_run
+    from larmor.cli.console import console
+    from larmor.cluster.runs.pull import pull_run
     from larmor.tuning.choice import choose_run
 
     choice = choose_run(url, metric, trial, prefer)
@@ -515,7 +515,7 @@ def reconstruct(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Reconstruct images (undersampled on the fly) or measured k-space, of any size; NIfTI or npy, and a PNG."""
-    from larmor.cluster.console import console, progress_bar
+    from larmor.cli.console import console, progress_bar
     from larmor.recon.models.model import load_model
     from larmor.recon.models.reconstruct import check_places, describe_speed, reconstruct_scans
     from larmor.recon.models.scans import open_scans
@@ -560,7 +560,7 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """A model for other programs: ONNX or torch.export, checked against the model to 1e-4 before it is there."""
-    from larmor.cluster.console import console
+    from larmor.cli.console import console
     from larmor.recon.evaluation.methods import parse_size
     from larmor.recon.models.export import ExportConfig, describe_export, export_model
     from larmor.recon.models.model import load_model
@@ -599,8 +599,8 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """The tables: zero-filled, models and classical methods side by side, preset named; CSV, Markdown, LaTeX, PNG."""
-    from larmor.cluster.console import console, progress_bar
-    from larmor.cluster.model_card import write_card
+    from larmor.cli.console import console, progress_bar
+    from larmor.cluster.runs.model_card import write_card
     from larmor.recon.evaluation.evaluate import evaluate as rate
     from larmor.recon.evaluation.methods import named, parse_size, table_cells
     from larmor.recon.evaluation.segmentation import SegmentationConfig
@@ -642,7 +642,7 @@ def masks(
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other masks.")] = 0,
 ) -> None:
     """Show undersampling masks and their point spread functions, with the achieved ratio and a checksum of each."""
-    from larmor.cluster.console import console
+    from larmor.cli.console import console
     from larmor.recon.evaluation.mask_sheet import all_kinds, write_mask_sheet
     from larmor.recon.evaluation.methods import mask_of, parse_size
     from larmor.recon.recipe.mask_config import MaskConfig
@@ -665,8 +665,8 @@ def benchmark_tables(
     overwrite: Overwrite = False,
 ) -> None:
     """Train every system alike and fill the tables. Stopped, the same command goes on where it was."""
-    from larmor.cluster.console import console
-    from larmor.cluster.grid import fill, load_grid
+    from larmor.cli.console import console
+    from larmor.cluster.comparison.grid import fill, load_grid
 
     grid = load_grid(preset, {"num_images": num_images} if num_images else {})
     name = f"tables-{Path(preset).stem}-{grid.num_images}"
@@ -683,7 +683,7 @@ def report(
     evaluation: Annotated[Path | None, typer.Option(help="A folder made by `larmor evaluate`.", **_LOCAL)] = None,
 ) -> None:
     """One self-contained HTML page about a sweep or a run: trials, curves, landscape, panels, cost; CSV beside it."""
-    from larmor.cluster.console import console
+    from larmor.cli.console import console
     from larmor.tuning.report import write_report
 
     for path in write_report(to, urls, evaluation):
@@ -698,7 +698,7 @@ def _load(source: str, overrides: list[str]) -> Any:
 
 @contextlib.contextmanager
 def _cluster(config: Any, address: str | None) -> Iterator[None]:
-    from larmor.cluster.ray_cluster import connected, require_resources, worker_bundle
+    from larmor.cluster.on_ray.ray_cluster import connected, require_resources, worker_bundle
 
     with connected(address):
         bundle = worker_bundle(config.cluster.cpus_per_worker, config.cluster.use_gpu)
@@ -712,7 +712,7 @@ def main() -> None:
         raise SystemExit(
             "larmor: Windows is not supported; install Larmor in WSL (`wsl --install`), or use Linux or macOS"
         )
-    from larmor.cluster.stopping import Stopped
+    from larmor.cluster.worker.stopping import Stopped
     from larmor.storage.objects.default_store import use_embedded_store
 
     if "store" not in sys.argv[1:2]:
@@ -720,19 +720,19 @@ def main() -> None:
     try:
         app()
     except Stopped as stopped:
-        from larmor.cluster.console import errors
+        from larmor.cli.console import errors
 
         errors.print(f"larmor: {stopped.message}", markup=False)
         raise
     except InputError as error:
-        from larmor.cluster.console import errors
+        from larmor.cli.console import errors
 
         errors.print(f"larmor: {error}", markup=False)
         if os.environ.get("LARMOR_DEBUG"):
             raise
         raise SystemExit(1) from None
     except ModuleNotFoundError as error:
-        from larmor.cluster.console import errors
+        from larmor.cli.console import errors
 
         errors.print(
             f"larmor: this command needs {error.name}, which is not installed; `pip install larmor-mri` does it all"
@@ -743,7 +743,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        from larmor.cluster.console import errors
+        from larmor.cli.console import errors
 
         where = f"{error.filename}: " if error.filename else ""
         errors.print(f"larmor: {where}{error.strerror}; choose another place, or make room there", markup=False)

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 from safetensors.torch import load, save
 
-from larmor.cluster.checkpoint import WEIGHTS
-from larmor.cluster.lease import newest
+from larmor.cluster.runs.checkpoint import WEIGHTS
+from larmor.cluster.runs.lease import newest
 from larmor.storage.objects.object_store import ObjectStore
 from tests.faults.scene import LOCAL, PATIENCE, Broken, Scene, Training, moment
 from tests.faulty_proxy import FaultyProxy, proxied_environment

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import psutil
 import requests
 
-from larmor.cluster.checkpoint import Checkpoint
+from larmor.cluster.runs.checkpoint import Checkpoint
 from tests.faults.scene import Broken, Scene, Training, moment
 from tests.ray_head import RAY, RayHead, another_node, ray_head
 from tests.workbench import environment

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.objects.embedded_store import EmbeddedStore
 from tests.workbench import command, environment, succeed, tiny
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from larmor.cluster.pull import pull_run
+from larmor.cluster.runs.pull import pull_run
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.choice import choose_run
 from larmor.tuning.objectives import Objectives

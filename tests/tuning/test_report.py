@@ -17,9 +17,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from larmor.cluster.attempts import Attempt
-from larmor.cluster.reports import Reports
-from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.runs.attempts import Attempt
+from larmor.cluster.runs.reports import Reports
+from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.choice import choose_run
 from larmor.tuning.importance import importance

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from larmor.cluster.experiment import Experiment
+from larmor.cluster.experiments.experiment import Experiment
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.space import Dimension, parse_dimension, parse_space, starting_point, with_values
 

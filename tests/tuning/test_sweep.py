@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from larmor.cluster.attempts import first_and_last
-from larmor.cluster.run_folder import RunFolder
+from larmor.cluster.runs.attempts import first_and_last
+from larmor.cluster.runs.run_folder import RunFolder
 from larmor.tuning.experiment import SweepConfig
 from larmor.tuning.ladder import Ladder
 from larmor.tuning.sweep_folder import SweepFolder

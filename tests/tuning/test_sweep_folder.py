@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from larmor.cluster.experiment import Experiment
+from larmor.cluster.experiments.experiment import Experiment
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.objectives import Objectives
 from larmor.tuning.slot import combined, is_start

@@ -1,0 +1,159 @@
+"""One cell of a grid: its systems trained, and rated beside compressed sensing on the same slices."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from larmor.cluster.experiments.experiment import Experiment
+from larmor.cluster.launch.run import check, claimed, finish
+from larmor.cluster.launch.run_locally import train_locally
+from larmor.cluster.runs.origin import code_hash
+from larmor.cluster.runs.pull import pull_run
+from larmor.cluster.runs.run_folder import RunFolder, sha256
+from larmor.recon.evaluation.evaluate import Evaluation, evaluate
+from larmor.recon.evaluation.evaluation_file import load_evaluation, save_evaluation, saved_facts
+from larmor.recon.evaluation.methods import classical_method
+from larmor.recon.evaluation.tables import slug, text_table
+from larmor.recon.inference.figures import comparison
+from larmor.recon.inference.inference import ZERO_FILLED, Method, Physics, network_method
+from larmor.recon.models.model import load_model
+from larmor.recon.physics.masks import describe_mask
+from larmor.recon.training.history import TrainingDiverged
+from larmor.storage.loading.reader import SliceReader
+
+Say = Callable[[str], None]
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class FilledCell:
+    """The figures of a cell, the experiment of each system, and which of these diverged: they have no figures."""
+
+    result: Evaluation
+    trained: Mapping[str, Experiment]
+    diverged: tuple[str, ...] = ()
+
+
+def fill_cell(
+    trained: Mapping[str, Experiment],
+    classical: Sequence[str],
+    reader: SliceReader,
+    folder: Path,
+    device: str,
+    say: Say,
+    overwrite: bool = False,
+    keep_runs: bool = True,
+    every: int = 1,
+) -> FilledCell:
+    """Train each system and rate all; what `folder` and the runs have already is not done again, unless the data set,
+    the mask or the code that rates is another one now.
+
+    A system whose training diverges is left out, since that says something of it and nothing of the others.
+    Writes the evaluations and a figure to `folder`. Raises what training and evaluation raise, and `InputError` if
+    something else lies where a run belongs; `overwrite` trains all anew.
+    """
+    models, diverged = {}, []
+    for system, experiment in trained.items():
+        model = folder / "models" / experiment.name
+        try:
+            _train(experiment, model, device, say, overwrite, keep_runs)
+        except TrainingDiverged as error:
+            say(f"{experiment.name} is left out: {error}")
+            diverged.append(system)
+        else:
+            models[system] = model
+    physics = physics_of(next(iter(trained.values())))
+    without = rate_classical(classical, physics, reader, folder, every)
+    weights = {name: sha256(model / "generator.safetensors") for name, model in models.items()}
+    facts = {"models": weights, "every": every, "data": reader.info.identity, **_rated_with(physics)}
+    path = folder / "cells" / f"{slug(physics)}.json"
+    if saved_facts(path) == facts:
+        return FilledCell(_joined(without, load_evaluation(path)), trained, tuple(diverged))
+    methods = {name: network_method(load_model(model, device).generator) for name, model in models.items()}
+    found = _rate(methods, physics, reader, path, facts, device, every)
+    result = _joined(without, found)
+    comparison(result.examples, folder / f"comparison-{slug(physics)}.png")
+    for line in text_table(result):
+        say(line)
+    return FilledCell(result, trained, tuple(diverged))
+
+
+def physics_of(experiment: Experiment) -> Physics:
+    """How the slices of a cell are undersampled: with one mask for all, also where a system was trained with many."""
+    return Physics(experiment.data.crop, experiment.mask.model_copy(update={"per_slice": False}))
+
+
+def rate_classical(
+    classical: Sequence[str], physics: Physics, reader: SliceReader, folder: Path, every: int = 1
+) -> Evaluation | None:
+    """Zero-filled and compressed sensing; no training changes these figures, so they are kept in a file of their own.
+
+    Another machine's file serves as well, so that compressed sensing need not run where the systems are trained.
+    """
+    if not classical:
+        return None
+    path = folder / "cells" / f"{slug(physics)}-classical.json"
+    info = reader.info
+    # not the identity: machines differ in the last bit of a Fourier transform
+    data = [info.made_from, *info.volumes, info.index.tolist(), f"{info.scale.sum():.4g}"]
+    facts = {"classical": list(classical), "data": data, "every": every, **_rated_with(physics)}
+    if saved_facts(path) == facts:
+        return load_evaluation(path)
+    methods = {name: classical_method(name, physics) for name in classical}
+    return _rate(methods, physics, reader, path, facts, "cpu", every)
+
+
+def _rated_with(physics: Physics) -> dict[str, Any]:
+    """What figures depend on beside the methods and the data: another mask or other code, and they are rated anew."""
+    return {"mask": describe_mask(physics.mask, physics.crop)["sha256"], "code": code_hash()}
+
+
+def _rate(
+    methods: Mapping[str, Method],
+    physics: Physics,
+    reader: SliceReader,
+    path: Path,
+    facts: dict[str, Any],
+    device: str,
+    every: int,
+) -> Evaluation:
+    result = evaluate(methods, physics, reader, "paper", _BATCH, lambda *_: None, device, every=every)
+    save_evaluation(result, path, facts)
+    return result
+
+
+def _joined(classical: Evaluation | None, learned: Evaluation) -> Evaluation:
+    """Both as one table; zero-filled is in both, and counts once."""
+    if classical is None:
+        return learned
+    return dataclasses.replace(
+        classical,
+        methods=(*classical.methods, *learned.methods[1:]),
+        slices=[*classical.slices, *(row for row in learned.slices if row.method != ZERO_FILLED)],
+        volumes=[*classical.volumes, *(row for row in learned.volumes if row.method != ZERO_FILLED)],
+        examples=[
+            dataclasses.replace(ours, images={**ours.images, **theirs.images})
+            for ours, theirs in zip(classical.examples, learned.examples, strict=True)
+        ],
+    )
+
+
+def _train(experiment: Experiment, model: Path, device: str, say: Say, overwrite: bool, keep_runs: bool) -> None:
+    run = RunFolder(experiment.run_url)
+    done = check(experiment, run, overwrite)
+    if not done:
+        with claimed(experiment, run, overwrite, say) as experiment:
+            began = time.perf_counter()
+            train_locally(experiment, run, device)
+            best = finish(experiment, run)
+            seconds = time.perf_counter() - began
+        say(f"{experiment.name}: {best['metrics']['val/psnr']:.2f} dB on the validation split, {seconds:.0f} s")
+    if keep_runs or not done or not (model / "generator.safetensors").is_file():
+        pull_run(run, experiment.training.best_metric, model, overwrite=True)
+    if not keep_runs:
+        run.store.delete("checkpoints")

@@ -1,0 +1,1 @@
+"""An experiment: one YAML file and its overrides."""

@@ -1,0 +1,1 @@
+"""A training begins: claim its folder, train in this process."""

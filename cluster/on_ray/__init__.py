@@ -1,0 +1,1 @@
+"""Ray: clusters, workers and jobs."""

@@ -1,0 +1,153 @@
+"""What a run or a sweep is made from, kept in its folder: the data set, the mask, and the versions that train it.
+
+origin.json              data set (URL, SHA-256 of its root document, splits by subject, sources with licence and
+                         checksums) and mask (pattern's hash, achieved ratio); written when the run is claimed
+environments/HASH.json   versions, code and machine; one for each environment that has claimed the run
+
+Data set and mask are pinned: a run that goes on with others is refused. The code may change, and is recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from larmor.cluster.runs.run_folder import RunFolder
+from larmor.storage.formats.provenance import larmor_version
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
+
+if TYPE_CHECKING:  # who reads a record, as `larmor pull` does, needs no PyTorch
+    from larmor.cluster.experiments.experiment import Experiment
+
+E = TypeVar("E", bound="Experiment")
+
+_CODE = ("larmor.storage", "larmor.recon")  # what reads, trains and rates
+PACKAGES = ("torch", "ray", "deepspeed", "numpy", "zarr", "s3fs", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Larmor, of what it stands on, of Python and of the system that runs now."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    ours = {"larmor": larmor_version(), "code": code_hash()}
+    return {**ours, **found, "Python": platform.python_version(), "system": platform.platform()}
+
+
+def code_hash() -> str:
+    """The first half of the SHA-256 of the code that reads, trains and rates: versions do not tell checkouts apart."""
+    digest = hashlib.sha256()
+    for package in _CODE:
+        spec = find_spec(package)
+        for place in (spec.submodule_search_locations if spec else None) or ():
+            for path in sorted(Path(place).rglob("*.py")):
+                digest.update(f"{package}/{path.relative_to(place).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+class Folder(Protocol):
+    """The folder of a run or a sweep."""
+
+    store: ObjectStore
+
+
+def pinned(experiment: E) -> E:
+    """The experiment with `data.sha256`, and of a mask file `mask.sha256`, as they are now where it leaves them open.
+
+    Raises `InputError` if what is there is not what it names.
+    """
+    from larmor.recon.physics.masks import make_mask, mask_hash
+    from larmor.storage.dataset.dataset import read_identity
+    from larmor.storage.loading.config import check_identity
+
+    found = read_identity(ObjectStore(experiment.data.url))
+    check_identity(experiment.data, found)
+    parts: dict[str, Any] = {"data": experiment.data.model_copy(update={"sha256": found})}
+    if experiment.mask.file is not None:
+        digest = mask_hash(make_mask(experiment.mask, experiment.data.crop))
+        parts["mask"] = experiment.mask.model_copy(update={"sha256": digest})
+    return experiment.model_copy(update=parts)
+
+
+def check_origin(experiment: Experiment, folder: Folder) -> None:
+    """Raises `InputError` if what is recorded in `folder` was begun with another data set or mask than is there now."""
+    try:
+        known = json.loads(folder.store.read("origin.json"))
+    except FileNotFoundError:
+        return
+    now = _origin(experiment)
+    changed = {
+        "data": f"the data set {experiment.data.url} has been converted anew since",
+        "mask": f"the mask file {experiment.mask.file} has changed since"
+        if experiment.mask.file
+        else "these settings gave another mask then, with other versions (see its environments/)",
+    }
+    for part, what in changed.items():
+        if known[part]["sha256"] != now[part]["sha256"]:
+            raise InputError(
+                f"{folder.store.url}: was begun with another {'data set' if part == 'data' else 'mask'}: {what} "
+                f"(SHA-256 {known[part]['sha256'][:12]}…, now {now[part]['sha256'][:12]}…); bring the old one back, "
+                "choose another name=…, or pass --overwrite to begin anew"
+            )
+
+
+def record_origin(experiment: Experiment, folder: Folder) -> None:
+    """Record what a run or a sweep is made from, once, and the environment that claims it now.
+
+    Raises what `check_origin` raises.
+    """
+    if folder.store.exists("origin.json"):
+        check_origin(experiment, folder)
+    else:
+        folder.store.create("origin.json", json.dumps(_origin(experiment), indent=1).encode())
+    environment = versions()
+    digest = hashlib.sha256(json.dumps(environment).encode()).hexdigest()[:16]
+    content = json.dumps({"began": time.time(), "versions": environment}, indent=1)
+    folder.store.create(f"environments/{digest}.json", content.encode())
+
+
+def _origin(experiment: Experiment) -> dict[str, Any]:
+    from larmor.recon.physics.masks import describe_mask
+    from larmor.storage.dataset.dataset import read_root
+
+    data = ObjectStore(experiment.data.url)
+    root = read_root(data)
+    splits = {
+        name: {"num_slices": entry["num_slices"], "subjects": entry["subjects"], "volumes": entry["volumes"]}
+        for name, entry in root["splits"].items()
+    }
+    return {
+        "data": {
+            "url": data.url,
+            "sha256": hashlib.sha256(data.read("zarr.json")).hexdigest(),
+            "splits": splits,
+            "sources": root["sources"],
+        },
+        "mask": describe_mask(experiment.mask, experiment.data.crop),
+    }
+
+
+def read_origin(run: RunFolder) -> dict[str, Any]:
+    """`data`, `mask` and `environments` (oldest first) of a run; without what an older Larmor did not record."""
+    try:
+        origin = json.loads(run.store.read("origin.json"))
+    except FileNotFoundError:
+        origin = {}
+    environments = [json.loads(run.store.read(path)) for path in run.store.list("environments")]
+    return {**origin, "environments": sorted(environments, key=lambda item: item["began"])}
+
+
+def trained_with(origin: dict[str, Any]) -> Sequence[dict[str, str]]:
+    """The versions of each environment that trained the run, oldest first."""
+    return [environment["versions"] for environment in origin.get("environments", ())]

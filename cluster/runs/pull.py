@@ -1,0 +1,201 @@
+"""Bring the best checkpoint of a run as a model directory. Needs neither Ray, DeepSpeed nor PyTorch, and no pickle.
+
+    generator.safetensors    the weights
+    config.yaml              the experiment
+    metrics.json             where they come from: run, step, validation metrics, checksum, data set, mask, versions
+    model-card.md            the same for people (cluster/runs/model_card.py)
+    checkpoint/…             with `full`: every file of the checkpoint, as a training that goes on reads it
+
+While a pull runs, or after it broke, what has arrived lies beside it in NAME.partial; the next one goes on there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from larmor.cluster.runs.checkpoint import WEIGHTS, Checkpoint
+from larmor.cluster.runs.model_card import write_card
+from larmor.cluster.runs.origin import read_origin
+from larmor.cluster.runs.run_folder import REMOVED, RunFolder
+from larmor.recon.recipe.metric import HIGHER_IS_BETTER, check_metric
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.lock_file import locked
+from larmor.storage.objects.store_errors import StoreAway
+
+MODEL_FORMAT = 1  # as larmor.recon.models.model reads it, which needs PyTorch
+_TRIES = 5  # a run that is going on may remove a checkpoint between our look and our download
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """The checkpoint that was brought, and what the user should know of it."""
+
+    checkpoint: Checkpoint
+    notes: tuple[str, ...]
+
+
+def metric_direction(metric: str) -> tuple[str, bool]:
+    """`val/psnr` or `psnr` → ("val/psnr", True). Raises `InputError` for an unknown metric."""
+    short = check_metric(metric)
+    return f"val/{short}", HIGHER_IS_BETTER[short]
+
+
+def pull_run(
+    run: RunFolder,
+    metric: str,
+    target: Path,
+    overwrite: bool = False,
+    full: bool = False,
+    about: Mapping[str, Any] | None = None,
+) -> Pulled:
+    """Write the model directory `target` from the run's best checkpoint by `metric`, verified by checksum.
+
+    The directory appears whole or not at all. Of equal checkpoints the earliest is taken. Raises `InputError` for a
+    run without a checkpoint that has the metric, if files of its best one are missing or do not match their checksum,
+    for a `target` that exists (unless `overwrite`), and while another pull writes to it. `about` goes to
+    `metrics.json`; its `notes` are what the user should know of how the run was chosen.
+    """
+    check_target(target, overwrite)
+    name, higher = metric_direction(metric)
+    config = run.config_yaml()
+    with _partial_folder(target) as partial:
+        model = partial / "model"
+        try:
+            best = _download_best(run, name, higher, partial, full)
+        except InputError as error:
+            if not isinstance(error, StoreAway):
+                shutil.rmtree(model, ignore_errors=True)  # what is wrong does not get right by going on with it
+            raise
+        notes = (*(about or {}).get("notes", ()), *_notes(run, config, name, best))
+        (model / "config.yaml").write_text(config)
+        record = {
+            "format": MODEL_FORMAT,
+            "source": f"{run.url}/{best.folder}",
+            **(about or {}),
+            "chosen_by": name,
+            "notes": list(notes),
+            "step": best.step,
+            "preset": "paper",
+            "metrics": dict(best.metrics),
+            "sha256": {WEIGHTS: best.files[WEIGHTS]["sha256"]},
+            "origin": read_origin(run),
+        }
+        (model / "metrics.json").write_text(json.dumps(record, indent=1))
+        write_card(model, target.name)
+        _put_in_place(model, target)
+    return Pulled(best, notes)
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raises `InputError` if `target` is taken, or may not be overwritten."""
+    if target.is_file():
+        raise InputError(f"{target}: is a file; choose another --to")
+    if target.exists() and not overwrite:
+        raise InputError(f"{target}: exists already; pass --overwrite or choose another --to")
+    if target.exists() and not (target / WEIGHTS).is_file() and any(target.iterdir()):
+        raise InputError(f"{target}: is not a model directory, so it is not overwritten; choose another --to")
+
+
+@contextlib.contextmanager
+def _partial_folder(target: Path) -> Iterator[Path]:
+    """The folder beside `target`, for one process alone; it stays if something in it is worth going on with."""
+    partial = target.with_name(f"{target.name}.partial")
+    if partial.is_symlink():
+        raise InputError(f"{partial}: is a link; remove it if you do not know it, or choose another --to")
+    partial.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(partial / "lock"))
+        except BlockingIOError as error:
+            raise InputError(f"{target}: another `larmor pull` is writing to it; wait for it") from error
+        try:
+            yield partial
+        finally:
+            if not (partial / "model").exists():
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def _download_best(run: RunFolder, metric: str, higher: bool, partial: Path, full: bool) -> Checkpoint:
+    """Files of the best checkpoint, in `partial/model`; what an earlier pull of the same one brought is kept."""
+    for _ in range(_TRIES):
+        best = _best(run, metric, higher)
+        try:
+            _download(run, best, partial, full)
+        except InputError:
+            if run.store.exists(f"{best.folder}/manifest.json"):
+                raise  # else the run has found a better one and removed this one since we looked
+        else:
+            return best
+    raise InputError(f"{run.url}: its best checkpoint changes faster than it can be read; pull again")
+
+
+def _best(run: RunFolder, metric: str, higher: bool) -> Checkpoint:
+    """`RunFolder.best`, but damage to the best one's weights is an error: the next best is another model."""
+    best = run.best(metric, higher)
+    sign = 1 if higher else -1
+    for item in run.published():
+        value = item.metrics.get(metric)
+        if item.weights_problem and value is not None and sign * value > sign * best.metrics[metric]:
+            raise InputError(
+                f"{run.url}/{item.folder}/{item.weights_problem}, and this checkpoint is the best by {metric}; remove "
+                "its folder to take the next best one"
+            )
+    if WEIGHTS not in best.files:
+        raise InputError(f"{run.url}/{best.folder}: its manifest names no {WEIGHTS}; remove this checkpoint's folder")
+    return best
+
+
+def _download(run: RunFolder, best: Checkpoint, partial: Path, full: bool) -> None:
+    model = partial / "model"
+    source = json.dumps([f"{run.url}/{best.folder}", best.files[WEIGHTS]])
+    begun = partial / "source.json"
+    if not begun.is_file() or begun.read_text() != source:
+        shutil.rmtree(model, ignore_errors=True)
+        begun.write_text(source)
+    run.download(best, model, [WEIGHTS], resume=True)
+    if full:
+        state = model / "checkpoint"
+        state.mkdir(exist_ok=True)
+        if not (state / WEIGHTS).exists():
+            os.link(model / WEIGHTS, state / WEIGHTS)
+        run.download(best, state, resume=True)
+    else:
+        shutil.rmtree(model / "checkpoint", ignore_errors=True)
+
+
+def _notes(run: RunFolder, config: str, metric: str, best: Checkpoint) -> Iterator[str]:
+    """What is to be known of a run that did not finish, that lost checkpoints, or that keeps them by another metric."""
+    result = run.result()
+    if result is None:
+        failure = run.failure()
+        yield f"the run ended early ({failure})" if failure else "the run has not finished: the best so far"
+    content = yaml.safe_load(config)
+    training = content.get("training", {}) if isinstance(content, dict) else {}
+    kept_by = f"val/{training.get('best_metric', 'psnr')}"
+    if kept_by != metric:
+        yield f"the run keeps its best checkpoint by {kept_by}: by {metric} this is the best of those that are kept"
+    elif result and result.get("checkpoint", best.folder) != best.folder:
+        yield f"the run's result names another checkpoint, {result['checkpoint']}, which is not there any more"
+    if best.problem:
+        yield f"no training can go on from {best.folder}, of which only the weights are whole: {best.problem}"
+    yield from (warning for warning in run.warnings() if REMOVED in warning)
+    for item in run.published():
+        if item.problem and metric not in item.metrics:
+            yield f"{item.folder} was left out: {item.problem}"
+
+
+def _put_in_place(model: Path, target: Path) -> None:
+    if target.exists():
+        old = model.parent / "old"
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    model.rename(target)

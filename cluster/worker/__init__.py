@@ -1,0 +1,1 @@
+"""One rank: its checkpoints, its heartbeat, its end."""
