@@ -31,7 +31,7 @@ from larmor.recon.training.gan import Gan
 from larmor.recon.training.train import EarlyStop, TrainingState
 from larmor.storage.loading.config import open_loader, open_reader
 from larmor.storage.loading.loader import Share
-from larmor.tuning.experiment import SweepExperiment, load_sweep_experiment
+from larmor.tuning.search.experiment import SweepExperiment, load_sweep_experiment
 
 KINDS = ("none", "waiting", "beside")
 CPU = torch.device("cpu")

@@ -22,7 +22,7 @@ from larmor.cluster.experiments.experiment import Experiment
 from larmor.cluster.launch.run_locally import train_locally
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.recon.recipe.metric import METRICS
-from larmor.tuning.experiment import load_sweep_experiment
+from larmor.tuning.search.experiment import load_sweep_experiment
 
 SHOWN = ("psnr", "ssim", "hfen", "gmsd")
 LOCAL = (

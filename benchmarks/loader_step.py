@@ -36,7 +36,7 @@ from larmor.storage.loading.config import open_loader, open_reader
 from larmor.storage.loading.loader import Batch, Share
 from larmor.storage.objects.embedded_store import EmbeddedStore
 from larmor.storage.objects.object_store import ObjectStore
-from larmor.tuning.experiment import SweepExperiment, load_sweep_experiment
+from larmor.tuning.search.experiment import SweepExperiment, load_sweep_experiment
 
 CPU = torch.device("cpu")
 WARM_UP = 1  # steps at the start of a block that are not timed

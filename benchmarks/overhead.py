@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
-from larmor.tuning.experiment import SweepExperiment, load_sweep_experiment
+from larmor.tuning.search.experiment import SweepExperiment, load_sweep_experiment
 
 
 class BareLoop:

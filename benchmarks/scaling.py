@@ -32,7 +32,7 @@ def train(case: tuple[int, int], overrides: Sequence[str], folder: str, round_nu
     from larmor.cluster.on_ray.ray_train import train_on_ray
     from larmor.cluster.runs.attempts import first_and_last
     from larmor.cluster.runs.run_folder import RunFolder
-    from larmor.tuning.experiment import load_sweep_experiment
+    from larmor.tuning.search.experiment import load_sweep_experiment
 
     workers, stage = case
     own = [f"name=scaling-{workers}-{stage}-{round_number}", f"output_url={folder}/output"]

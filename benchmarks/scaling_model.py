@@ -22,7 +22,7 @@ from larmor.recon.networks.networks import build_critic, build_generator
 from larmor.recon.recipe.recipe import Recipe
 from larmor.recon.training.flops import flops_per_step
 from larmor.recon.training.peak_flops import peak_flops
-from larmor.tuning.experiment import load_sweep_experiment
+from larmor.tuning.search.experiment import load_sweep_experiment
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from larmor.tuning.load_model import load_model
+    from larmor.tuning.search.load_model import load_model
 
 __all__ = ["load_model"]
-_PLACES = {"load_model": "larmor.tuning.load_model"}
+_PLACES = {"load_model": "larmor.tuning.search.load_model"}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import save
 
 from larmor.recon.recipe.recipe import Recipe
-from larmor.tuning.sweep_folder import SweepFolder
+from larmor.tuning.search.sweep_folder import SweepFolder
 from tests.helpers import add_checkpoint, make_generator, small_recipe
 
 SPACE = {

@@ -37,8 +37,8 @@ DRIVER = [
     "larmor.cluster.launch.run",
     "larmor.cluster.on_ray.ray_cluster",
     "larmor.cluster.on_ray.ray_train",
-    "larmor.tuning.sweep",
-    "larmor.tuning.slots",
+    "larmor.tuning.search.sweep",
+    "larmor.tuning.search.slots",
 ]
 PULL = [
     "larmor.cluster.runs.pull",
@@ -46,7 +46,7 @@ PULL = [
     "larmor.cluster.runs.runs",
     "larmor.cluster.runs.model_card",
     "larmor.cluster.runs.origin",
-    "larmor.tuning.choice",
+    "larmor.tuning.search.choice",
 ]
 
 
@@ -182,7 +182,7 @@ def test_an_experiment_is_checked_without_waiting_for_torch() -> None:
 
 def test_ray_is_imported_only_where_it_is_used() -> None:
     """It looks for a token when it is imported: who connects has to say where that is before."""
-    modules = ", ".join([*DRIVER, "larmor.cluster.on_ray.ray_worker", "larmor.tuning.slot"])
+    modules = ", ".join([*DRIVER, "larmor.cluster.on_ray.ray_worker", "larmor.tuning.search.slot"])
     program = f"import sys, {modules}; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 

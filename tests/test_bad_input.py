@@ -30,8 +30,8 @@ from larmor.storage.objects.embedded_store import EmbeddedStore
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.ports import free_ports
-from larmor.tuning.experiment import load_sweep_experiment
-from larmor.tuning.sweep_folder import SweepFolder
+from larmor.tuning.search.experiment import load_sweep_experiment
+from larmor.tuning.search.sweep_folder import SweepFolder
 from tests import workbench
 from tests.helpers import (
     add_checkpoint,

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from larmor.cli import main
 from larmor.cluster.experiments.experiment import shipped_experiments
-from larmor.tuning.experiment import load_sweep_experiment
+from larmor.tuning.search.experiment import load_sweep_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

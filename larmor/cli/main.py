@@ -297,8 +297,8 @@ def train(
     from larmor.cluster.on_ray.ray_train import train_on_ray
     from larmor.cluster.runs.reports import new_reports
     from larmor.cluster.runs.run_folder import RunFolder
-    from larmor.tuning.space import describe_value
-    from larmor.tuning.sweep_folder import best_parameters
+    from larmor.tuning.search.space import describe_value
+    from larmor.tuning.search.sweep_folder import best_parameters
 
     found = best_parameters(best_of) if best_of else {}
     whole = _load(experiment, [*(as_override(key, value) for key, value in found.items()), *(overrides or [])])
@@ -350,10 +350,10 @@ def sweep(
     from larmor.cli.follow import Follower
     from larmor.cluster.on_ray.ray_cluster import connected, leave_at_once
     from larmor.cluster.worker.stopping import Interrupted
-    from larmor.tuning.spread import gains
-    from larmor.tuning.sweep import check_sweep, count_trials, describe_trial, run_sweep
-    from larmor.tuning.sweep_folder import SweepFolder, new_trials
-    from larmor.tuning.trial_records import read_sweep
+    from larmor.tuning.report.spread import gains
+    from larmor.tuning.report.trial_records import read_sweep
+    from larmor.tuning.search.sweep import check_sweep, count_trials, describe_trial, run_sweep
+    from larmor.tuning.search.sweep_folder import SweepFolder, new_trials
 
     config = _load(experiment, [*(overrides or []), *([f"sweep.num_trials={trials}"] if trials else [])])
     folder = SweepFolder(config.sweep_url)
@@ -484,7 +484,7 @@ def pull(
     """
     from larmor.cli.console import console
     from larmor.cluster.runs.pull import pull_run
-    from larmor.tuning.choice import choose_run
+    from larmor.tuning.search.choice import choose_run
 
     choice = choose_run(url, metric, trial, prefer)
     pulled = pull_run(choice.run, choice.metric, to, overwrite, full, choice.about)
@@ -684,14 +684,14 @@ def report(
 ) -> None:
     """One self-contained HTML page about a sweep or a run: trials, curves, landscape, panels, cost; CSV beside it."""
     from larmor.cli.console import console
-    from larmor.tuning.report import write_report
+    from larmor.tuning.report.report import write_report
 
     for path in write_report(to, urls, evaluation):
         console.print(str(path), markup=False)
 
 
 def _load(source: str, overrides: list[str]) -> Any:
-    from larmor.tuning.experiment import load_sweep_experiment
+    from larmor.tuning.search.experiment import load_sweep_experiment
 
     return load_sweep_experiment(source, overrides)
 

@@ -20,8 +20,8 @@ from larmor.cluster.experiments.experiment import (
     shipped_experiments,
 )
 from larmor.storage.objects.errors import InputError
-from larmor.tuning.experiment import SweepExperiment, load_sweep_experiment
-from larmor.tuning.space import parse_space, with_values
+from larmor.tuning.search.experiment import SweepExperiment, load_sweep_experiment
+from larmor.tuning.search.space import parse_space, with_values
 
 SHIPPED = shipped_experiments()
 

@@ -14,7 +14,7 @@ from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.worker import LocalWorker
 from larmor.recon.training.train import train
 from larmor.storage.objects.errors import InputError
-from larmor.tuning.experiment import SweepExperiment
+from larmor.tuning.search.experiment import SweepExperiment
 from tests.helpers import flip_byte
 from tests.workbench import TINY, unique_name
 

@@ -27,7 +27,7 @@ from larmor.recon.training.train import EarlyStop, train
 from larmor.storage.loading.config import DataConfig, open_reader
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
-from larmor.tuning.experiment import SweepExperiment
+from larmor.tuning.search.experiment import SweepExperiment
 from tests.helpers import coil_scan, ellipsoid, random_kspace, write_coil_splits, write_dataset, write_images
 from tests.workbench import TINY, unique_name
 

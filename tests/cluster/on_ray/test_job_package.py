@@ -35,8 +35,8 @@ def test_the_source_is_packed_with_its_data_files(package: Path) -> None:
         "storage/objects/object_store.py",
         "recon/training/train.py",
         "cluster/on_ray/ray_train.py",
-        "tuning/sweep.py",
-        "tuning/report.html",
+        "tuning/search/sweep.py",
+        "tuning/report/report.html",
         *(f"cluster/experiments/{name}.yaml" for name in shipped_experiments()),
     ):
         assert packed[f"larmor/{path.removeprefix('larmor/')}"] == (ROOT / path).read_bytes()
@@ -52,9 +52,9 @@ def test_the_experiment_travels_whole(package: Path) -> None:
 def test_the_packed_source_runs_from_its_folder(package: Path) -> None:
     program = (
         "import larmor, larmor.storage.conversion.convert, larmor.recon.training.train\n"
-        "import larmor.cluster.on_ray.ray_train, larmor.tuning.sweep, larmor.tuning.report\n"
+        "import larmor.cluster.on_ray.ray_train, larmor.tuning.search.sweep, larmor.tuning.report.report\n"
         "from larmor.cluster.experiments.experiment import load_experiment, shipped_experiments, Experiment\n"
-        "print(larmor.__file__, larmor.tuning.report.__file__, *shipped_experiments())\n"
+        "print(larmor.__file__, larmor.tuning.report.report.__file__, *shipped_experiments())\n"
         "load_experiment('experiment.yaml', [], Experiment)\n"
     )
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -20,7 +20,7 @@ from larmor.cluster.on_ray.jobs import Jobs, exit_code
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.objects.embedded_store import EmbeddedStore
 from larmor.storage.objects.errors import InputError
-from larmor.tuning.experiment import load_sweep_experiment
+from larmor.tuning.search.experiment import load_sweep_experiment
 from tests.leaks import contents, leaks, store_keys
 from tests.ray_head import RayHead, another_node, free_port, make_token, ray_head
 from tests.tcp_relay import TcpRelay

@@ -17,7 +17,7 @@ import yaml
 
 from larmor.cli import main
 from larmor.cluster.experiments.experiment import Experiment
-from larmor.tuning.experiment import load_sweep_experiment
+from larmor.tuning.search.experiment import load_sweep_experiment
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = yaml.safe_load(Path(__file__).with_name("rayjob-schema.yaml").read_text())

@@ -16,8 +16,8 @@ from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.store_errors import StoreAway
-from larmor.tuning.objectives import Objectives
-from larmor.tuning.sweep_folder import SweepFolder
+from larmor.tuning.search.objectives import Objectives
+from larmor.tuning.search.sweep_folder import SweepFolder
 from tests.faulty_proxy import FaultyProxy
 from tests.helpers import add_checkpoint
 from tests.workbench import unique_name

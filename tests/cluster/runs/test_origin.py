@@ -22,10 +22,10 @@ from larmor.storage.dataset import dataset
 from larmor.storage.loading.config import open_reader
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
-from larmor.tuning.experiment import SweepExperiment
-from larmor.tuning.space import with_values
-from larmor.tuning.sweep import check_sweep
-from larmor.tuning.sweep_folder import SweepFolder
+from larmor.tuning.search.experiment import SweepExperiment
+from larmor.tuning.search.space import with_values
+from larmor.tuning.search.sweep import check_sweep
+from larmor.tuning.search.sweep_folder import SweepFolder
 from tests.helpers import random_kspace, small_recipe, write_dataset, write_model
 
 Make = Callable[..., Any]

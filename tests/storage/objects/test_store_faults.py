@@ -30,7 +30,7 @@ from larmor.storage.objects import store_errors
 from larmor.storage.objects.embedded_store import EmbeddedStore
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import Client, ObjectStore
-from larmor.tuning.experiment import SweepExperiment
+from larmor.tuning.search.experiment import SweepExperiment
 from tests.conftest import use_only
 from tests.faulty_proxy import FaultyProxy, Kind, proxied_environment
 from tests.helpers import flip_byte, random_kspace, stored_volume, write_dataset, write_layout

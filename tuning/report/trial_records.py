@@ -1,0 +1,242 @@
+"""What is known of every trial of a sweep: ended or still running, by early stop or by itself."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from larmor.recon.recipe.metric import HIGHER_IS_BETTER, METRICS
+from larmor.storage.objects.errors import InputError
+from larmor.tuning.search.objectives import Objectives
+from larmor.tuning.search.space import describe_value
+from larmor.tuning.search.sweep_folder import RATED, SweepFolder
+
+_BALANCE = ("share/", "score/")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial. `metrics` are those of its best checkpoint, `value` the sweep's own; None if it has none.
+
+    `seeds` are the metrics of each training, if the trial has several.
+    """
+
+    id: str
+    number: int
+    state: str
+    reason: str
+    parameters: Mapping[str, Any]
+    value: float | None
+    metrics: Mapping[str, float]
+    step: int
+    num_steps: int
+    num_images: int
+    seconds: float | None
+    history: Sequence[Mapping[str, float]]
+    seeds: Sequence[Mapping[str, float]] = ()
+
+    @property
+    def balance(self) -> dict[str, float]:
+        """The newest shares of the gradient and scores of the critic, `share/…` and `score/…`; empty without any."""
+        rows = ({key: value for key, value in row.items() if key.startswith(_BALANCE)} for row in self.history)
+        return {key: value for row in rows for key, value in row.items()}
+
+    @property
+    def tooltip(self) -> str:
+        """The trial in a few lines of HTML."""
+        values = "<br>".join(f"{key} = {describe_value(value)}" for key, value in self.parameters.items())
+        outcome = "" if self.value is None else f"<br>{self.value:.5g} at best, {self.step} steps"
+        return f"<b>{self.id}</b> ({self.state})<br>{values}{outcome}"
+
+    def curve(self, name: str) -> tuple[list[float], list[float]]:
+        """Steps and values of one figure of the history."""
+        rows = [row for row in self.history if name in row]
+        return [row["step"] for row in rows], [row[name] for row in rows]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's trials in the order in which they began, seen by its first metric, or `by` the other one."""
+
+    folder: SweepFolder
+    config: Mapping[str, Any]
+    trials: Sequence[Trial]
+    by: str | None = None
+
+    @property
+    def objectives(self) -> Objectives:
+        return Objectives.of(self.config["sweep"]["metric"])
+
+    @property
+    def metric(self) -> str:
+        """`val/psnr` or another: values, order of the trials and charts are by it."""
+        return f"val/{self.by or self.objectives.first}"
+
+    def seen_by(self, name: str) -> Sweep:
+        """The same trials with their values by another of the sweep's metrics; best and front stay what they are."""
+        key = f"val/{name}"
+        trials = [dataclasses.replace(trial, value=self.figure(trial, key)) for trial in self.trials]
+        return dataclasses.replace(self, trials=trials, by=name)
+
+    @property
+    def higher_is_better(self) -> bool:
+        return HIGHER_IS_BETTER[self.by or self.objectives.first]
+
+    @property
+    def space(self) -> Mapping[str, str]:
+        """Searched key → its range, as the experiment has it."""
+        return self.config["sweep"].get("space", {})
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self.space)
+
+    @property
+    def rated(self) -> list[Trial]:
+        """Trials with a value, the best first; of equal ones the earliest."""
+        sign = -1 if self.higher_is_better else 1
+        return sorted((trial for trial in self.trials if trial.value is not None), key=lambda t: sign * (t.value or 0))
+
+    @property
+    def common_step(self) -> int | None:
+        """The last validated step that every trial with a value has reached; None if all have gone equally far."""
+        reached = {steps[-1] for trial in self.rated if (steps := trial.curve(self.metric)[0])}
+        return int(min(reached)) if len(reached) > 1 else None
+
+    def figure(self, trial: Trial, key: str) -> float | None:
+        """A metric of a trial's best checkpoint; by the sweep's first one that of a running trial too."""
+        return trial.value if key == self.metric else trial.metrics.get(key)
+
+    def value_until(self, trial: Trial, step: int | None, key: str | None = None) -> float | None:
+        """The best value of a trial up to `step`: so trials that were stopped compare with those that went on."""
+        key = key or self.metric
+        rows = zip(*trial.curve(key), strict=True)
+        values = [value for at, value in rows if step is not None and at <= step and math.isfinite(value)]
+        if not values:
+            return self.figure(trial, key)
+        return max(values) if HIGHER_IS_BETTER[key.removeprefix("val/")] else min(values)
+
+    @property
+    def comparable(self) -> dict[str, float]:
+        """The best value of every trial with one until `common_step`, by id."""
+        values = {trial.id: self.value_until(trial, self.common_step) for trial in self.rated}
+        return {id: value for id, value in values.items() if value is not None}
+
+    @property
+    def comparison(self) -> str:
+        """What `comparable` has, in words."""
+        step = self.common_step
+        return "the best value" if step is None else f"the best until step {step}, which all trials reached"
+
+    @property
+    def best(self) -> Trial | None:
+        """What `larmor pull` brings: the best that has finished or was stopped early; of a front the chosen one."""
+        ended = self._ended
+        return ended[self.objectives.choose([trial.metrics for trial in ended])] if ended else None
+
+    @property
+    def front(self) -> list[Trial]:
+        """The best trade-offs, by the first metric; empty if there is but one."""
+        ended = self._ended
+        places = self.objectives.front([trial.metrics for trial in ended]) if self.objectives.has_front else []
+        return sorted((ended[place] for place in places), key=lambda trial: trial.metrics[self.metric])
+
+    @property
+    def _ended(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.state in RATED and self.objectives.are_in(trial.metrics)]
+
+    @property
+    def start(self) -> Trial | None:
+        """The trial with the experiment's own values, if it was tried."""
+        own = {key: _dotted(self.config, key) for key in self.space}
+        return next((trial for trial in self.trials if dict(trial.parameters) == own), None)
+
+
+def read_sweep(url: str) -> Sweep:
+    """Everything about the sweep at `url`. Raises `InputError` if none is there."""
+    folder = SweepFolder(url)
+    if not folder.exists():
+        raise InputError(f"{url}: no sweep is there (no sweep.yaml); check the URL")
+    config = yaml.safe_load(folder.config_yaml())
+    metric = folder.objectives().keys[0]
+    ended = {record["id"]: record for record in folder.trials()}
+    ids = [*ended, *(name for name in folder.trial_ids() if name not in ended)]
+    with ThreadPoolExecutor(8) as pool:
+        reading = [
+            pool.submit(_read, folder, config, metric, number, name, ended.get(name, {}))
+            for number, name in enumerate(ids)
+        ]
+        return Sweep(folder, config, [trial.result() for trial in reading])
+
+
+def _read(
+    folder: SweepFolder, config: Mapping[str, Any], metric: str, number: int, name: str, record: Mapping[str, Any]
+) -> Trial:
+    run = folder.trial_run(name)
+    try:
+        own = yaml.safe_load(run.config_yaml())
+    except InputError:  # it ended before it had a folder
+        own = config
+    history = run.history()
+    step = int(record.get("step") or (history[-1]["step"] if history else 0))
+    metrics = dict(record.get("metrics") or {})
+    better = max if HIGHER_IS_BETTER[metric.removeprefix("val/")] else min
+    values = [row[metric] for row in history if row.get(metric, float("nan")) == row.get(metric)]
+    value = metrics.get(metric, better(values) if values else None)
+    searched = config["sweep"].get("space", {})
+    return Trial(
+        id=name,
+        number=number,
+        state=record.get("state", "running"),
+        reason=record.get("reason") or record.get("error") or run.failure() or "",
+        parameters=record.get("parameters") or {key: _dotted(own, key) for key in searched},
+        value=value,
+        metrics=metrics,
+        step=step,
+        num_steps=int(_dotted(own, "training.num_steps") or 0),
+        num_images=int(record.get("num_images") or step * (_dotted(own, "training.global_batch_size") or 0)),
+        seconds=record.get("seconds"),
+        history=history,
+        seeds=[end.get("metrics", {}) for end in record.get("seeds", ())],
+    )
+
+
+def write_trials_csv(sweep: Sweep, path: Path) -> None:
+    """One line for each trial, in the order in which they began; of two metrics `front` says whether it is on it."""
+    names = [f"val/{name}" for name in METRICS]
+    balance = list(dict.fromkeys(key for trial in sweep.trials for key in trial.balance))
+    front, has_front = sweep.front, sweep.objectives.has_front
+    extra = [*balance, *(["front"] if has_front else [])]
+    heading = ["number", "trial", "state", *sweep.keys, *names, *extra, "step", "images", "seconds", "reason"]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(heading)
+        for trial in sweep.trials:
+            metrics = {sweep.metric: trial.value, **trial.metrics}
+            figures = ["" if metrics.get(name) is None else metrics[name] for name in names]
+            values = [trial.parameters.get(key, "") for key in sweep.keys]
+            seconds = "" if trial.seconds is None else f"{trial.seconds:.3f}"
+            figures += [trial.balance.get(name, "") for name in balance]
+            figures += [str(trial in front).lower()] if has_front else []
+            row = [trial.number, trial.id, trial.state, *map(_cell, values), *figures]
+            writer.writerow([*row, trial.step, trial.num_images, seconds, trial.reason])
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, str | int | float) else json.dumps(value)
+
+
+def _dotted(content: Mapping[str, Any], key: str) -> Any:
+    value: Any = content
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

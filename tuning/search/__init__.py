@@ -1,0 +1,1 @@
+"""A search: space, sampler, ASHA, trials."""

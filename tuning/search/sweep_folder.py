@@ -1,0 +1,239 @@
+"""A sweep's folder in the store: its configuration, one run folder for each trial, its result. No Ray here.
+
+lease/NUMBER.json     who runs it (cluster/runs/lease.py)
+sweep.yaml            the experiment with its search; created only once
+origin.json, …        data set, mask and versions (cluster/runs/origin.py)
+trials/ID/…           a run folder (cluster/runs/run_folder.py): the training with the experiment's own seed
+trials/ID/seeds/N/…   run folders of the trainings with the N following seeds, if there are several
+trials/ID/begun.json  parameters; written when the trial begins, or goes on after it was stopped
+trials/ID/trial.json  parameters, state, metrics, steps, images, seconds; written when the trial has ended
+ends/NUMBER-ID        an empty object for each time that a trial has ended: whoever follows lists these alone
+result.json           all trials, the best one and, of two metrics, the front; written when the sweep has finished
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from larmor.cluster.runs.lease import check_lease, delete_all_but_lease
+from larmor.cluster.runs.run_folder import RunFolder
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
+from larmor.storage.objects.parallel import run_in_threads
+from larmor.tuning.search.objectives import Objectives
+
+_ENDS = "ends"
+_THREADS = 8
+# how a trial ends that is not tried again; `failed` is: what failed may have been the cluster
+ENDED = ("finished", "stopped", "diverged")
+# whose best checkpoint counts: a stopped trial's may be the best of all
+RATED = ("finished", "stopped")
+
+
+class TrialRun(RunFolder):
+    """A trial's run folder. It is the lease of its sweep that fences it."""
+
+    def __init__(self, url: str, sweep: ObjectStore, lease: int | None) -> None:
+        super().__init__(url, lease)
+        self._sweep = sweep
+
+    def check_lease(self) -> None:
+        if self.lease is not None:
+            check_lease(self._sweep, self.lease)
+
+
+class SweepFolder:
+    """The folder of one sweep; with the number of a `lease`, records are written only while that lease is the newest.
+
+    Methods raise what `ObjectStore` raises, and `LeaseLost`.
+    """
+
+    def __init__(self, url: str, lease: int | None = None) -> None:
+        self.store = ObjectStore(url)
+        self.lease = lease
+
+    @property
+    def url(self) -> str:
+        return self.store.url
+
+    def exists(self) -> bool:
+        self.store.check_access()
+        return self.store.exists("sweep.yaml")
+
+    def create(self, config_yaml: str) -> bool:
+        return self.store.create("sweep.yaml", config_yaml.encode(), guard=self.check_lease)
+
+    def config_yaml(self) -> str:
+        return self.store.read("sweep.yaml").decode()
+
+    def delete(self) -> None:
+        """Remove everything but the lease."""
+        delete_all_but_lease(self.store, self.check_lease)
+
+    def check_lease(self) -> None:
+        """Raises `LeaseLost` if another process runs the sweep now."""
+        if self.lease is not None:
+            check_lease(self.store, self.lease)
+
+    def trial_run(self, trial: str, seed_number: int = 0) -> RunFolder:
+        """The run of a trial's first training, or of that with the `seed_number`-th seed after it."""
+        url = f"{self.url}/trials/{trial}" + (f"/seeds/{seed_number}" if seed_number else "")
+        return TrialRun(url, self.store, self.lease)
+
+    def begin_trial(self, trial: str, parameters: Mapping[str, Any]) -> tuple[float, float]:
+        """Record what a trial is, unless it has begun before; when it began, and the seconds that it took until now.
+
+        One that was stopped and goes on has not ended any more: its record is removed. Seconds since 1970, and those of
+        that record.
+        """
+        record: dict[str, Any] = {"parameters": dict(parameters), "began": time.time(), "seconds": 0.0}
+        path, end = f"trials/{trial}/begun.json", f"trials/{trial}/trial.json"
+        if not self.store.create(path, json.dumps(record).encode(), guard=self.check_lease):
+            record = json.loads(self.store.read(path))
+        if self.store.exists(end) and (ended := json.loads(self.store.read(end)))["state"] == "stopped":
+            record["seconds"] = ended["seconds"]
+            self.store.write(path, json.dumps(record).encode(), guard=self.check_lease)
+            self.store.remove([end], guard=self.check_lease)
+        return float(record["began"]), float(record["seconds"])
+
+    def unfinished(self) -> dict[str, dict[str, Any]]:
+        """Parameters of the trials, by id, that have begun and not ended, or ended with an error; by age."""
+        ended = {trial["id"] for trial in self.trials() if trial["state"] in ENDED}
+        records = self._records("begun.json")
+        ids = sorted(records.keys() - ended, key=lambda id: records[id]["began"])
+        return {id: records[id]["parameters"] for id in ids}
+
+    def next_number(self) -> int:
+        """A number that no trial has for its name."""
+        numbers = [int(name) for name in self.trial_ids() if name.isdigit()]
+        return max(numbers, default=0) + 1
+
+    def write_trial(self, trial: str, record: Mapping[str, Any]) -> None:
+        content = json.dumps({"id": trial, **record}, indent=2).encode()
+        self.store.write(f"trials/{trial}/trial.json", content, guard=self.check_lease)
+        self._note_end(trial)
+
+    def _note_end(self, trial: str) -> None:
+        number = len(self.store.list(_ENDS)) + 1
+        while not self.store.create(f"{_ENDS}/{number:06d}-{trial}", b"", guard=self.check_lease):
+            number += 1
+
+    def write_failure(self, trial: str, failure: Mapping[str, Any]) -> None:
+        """The record of a trial that its own workers could not write, unless they did."""
+        if not self.store.exists(f"trials/{trial}/trial.json"):
+            began, _ = self.begin_trial(trial, failure["parameters"])
+            times = {"began": began, "seconds": time.time() - began}
+            self.write_trial(trial, {"metrics": {}, **failure, **times})
+
+    def trials(self) -> list[dict[str, Any]]:
+        """Records of all trials that have ended, in the order in which they began."""
+        return sorted(self._records("trial.json").values(), key=lambda record: record["began"])
+
+    def trial(self, id: str) -> dict[str, Any] | None:
+        """The record of one trial; None if it has not ended."""
+        try:
+            return json.loads(self.store.read(f"trials/{id}/trial.json"))
+        except FileNotFoundError:
+            return None
+
+    def ends(self) -> dict[str, str]:
+        """Each time that a trial has ended, in order: a name for it, and the trial's id."""
+        return {path: path.partition("-")[2] for path in self.store.list(_ENDS)}
+
+    def _records(self, name: str) -> dict[str, dict[str, Any]]:
+        """A record of every trial that has it, by the trial's id. What else is in a trial's folder is not listed."""
+
+        def read(id: str) -> dict[str, Any] | None:
+            try:
+                return json.loads(self.store.read(f"trials/{id}/{name}"))
+            except FileNotFoundError:
+                return None
+
+        ids = self.trial_ids()
+        found = zip(ids, run_in_threads(read, ids, _THREADS), strict=True)
+        return {id: record for id, record in found if record is not None}
+
+    def trial_ids(self) -> list[str]:
+        """Every trial that has begun, also those that have not ended; sorted."""
+        return [path.split("/")[1] for path in self.store.folders("trials")]
+
+    def objectives(self) -> Objectives:
+        """What the sweep counts."""
+        return Objectives.of(yaml.safe_load(self.config_yaml())["sweep"]["metric"])
+
+    def write_result(self, objectives: Objectives) -> dict[str, Any]:
+        """Write and return all trials, the front and the best. Raises `InputError` if no trial has finished."""
+        trials = self.trials()
+        result: dict[str, Any] = {"state": "finished", "metric": objectives.keys[0], "trials": trials}
+        result["best"] = best_trial(trials, objectives)
+        if objectives.has_front:
+            front = [trial["id"] for trial in front_trials(trials, objectives)]
+            result |= {"metric": list(objectives.keys), "front": front}
+        self.store.write("result.json", json.dumps(result, indent=2).encode(), guard=self.check_lease)
+        return result
+
+    def result(self) -> dict[str, Any] | None:
+        """What the finished sweep wrote, or None."""
+        try:
+            return json.loads(self.store.read("result.json"))
+        except FileNotFoundError:
+            return None
+
+
+def best_trial(
+    trials: Sequence[dict[str, Any]], objectives: Objectives, weights: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Of the trials that have finished or were stopped early the best one; of two metrics see `Objectives.choose`.
+
+    Raises `InputError` if there is none with these metrics.
+    """
+    rated = _rated(trials, objectives)
+    if not rated:
+        errors = [reason for trial in trials if (reason := trial.get("reason") or trial.get("error"))]
+        reason = f"; the last one failed with: {errors[-1]}" if errors else ""
+        named = " and ".join(f"'{key}'" for key in objectives.keys)
+        raise InputError(f"none of {len(trials)} trials has finished with the metric {named}{reason}")
+    return rated[objectives.choose([trial["metrics"] for trial in rated], weights)]
+
+
+def front_trials(trials: Sequence[dict[str, Any]], objectives: Objectives) -> list[dict[str, Any]]:
+    """The best trade-offs of the trials that have finished or were stopped early, in the order of `trials`."""
+    rated = _rated(trials, objectives)
+    return [rated[place] for place in objectives.front([trial["metrics"] for trial in rated])]
+
+
+def _rated(trials: Sequence[dict[str, Any]], objectives: Objectives) -> list[dict[str, Any]]:
+    return [trial for trial in trials if trial["state"] in RATED and objectives.are_in(trial["metrics"])]
+
+
+def new_trials(folder: SweepFolder) -> Callable[[], list[dict[str, Any]]]:
+    """A function that returns the trials that have ended, or ended anew, since it was last called; at first all.
+
+    Its cost is that of one listing, and of what is new.
+    """
+    seen: set[str] | None = None
+
+    def fetch() -> list[dict[str, Any]]:
+        nonlocal seen
+        ends = folder.ends()
+        if seen is None:  # those of an earlier call count too, also if a version of then noted no ends
+            found: list[dict[str, Any] | None] = list(folder.trials())
+        else:
+            found = [folder.trial(id) for id in dict.fromkeys(ends[path] for path in ends.keys() - seen)]
+        seen = set(ends)
+        return sorted((trial for trial in found if trial), key=lambda record: record["began"])
+
+    return fetch
+
+
+def best_parameters(url: str) -> dict[str, Any]:
+    """The searched values of a sweep's best trial. Raises `InputError` if the sweep has no finished trial."""
+    folder = SweepFolder(url)
+    if not folder.exists():
+        raise InputError(f"{url}: no sweep is there (no sweep.yaml); check the URL")
+    return dict(best_trial(folder.trials(), folder.objectives())["parameters"])
