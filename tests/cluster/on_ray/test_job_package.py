@@ -64,7 +64,7 @@ def test_the_packed_source_runs_from_its_folder(package: Path) -> None:
     assert done.returncode == 0, done.stderr
     larmor_file, report_file, *names = done.stdout.split()
     assert Path(larmor_file).resolve() == package / "larmor" / "__init__.py"
-    assert Path(report_file).resolve() == package / "larmor" / "tuning" / "report.py"
+    assert Path(report_file).resolve() == package / "larmor" / "tuning" / "report" / "report.py"
     assert names == list(shipped_experiments())
 
 
