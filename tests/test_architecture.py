@@ -18,7 +18,7 @@ PATHS = {f"larmor.{wing}": ROOT / wing for wing in WINGS} | {"larmor": ROOT / "l
 SOURCES = sorted(path for folder in PATHS.values() for path in folder.rglob("*.py"))
 HOMES = {
     "ray": ("cluster/", "tuning/"),
-    "deepspeed": ("recon/engines/engine.py",),
+    "deepspeed": ("recon/engines/deepspeed_engine.py",),
     "tensorboardX": ("cluster/runs/event_file.py",),
     "zarr": ("storage/",),
     "s3fs": ("storage/",),

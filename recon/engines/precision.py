@@ -1,7 +1,8 @@
-"""Normalisations of networks that compute in bfloat16."""
+"""What an engine that computes in bfloat16 does to inputs, buffers and normalisations."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import MethodType
 from typing import Any
 
@@ -66,3 +67,8 @@ def _as_given(layer: Any, images: Tensor) -> Tensor:
         if isinstance(layer, nn.GroupNorm):
             return nn.functional.group_norm(images, layer.num_groups, weight, bias, layer.eps)
         return nn.functional.instance_norm(images, weight=weight, bias=bias, eps=layer.eps)
+
+
+def lowered(inputs: Iterable[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """Real floating-point inputs in `dtype`; masks, complex k-space and None as they are."""
+    return [x.to(dtype) if x is not None and x.is_floating_point() else x for x in inputs]

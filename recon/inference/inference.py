@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from larmor.recon.engines.engine import lowered
+from larmor.recon.engines.precision import lowered
 from larmor.recon.physics.samples import MAGNITUDE, Sample, denormalize, display, normalize, normalize_by, prepare
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.signal import SignalConfig

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from larmor.recon.engines.engine import Engine, EngineSettings, build_engine
+from larmor.recon.engines.build import build_engine
+from larmor.recon.engines.engine import Engine, EngineSettings
 from larmor.recon.networks.lipschitz import draw_shares
 from larmor.recon.networks.networks import build_critic, build_generator
 from larmor.recon.physics.fourier import fft2c, ifft2c

@@ -220,8 +220,9 @@ class Trainer:
     """The loop of one case on this rank."""
 
     def __init__(self, case: Case, rank: int, world_size: int, seed: int = 0, micro_batch: int = MICRO_BATCH) -> None:
-        import larmor.recon.engines.engine
-        from larmor.recon.engines.engine import EngineSettings, build_engine
+        from larmor.recon.engines import deepspeed_engine
+        from larmor.recon.engines.build import build_engine
+        from larmor.recon.engines.engine import EngineSettings
         from larmor.recon.recipe.settings import OptimizerConfig
 
         self.case, self.rank, self.world_size, self.micro_batch = case, rank, world_size, micro_batch
@@ -234,7 +235,7 @@ class Trainer:
         settings = EngineSettings(micro_batch, case.accumulation, case.zero_stage, case.dtype, threshold)
         config = OptimizerConfig(**optimizer_settings(case.optimizer))
         if case.variant == "everything_clipped":
-            larmor.recon.engines.engine.parameter_groups = lambda module, clip: [{"params": list(module.parameters())}]
+            deepspeed_engine.parameter_groups = lambda module, clip: [{"params": list(module.parameters())}]
         clip = 2 * CLIP if case.variant == "double_clip" else CLIP
         self.generator = build_engine(generator, config, settings, "cpu", backend=case.backend)
         self.critic = build_engine(critic, config, settings, "cpu", clip=clip, backend=case.backend)
@@ -372,7 +373,8 @@ def refusals(case: Case, rank: int, world_size: int, folder: Path) -> dict[str, 
 
 def mixed_layers(zero_stage: int, backend: str) -> dict[str, Any]:
     """bfloat16 training of layers that keep buffers: a network's state before and after two steps."""
-    from larmor.recon.engines.engine import EngineSettings, build_engine
+    from larmor.recon.engines.build import build_engine
+    from larmor.recon.engines.engine import EngineSettings
     from larmor.recon.recipe.settings import OptimizerConfig
 
     torch.manual_seed(0)
@@ -401,19 +403,25 @@ def main(rank: int, world_size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     if world_size > 1:  # one rank starts without a process group, as on a bare machine
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
-    import larmor.recon.engines.engine
+    from larmor.recon.engines import deepspeed_engine
 
     # The plain engine first, before DeepSpeed has made the process group that a single rank lacks.
     cases = sorted(PARITY + BFLOAT16, key=lambda case: case.backend, reverse=True)
     for case in cases + (MISTAKES if world_size == 1 else []):
-        derived, groups = larmor.recon.engines.engine.deepspeed_config, larmor.recon.engines.engine.parameter_groups
+        derived, groups = (
+            deepspeed_engine.deepspeed_config,
+            deepspeed_engine.parameter_groups,
+        )
         if case.variant == "default_gradient_clipping":
-            larmor.recon.engines.engine.deepspeed_config = partial(clipped, derived)
+            deepspeed_engine.deepspeed_config = partial(clipped, derived)
         try:
             result = run(case, rank, world_size, folder)
         except Exception:  # the test of this case shows it; the other cases go on
             result = {"error": traceback.format_exc()}
-        larmor.recon.engines.engine.deepspeed_config, larmor.recon.engines.engine.parameter_groups = derived, groups
+        (
+            deepspeed_engine.deepspeed_config,
+            deepspeed_engine.parameter_groups,
+        ) = derived, groups
         torch.save(result, folder / f"{case.name}.rank{rank}.pt")
     torch.save(refusals(Case(2, 2, 3), rank, world_size, folder), folder / f"refusals.rank{rank}.pt")
     if world_size == 1:

@@ -103,7 +103,6 @@ def main(folder: Path, cases: list[Case]) -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed  # noqa: F401  before the forks
 
-    import larmor.recon.engines.engine
     import larmor.recon.engines.plain_engine  # noqa: F401
 
     for number, (world_size, saving) in enumerate([(1, True), (2, True), (1, False), (2, False), (3, False)]):

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity_program import SAVE_AT, Case
-from resize_program import ALL, CROSSED, FEW, GLOBAL_BATCH, SIZES
-from test_parity import ROOT, TOLERANCE, by_name, cached_reference
 
 from larmor.recon.engines.engine_state import open_state
 from larmor.storage.objects.errors import InputError
+from tests.recon.engines.parity_program import SAVE_AT, Case
+from tests.recon.engines.resize_program import ALL, CROSSED, FEW, GLOBAL_BATCH, SIZES
+from tests.recon.engines.test_parity import ROOT, TOLERANCE, by_name, cached_reference
 
 
 def results_of(folder: Path, cases: str) -> Path:

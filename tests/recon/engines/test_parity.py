@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from parity_program import BFLOAT16, CLIP, MICRO_BATCH, MISTAKES, PARITY, SAVE_AT, Case, reference
 from torch import nn
 
-from larmor.recon.engines.engine import EngineSettings, build_engine
+from larmor.recon.engines.build import build_engine
+from larmor.recon.engines.engine import EngineSettings
 from larmor.recon.recipe.settings import OptimizerConfig
 from larmor.storage.objects.errors import InputError
+from tests.recon.engines.parity_program import BFLOAT16, CLIP, MICRO_BATCH, MISTAKES, PARITY, SAVE_AT, Case, reference
 
 ROOT = Path(__file__).resolve().parents[3]
 TOLERANCE = 1e-6
@@ -193,7 +194,7 @@ def test_deepspeed_is_imported_in_one_file_and_only_inside_functions() -> None:
             if imports_deepspeed(node)
         }
         assert everywhere == inside, path.name
-        assert not everywhere or path.name == "engine.py"
+        assert not everywhere or path.name == "deepspeed_engine.py"
 
 
 def imports_deepspeed(node: ast.AST) -> bool:

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from larmor.recon.engines.engine import Engine, EngineSettings, build_engine
+from larmor.recon.engines.build import build_engine
+from larmor.recon.engines.engine import Engine, EngineSettings
 from larmor.recon.recipe.settings import OptimizerConfig
 
 

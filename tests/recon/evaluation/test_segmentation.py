@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import property_test
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -32,7 +31,7 @@ from larmor.storage.formats.volumes import image_to_kspace
 from larmor.storage.loading.config import DataConfig, open_reader
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
-from tests.helpers import write_dataset
+from tests.helpers import property_test, write_dataset
 
 CONFIG = SegmentationConfig()
 SIZE = (128, 112)

@@ -7,7 +7,8 @@ import itertools
 import torch
 import torch.distributed as dist
 
-from larmor.recon.engines.engine import EngineSettings, build_engine
+from larmor.recon.engines.build import build_engine
+from larmor.recon.engines.engine import EngineSettings
 from larmor.recon.recipe.settings import OptimizerConfig
 from larmor.recon.training.communication import listening
 
