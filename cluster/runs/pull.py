@@ -39,6 +39,7 @@ _TRIES = 5  # a run that is going on may remove a checkpoint between our look an
 class Pulled:
     """The checkpoint that was brought, and what the user should know of it."""
 
+    run_url: str
     checkpoint: Checkpoint
     notes: tuple[str, ...]
 
@@ -92,7 +93,7 @@ def pull_run(
         (model / "metrics.json").write_text(json.dumps(record, indent=1))
         write_card(model, target.name)
         _put_in_place(model, target)
-    return Pulled(best, notes)
+    return Pulled(run.url, best, notes)
 
 
 def check_target(target: Path, overwrite: bool) -> None:

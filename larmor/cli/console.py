@@ -43,7 +43,7 @@ def training_progress(num_steps: int) -> Iterator[Callable[[Mapping[str, float]]
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task("training", total=num_steps, figures="starting the workers")
         silent = SilentCritic()
 

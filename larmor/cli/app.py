@@ -1,0 +1,65 @@
+"""The application, and what several commands share: arguments, options, paths on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from larmor.storage.formats.provenance import larmor_version
+
+
+def local_path(text: str | Path) -> Path:
+    if "://" in str(text):
+        raise typer.BadParameter(
+            f"{text}: is a URL, and a path on this machine is expected (of a run, `larmor pull {text} --to MODEL_DIR` "
+            "makes a model directory)"
+        )
+    return Path(text)
+
+
+LOCAL: dict[str, Any] = {"parser": local_path}  # pathlib would make s3:/… of a URL, and a folder of that name
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Experiment = Annotated[
+    str, typer.Argument(help="An experiment's YAML file, or the name of a shipped one: laptop, paper_256x256, …")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to the experiment: key=value, such as training.num_steps=100")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete what is there under that name and begin anew.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Slices that go through the generator at once.")]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster (auto, HOST:PORT or ray://…); without it one starts here.")
+]
+
+Dashboard = Annotated[
+    str,
+    typer.Option(
+        "--address", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, such as http://127.0.0.1:8265."
+    ),
+]
+Job = Annotated[str, typer.Argument(help="The job's name: that of the run, or sweep-NAME.")]
+IsSweep = Annotated[bool, typer.Option("--sweep", help="Submit the sweep, not the training.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"larmor {larmor_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train GANs that reconstruct MRI from too few measurements, on a Ray cluster, straight from object storage."""

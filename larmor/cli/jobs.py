@@ -1,0 +1,80 @@
+"""Commands about clusters and what runs there: submit, status, stop, runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from larmor.cli.app import Dashboard, Experiment, IsSweep, Job, Overrides, app
+
+
+@app.command()
+def submit(
+    experiment: Experiment,
+    address: Dashboard,
+    overrides: Overrides = None,
+    run_sweep: IsSweep = False,
+    install: Annotated[
+        bool, typer.Option("--install", help="Nodes install the dependencies first, in the versions of this machine.")
+    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job's log.")] = False,
+) -> None:
+    """Run the training or the sweep as a job on a Ray cluster, and follow its log. Exit code: the job's.
+
+    The same command again comes back to a job that still runs; Ctrl-C leaves it running.
+    """
+    from larmor.cli.console import errors
+    from larmor.cluster.on_ray.job_log import follow
+    from larmor.cluster.on_ray.jobs import Jobs, exit_code
+    from larmor.commands.training import load_experiment
+
+    config = load_experiment(experiment, overrides or [])
+    jobs = Jobs(address)
+    job = jobs.submit("sweep" if run_sweep else "train", config if run_sweep else config.training_part(), install)
+    try:
+        what = f"job '{job.name}' runs already; this is its log" if job.attached else f"submitted as job '{job.name}'"
+        typer.echo(what)
+        if detach:
+            return
+        code = exit_code(follow(jobs, job.name, lambda text: typer.echo(text, nl=False)))
+    except KeyboardInterrupt:
+        errors.print(
+            f"\njob '{job.name}' goes on; the same command comes back to it, `larmor status {job.name} --address "
+            f"{address}` asks about it, `larmor stop {job.name} --address {address}` ends it",
+            markup=False,
+        )
+        code = 130
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(job: Job, address: Dashboard) -> None:
+    """How a job on a cluster is: its state, since when, and where its results go."""
+    from larmor.cluster.on_ray.jobs import Jobs, describe
+
+    for line in describe(Jobs(address).get(job)):
+        typer.echo(line)
+
+
+@app.command()
+def stop(job: Job, address: Dashboard) -> None:
+    """End a job on a cluster: it is asked to, and is killed after two minutes. Submitting it again goes on with it."""
+    from larmor.cluster.on_ray.jobs import Jobs, describe
+
+    for line in describe(Jobs(address).stop(job)):
+        typer.echo(line)
+
+
+@app.command("runs")
+def list_runs(
+    url: Annotated[str, typer.Argument(help="Where runs are: an output_url, a sweep, or one run.")] = "s3://larmor",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """List runs: state, step, best validation, speed, goodput (steps that count / all the time), restarts."""
+    from larmor.cli.console import console
+    from larmor.cluster.runs.runs import find_runs, table_lines, to_json
+
+    found = find_runs(url)
+    for line in [to_json(found)] if as_json else table_lines(found):
+        console.print(line, markup=False)

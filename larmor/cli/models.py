@@ -1,0 +1,204 @@
+"""Commands about trained models: pull, reconstruct, export, evaluate, report, benchmark tables."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from larmor.cli.app import LOCAL, BatchSize, Overwrite, app
+from larmor.recon.recipe.metric import METRICS
+from larmor.storage.objects.errors import InputError
+
+benchmark_app = typer.Typer(help="Comparisons that anybody can repeat.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command()
+def pull(
+    url: Annotated[str, typer.Argument(help="A run's or a sweep's URL.")],
+    to: Annotated[Path, typer.Option(help="The model directory to make.", **LOCAL)],
+    metric: Annotated[
+        str | None,
+        typer.Option(help=f"Validation metric: {', '.join(METRICS)}; default: the run's or the sweep's own."),
+    ] = None,
+    prefer: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a sweep by two metrics: METRIC, or METRIC=WEIGHT,METRIC=WEIGHT, chooses from the front; default: "
+            "nearest to the best of both, in parts of the front's range."
+        ),
+    ] = None,
+    trial: Annotated[
+        str | None, typer.Option(help="Of a sweep: this trial (its id or how it begins), not the best one.")
+    ] = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Also the whole training state, to look into or keep: of your own runs only."),
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """The best checkpoint by a validation metric, verified by checksum: weights, configuration, metrics, card.
+
+    Broken off, the same command goes on where it stopped.
+    """
+    from larmor.cli.console import console
+    from larmor.commands.models import pull as pull_model
+
+    pulled = pull_model(url, to, metric, trial=trial, prefer=prefer, full=full, overwrite=overwrite)
+    for note in pulled.notes:
+        console.print(f"note: {note}", markup=False)
+    figures = ", ".join(
+        f"{name} {value:.5g}" for name, value in sorted(pulled.checkpoint.metrics.items()) if name.startswith("val/")
+    )
+    console.print(f"{to}: {pulled.run_url}, step {pulled.checkpoint.step}, {figures} (preset paper)", markup=False)
+
+
+@app.command()
+def reconstruct(
+    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.", **LOCAL)],
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="Scans as for `larmor convert`, or a data set made by it.")
+    ],
+    to: Annotated[Path, typer.Option(help="Folder for the images.", **LOCAL)],
+    split: Annotated[str | None, typer.Option(help="Of a data set: train, validation or test (default).")] = None,
+    undersample: Annotated[
+        bool, typer.Option("--undersample", help="Measured k-space is whole: undersample it with the model's mask.")
+    ] = False,
+    mask: Annotated[
+        Path | None, typer.Option(help="Which points of k-space were measured: .npy (height, width), 1 or 0.", **LOCAL)
+    ] = None,
+    skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Bad scans do not make it fail.")] = False,
+    batch_size: BatchSize = 8,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Reconstruct images (undersampled on the fly) or measured k-space, of any size; NIfTI or npy, and a PNG."""
+    from larmor.cli.console import console, progress_bar
+    from larmor.commands.feedback import Feedback
+    from larmor.commands.models import ReconstructOptions
+    from larmor.commands.models import reconstruct as reconstruct_source
+    from larmor.recon.models.reconstruct import describe_speed
+    from larmor.storage.conversion.notes import describe_notes
+
+    options = ReconstructOptions(split, undersample, mask, batch_size)
+    with progress_bar() as show:
+        began = time.perf_counter()
+        feedback = Feedback(partial(console.print, markup=False), show)
+        reports = reconstruct_source(model_dir, source, to, options, device=device, feedback=feedback)
+        seconds = time.perf_counter() - began
+    bad = [report for report in reports if report.problem]
+    for path in (path for report in reports for path in report.files):
+        console.print(str(path))
+    if len(bad) < len(reports):
+        console.print(describe_speed(reports, seconds, device))
+    for line in describe_notes((report.name, report.notes) for report in reports):
+        console.print(line, markup=False)
+    if bad and (not skip_invalid or len(bad) == len(reports)):
+        raise InputError("\n".join(report.problem for report in bad))
+    for report in bad:
+        console.print(f"left out: {report.problem}", markup=False)
+
+
+@app.command()
+def export(
+    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.", **LOCAL)],
+    to: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for torch.export.", **LOCAL)],
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the images; default: as it was trained.")] = None,
+    dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="Let height and width vary.")] = False,
+    coils: Annotated[int, typer.Option(min=1, help="Coils of the k-space, for models that see them.")] = 1,
+    overwrite: Overwrite = False,
+) -> None:
+    """A model for other programs: ONNX or torch.export, checked against the model to 1e-4 before it is there."""
+    from larmor.cli.console import console
+    from larmor.commands.models import export as export_file
+    from larmor.recon.evaluation.methods import parse_size
+
+    wanted = parse_size(size) if size else None
+    for line in export_file(model_dir, to, size=wanted, dynamic_size=dynamic_size, coils=coils, overwrite=overwrite):
+        console.print(line, markup=False)
+
+
+@app.command()
+def evaluate(
+    model_dirs: Annotated[list[Path], typer.Argument(metavar="MODEL_DIR...", help="Made by `larmor pull`.", **LOCAL)],
+    url: Annotated[str, typer.Argument(metavar="DATASET_URL", help="A data set made by `larmor convert`.")],
+    method: Annotated[
+        list[str] | None, typer.Option(help="Without training: wavelet, total_variation or bart; repeatable.")
+    ] = None,
+    size: Annotated[list[str] | None, typer.Option(help="HEIGHTxWIDTH instead of the models' own; repeatable.")] = None,
+    mask: Annotated[list[str] | None, typer.Option(help="Kind of mask instead of their own; repeatable.")] = None,
+    ratio: Annotated[list[float] | None, typer.Option(help="Sampling ratio instead of their own; repeatable.")] = None,
+    segmentation: Annotated[
+        bool, typer.Option("--segmentation", help="Rate tissue segmentations too: Dice. Takes a minute per volume.")
+    ] = False,
+    every: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Rate one slice in N of each volume; the table says so."),
+    ] = 1,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    preset: Annotated[str, typer.Option(help="How figures are defined: paper or fastmri.")] = "paper",
+    to: Annotated[
+        Path | None, typer.Option(help="Folder for the tables; default: MODEL_DIR/evaluation.", **LOCAL)
+    ] = None,
+    batch_size: BatchSize = 8,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """The tables: zero-filled, models and classical methods side by side, preset named; CSV, Markdown, LaTeX, PNG."""
+    from larmor.cli.console import console, progress_bar
+    from larmor.commands.feedback import Feedback
+    from larmor.commands.models import EvaluateOptions
+    from larmor.commands.models import evaluate as evaluate_models
+    from larmor.recon.evaluation.methods import parse_size
+    from larmor.recon.evaluation.tables import text_table
+
+    sizes = [parse_size(text) for text in size or []]
+    options = EvaluateOptions(
+        method or [], sizes, mask or [], ratio or [], segmentation, every, split, preset, batch_size
+    )
+    with progress_bar() as show:
+        evaluated = evaluate_models(
+            model_dirs, url, options, to=to, device=device, feedback=Feedback(console.print, show)
+        )
+    for table in evaluated.tables:
+        for line in text_table(table):
+            console.print(line, markup=False)
+    for path in evaluated.files:
+        console.print(str(path))
+
+
+@benchmark_app.command("tables")
+def benchmark_tables(
+    preset: Annotated[str, typer.Option(help="A shipped grid, laptop or paper, or a YAML file.")] = "laptop",
+    data: Annotated[str, typer.Option(help="A data set made by `larmor convert`.")] = "s3://larmor/heads",
+    output: Annotated[str, typer.Option(help="Where the trainings go: a folder or s3://BUCKET.")] = "s3://larmor",
+    to: Annotated[Path, typer.Option(help="Folder for models, tables and figures.", **LOCAL)] = Path("tables"),
+    num_images: Annotated[int | None, typer.Option(min=1, help="Images that each system sees.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    overwrite: Overwrite = False,
+) -> None:
+    """Train every system alike and fill the tables. Stopped, the same command goes on where it was."""
+    from larmor.cli.console import console
+    from larmor.cluster.comparison.grid import fill, load_grid
+
+    grid = load_grid(preset, {"num_images": num_images} if num_images else {})
+    name = f"tables-{Path(preset).stem}-{grid.num_images}"
+    fill(grid, name, data, output, to, device, partial(console.print, markup=False), overwrite)
+    console.print(str(to / "tables.md"))
+
+
+@app.command()
+def report(
+    urls: Annotated[list[str], typer.Argument(metavar="URL...", help="Runs and sweeps: their URLs.")],
+    to: Annotated[Path, typer.Option(help="The HTML file to write; tables as CSV go beside it.", **LOCAL)] = Path(
+        "report.html"
+    ),
+    evaluation: Annotated[Path | None, typer.Option(help="A folder made by `larmor evaluate`.", **LOCAL)] = None,
+) -> None:
+    """One self-contained HTML page about a sweep or a run: trials, curves, landscape, panels, cost; CSV beside it."""
+    from larmor.cli.console import console
+    from larmor.tuning.report.report import write_report
+
+    for path in write_report(to, urls, evaluation):
+        console.print(str(path), markup=False)

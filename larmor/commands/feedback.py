@@ -1,0 +1,26 @@
+"""What a command says while it works: silent from Python, a terminal's lines and bars from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Say = Callable[[str], None]
+Progress = Callable[[str, int, "int | None"], None]
+
+
+def _nothing(*_: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """`say` takes a line; `progress` (description, done, total); `report` the row of a training's report, or the
+    record of a trial that ended."""
+
+    say: Say = _nothing
+    progress: Progress = _nothing
+    report: Callable[[Mapping[str, Any]], None] = _nothing
+
+
+QUIET = Feedback()

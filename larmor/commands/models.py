@@ -1,0 +1,198 @@
+"""A trained model in use: pull, reconstruct, evaluate, export, report."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from larmor.cluster.runs.model_card import write_card
+from larmor.cluster.runs.pull import Pulled, pull_run
+from larmor.commands.feedback import QUIET, Feedback
+from larmor.storage.objects.errors import InputError
+from larmor.tuning.search.choice import choose_run
+
+if TYPE_CHECKING:  # `pull` needs no PyTorch
+    from larmor.recon.evaluation.evaluate import Evaluation
+    from larmor.recon.models.reconstruct import ScanReport
+
+
+def pull(
+    url: str,
+    to: str | Path,
+    metric: str | None = None,
+    *,
+    trial: str | None = None,
+    prefer: str | None = None,
+    full: bool = False,
+    overwrite: bool = False,
+) -> Pulled:
+    """Make the model directory `to` of the best checkpoint of a run or a sweep, verified by checksum (`larmor pull`).
+
+    The best is that by the validation metric `metric`; default: the run's or the sweep's own. Of a sweep, `trial`
+    names one trial, and with two metrics `prefer` chooses from the front: METRIC, or METRIC=WEIGHT,METRIC=WEIGHT. With
+    `full` the whole training state comes along. Raises `InputError` for a URL without a checkpoint, for files that do
+    not match their checksum and for a folder that exists (unless `overwrite`).
+    """
+    choice = choose_run(url, metric, trial, prefer)
+    return pull_run(choice.run, choice.metric, Path(to), overwrite, full, choice.about)
+
+
+def load_model(
+    place: str | Path,
+    metric: str | None = None,
+    trial: str | None = None,
+    device: str = "cpu",
+    prefer: str | None = None,
+) -> Any:
+    """The generator of a model directory, or the best one of a run or a sweep by its URL: a `torch.nn.Module`.
+
+    It is ready to use (evaluation mode, on `device`), called with zero-filled images (batch, channels, height, width)
+    float32 whose largest magnitude is 1; one with data consistency also takes the measured k-space and the mask, as
+    `samples.Sample` has them. From a URL it is pulled, verified and not kept; `metric`, `trial` and `prefer`
+    choose as `larmor pull` does. Raises `errors.InputError`.
+    """
+    from larmor.recon.models import model
+
+    if (Path(place) / "config.yaml").is_file() and not (Path(place) / "checkpoints").exists():
+        return model.load_model(Path(place), device).generator
+    choice = choose_run(str(place), metric, trial, prefer)
+    with tempfile.TemporaryDirectory(prefix="larmor-") as scratch:
+        pull_run(choice.run, choice.metric, Path(scratch) / "model", about=choice.about)
+        return model.load_model(Path(scratch) / "model", device).generator
+
+
+@dataclass(frozen=True)
+class ReconstructOptions:
+    """`split` of a data set, default test. `undersample`: measured k-space is whole, and the model's mask is laid over
+    it. `mask`: a .npy (height, width) that says which points were measured."""
+
+    split: str | None = None
+    undersample: bool = False
+    mask: Path | None = None
+    batch_size: int = 8
+
+
+def reconstruct(
+    model_dir: str | Path,
+    source: str,
+    to: str | Path,
+    options: ReconstructOptions | None = None,
+    *,
+    device: str = "cpu",
+    feedback: Feedback = QUIET,
+) -> list[ScanReport]:
+    """Reconstruct scans, or a data set, with a pulled model (`larmor reconstruct`).
+
+    `source` is a file, folder, pattern or URL as for `convert`, or the URL of a data set. Images (undersampled first)
+    and measured k-space of any size become NIfTI or .npy and a PNG in the folder `to`. Returns a report for each scan,
+    whose `problem` says why it could not be reconstructed. Raises `InputError` for a model or a source that is not
+    there.
+    """
+    from larmor.recon.models.model import load_model
+    from larmor.recon.models.reconstruct import check_places, reconstruct_scans
+    from larmor.recon.models.scans import open_scans
+
+    chosen = options or ReconstructOptions()
+    model = load_model(Path(model_dir), device)
+    check_places(source, Path(to))
+    mask = str(chosen.mask) if chosen.mask else None
+    with open_scans(source, model.physics, chosen.split, chosen.undersample, mask, feedback.say) as scans:
+        return reconstruct_scans(model, scans, Path(to), chosen.batch_size, feedback.progress)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """`methods` without training: wavelet, total_variation, alternating, bart. `sizes`, `masks` and `ratios` replace
+    the models' own. `every`: one slice in N of each volume is rated. `preset`: paper or fastmri (`metric.py`)."""
+
+    methods: Sequence[str] = ()
+    sizes: Sequence[tuple[int, int]] = ()
+    masks: Sequence[str] = ()
+    ratios: Sequence[float] = ()
+    segmentation: bool = False
+    every: int = 1
+    split: str = "test"
+    preset: str = "paper"
+    batch_size: int = 8
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The tables, and the files that were written."""
+
+    tables: tuple[Evaluation, ...]
+    files: tuple[Path, ...]
+
+
+def evaluate(
+    model_dirs: str | Path | Sequence[str | Path],
+    url: str,
+    options: EvaluateOptions | None = None,
+    *,
+    to: str | Path | None = None,
+    device: str = "cpu",
+    feedback: Feedback = QUIET,
+) -> Evaluated:
+    """Rate pulled models and methods without training on a data set, zero-filled first (`larmor evaluate`).
+
+    Tables (CSV, Markdown, LaTeX) and pictures go to `to`, default the first model's folder `evaluation`; the card of
+    each model gets its figures. Raises `InputError` for a model, a data set or a method that is not there.
+    """
+    from larmor.recon.evaluation.evaluate import evaluate as rate
+    from larmor.recon.evaluation.methods import named, table_cells
+    from larmor.recon.evaluation.segmentation import SegmentationConfig
+    from larmor.recon.evaluation.tables import write_evaluation
+    from larmor.recon.models.model import load_model
+    from larmor.recon.recipe.metric import check_preset
+    from larmor.storage.loading.config import DataConfig, open_reader
+
+    chosen = options or EvaluateOptions()
+    folders = [Path(folder) for folder in ([model_dirs] if isinstance(model_dirs, str | Path) else model_dirs)]
+    models = named([load_model(folder, device) for folder in folders])
+    cells = table_cells(models, chosen.methods, chosen.sizes, chosen.masks, chosen.ratios)
+    with_maps = any(cell.physics.signal.needs_maps for cell in cells)
+    data = DataConfig(url=url, memory_cache_bytes=0, disk_cache_bytes=0)
+    reader = open_reader(data, chosen.split, with_maps=with_maps)
+    rules, tissues = check_preset(chosen.preset), SegmentationConfig() if chosen.segmentation else None
+    results = []
+    for number, cell in enumerate(cells, start=1):
+        show = partial(feedback.progress, f"evaluating {number}/{len(cells)}")
+        results.append(
+            rate(cell.methods, cell.physics, reader, rules, chosen.batch_size, show, device, tissues, chosen.every)
+        )
+    records = {name: model.record for name, model in models.items()}
+    written = write_evaluation(results, reader.info, records, Path(to) if to else folders[0] / "evaluation")
+    summary = next(path for path in written if path.name == "summary.json")
+    for name, model in models.items():
+        if model.record:  # pulled: its card gets the figures
+            written.append(write_card(model.folder, model.folder.resolve().name, summary, name))
+    return Evaluated(tuple(results), tuple(written))
+
+
+def export(
+    model_dir: str | Path,
+    to: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    dynamic_size: bool = False,
+    coils: int = 1,
+    overwrite: bool = False,
+) -> list[str]:
+    """Write a pulled model as ONNX (`to` ends in .onnx) or for torch.export (.pt2), checked to 1e-4 (`larmor export`).
+
+    `size` (height, width) is that of the images, default as trained. Returns lines that describe the file. Raises
+    `InputError` for a file that exists (unless `overwrite`) and for a model that cannot be exported.
+    """
+    from larmor.recon.models.export import ExportConfig, describe_export, export_model
+    from larmor.recon.models.model import load_model
+
+    place = Path(to)
+    if place.exists() and not overwrite:
+        raise InputError(f"{place}: exists already; pass --overwrite or choose another --to")
+    model = load_model(Path(model_dir))
+    config = ExportConfig(size or model.physics.crop, dynamic_size, coils)
+    return list(describe_export(export_model(model, place, config)))

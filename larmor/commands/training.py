@@ -1,0 +1,131 @@
+"""Train, and search what to train with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from larmor.cluster.experiments.experiment import Experiment, as_override
+from larmor.cluster.launch.run import check, claimed, finish
+from larmor.cluster.on_ray.ray_cluster import connected, require_resources, worker_bundle
+from larmor.cluster.on_ray.ray_train import train_on_ray
+from larmor.cluster.runs.reports import new_reports
+from larmor.cluster.runs.run_folder import RunFolder
+from larmor.commands.feedback import QUIET, Feedback, Say
+from larmor.commands.follow import Follower
+from larmor.tuning.search.experiment import SweepExperiment, load_sweep_experiment
+from larmor.tuning.search.space import describe_value
+from larmor.tuning.search.sweep import check_sweep, count_trials, run_sweep
+from larmor.tuning.search.sweep_folder import SweepFolder, best_parameters, new_trials
+
+
+def load_experiment(
+    source: str, overrides: Sequence[str] = (), best_of: str | None = None, say: Say = QUIET.say
+) -> SweepExperiment:
+    """An experiment's YAML file, or a shipped one by name, with `key=value` overrides.
+
+    With `best_of`, the URL of a sweep, its best parameters are taken first, and `say` is told which. Raises
+    `InputError` for a file that is not there, for an unknown key (naming the valid ones) and for an impossible value.
+    """
+    found = best_parameters(best_of) if best_of else {}
+    for key, value in found.items():
+        say(f"{key} = {describe_value(value)} (best of {best_of})")
+    return load_sweep_experiment(source, [*(as_override(key, value) for key, value in found.items()), *overrides])
+
+
+def train(
+    experiment: str | Experiment,
+    overrides: Sequence[str] = (),
+    *,
+    address: str | None = None,
+    local: bool = False,
+    device: str = "cpu",
+    best_of: str | None = None,
+    overwrite: bool = False,
+    feedback: Feedback = QUIET,
+) -> Mapping[str, Any]:
+    """Train, or resume a training exactly where it stopped (`larmor train`).
+
+    `experiment`, `overrides` and `best_of` are as for `load_experiment`; an experiment may also be given as it was
+    loaded. `address` is a running Ray cluster (auto, HOST:PORT or ray://…); without it one starts on this machine, and
+    with `local` the training runs in this process on `device` (cpu or cuda), without Ray.
+
+    Returns the run's result: `state`, `step` and `metrics` of its best checkpoint, `warnings`. Raises `InputError` for
+    a bad experiment and for a run of that name with another one (unless `overwrite`), and `TrainingDiverged`.
+    """
+    if isinstance(experiment, str):
+        experiment = load_experiment(experiment, overrides, best_of, feedback.say)
+    config = experiment.training_part() if isinstance(experiment, SweepExperiment) else experiment
+    run = RunFolder(config.run_url)
+    if check(config, run, overwrite):
+        feedback.say(f"{run.url}: finished already; nothing to do")
+    else:
+        feedback.say(f"run: {run.url}")
+        _train(config, run, address, device if local else None, overwrite, feedback)
+    return run.result() or {}
+
+
+def _train(
+    config: Experiment, run: RunFolder, address: str | None, device: str | None, overwrite: bool, feedback: Feedback
+) -> None:
+    """With a device in this process, without one on Ray. An old run is not deleted for one that cannot start."""
+    if device:
+        from larmor.cluster.launch.run_locally import check_local, train_locally  # they need PyTorch
+
+        check_local(config, device)
+    with (
+        contextlib.nullcontext() if device else _cluster(config, address),
+        claimed(config, run, overwrite, feedback.say) as pinned,
+    ):
+        with Follower(new_reports(run.store), feedback.report):
+            if device:
+                train_locally(pinned, run, device, feedback.say)
+            else:
+                train_on_ray(pinned, run, say=feedback.say)
+        finish(pinned, run)
+
+
+@contextlib.contextmanager
+def _cluster(config: Experiment, address: str | None) -> Iterator[None]:
+    with connected(address):
+        bundle = worker_bundle(config.cluster.cpus_per_worker, config.cluster.use_gpu)
+        require_resources([bundle] * config.cluster.fewest_workers, config.cluster.wait_seconds)
+        yield
+
+
+def sweep(
+    experiment: str | SweepExperiment,
+    overrides: Sequence[str] = (),
+    *,
+    address: str | None = None,
+    overwrite: bool = False,
+    feedback: Feedback = QUIET,
+) -> Mapping[str, Any]:
+    """Search a, b and the clipping constant, or any key of the experiment, with Ray Tune (`larmor sweep`).
+
+    Arguments as for `train`; the search is the experiment's section `sweep`, and `space.KEY=loguniform(low,high)` among
+    the overrides adds a dimension. A sweep that was interrupted is resumed. `feedback.report` gets the record of each
+    trial that has ended.
+
+    Returns the sweep's result: `best`, the record of its best trial, and with two metrics `front`, the names of the
+    trials on it. Raises `InputError` as `train` does, and if no trial finished.
+    """
+    config = load_experiment(experiment, overrides) if isinstance(experiment, str) else experiment
+    folder = SweepFolder(config.sweep_url)
+    result = check_sweep(config, folder, overwrite)
+    if result is not None:
+        return result
+    planned = count_trials(config)
+    feedback.say(f"sweep: {folder.url}, {planned} trials, by {' and '.join(config.sweep.objectives.keys)}")
+    ended = set()
+
+    def show(trial: Mapping[str, Any]) -> None:
+        feedback.report(trial)
+        ended.add(trial["id"])
+        feedback.progress("trials", len(ended), planned)
+
+    with connected(address):
+        feedback.progress("trials", 0, planned)
+        with Follower(new_trials(folder), show):
+            return run_sweep(config, folder, overwrite, feedback.say)

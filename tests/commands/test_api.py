@@ -1,0 +1,96 @@
+"""What the command line does, from Python: one way through all of it, as a notebook would take it."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import larmor
+from larmor.commands.feedback import Feedback
+from larmor.commands.models import EvaluateOptions
+from larmor.storage.conversion.convert import ConvertOptions
+from larmor.storage.examples.phantom import write_phantom
+from larmor.storage.objects.errors import InputError
+from tests.workbench import TINY, tiny, unique_name
+
+STEPS = ("training.num_steps=2", "training.validate_every=1", "training.checkpoint_every=1", "cluster.num_workers=1")
+
+
+def test_every_public_name_is_there_and_says_what_it_raises() -> None:
+    for name in larmor.__all__:
+        assert "Raises" in (inspect.getdoc(getattr(larmor, name)) or ""), name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        larmor.nothing  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A data set and a run in folders, made from Python: their URLs."""
+    folder = tmp_path_factory.mktemp("api")
+    paths = write_phantom(folder / "heads", num_subjects=3, seed=0)
+    held_out = {"validation": ["phantom02"], "test": ["phantom03"]}
+    data, output = str(folder / "data"), str(folder / "out")
+    options = ConvertOptions(matrix=(64, 64), held_out=held_out)
+    assert sum(report.kept for report in larmor.convert(paths, data, options)) > 0
+    assert larmor.verify(data).problems == ()
+    assert any("phantom01" in line for line in larmor.inspect(data))
+    said: list[str] = []
+    rows: list[object] = []
+    overrides = ["name=mine", f"data.url={data}", f"output_url={output}", *TINY, *STEPS]
+    feedback = Feedback(said.append, report=rows.append)
+    result = larmor.train("laptop", overrides, local=True, feedback=feedback)
+    assert result["state"] == "finished"
+    assert len(rows) == 2
+    assert said == [f"run: {output}/runs/mine"]
+    assert larmor.train("laptop", overrides, local=True) == result, "finished already"
+    return data, f"{output}/runs/mine"
+
+
+def test_a_run_becomes_images_and_tables(run: tuple[str, str], tmp_path: Path) -> None:
+    data, url = run
+    pulled = larmor.pull(url, tmp_path / "model")
+    assert pulled.run_url == url
+    (report,) = larmor.reconstruct(tmp_path / "model", data, tmp_path / "images")
+    assert report.problem == ""
+    assert all(path.is_file() for path in report.files)
+    evaluated = larmor.evaluate(tmp_path / "model", data, EvaluateOptions(every=8), to=tmp_path / "tables")
+    assert len(evaluated.tables) == 1
+    assert (tmp_path / "tables" / "summary.json") in evaluated.files
+    assert any(
+        "torch.export" in line or "pt2" in line for line in larmor.export(tmp_path / "model", tmp_path / "m.pt2")
+    )
+    with pytest.raises(InputError, match="exists already"):
+        larmor.export(tmp_path / "model", tmp_path / "m.pt2")
+
+
+def test_a_model_is_loaded_where_folders_have_the_names_of_ours(run: tuple[str, str], tmp_path: Path) -> None:
+    """A lab's own `recon`, `storage` and `cluster` once hid Larmor's."""
+    larmor.pull(run[1], tmp_path / "model")
+    for name in ("recon", "storage", "tuning"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the lab\\'s own')\n")
+    (tmp_path / "cluster.py").write_text("raise SystemExit('the lab\\'s own')\n")
+    program = "from larmor import load_model; print(type(load_model('model')).__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == type(larmor.load_model(tmp_path / "model")).__name__
+    assert isinstance(larmor.load_model(run[1]), torch.nn.Module)
+
+
+@pytest.mark.slow
+def test_a_sweep_from_python(tiny_heads: str, store_environment: dict[str, str]) -> None:
+    name = unique_name("api")
+    more = ("sweep.num_trials=2", "sweep.start_seeds=1", "sweep.overrides={}", *STEPS)
+    trials: list[object] = []
+    experiment, *overrides = tiny(name, tiny_heads, "s3://larmor", *more)
+    result = larmor.sweep(experiment, overrides, feedback=Feedback(report=trials.append))
+    assert result["best"]["state"] == "finished"
+    assert len(trials) == 2
