@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
-from larmor.cli.app import LOCAL, Overwrite, app
+from larmor.cli.app import LOCAL, Overwrite
+
+commands = typer.Typer(rich_markup_mode=None)
 
 
-@app.command()
+@commands.command()
 def convert(
     sources: Annotated[
         list[str],
@@ -81,7 +83,7 @@ def convert(
     console.print(f"{sum(report.kept for report in reports)} slices in {to}")
 
 
-@app.command()
+@commands.command()
 def verify(
     url: Annotated[str, typer.Argument(help="A data set made by `larmor convert`.")],
     threads: Annotated[
@@ -102,7 +104,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
+@commands.command()
 def inspect(
     url: Annotated[str, typer.Argument(help="A data set made by `larmor convert`.")],
     to: Annotated[Path | None, typer.Option(help="Also write a contact sheet there (PNG).", **LOCAL)] = None,
@@ -117,7 +119,7 @@ def inspect(
         console.print(f"contact sheet: {to}")
 
 
-@app.command()
+@commands.command()
 def masks(
     to: Annotated[Path, typer.Option(help="The PNG to write.", **LOCAL)] = Path("masks.png"),
     size: Annotated[str, typer.Option(help="Height and width: HEIGHTxWIDTH.")] = "256x256",

@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
-from larmor.cli.app import Dashboard, Experiment, IsSweep, Job, Overrides, app
+from larmor.cli.app import Dashboard, Experiment, IsSweep, Job, Overrides
+
+commands = typer.Typer(rich_markup_mode=None)
 
 
-@app.command()
+@commands.command()
 def submit(
     experiment: Experiment,
     address: Dashboard,
@@ -48,7 +50,7 @@ def submit(
     raise typer.Exit(code)
 
 
-@app.command()
+@commands.command()
 def status(job: Job, address: Dashboard) -> None:
     """How a job on a cluster is: its state, since when, and where its results go."""
     from larmor.cluster.on_ray.jobs import Jobs, describe
@@ -57,7 +59,7 @@ def status(job: Job, address: Dashboard) -> None:
         typer.echo(line)
 
 
-@app.command()
+@commands.command()
 def stop(job: Job, address: Dashboard) -> None:
     """End a job on a cluster: it is asked to, and is killed after two minutes. Submitting it again goes on with it."""
     from larmor.cluster.on_ray.jobs import Jobs, describe
@@ -66,7 +68,7 @@ def stop(job: Job, address: Dashboard) -> None:
         typer.echo(line)
 
 
-@app.command("runs")
+@commands.command("runs")
 def list_runs(
     url: Annotated[str, typer.Argument(help="Where runs are: an output_url, a sweep, or one run.")] = "s3://larmor",
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,

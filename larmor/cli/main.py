@@ -13,7 +13,8 @@ from larmor.storage.objects.errors import InputError
 # what a disk answers to a place that the user chose; any other OSError is a defect
 _DISK_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
 
-_NOUNS = (store, data, training, jobs, models)  # importing them registers their commands
+for noun in (data, training, jobs, models):
+    app.add_typer(noun.commands)  # without a name: their commands are those of the application
 app.add_typer(store.store_app, name="store")
 app.add_typer(store.fetch_app, name="fetch")
 app.add_typer(models.benchmark_app, name="benchmark")

@@ -9,14 +9,16 @@ from typing import Annotated
 
 import typer
 
-from larmor.cli.app import LOCAL, BatchSize, Overwrite, app
+from larmor.cli.app import LOCAL, BatchSize, Overwrite
 from larmor.recon.recipe.metric import METRICS
 from larmor.storage.objects.errors import InputError
 
 benchmark_app = typer.Typer(help="Comparisons that anybody can repeat.", no_args_is_help=True, rich_markup_mode=None)
 
+commands = typer.Typer(rich_markup_mode=None)
 
-@app.command()
+
+@commands.command()
 def pull(
     url: Annotated[str, typer.Argument(help="A run's or a sweep's URL.")],
     to: Annotated[Path, typer.Option(help="The model directory to make.", **LOCAL)],
@@ -56,7 +58,7 @@ def pull(
     console.print(f"{to}: {pulled.run_url}, step {pulled.checkpoint.step}, {figures} (preset paper)", markup=False)
 
 
-@app.command()
+@commands.command()
 def reconstruct(
     model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.", **LOCAL)],
     source: Annotated[
@@ -101,7 +103,7 @@ def reconstruct(
         console.print(f"left out: {report.problem}", markup=False)
 
 
-@app.command()
+@commands.command()
 def export(
     model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.", **LOCAL)],
     to: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for torch.export.", **LOCAL)],
@@ -120,7 +122,7 @@ def export(
         console.print(line, markup=False)
 
 
-@app.command()
+@commands.command()
 def evaluate(
     model_dirs: Annotated[list[Path], typer.Argument(metavar="MODEL_DIR...", help="Made by `larmor pull`.", **LOCAL)],
     url: Annotated[str, typer.Argument(metavar="DATASET_URL", help="A data set made by `larmor convert`.")],
@@ -188,7 +190,7 @@ def benchmark_tables(
     console.print(str(to / "tables.md"))
 
 
-@app.command()
+@commands.command()
 def report(
     urls: Annotated[list[str], typer.Argument(metavar="URL...", help="Runs and sweeps: their URLs.")],
     to: Annotated[Path, typer.Option(help="The HTML file to write; tables as CSV go beside it.", **LOCAL)] = Path(

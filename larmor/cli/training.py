@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from larmor.cli.app import Address, Experiment, Overrides, Overwrite, app
+from larmor.cli.app import Address, Experiment, Overrides, Overwrite
+
+commands = typer.Typer(rich_markup_mode=None)
 
 
-@app.command()
+@commands.command()
 def train(
     experiment: Experiment,
     overrides: Overrides = None,
@@ -44,7 +46,7 @@ def train(
     console.print(f"next: larmor pull {config.run_url} --to MODEL_DIR")
 
 
-@app.command()
+@commands.command()
 def sweep(
     experiment: Experiment,
     overrides: Overrides = None,
