@@ -35,13 +35,7 @@ demo: install
 	@echo "whole head), $(DEMO)/evaluation/comparison-*.png (target, every row of the table, errors)."
 	@echo "Report:  $(DEMO)/report.html"
 
-# the package as it is installed, for mypy, which does not follow editable installs
-build/source/larmor: $(wildcard larmor/*) Makefile
-	rm -rf $@ && mkdir -p $@
-	ln -s $(addprefix ../../../,$(wildcard larmor/*) storage recon cluster tuning) $@
-	touch $@
-
-test: install build/source/larmor
+test: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

@@ -95,7 +95,9 @@ def test_there_is_something_to_check() -> None:
 def test_what_is_installed_is_what_lies_here() -> None:
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert set(tools["packages"]) == {module for module, path in MODULES.items() if path.name == "__init__.py"}
-    assert {name: ROOT / folder for name, folder in tools["package-dir"].items()} == PATHS
+    assert {f"larmor.{wing}": (ROOT / "larmor" / wing).resolve() for wing in WINGS} | {
+        "larmor": ROOT / "larmor"
+    } == PATHS
 
 
 def test_everything_is_imported_by_the_name_that_is_installed() -> None:

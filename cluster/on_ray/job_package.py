@@ -14,9 +14,6 @@ from larmor.cluster.experiments.experiment import dump_yaml
 from larmor.storage.formats.provenance import DISTRIBUTION
 from larmor.storage.objects.errors import InputError
 
-WINGS = ("storage", "recon", "cluster", "tuning")  # beside `larmor` in a checkout, within it where it is installed
-_LEFT_OUT = shutil.ignore_patterns("__pycache__")
-
 
 def write_package(folder: Path, experiment: BaseModel) -> None:
     """Make `folder` a working directory in which `python -m larmor train experiment.yaml` runs this very Larmor."""
@@ -26,16 +23,15 @@ def write_package(folder: Path, experiment: BaseModel) -> None:
 
 def write_source(folder: Path) -> Path:
     """Copy Larmor's own source to `folder`/larmor, whole as a wheel has it; returns that path."""
-    package = folder / "larmor"
-    for place in package_folders():
-        shutil.copytree(place, package if place.name == "larmor" else package / place.name, ignore=_LEFT_OUT)
-    return package
+    return Path(shutil.copytree(package_folder(), folder / "larmor", ignore=shutil.ignore_patterns("__pycache__")))
 
 
-def package_folders() -> list[Path]:
-    """Where the source lies: the package `larmor`, and the wings of a checkout, which lie beside it."""
-    package, *wings = (_place(name) for name in ("larmor", *(f"larmor.{wing}" for wing in WINGS)))
-    return [package, *(wing for wing in wings if package not in wing.parents)]
+def package_folder() -> Path:
+    """Where the source of `larmor` lies; in a checkout links lead from it to the folders beside it."""
+    found = importlib.util.find_spec("larmor")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent
 
 
 def pinned_requirements() -> list[str]:
@@ -50,10 +46,3 @@ def pinned_requirements() -> list[str]:
     names = [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in requirements if "extra ==" not in text]
     versions = {name: importlib.metadata.version(name).partition("+")[0] for name in names if name != "ray"}
     return [f"{name}=={version}" for name, version in versions.items()]
-
-
-def _place(package: str) -> Path:
-    found = importlib.util.find_spec(package)
-    assert found is not None
-    assert found.submodule_search_locations
-    return Path(found.submodule_search_locations[0])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from larmor.cluster.experiments.experiment import Experiment, load_experiment, shipped_experiments
-from larmor.cluster.on_ray.job_package import WINGS, package_folders, pinned_requirements, write_package
+from larmor.cluster.on_ray.job_package import package_folder, pinned_requirements, write_package
 from larmor.storage.objects.errors import InputError
 from tests.helpers import contents_of
 
@@ -42,7 +42,7 @@ def test_the_source_is_packed_with_its_data_files(package: Path) -> None:
         assert packed[f"larmor/{path.removeprefix('larmor/')}"] == (ROOT / path).read_bytes()
     assert not any("__pycache__" in path for path in packed)
     assert sum(map(len, packed.values())) < 1.5 * 2**20, "source, no data"
-    assert package_folders() == [ROOT / name for name in ("larmor", *WINGS)]
+    assert package_folder() == ROOT / "larmor"
 
 
 def test_the_experiment_travels_whole(package: Path) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from larmor.cluster.on_ray.job_package import package_folders
+from larmor.cluster.on_ray.job_package import package_folder
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.objects.embedded_store import EmbeddedStore
 from tests.leaks import store_keys
@@ -57,7 +57,7 @@ def machines() -> Iterator[dict[str, list[str]]]:
         except subprocess.CalledProcessError as error:
             pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
         # the second machine has no checkout: packages are hidden from it, not the libraries beside them
-        hide = "; ".join(f"mount -t tmpfs none {folder}" for folder in package_folders())
+        hide = f"mount -t tmpfs none {package_folder()}"
         bare = ["unshare", "--mount", "sh", "-c", f'{hide}; exec ip netns exec {TAG}n1 "$@"', "sh"]
         yield {HEAD: ["ip", "netns", "exec", f"{TAG}n0"], WORKER: bare}
 

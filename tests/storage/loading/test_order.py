@@ -14,7 +14,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from larmor.storage.dataset import dataset, layout, read_split
+from larmor.storage.dataset import dataset, layout
+from larmor.storage.dataset.dataset import read_split
 from larmor.storage.dataset.layout import SplitLayout
 from larmor.storage.loading.order import SampleOrder, blocks_of, num_lanes, rank_part
 from larmor.storage.objects.object_store import ObjectStore
