@@ -2,26 +2,36 @@
 
     python -m benchmarks.critic clip [EXPERIMENT] [KEY=VALUE…]   the clipping constant c against the critic's slope
     python -m benchmarks.critic sign [EXPERIMENT] [KEY=VALUE…]   as it is, without a critic, and with its sign turned
+    python -m benchmarks.critic cost [EXPERIMENT] [KEY=VALUE…]   what a report of the gradient's shares costs
 
 `clip` prints the mean slope ‖∇D‖ at the reconstructions and the critic's share of the gradient over the second half of
 each training. `sign` is a negative control: a generator that is driven away from what the critic takes for real has to
-end worse. Both print validation metrics (preset `paper`).
+end worse. Both print validation metrics (preset `paper`). `cost` computes shares after every step, on noise, and prints
+their time beside that of a step, and what this is of a training at the experiment's `training.log_every`.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
+
+import numpy as np
+import torch
 
 import larmor.recon.training.losses
 from larmor.cluster.experiments.experiment import Experiment
 from larmor.cluster.launch.run_locally import train_locally
 from larmor.cluster.runs.run_folder import RunFolder
+from larmor.recon.physics.samples import prepare
 from larmor.recon.recipe.metric import METRICS
+from larmor.recon.training.gan import Gan
+from larmor.recon.training.starts import Starts
+from larmor.storage.loading.loader import Batch
 from larmor.tuning.search.experiment import load_sweep_experiment
 
 SHOWN = ("psnr", "ssim", "hfen", "gmsd")
@@ -29,13 +39,12 @@ LOCAL = (
     "training.backend=plain",
     "training.zero_stage=0",
     "cluster.num_workers=1",
-    "training.log_every=5",
 )
 
 
 def history(source: str, overrides: Sequence[str], folder: str) -> list[Mapping[str, Any]]:
     """The reports of one training."""
-    experiment: Experiment = load_sweep_experiment(source, [*LOCAL, *overrides]).training_part()
+    experiment: Experiment = load_sweep_experiment(source, [*LOCAL, "training.log_every=5", *overrides]).training_part()
     run = RunFolder(tempfile.mkdtemp(dir=folder))
     train_locally(experiment, run, "cpu")
     return run.history()
@@ -71,6 +80,29 @@ def sign(source: str, overrides: Sequence[str], seeds: int) -> None:
                 print(f"{label:>12} mean    " + "  ".join(cells), flush=True)
 
 
+def cost(source: str, overrides: Sequence[str], num_steps: int = 12) -> None:
+    recipe = load_sweep_experiment(source, [*LOCAL, *overrides])
+    size, cpu = recipe.training.global_batch_size, torch.device("cpu")
+    noise = np.random.default_rng(0).standard_normal((size, 1, *recipe.data.crop), dtype=np.float32)
+    batch = Batch.of(noise.astype(np.complex64), np.array([(0, index) for index in range(size)]))
+    gan = Gan(recipe, cpu)
+    starts = Starts(gan.generator.module, recipe, "noise")
+    steps, shares = [], []
+    for step in range(num_steps + 1):
+        began = time.perf_counter()
+        samples = [starts.add(prepare(batch, recipe.data.crop, recipe.mask, cpu, signal=recipe.signal))]
+        if gan.critic:
+            gan.train_critic(samples, step)
+        gan.train_generator(samples)
+        stepped = time.perf_counter()
+        gan.balance(samples)
+        steps.append(stepped - began)
+        shares.append(time.perf_counter() - stepped)
+    ratio, every = median(shares[1:]) / median(steps[1:]), recipe.training.log_every  # the first one allocates
+    print(f"step {median(steps[1:]):.3f} s, shares {median(shares[1:]):.3f} s: {ratio:.2f} of a step")
+    print(f"at training.log_every={every}: {ratio / every:.1%} of the steps' time")
+
+
 def metrics_of(rows: Sequence[Mapping[str, Any]]) -> str:
     return "  ".join(METRICS[name].write(rows[-1][f"val/{name}"]) for name in SHOWN)
 
@@ -94,7 +126,7 @@ def turned(wanted: bool) -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("clip", "sign"))
+    parser.add_argument("what", choices=("clip", "sign", "cost"))
     parser.add_argument("experiment", nargs="?", default="laptop", help="a shipped experiment, or a file")
     parser.add_argument("overrides", nargs="*", help="changes to it: key=value")
     parser.add_argument("--constants", type=float, nargs="+", default=[0.001, 0.003, 0.01, 0.03])
@@ -102,6 +134,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "clip":
         clip(options.experiment, options.overrides, options.constants)
+    elif options.what == "cost":
+        cost(options.experiment, options.overrides)
     else:
         sign(options.experiment, options.overrides, options.seeds)
 
