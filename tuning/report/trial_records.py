@@ -156,8 +156,10 @@ class Sweep:
 
     @property
     def start(self) -> Trial | None:
-        """The trial with the experiment's own values, if it was tried."""
-        own = {key: _dotted(self.config, key) for key in self.space}
+        """The trial with the values that the search starts from, if it was tried: the experiment's own, or those in
+        `sweep.overrides`."""
+        overrides = self.config["sweep"].get("overrides") or {}
+        own = {key: overrides.get(key, _dotted(self.config, key)) for key in self.space}
         return next((trial for trial in self.trials if dict(trial.parameters) == own), None)
 
 

@@ -451,3 +451,13 @@ def test_of_two_metrics_a_worse_one_is_called_so(traded: Sweep) -> None:
     assert psnr.text == "+9.0000 (noise between seeds ±0.2)"
     noise = f"{np.std([metrics['val/hfen'] for metrics in traded.start.seeds], ddof=1):.2g}"
     assert hfen.text == f"+0.0300 (noise between seeds ±{noise}, worse)"
+
+
+def test_the_search_starts_from_the_values_in_its_overrides(sweep: Sweep) -> None:
+    """The experiment may train with others than the search starts from, as `laptop` does."""
+    assert sweep.start is not None
+    loss = {**sweep.config["loss"], "a": 60}
+    overridden = {**sweep.config["sweep"], "overrides": {"loss.a": sweep.start.parameters["loss.a"]}}
+    other = dataclasses.replace(sweep, config={**sweep.config, "loss": loss, "sweep": overridden})
+    assert other.start == sweep.start
+    assert dataclasses.replace(sweep, config={**sweep.config, "loss": loss}).start is None
