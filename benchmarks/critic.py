@@ -1,8 +1,8 @@
 """Has the critic a say, and the right one? Short trainings of an experiment in this process, without Ray.
 
     python -m benchmarks.critic clip [EXPERIMENT] [KEY=VALUE…]   the clipping constant c against the critic's slope
-    python -m benchmarks.critic sign [EXPERIMENT] [KEY=VALUE…]   as it is, without a critic, and with its sign turned
-    python -m benchmarks.critic cost [EXPERIMENT] [KEY=VALUE…]   what a report of the gradient's shares costs
+    python -m benchmarks.critic sign [EXPERIMENT] [KEY=VALUE…]   unchanged, without a critic, and with its sign reversed
+    python -m benchmarks.critic cost [EXPERIMENT] [KEY=VALUE…]   what a report of the gradient\'s shares costs
 
 `clip` prints the mean slope ‖∇D‖ at the reconstructions and the critic's share of the gradient over the second half of
 each training. `sign` is a negative control: a generator that is driven away from what the critic takes for real has to
@@ -63,15 +63,15 @@ def clip(source: str, overrides: Sequence[str], constants: Sequence[float]) -> N
 
 def sign(source: str, overrides: Sequence[str], seeds: int) -> None:
     variants: dict[str, list[str]] = {
-        "as it is": [],
+        "unchanged": [],
         "no critic": ["loss.adversarial=none"],
-        "sign turned": [],
+        "sign reversed": [],
     }
     with tempfile.TemporaryDirectory(prefix="larmor-critic-") as folder:
         for label, own in variants.items():
             found = []
             for seed in range(seeds):
-                with turned(label == "sign turned"):
+                with turned(label == "sign reversed"):
                     rows = history(source, [*overrides, *own, f"seed={seed}"], folder)
                 found.append({name: rows[-1][f"val/{name}"] for name in SHOWN})
                 print(f"{label:>12} seed {seed}  {metrics_of(rows)}", flush=True)

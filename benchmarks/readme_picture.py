@@ -1,8 +1,9 @@
 """The picture on top of the README: one slice by every method of its table, with error maps.
 
-    python -m benchmarks.readme_picture build/demo/gan_resnet50 build/demo/model s3://larmor/heads --to docs/pictures/readme.png
+    cd build/demo
+    python -m benchmarks.readme_picture gan_resnet50 model s3://larmor/heads --to ../../docs/pictures/readme.png
 
-after `make demo`. `--slice` is the slice's place in its volume, as a fraction. `--rows` cuts the picture: the default
+`make demo` has to run first. `--slice` is the slice's place in its volume, as a fraction. `--rows` cuts the picture: the default
 leaves out the lower half of the head, with the face.
 """
 
