@@ -31,7 +31,7 @@ HOMES = {
 AT_THE_ROOT = {
     *(".dockerignore", ".gitignore", "Dockerfile", "Makefile"),
     *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md"),
-    *("constraints.txt", "pyproject.toml", "ray-cluster.yaml", "rayjob.yaml"),
+    *("constraints.txt", "mkdocs.yml", "pyproject.toml", "ray-cluster.yaml", "rayjob.yaml"),
     *("requirements-model.txt", "requirements-pull.txt"),
 }
 DRIVER = [
