@@ -29,8 +29,8 @@ HOMES = {
     "pickle": (),
 }
 AT_THE_ROOT = {
-    *(".dockerignore", ".gitignore", "Dockerfile", "Makefile"),
-    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md"),
+    *(".dockerignore", ".gitignore", ".pre-commit-config.yaml", "Dockerfile", "Makefile"),
+    *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md"),
     *("constraints.txt", "mkdocs.yml", "pyproject.toml", "ray-cluster.yaml", "rayjob.yaml"),
     *("requirements-model.txt", "requirements-pull.txt"),
 }

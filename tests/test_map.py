@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("larmor", "storage", "recon", "cluster", "tuning", "tests", "benchmarks", "docs", ".github", ".ci")
-DOCUMENTS = [ROOT / "docs" / "architecture.md"]
+DOCUMENTS = [ROOT / "docs" / "architecture.md", ROOT / "CONTRIBUTING.md"]
 
 
 def paragraphs(markdown: str) -> list[list[str]]:
