@@ -1,18 +1,20 @@
 # Two commands do everything on a machine with Python 3.11+, pip and make:
 #   make demo    the main job on real heads, to build/demo/report.html
 #   make test    linters, type checker and tests
+# and one builds the documentation site:
+#   make docs    build/site/index.html; a link that leads nowhere is an error
 PYTHON ?= python3
 VENV := .venv
 DEMO := build/demo
 LARMOR := $(VENV)/bin/larmor
 
-.PHONY: install demo test clean
+.PHONY: install demo test docs clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 demo: install
@@ -40,6 +42,9 @@ test: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 clean:
 	rm -rf $(DEMO) build $(VENV)

@@ -3,8 +3,8 @@
     cd build/demo
     python -m benchmarks.readme_picture gan_resnet50 model s3://larmor/heads --to ../../docs/pictures/readme.png
 
-`make demo` has to run first. `--slice` is the slice's place in its volume, as a fraction. `--rows` cuts the picture: the default
-leaves out the lower half of the head, with the face.
+`make demo` has to run first. `--slice` is the slice's place in its volume, as a fraction. `--rows` cuts the picture: the
+default leaves out the lower half of the head, with the face.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 from larmor.cli import main
@@ -21,6 +22,7 @@ from larmor.tuning.search.experiment import load_sweep_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MAKEFILE = (ROOT / "Makefile").read_text()
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
@@ -153,19 +155,40 @@ def test_continuous_integration_runs_the_readmes_test_command() -> None:
     assert os.access(script, os.X_OK)
 
 
+def test_the_public_workflow_runs_the_same_on_every_python() -> None:
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["make test"]
+    name = "Programming Language :: Python :: 3."
+    versions = [text.removeprefix(name) for text in PROJECT["classifiers"] if text.startswith(name)]
+    assert job["strategy"]["matrix"]["python"] == [f"3.{version}" for version in versions]
+    assert PROJECT["requires-python"] == f">=3.{versions[0]}"
+
+
+def test_commit_hooks_run_the_pinned_versions() -> None:
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    wanted = dict(text.split("==") for hook in repository["hooks"] for text in hook["additional_dependencies"])
+    assert wanted["ruff"] == pins["ruff"]
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert citation["abstract"] == PROJECT["description"]
+
+
 def test_the_changelog_takes_what_is_new() -> None:
     headings = re.findall(r"^## \[?([^\]\s]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[0] == "Unreleased"
 
 
 def test_the_version_is_the_installed_one() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+", PROJECT["version"])
     try:
-        installed = importlib.metadata.version(project["name"])
+        installed = importlib.metadata.version(PROJECT["name"])
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("larmor is not installed here, only its source is used")
-    assert installed == project["version"]
+    assert installed == PROJECT["version"]
 
 
 @pytest.mark.parametrize("path", [(), *sorted({path[:1] for path in COMMANDS} | set(COMMANDS))], ids=" ".join)
