@@ -154,7 +154,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    path = tmp_path / "home" / "cache" / "archives"
+    path = tmp_path / "home" / "archives"
     path.mkdir(parents=True)
     return path
 
