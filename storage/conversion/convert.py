@@ -7,7 +7,7 @@ found. A conversion that is killed goes on where it stopped, and ends with the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +24,9 @@ from larmor.storage.formats.staging import FileFacts, file_facts
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.parallel import default_threads, run_in_threads
+from larmor.storage.objects.progress import Progress, silent
 from larmor.storage.objects.store_errors import StoreAway
 
-Progress = Callable[[str, int, "int | None"], None]
 ArrayKey = tuple[str, int]
 
 
@@ -77,7 +77,7 @@ def describe_report(report: VolumeReport, min_foreground: float) -> str:
 
 
 def convert(
-    sources: Sequence[SourceRef], url: str, options: ConvertOptions, progress: Progress = lambda *_: None
+    sources: Sequence[SourceRef], url: str, options: ConvertOptions, progress: Progress = silent
 ) -> list[VolumeReport]:
     """Read `sources`, write the data set at `url`, publish it, and say what was kept.
 
