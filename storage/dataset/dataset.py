@@ -78,7 +78,6 @@ class SplitInfo:
     bucket: np.ndarray
     row: np.ndarray
     crc: np.ndarray
-    has_sensitivity_maps: bool = field(default=False)
     num_constant: int = 0
     offsets: Mapping[str, float] = field(default_factory=dict)
 
@@ -373,7 +372,6 @@ def read_split_as_it_is(store: ObjectStore, split: str) -> tuple[SplitInfo, str]
         subjects=subjects,
         identity=identity,
         made_from=hashlib.sha256(sources.encode()).hexdigest(),
-        has_sensitivity_maps=any("sensitivity_maps" in bucket.checksums for bucket in buckets),
         num_constant=0,
         offsets=offsets,
         **columns,

@@ -88,10 +88,6 @@ class ObjectStore:
     def __reduce__(self) -> tuple[type[ObjectStore], tuple[str, Client]]:
         return ObjectStore, (self.url, self.client)
 
-    def child(self, path: str) -> ObjectStore:
-        """The store below `url/path`."""
-        return ObjectStore(f"{self.url}/{path.strip('/')}", self.client)
-
     def full_path(self, path: str) -> str:
         """What the fsspec filesystem calls the object `path`. Raises `InputError` if that leads out of `url`."""
         if self.is_local and leads_out(path):
