@@ -298,7 +298,7 @@ def unpack(options: argparse.Namespace) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    from larmor.cluster.runs.run_folder import sha256
+    from larmor.storage.objects.file_digest import file_digest
 
     whole = options.to / "halved.safetensors"
     whole.write_bytes(b"".join(part.read_bytes() for part in parts))
@@ -307,7 +307,7 @@ def unpack(options: argparse.Namespace) -> None:
     weights = {name: tensor.to(torch.float32) for name, tensor in load_file(whole).items()}
     save_file(weights, model / "generator.safetensors")
     record = json.loads((model / "metrics.json").read_text())
-    record["sha256"] = {"generator.safetensors": sha256(model / "generator.safetensors")}
+    record["sha256"] = {"generator.safetensors": file_digest(model / "generator.safetensors")}
     (model / "metrics.json").write_text(json.dumps({**record, "rounded": "weights were brought as float16"}, indent=2))
     whole.unlink()
     print(model)

@@ -20,7 +20,9 @@ from larmor.recon.networks.generator import ResNet50Generator
 from larmor.recon.recipe.recipe import Recipe
 from larmor.storage.dataset import dataset
 from larmor.storage.dataset.layout import SplitLayout, StoredVolume
-from larmor.storage.formats.volumes import image_to_kspace
+from larmor.storage.formats.source import SourceOptions
+from larmor.storage.formats.volumes import CoronalSlice, Volume, VolumeSource, image_to_kspace
+from larmor.storage.loading.order import SampleOrder
 from larmor.storage.objects.object_store import ObjectStore
 
 torch.set_num_threads(1)  # small tensors gain nothing from more, and lose much where cores are few
@@ -148,6 +150,17 @@ def ellipsoid(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
     inside = sum((axis / 0.92) ** 2 for axis in axes) < 1
     texture = 100 + 40 * axes[0] + 25 * axes[2] + rng.uniform(0, 20, shape)
     return np.where(inside, texture, 0).astype(np.float32)
+
+
+def cut_slices(volume: Volume, matrix: tuple[int, int], min_foreground: float) -> list[CoronalSlice]:
+    """The slices that a conversion keeps of a volume."""
+    source = VolumeSource(volume, SourceOptions(matrix, min_foreground))
+    return [source.cut(index) for index in source.kept_slices()]
+
+
+def global_batch(order: SampleOrder, number: int, batch_size: int) -> np.ndarray:
+    """(batch_size, 2) int64: epoch and slice index of each sample of global batch `number`."""
+    return order.samples(np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.int64))
 
 
 def write_volume(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> Path:

@@ -14,7 +14,7 @@ from larmor.cluster.launch.run import check, claimed, finish
 from larmor.cluster.launch.run_locally import train_locally
 from larmor.cluster.runs.origin import code_hash
 from larmor.cluster.runs.pull import pull_run
-from larmor.cluster.runs.run_folder import RunFolder, sha256
+from larmor.cluster.runs.run_folder import RunFolder
 from larmor.recon.evaluation.evaluate import Evaluation, evaluate
 from larmor.recon.evaluation.evaluation_file import load_evaluation, save_evaluation, saved_facts
 from larmor.recon.evaluation.methods import classical_method
@@ -25,6 +25,7 @@ from larmor.recon.models.model import load_model
 from larmor.recon.physics.masks import describe_mask
 from larmor.recon.training.history import TrainingDiverged
 from larmor.storage.loading.reader import SliceReader
+from larmor.storage.objects.file_digest import file_digest
 
 Say = Callable[[str], None]
 _BATCH = 8
@@ -69,7 +70,7 @@ def fill_cell(
             models[system] = model
     physics = physics_of(next(iter(trained.values())))
     without = rate_classical(classical, physics, reader, folder, every)
-    weights = {name: sha256(model / "generator.safetensors") for name, model in models.items()}
+    weights = {name: file_digest(model / "generator.safetensors") for name, model in models.items()}
     facts = {"models": weights, "every": every, "data": reader.info.identity, **_rated_with(physics)}
     path = folder / "cells" / f"{slug(physics)}.json"
     if saved_facts(path) == facts:

@@ -109,16 +109,6 @@ def shipped_experiments() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_experiment(source: str, overrides: Sequence[str], model: type[E]) -> E:
-    """The experiment of a YAML file, or of a shipped one by name, with `section.key=value` overrides.
-
-    Raises `InputError` for a missing file, an unknown key (naming the valid ones) or an impossible value.
-    """
-    content = read_content(source)
-    change(content, dict(parse_override(override, model) for override in overrides))
-    return build(content, model, source)
-
-
 def read_content(source: str) -> dict[str, Any]:
     """What stands in an experiment's file, not yet validated. Raises `InputError` if it cannot be read."""
     path = Path(source)

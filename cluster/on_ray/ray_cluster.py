@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
-from platformdirs import user_data_path
 
 from larmor.cluster.on_ray.job_package import write_source
 from larmor.cluster.worker.stopping import Interrupted
 from larmor.storage.objects.embedded_store import PROFILE
 from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.home import data_home
 
 # paths and names only: a key never travels through Ray
 _FORWARDED = ("AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
@@ -186,8 +186,7 @@ def use_own_token() -> None:
     if given := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         _require_token(given)
         return
-    home = os.environ.get("LARMOR_HOME")
-    path = (Path(home) if home else user_data_path("larmor")) / "ray-token"
+    path = data_home() / "ray-token"
     if not _holds_token(path):
         path.unlink(missing_ok=True)
         _make_token(path)

@@ -17,7 +17,6 @@ Needs neither Ray nor DeepSpeed, so that `larmor pull` runs anywhere.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ from larmor.cluster.runs.checkpoint import (
 from larmor.cluster.runs.history import HistoryWriter, read_history
 from larmor.cluster.runs.lease import check_lease, delete_all_but_lease
 from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.file_digest import file_digest
 from larmor.storage.objects.local_names import inside
 from larmor.storage.objects.object_store import ObjectStore
 
@@ -146,7 +146,8 @@ class RunFolder:
         self.store.upload(folder, checkpoint)
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         return {
-            path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files
+            path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_digest(path)}
+            for path in files
         }
 
     def write_part(self, checkpoint: str, rank: int, files: Files) -> None:
@@ -207,13 +208,13 @@ class RunFolder:
         """Get files of a checkpoint and verify each; `resume` as `ObjectStore` has it. Raises `DamagedCheckpoint`."""
         for name in checkpoint.files if names is None else names:
             path = inside(target, name)
-            if path.is_file() and sha256(path) == checkpoint.files[name]["sha256"]:
+            if path.is_file() and file_digest(path) == checkpoint.files[name]["sha256"]:
                 continue
             try:
                 self.store.download(f"{checkpoint.folder}/{name}", path, resume)
             except FileNotFoundError as error:
                 raise DamagedCheckpoint(f"{self.url}/{checkpoint.folder}/{name}: the file is missing") from error
-            found = sha256(path)
+            found = file_digest(path)
             if found != checkpoint.files[name]["sha256"]:
                 path.unlink()
                 raise DamagedCheckpoint(
@@ -267,8 +268,3 @@ class RunFolder:
             return read_manifest(self.store.read(f"{folder}/manifest.json"), folder, sizes, self.url)
         except FileNotFoundError:
             return None
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

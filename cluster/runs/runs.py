@@ -23,6 +23,7 @@ from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.parallel import run_in_threads
+from larmor.storage.objects.text_table import aligned
 
 State = Literal["new", "running", "stopped", "failed", "finished"]
 _RENEWALS_MISSED = 2  # times to live without a renewal: clocks of two machines may differ a little
@@ -107,7 +108,7 @@ def summarise(run: RunFolder, now: float | None = None) -> RunSummary:
     )
 
 
-def table_lines(runs: Sequence[RunSummary], now: float | None = None) -> list[str]:
+def table_lines(runs: Sequence[RunSummary]) -> list[str]:
     """A line for each run under a line of headings."""
     rows = [("run", "state", "step", "best", "slices/s", "goodput", "restarts", "last report")]
     for run in runs:
@@ -120,12 +121,10 @@ def table_lines(runs: Sequence[RunSummary], now: float | None = None) -> list[st
                 "–" if run.slices_per_second is None else f"{run.slices_per_second:.1f}",
                 "–" if run.goodput is None else f"{run.goodput:.0%}",
                 str(run.restarts),
-                "–" if run.last_report is None else _ago((time.time() if now is None else now) - run.last_report),
+                "–" if run.last_report is None else _ago(time.time() - run.last_report),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return lines + [f"{run.name}: {run.failure}" for run in runs if run.failure]
+    return aligned(rows) + [f"{run.name}: {run.failure}" for run in runs if run.failure]
 
 
 def to_json(runs: Sequence[RunSummary]) -> str:

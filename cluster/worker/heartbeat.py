@@ -45,7 +45,7 @@ class Heartbeat:
         return f"rank {self.rank} (process {self.pid} on {self.host})"
 
 
-class Progress:
+class Place:
     """Where this rank is: told by the training's thread, read by the watchdog's."""
 
     def __init__(self) -> None:

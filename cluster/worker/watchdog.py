@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from larmor.cluster.worker.heartbeat import Heartbeat, Progress, explain_hang, read_heartbeats, write_heartbeat
+from larmor.cluster.worker.heartbeat import Heartbeat, Place, explain_hang, read_heartbeats, write_heartbeat
 from larmor.cluster.worker.stopping import StopRequest, stop_order
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
@@ -39,7 +39,7 @@ class Watchdog:
         store: ObjectStore,
         rank: int,
         world_size: int,
-        progress: Progress,
+        progress: Place,
         request: StopRequest,
         hang_seconds: float,
         give_up: Callable[[str], None] = _end_process,

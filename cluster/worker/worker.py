@@ -21,7 +21,7 @@ from larmor.cluster.runs.reports import Reports
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.agreement import Agreement
 from larmor.cluster.worker.exchange import exchange, share_out
-from larmor.cluster.worker.heartbeat import Progress
+from larmor.cluster.worker.heartbeat import Place
 from larmor.cluster.worker.scratch import Scratch
 from larmor.cluster.worker.stopping import StopRequest
 from larmor.cluster.worker.upload import Retention, Upload
@@ -54,7 +54,7 @@ class LocalWorker:
         self.world_size = torch.distributed.get_world_size() if grouped else 1
         self.device = device
         self.request = request or StopRequest(grace_seconds=0)
-        self.place = Progress()
+        self.place = Place()
         self.checkpoint_seconds = 0.0
         self.upload_seconds = 0.0
         self._run = run

@@ -6,10 +6,12 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 from larmor.recon.recipe.metric import brief_figures
 from larmor.recon.training.silent_critic import SilentCritic
+from larmor.storage.objects.progress import Progress
 
 console = Console(highlight=False, soft_wrap=True)
 TIME_SHARES = ("compute", "communication", "data", "validation", "checkpoint", "report")
@@ -18,10 +20,10 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+def progress_bar() -> Iterator[Progress]:
     """A callback (description, done, total) that draws one bar per description; silent where there is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
         tasks: dict[str, int] = {}
 
         def show(description: str, done: int, total: int | None) -> None:
@@ -43,7 +45,7 @@ def training_progress(num_steps: int) -> Iterator[Callable[[Mapping[str, float]]
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task("training", total=num_steps, figures="starting the workers")
         silent = SilentCritic()
 

@@ -55,7 +55,7 @@ def convert(
     from larmor.commands.data import convert as convert_scans
     from larmor.commands.data import held_out_subjects, is_converted
     from larmor.commands.feedback import Feedback
-    from larmor.storage.conversion.convert import ConvertOptions, describe_report
+    from larmor.storage.conversion.convert import ConvertOptions, describe_reports
     from larmor.storage.conversion.notes import describe_notes
     from larmor.storage.objects.parallel import default_threads
 
@@ -74,9 +74,8 @@ def convert(
     with progress_bar() as show:
         feedback = Feedback(partial(console.print, markup=False), show)
         reports = convert_scans(sources, to, options, subject=subject, feedback=feedback)
-    for report in sorted(reports, key=lambda item: (item.split, item.volume)):
-        console.print(describe_report(report, min_foreground), markup=False)
-    for line in describe_notes((report.volume, report.notes) for report in reports):
+    notes = describe_notes((report.volume, report.notes) for report in reports)
+    for line in [*describe_reports(reports, min_foreground), *notes]:
         console.print(line, markup=False)
     if resumed := sum(report.resumed for report in reports):
         console.print(f"resumed a conversion that was interrupted; {resumed} scans had been read before")

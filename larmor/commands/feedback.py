@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from larmor.storage.objects.progress import Progress
+
 Say = Callable[[str], None]
-Progress = Callable[[str, int, "int | None"], None]
 
 
 def _nothing(*_: Any) -> None: ...

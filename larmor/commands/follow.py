@@ -10,15 +10,14 @@ from typing import Any
 from larmor.storage.objects.errors import InputError
 
 Records = Sequence[Mapping[str, Any]]
+_SECONDS = 2.0  # between two looks
 
 
 class Follower:
     """Calls `show(record)` for every record that `fetch()` returns, from a thread, while the `with` block runs."""
 
-    def __init__(
-        self, fetch: Callable[[], Records], show: Callable[[Mapping[str, Any]], None], seconds: float = 2.0
-    ) -> None:
-        self._fetch, self._show, self._seconds = fetch, show, seconds
+    def __init__(self, fetch: Callable[[], Records], show: Callable[[Mapping[str, Any]], None]) -> None:
+        self._fetch, self._show = fetch, show
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="larmor-follow", daemon=True)
 
@@ -34,7 +33,7 @@ class Follower:
 
     def _loop(self) -> None:
         while True:
-            ending = self._end.wait(self._seconds)
+            ending = self._end.wait(_SECONDS)
             try:
                 records = self._fetch()
             except (InputError, OSError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,10 +26,10 @@ from larmor.recon.recipe.metric import DICE, METRICS, Preset
 from larmor.storage.dataset.dataset import SplitInfo
 from larmor.storage.loading.reader import SliceReader
 from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.progress import Count
 
 _TARGET = ""  # no method has that name
 _MOST_PICTURED = 8  # volumes in the figure, which matplotlib cannot draw at any height
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def evaluate(
     reader: SliceReader,
     preset: Preset,
     batch_size: int,
-    progress: Progress,
+    progress: Count,
     device: torch.device | str = "cpu",
     segmentation: SegmentationConfig | None = None,
     every: int = 1,

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from larmor.recon.physics.masks import achieved_ratio, make_mask, mask_hash
 from larmor.recon.recipe.mask_config import Kind, MaskConfig
+from larmor.storage.objects.text_table import aligned
 
 DECADES = 3  # of the point spread function that are shown, below its peak
 CELL_AREA = 4.4  # square inches
@@ -59,7 +60,7 @@ def write_mask_sheet(configs: Sequence[MaskConfig], shape: tuple[int, int], path
         [f"$10^{{{tick}}}$" for tick in ticks]
     )
     figure.savefig(path, dpi=110)
-    return [_line(config, mask) for config, mask in zip(configs, masks, strict=True)]
+    return aligned([_row(config, mask) for config, mask in zip(configs, masks, strict=True)])
 
 
 def _point_spread(mask: np.ndarray) -> np.ndarray:
@@ -73,6 +74,6 @@ def _title(config: MaskConfig, mask: np.ndarray) -> str:
     return f"{config.kind}\n{achieved}" + ("" if config.kind == "file" else f" for {100 * config.sampling_ratio:g} %")
 
 
-def _line(config: MaskConfig, mask: np.ndarray) -> str:
+def _row(config: MaskConfig, mask: np.ndarray) -> tuple[str, ...]:
     wanted = "as in file" if config.kind == "file" else f"{config.sampling_ratio:.4f}"
-    return f"{config.kind:<10}  wanted {wanted:>10}  achieved {achieved_ratio(mask):.4f}  sha256 {mask_hash(mask)[:12]}"
+    return config.kind, f"wanted {wanted}", f"achieved {achieved_ratio(mask):.4f}", f"sha256 {mask_hash(mask)[:12]}"

@@ -33,6 +33,7 @@ MIN_SIZE = 32  # of a slice's sides: below, N4 has too few pixels to fit
 _FEWEST_SLICES = 8  # of a volume that is segmented in three dimensions
 _FEWEST_PIXELS = 8  # along an axis, for a bias field and for diffusion
 _BIAS_STEPS = (40, 40, 40)  # N4: the most iterations at each resolution
+_NUM_INSTANCES = 3  # of tissue, that a figure shows of a slice
 _LEAST_SCORE = 0.25  # of the best piece's: in a slice, the halves of the brain may come apart
 _WIDER, _MOST_LOST = 1.5, 0.25  # an opening wider by that factor is preferred if it loses more than that share
 _BACKGROUND, _BACKGROUND_SPREAD = 1e-3, 1e-4  # as DIPY would fill zeros, but from a fixed generator
@@ -87,9 +88,9 @@ class Segmentation:
         regions = [replace(region, slice_index=0) for region in self.regions if region.slice_index == index]
         return Segmentation(self.classes[part].copy(), self.instances[part].copy(), regions)
 
-    def regions_of_interest(self, slice_index: int, instances: int = 3) -> list[Region]:
+    def regions_of_interest(self, slice_index: int) -> list[Region]:
         """The brain of a slice and its largest instances; empty without brain."""
-        return [region for region in self.regions if region.slice_index == slice_index][: 1 + instances]
+        return [region for region in self.regions if region.slice_index == slice_index][: 1 + _NUM_INSTANCES]
 
 
 def segment(images: np.ndarray, config: SegmentationConfig, scale: np.ndarray | None = None) -> Segmentation:

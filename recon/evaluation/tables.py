@@ -16,6 +16,7 @@ from larmor.recon.inference.inference import ZERO_FILLED, Physics
 from larmor.recon.physics.masks import describe_mask
 from larmor.recon.recipe.metric import DICE, METRICS, PRESETS, TABLE_METRICS
 from larmor.storage.dataset.dataset import SplitInfo
+from larmor.storage.objects.text_table import aligned
 
 # Tables I to VI: (size, ratio) → system → PSNR in dB and SSIM, on the paper's own heads and with its unnamed mask
 PAPER: Mapping[tuple[tuple[int, int], float], Mapping[str, tuple[float, float]]] = {
@@ -77,11 +78,7 @@ def _counted(number: int, what: str) -> str:
 def text_table(result: Evaluation) -> list[str]:
     """The lines that `larmor evaluate` prints, the gain over zero-filled last."""
     heading, rows = table_text(result)
-    widths = [max(len(row[column]) for row in [heading, *rows]) for column in range(len(heading))]
-    lines = [caption(result)]
-    for row in [heading, *rows]:
-        padded = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *padded]))
+    lines = [caption(result), *aligned([heading, *rows], first_right=1)]
     zero_filled = result.mean(ZERO_FILLED)
     for method in result.methods[1:]:
         gain = {name: result.mean(method)[name] - zero_filled[name] for name in ("psnr", "ssim")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from larmor.recon.inference.inference import Physics
 from larmor.recon.networks.networks import build_generator
 from larmor.recon.recipe.recipe import Recipe
 from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.file_digest import file_digest
 
 MODEL_FORMAT = 1
 
@@ -59,9 +59,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise InputError(f"{weights_path}: does not fit {config_path.name} ({reason}); pull it again") from error
     expected = record.get("sha256", {}).get(weights_path.name)
-    with weights_path.open("rb") as file:
-        if expected and hashlib.file_digest(file, "sha256").hexdigest() != expected:
-            raise InputError(f"{weights_path}: has changed since it was pulled (SHA-256, metrics.json); pull it again")
+    if expected and file_digest(weights_path) != expected:
+        raise InputError(f"{weights_path}: has changed since it was pulled (SHA-256, metrics.json); pull it again")
     physics = Physics(recipe.data.crop, recipe.mask, recipe.signal)
     return Model(generator.eval().to(choose_device(device)), physics, recipe, record, folder)
 

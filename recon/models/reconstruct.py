@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,11 +27,11 @@ from larmor.recon.models.scans import Scan, Slices
 from larmor.recon.physics.samples import denormalize, prepare
 from larmor.storage.loading.loader import Batch
 from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.progress import Count, Progress, silent
 from larmor.storage.objects.store_errors import StoreAway
 
 _MODEL = "the model"
 _PICTURED = 8  # slices on the contact sheet
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ScanReport:
 
 
 def reconstruct_scans(
-    model: Model, scans: Sequence[Scan], folder: Path, batch_size: int, progress: Progress = lambda *_: None
+    model: Model, scans: Sequence[Scan], folder: Path, batch_size: int, progress: Progress = silent
 ) -> list[ScanReport]:
     """Reconstruct every scan into `folder`: `NAME-reconstruction.nii.gz` for volumes of images, else `.npy` (slice,
     height, width) float32, in the source's intensities, and a PNG. A bad scan does not stop the others.
@@ -94,9 +94,7 @@ def describe_speed(reports: Sequence[ScanReport], seconds: float, device: str) -
     )
 
 
-def _reconstruct(
-    model: Model, name: str, slices: Slices, folder: Path, batch_size: int, progress: Callable[[int, int], None]
-) -> ScanReport:
+def _reconstruct(model: Model, name: str, slices: Slices, folder: Path, batch_size: int, progress: Count) -> ScanReport:
     if not slices.num_slices:
         raise InputError(f"{name}: holds no slices to reconstruct")
     results = _results(model, slices, batch_size)
@@ -145,7 +143,7 @@ def _stream(
     path: Path,
     slices: Slices,
     pictures: _Pictures,
-    progress: Callable[[int, int], None],
+    progress: Count,
 ) -> float:
     """Write the images as they come to the .npy file `path`; the generator's seconds."""
     done, seconds = 0, 0.0

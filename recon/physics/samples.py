@@ -84,11 +84,6 @@ def denormalize(image: Tensor, scale: Tensor) -> Tensor:
     return image * (high - low) + low
 
 
-def zero_fill(target: Tensor, mask: Tensor) -> Tensor:
-    """|F⁻¹(mask · F(target))|, the network's input."""
-    return ifft2c(fft2c(target) * mask).abs()
-
-
 def root_sum_of_squares(images: Tensor) -> Tensor:
     """(batch, coil, height, width) complex → (batch, 1, height, width) magnitudes."""
     return images.abs().square().sum(dim=1, keepdim=True).sqrt()

@@ -7,7 +7,7 @@ found. A conversion that is killed goes on where it stopped, and ends with the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +24,10 @@ from larmor.storage.formats.staging import FileFacts, file_facts
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.parallel import default_threads, run_in_threads
+from larmor.storage.objects.progress import Progress, silent
 from larmor.storage.objects.store_errors import StoreAway
+from larmor.storage.objects.text_table import aligned
 
-Progress = Callable[[str, int, "int | None"], None]
 ArrayKey = tuple[str, int]
 
 
@@ -67,17 +68,21 @@ class VolumeReport:
     notes: tuple[str, ...] = ()
 
 
-def describe_report(report: VolumeReport, min_foreground: float) -> str:
-    """One line about one volume."""
-    where = f"{report.split:<11} {report.volume:<16}"
+def describe_reports(reports: Iterable[VolumeReport], min_foreground: float) -> list[str]:
+    """One line about each volume, in the order of splits and names."""
+    ordered = sorted(reports, key=lambda report: (report.split, report.volume))
+    return aligned([(report.split, report.volume, _outcome(report, min_foreground)) for report in ordered])
+
+
+def _outcome(report: VolumeReport, min_foreground: float) -> str:
     if report.left_out:
-        return f"{where} left out: {report.left_out}"
+        return f"left out: {report.left_out}"
     others = "no signal" if report.plane == "acquired" else f"< {min_foreground:.0%} foreground"
-    return f"{where} {report.kept} of {report.total} slices (others: {others})"
+    return f"{report.kept} of {report.total} slices (others: {others})"
 
 
 def convert(
-    sources: Sequence[SourceRef], url: str, options: ConvertOptions, progress: Progress = lambda *_: None
+    sources: Sequence[SourceRef], url: str, options: ConvertOptions, progress: Progress = silent
 ) -> list[VolumeReport]:
     """Read `sources`, write the data set at `url`, publish it, and say what was kept.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,8 @@ from larmor.storage.dataset.expected_objects import expected_objects, foreign_pr
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.parallel import default_threads, run_in_threads
+from larmor.storage.objects.progress import Progress, silent
 from larmor.storage.objects.store_errors import StoreAway
-
-Progress = Callable[[str, int, "int | None"], None]
 
 _DAMAGED = (KeyError, TypeError, IndexError, AttributeError)  # what a document of another shape leads to
 
@@ -44,7 +43,7 @@ class VerifyReport:
         )
 
 
-def verify(url: str, progress: Progress = lambda *_: None, num_threads: int | None = None) -> VerifyReport:
+def verify(url: str, progress: Progress = silent, num_threads: int | None = None) -> VerifyReport:
     """Read the data set at `url` and check every checksum, value, and what its documents say of each other.
 
     Memory: a shard for each thread. Raises `InputError` if there is no data set, its root document cannot be

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from larmor.storage.conversion.examine import image_scale
-from larmor.storage.dataset.dataset import BucketInfo, SplitInfo, shard_checksum, shard_path, stated_crc
-from larmor.storage.dataset.layout import CRC_BYTES
+from larmor.storage.dataset.dataset import SplitInfo, shard_checksum, shard_path, stated_crc
+from larmor.storage.dataset.layout import CRC_BYTES, Bucket
 from larmor.storage.loading.shards import MISSING, crc_matches, decode_slice
 from larmor.storage.objects.object_store import ObjectStore
 
@@ -22,7 +22,7 @@ class Shard:
 
     info: SplitInfo
     kind: str
-    bucket: BucketInfo
+    bucket: Bucket
     number: int
     slices: tuple[int, ...]
 

@@ -28,11 +28,10 @@ import numpy as np
 from larmor.storage.dataset.constant import is_constant
 from larmor.storage.dataset.layout import (
     CRC_BYTES,
+    Bucket,
     ShardPlan,
-    SliceShape,
     SplitLayout,
     array_name,
-    chunk_bytes,
     part_slices,
 )
 from larmor.storage.objects.errors import InputError
@@ -46,26 +45,6 @@ CHUNK_CODECS = ("bytes", "crc32c")
 JOURNAL = "conversion"
 # with their dimensions
 COLUMNS = {"volume": 1, "subject": 1, "index": 1, "position": 1, "scale": 2, "bucket": 1, "row": 1, "crc": 2}
-
-
-@dataclass(frozen=True)
-class BucketInfo:
-    """One array of equally shaped slices: `shape` (coil, height, width), rows per shard, checksum of each shard."""
-
-    number: int
-    shape: SliceShape
-    num_slices: int
-    shard_slices: int
-    checksums: Mapping[str, tuple[str, ...]]
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of one encoded slice, its CRC-32C included."""
-        return chunk_bytes(self.shape)
-
-    @property
-    def num_shards(self) -> int:
-        return -(-self.num_slices // self.shard_slices)
 
 
 @dataclass(frozen=True)
@@ -86,7 +65,7 @@ class SplitInfo:
     """
 
     name: str
-    buckets: tuple[BucketInfo, ...]
+    buckets: tuple[Bucket, ...]
     volumes: tuple[str, ...]
     subjects: tuple[str, ...]
     identity: str
@@ -99,7 +78,6 @@ class SplitInfo:
     bucket: np.ndarray
     row: np.ndarray
     crc: np.ndarray
-    has_sensitivity_maps: bool = field(default=False)
     num_constant: int = 0
     offsets: Mapping[str, float] = field(default_factory=dict)
 
@@ -112,7 +90,7 @@ class SplitInfo:
         """The largest height and the largest width among the slices."""
         return max(b.shape[1] for b in self.buckets), max(b.shape[2] for b in self.buckets)
 
-    def bucket_of(self, index: int) -> BucketInfo:
+    def bucket_of(self, index: int) -> Bucket:
         """The array in which the slice `index` lies."""
         return self.buckets[int(self.bucket[index])]
 
@@ -173,12 +151,12 @@ def write_documents(
     for bucket in layout.buckets:
         kinds = [kind for kind, number in shards if number == bucket.number]
         for kind in kinds:
-            shape = (len(bucket.slices), *bucket.shape)
+            shape = (bucket.num_slices, *bucket.shape)
             _create_sharded(documents.group, array_name(kind, bucket.number), shape, bucket.shard_slices)
         buckets.append(
             {
                 "shape": list(bucket.shape),
-                "num_slices": len(bucket.slices),
+                "num_slices": bucket.num_slices,
                 "shard_slices": bucket.shard_slices,
                 "checksums": {
                     kind: [shard.checksum for shard in shards[kind, bucket.number]] for kind in sorted(kinds)
@@ -209,7 +187,9 @@ def _crc_column(layout: SplitLayout, shards: Mapping[tuple[str, int], tuple[Stor
     """(num_slices, 2) uint32: the CRC-32C of each slice's k-space and maps; 0 for maps that are not stored."""
     column = np.zeros((len(layout.slices), len(KINDS)), np.uint32)
     for (kind, number), parts in shards.items():
-        column[list(layout.buckets[number].slices), KINDS.index(kind)] = [crc for part in parts for crc in part.crcs]
+        column[list(layout.rows[layout.buckets[number].shape]), KINDS.index(kind)] = [
+            crc for part in parts for crc in part.crcs
+        ]
     return column
 
 
@@ -368,7 +348,7 @@ def read_split_as_it_is(store: ObjectStore, split: str) -> tuple[SplitInfo, str]
         volumes = tuple(volume["name"] for volume in entry["volumes"])
         offsets = {volume["name"]: float(volume.get("offset", 0.0)) for volume in entry["volumes"]}
         buckets = tuple(
-            BucketInfo(
+            Bucket(
                 number,
                 tuple(bucket["shape"]),
                 bucket["num_slices"],
@@ -392,7 +372,6 @@ def read_split_as_it_is(store: ObjectStore, split: str) -> tuple[SplitInfo, str]
         subjects=subjects,
         identity=identity,
         made_from=hashlib.sha256(sources.encode()).hexdigest(),
-        has_sensitivity_maps=any("sensitivity_maps" in bucket.checksums for bucket in buckets),
         num_constant=0,
         offsets=offsets,
         **columns,
@@ -400,7 +379,7 @@ def read_split_as_it_is(store: ObjectStore, split: str) -> tuple[SplitInfo, str]
     return info, columns_stated
 
 
-def _read_columns(store: ObjectStore, split: str, buckets: Iterable[BucketInfo]) -> dict[str, np.ndarray]:
+def _read_columns(store: ObjectStore, split: str, buckets: Iterable[Bucket]) -> dict[str, np.ndarray]:
     """The columns, and a check that the sharded arrays are what this Larmor reads."""
     import zarr
     from zarr.buffer import cpu
@@ -427,7 +406,7 @@ def _read_columns(store: ObjectStore, split: str, buckets: Iterable[BucketInfo])
         raise InputError(f"{store.url}/{split}: is damaged ({error}); convert the data again") from error
 
 
-def _check_sharding(place: str, array: Any, bucket: BucketInfo) -> None:
+def _check_sharding(place: str, array: Any, bucket: Bucket) -> None:
     codecs = array.metadata.to_dict()["codecs"]
     inner = tuple(codec["name"] for codec in codecs[0].get("configuration", {}).get("codecs", ()))
     expected = ((bucket.num_slices, *bucket.shape), (1, *bucket.shape), (bucket.shard_slices, *bucket.shape))

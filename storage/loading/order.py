@@ -59,10 +59,6 @@ class SampleOrder:
             indices[chosen] = self.epoch(int(epoch))[places[chosen] % self.num_samples]
         return np.stack([epochs, indices], axis=1)
 
-    def global_batch(self, number: int, batch_size: int) -> np.ndarray:
-        """(batch_size, 2) int64: epoch and slice index of each sample of global batch `number`."""
-        return self.samples(np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.int64))
-
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         if epoch not in self._epochs:
             self._epochs[epoch] = self._permutation(epoch)
@@ -112,12 +108,6 @@ def num_lanes(global_batch_size: int, batch_blocks: int = 0) -> int:
     """
     few = math.gcd(global_batch_size, _FEW_LANES)
     return max(lanes for lanes in range(few, max(few, batch_blocks) + 1, few) if global_batch_size % lanes == 0)
-
-
-def rank_part(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """The rows of a global batch that one rank reads: every `world_size`-th, so that it stays on its lanes."""
-    assert len(batch) % world_size == 0
-    return batch[rank::world_size]
 
 
 def blocks_of(split: SplitInfo, block_bytes: int) -> np.ndarray:

@@ -15,8 +15,8 @@ from typing import Any
 import crc32c
 import numpy as np
 
-from larmor.storage.dataset.dataset import BucketInfo, SplitInfo, shard_path
-from larmor.storage.dataset.layout import CRC_BYTES
+from larmor.storage.dataset.dataset import SplitInfo, shard_path
+from larmor.storage.dataset.layout import CRC_BYTES, Bucket
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.store_errors import again_if_damaged
@@ -69,7 +69,7 @@ class ShardIndexes:
             raise InputError(f"{self._store.url}/{path}: slice {index} is not in its shard; convert the data again")
         return path, start, start + length
 
-    def _table(self, bucket: BucketInfo, shard: int, path: str) -> np.ndarray:
+    def _table(self, bucket: Bucket, shard: int, path: str) -> np.ndarray:
         key = (bucket.number, shard)
         table = self._tables.get(key)
         if table is None:  # two threads may both fetch it: harmless, and none waits for the other's shard
@@ -103,7 +103,7 @@ def crc_matches(*parts: Any) -> bool:
     return bool(found == _RESIDUE)
 
 
-def decode_slice(chunk: memoryview, bucket: BucketInfo) -> np.ndarray | None:
+def decode_slice(chunk: memoryview, bucket: Bucket) -> np.ndarray | None:
     """An encoded slice as (coil, height, width) complex64, a view of `chunk`; None if it is damaged."""
     if len(chunk) != bucket.chunk_bytes or not crc_matches(chunk):
         return None

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import psutil
 
 from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.home import data_home
 from larmor.storage.objects.lock_file import locked
 from larmor.storage.objects.ports import HOST, check_port, free_ports, is_free, socket_files, with_grpc
 
@@ -75,8 +75,7 @@ class EmbeddedStore:
     @staticmethod
     def default_root() -> Path:
         """`$LARMOR_HOME/store`, or the user's data folder of this platform."""
-        home = os.environ.get("LARMOR_HOME")
-        return (Path(home).expanduser() if home else platformdirs.user_data_path("larmor")) / "store"
+        return data_home() / "store"
 
     @property
     def data(self) -> Path:
@@ -162,13 +161,6 @@ class EmbeddedStore:
         with contextlib.suppress(aws.BotoCoreError, aws.ClientError):
             names = tuple(bucket["Name"] for bucket in self._client().list_buckets()["Buckets"])
         return StoreStatus(True, self._endpoint(), process.pid, self.data, used, names)
-
-    def ensure_bucket(self, name: str) -> None:
-        """Create the bucket `name` unless it exists. Raises `InputError` for a bad name or a store that is stopped."""
-        _check_bucket(name)
-        if self._process() is None:
-            raise InputError(f"the store at {self.root} is not running; run `larmor store start`")
-        self._create_bucket(self._client(), name)
 
     def _start_somewhere(self, port: int | None, buckets: Sequence[str]) -> None:
         """Start on `port`; without one on the last ports or on random ones, several times if the server dies."""

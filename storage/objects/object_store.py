@@ -42,6 +42,7 @@ def _unguarded() -> None:
 
 
 _MOST_REMOVED = 1000  # by one request; S3's limit
+_UPLOADS = 4  # at once
 _DOWNLOAD_BLOCK = 8 * 2**20
 _MULTIPART = 100 * 2**20  # s3fs puts what has twice its `chunksize` in several requests
 
@@ -86,10 +87,6 @@ class ObjectStore:
 
     def __reduce__(self) -> tuple[type[ObjectStore], tuple[str, Client]]:
         return ObjectStore, (self.url, self.client)
-
-    def child(self, path: str) -> ObjectStore:
-        """The store below `url/path`."""
-        return ObjectStore(f"{self.url}/{path.strip('/')}", self.client)
 
     def full_path(self, path: str) -> str:
         """What the fsspec filesystem calls the object `path`. Raises `InputError` if that leads out of `url`."""
@@ -260,7 +257,7 @@ class ObjectStore:
         for error in answer.get("Errors", ()):  # the answer itself is a success
             raise not_removed(error)
 
-    def upload(self, folder: Path, prefix: str, num_threads: int = 4) -> None:
+    def upload(self, folder: Path, prefix: str) -> None:
         """Put every file below the local `folder` at `prefix`; an empty one is the store's own place."""
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
@@ -271,7 +268,7 @@ class ObjectStore:
             else:
                 self._persist(name, lambda: self.filesystem.put_file(str(path), self.full_path(name)))
 
-        with ThreadPoolExecutor(num_threads) as pool:
+        with ThreadPoolExecutor(_UPLOADS) as pool:
             list(pool.map(put, files))
 
     def download(self, path: str, target: Path, resume: bool = False) -> None:

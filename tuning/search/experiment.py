@@ -74,7 +74,7 @@ class SweepExperiment(Experiment):
 def load_sweep_experiment(source: str, overrides: Sequence[str]) -> SweepExperiment:
     """An experiment file with overrides; `space.KEY=loguniform(…)` adds a dimension to the search.
 
-    Raises `InputError` as `experiment.load_experiment` does.
+    Raises `InputError` for a missing file, an unknown key (naming the valid ones) or an impossible value.
     """
     content = read_content(source)
     spaces = [override for override in overrides if override.startswith("space.")]

@@ -14,7 +14,6 @@ from larmor.cluster.experiments.experiment import (
     differing_keys,
     dump_yaml,
     get_dotted,
-    load_experiment,
     parse_override,
     set_dotted,
     shipped_experiments,
@@ -61,7 +60,7 @@ class TestShipped:
         experiment = load_sweep_experiment(name, ["critic.clip=null", "mask.seed=7"])
         assert load(tmp_path, dump_yaml(experiment)) == experiment
         (tmp_path / "part.yaml").write_text(dump_yaml(experiment.training_part()))
-        part = load_experiment(str(tmp_path / "part.yaml"), [], Experiment)
+        part = load_sweep_experiment(str(tmp_path / "part.yaml"), []).training_part()
         assert part == experiment.training_part()
         assert not hasattr(part, "sweep")
 
@@ -286,7 +285,7 @@ class TestUnsupervised:
     GIVEN = ("system=unsupervised_gan", "cluster.num_workers=1", "training.global_batch_size=8")
 
     def build(self, *overrides: str) -> Experiment:
-        return load_experiment("laptop", (*self.GIVEN, *overrides), SweepExperiment).training_part()
+        return load_sweep_experiment("laptop", (*self.GIVEN, *overrides)).training_part()
 
     @pytest.mark.parametrize(
         "overrides",

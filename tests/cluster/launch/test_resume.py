@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from larmor.cluster.experiments.experiment import Experiment, load_experiment
+from larmor.cluster.experiments.experiment import Experiment
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.worker import LocalWorker
 from larmor.recon.training.train import train
 from larmor.storage.objects.errors import InputError
-from larmor.tuning.search.experiment import SweepExperiment
+from larmor.tuning.search.experiment import load_sweep_experiment
 from tests.helpers import flip_byte
 from tests.workbench import TINY, unique_name
 
@@ -48,7 +48,7 @@ def experiment(tiny_heads: str, store_environment: dict[str, str]) -> Experiment
         "critic.steps=2",
         "cluster.num_workers=1",
     ]
-    return load_experiment("laptop", overrides, SweepExperiment).training_part()
+    return load_sweep_experiment("laptop", overrides).training_part()
 
 
 def run_of(name: str) -> RunFolder:

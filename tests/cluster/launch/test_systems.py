@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from larmor.cluster.experiments.experiment import Experiment, load_experiment
+from larmor.cluster.experiments.experiment import Experiment
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.worker import LocalWorker
 from larmor.recon.evaluation.evaluate import evaluate
@@ -27,7 +27,7 @@ from larmor.recon.training.train import EarlyStop, train
 from larmor.storage.loading.config import DataConfig, open_reader
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
-from larmor.tuning.search.experiment import SweepExperiment
+from larmor.tuning.search.experiment import load_sweep_experiment
 from tests.helpers import coil_scan, ellipsoid, random_kspace, write_coil_splits, write_dataset, write_images
 from tests.workbench import TINY, unique_name
 
@@ -92,7 +92,7 @@ def tiny(url: str, *overrides: str) -> Experiment:
         "cluster.num_workers=1",
         *overrides,
     )
-    return load_experiment("laptop", settings, SweepExperiment).training_part()
+    return load_sweep_experiment("laptop", settings).training_part()
 
 
 def run_in(folder: Path) -> RunFolder:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from larmor.cluster.experiments.experiment import Experiment, load_experiment, shipped_experiments
+from larmor.cluster.experiments.experiment import Experiment, shipped_experiments
 from larmor.cluster.on_ray.job_package import package_folder, pinned_requirements, write_package
 from larmor.storage.objects.errors import InputError
+from larmor.tuning.search.experiment import load_sweep_experiment
 from tests.helpers import contents_of
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -46,16 +47,17 @@ def test_the_source_is_packed_with_its_data_files(package: Path) -> None:
 
 
 def test_the_experiment_travels_whole(package: Path) -> None:
-    assert load_experiment(str(package / "experiment.yaml"), [], Experiment) == EXPERIMENT
+    assert load_sweep_experiment(str(package / "experiment.yaml"), []).training_part() == EXPERIMENT
 
 
 def test_the_packed_source_runs_from_its_folder(package: Path) -> None:
     program = (
         "import larmor, larmor.storage.conversion.convert, larmor.recon.training.train\n"
         "import larmor.cluster.on_ray.ray_train, larmor.tuning.search.sweep, larmor.tuning.report.report\n"
-        "from larmor.cluster.experiments.experiment import load_experiment, shipped_experiments, Experiment\n"
+        "from larmor.cluster.experiments.experiment import shipped_experiments\n"
+        "from larmor.tuning.search.experiment import load_sweep_experiment\n"
         "print(larmor.__file__, larmor.tuning.report.report.__file__, *shipped_experiments())\n"
-        "load_experiment('experiment.yaml', [], Experiment)\n"
+        "load_sweep_experiment('experiment.yaml', [])\n"
     )
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from larmor.cluster.experiments.experiment import Experiment, load_experiment
+from larmor.cluster.experiments.experiment import Experiment
 from larmor.cluster.launch.run import check, claimed
 from larmor.cluster.runs.origin import check_origin, pinned, record_origin
 from larmor.cluster.runs.run_folder import RunFolder
@@ -22,7 +22,7 @@ from larmor.storage.dataset import dataset
 from larmor.storage.loading.config import open_reader
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
-from larmor.tuning.search.experiment import SweepExperiment
+from larmor.tuning.search.experiment import SweepExperiment, load_sweep_experiment
 from larmor.tuning.search.space import with_values
 from larmor.tuning.search.sweep import check_sweep
 from larmor.tuning.search.sweep_folder import SweepFolder
@@ -155,15 +155,17 @@ def test_a_pin_goes_with_what_it_is_a_pin_of(make: Make, tmp_path: Path) -> None
     first = pinned(make())
     path = tmp_path / "first.yaml"
     path.write_text(yaml.safe_dump(first.model_dump(mode="json")))
-    assert load_experiment(str(path), [], Experiment) == first
-    assert load_experiment(str(path), ["data.url=elsewhere"], Experiment).data.sha256 is None
-    assert load_experiment(str(path), ["mask.kind=radial", "mask.file=null"], Experiment).mask == MaskConfig(
+    assert load_sweep_experiment(str(path), []).training_part() == first
+    assert load_sweep_experiment(str(path), ["data.url=elsewhere"]).training_part().data.sha256 is None
+    assert load_sweep_experiment(str(path), ["mask.kind=radial", "mask.file=null"]).training_part().mask == MaskConfig(
         kind="radial"
     )
     other = "ab" * 32
-    assert load_experiment(str(path), [f"data.sha256='{other}'", "data.url=x"], Experiment).data.sha256 == other
+    assert (
+        load_sweep_experiment(str(path), [f"data.sha256='{other}'", "data.url=x"]).training_part().data.sha256 == other
+    )
     assert with_values(first, {"data.url": "elsewhere"}).data.sha256 is None
     assert with_values(first, {"loss.a": 1.0}).data.sha256 == first.data.sha256
     change_data(tmp_path)
     with pytest.raises(InputError, match=r"is not the data set that data\.sha256=.* names"):
-        pinned(load_experiment(str(path), [], Experiment))
+        pinned(load_sweep_experiment(str(path), []).training_part())

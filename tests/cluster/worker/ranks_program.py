@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from larmor.cluster.experiments.experiment import Experiment, load_experiment
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.worker import LocalWorker
 from larmor.recon.training.train import train
+from larmor.tuning.search.experiment import load_sweep_experiment
 
 
 class AskedWorker(LocalWorker):
@@ -29,7 +29,7 @@ class AskedWorker(LocalWorker):
 def main(rank: int, world_size: int, rendezvous: Path, experiment_path: str, run_url: str, stop_during: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
-    experiment = load_experiment(experiment_path, [], Experiment)
+    experiment = load_sweep_experiment(experiment_path, []).training_part()
     AskedWorker.stop_during = stop_during
     with AskedWorker(RunFolder(run_url), experiment.training, torch.device("cpu")) as worker:
         finished = train(experiment, worker)

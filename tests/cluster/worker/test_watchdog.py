@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from larmor.cluster.runs.run_folder import RunFolder
-from larmor.cluster.worker.heartbeat import Heartbeat, Progress, explain_hang, read_heartbeats, write_heartbeat
+from larmor.cluster.worker.heartbeat import Heartbeat, Place, explain_hang, read_heartbeats, write_heartbeat
 from larmor.cluster.worker.stopping import StopRequest, order_stop
 from larmor.cluster.worker.watchdog import Watchdog
 from larmor.cluster.worker.worker import LocalWorker
@@ -92,7 +92,7 @@ def test_of_two_ranks_in_a_training_the_one_that_came_less_far_is_named(kspace_u
 
 def arrived(entered: list[tuple[int, str]], rank: int) -> Heartbeat:
     """The heartbeat of a rank that entered these phases."""
-    place = Progress()
+    place = Place()
     for step, phase in entered:
         place.at(step, phase)
     return dataclasses.replace(place.heartbeat(rank, count=3), host=f"host{rank}", pid=100 + rank)
@@ -120,7 +120,7 @@ def test_a_process_that_was_started_again_counts_as_alive() -> None:
 
 
 def test_progress_is_what_a_heartbeat_says(tmp_path: Path) -> None:
-    place = Progress()
+    place = Place()
     place.at(4, "data")
     place.at(4, "critic")
     store = ObjectStore(str(tmp_path))
@@ -137,7 +137,7 @@ def test_progress_is_what_a_heartbeat_says(tmp_path: Path) -> None:
     assert not place.is_first_step
 
 
-def at_work(place: Progress, end: threading.Event) -> Callable[[], None]:
+def at_work(place: Place, end: threading.Event) -> Callable[[], None]:
     def work() -> None:
         step = 0
         while not end.wait(0.02):
@@ -146,12 +146,12 @@ def at_work(place: Progress, end: threading.Event) -> Callable[[], None]:
     return work
 
 
-def watched(store: ObjectStore, rank: int, world_size: int, place: Progress, found: list[str]) -> Watchdog:
+def watched(store: ObjectStore, rank: int, world_size: int, place: Place, found: list[str]) -> Watchdog:
     return Watchdog(store, rank, world_size, place, StopRequest(60), hang_seconds=1.5, give_up=found.append)
 
 
-def warmed_up() -> Progress:
-    place = Progress()
+def warmed_up() -> Place:
+    place = Place()
     for step in range(20):
         place.at(step, "critic")
     return place

@@ -19,11 +19,10 @@ from larmor.storage.conversion.verify import verify
 from larmor.storage.dataset import dataset, layout
 from larmor.storage.formats.nifti import read_volume, subject_of
 from larmor.storage.formats.recognise import find_sources
-from larmor.storage.formats.volumes import coronal_slices
 from larmor.storage.loading.reader import SliceReader
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
-from tests.helpers import contents_of, ellipsoid, random_kspace, write_heads, write_volume
+from tests.helpers import contents_of, cut_slices, ellipsoid, random_kspace, write_heads, write_volume
 from tests.storage.formats.dicom_files import PLANTED, make_scan, write_series
 
 MATRIX = (36, 32)
@@ -65,7 +64,7 @@ def test_stored_kspace_is_the_orthonormal_transform_of_the_slices(heads: list[Pa
         info, kspace = read_all(tmp_path / "data", split)
         for volume in info.volumes:
             path = next(path for path in heads if subject_of(path) == volume)
-            wanted = coronal_slices(read_volume(path), MATRIX, ConvertOptions.min_foreground)
+            wanted = cut_slices(read_volume(path), MATRIX, ConvertOptions.min_foreground)
             places = info.slices_of(volume)
             (report,) = [report for report in reports if report.volume == volume]
             assert report.kept == len(wanted) == len(places) > 5

@@ -92,7 +92,7 @@ def test_a_split_comes_back_as_it_was_written(store: ObjectStore, num_slices: in
     assert np.array_equal(info.index, np.arange(num_slices))
     assert np.array_equal(info.position, 1.5 * np.arange(num_slices, dtype=np.float32))
     assert np.array_equal(info.scale, np.stack([np.zeros(num_slices), 1 + np.arange(num_slices)], axis=1))
-    assert not info.has_sensitivity_maps
+    assert set(bucket.checksums) == {"kspace"}
     assert np.array_equal(np.stack(slices_of(store, "train")), kspace)
     shards = [path for path in store.list("train") if path.startswith("train/kspace/c/")]
     assert len(shards) == -(-num_slices // 4)
@@ -108,7 +108,7 @@ def test_slices_of_several_shapes_and_their_maps_come_back(store: ObjectStore) -
     assert {name: len(info.slices_of(name)) for name in info.volumes} == {"a": 6, "b": 3, "c": 5}
     assert [info.bucket_of(index).number for index in range(14)] == [0] * 6 + [1] * 3 + [0] * 5
     assert np.array_equal(info.subject, [0] * 9 + [1] * 5)
-    assert info.has_sensitivity_maps
+    assert [set(bucket.checksums) for bucket in info.buckets] == [{"kspace"}, {"kspace", "sensitivity_maps"}]
     for found, wanted in zip(slices_of(store, "train"), expected, strict=True):
         assert np.array_equal(found, wanted)
 

@@ -22,13 +22,12 @@ from larmor.storage.formats.volumes import (
     VolumeSource,
     canonical_volume,
     centre_fit,
-    coronal_slices,
     foreground_threshold,
     image_to_kspace,
     slice_affine,
 )
 from larmor.storage.objects.errors import InputError
-from tests.helpers import centre_of_mass, ellipsoid, property_test, write_volume
+from tests.helpers import centre_of_mass, cut_slices, ellipsoid, property_test, write_volume
 
 SHAPE = (12, 9, 15)  # right, anterior, superior
 
@@ -61,7 +60,7 @@ def test_every_orientation_gives_the_same_upright_slices(tmp_path: Path, codes: 
     volume = read_volume(path)
     assert volume.voxel_size == (2, 3, 2)
     assert np.array_equal(volume.data, data)
-    slices = coronal_slices(volume, (SHAPE[2], SHAPE[0]), min_foreground=0)
+    slices = cut_slices(volume, (SHAPE[2], SHAPE[0]), min_foreground=0)
     assert [item.index for item in slices] == list(range(SHAPE[1]))
     assert [item.position for item in slices] == [3 * index for index in range(SHAPE[1])]
     posterior, anterior = slices[0].image, slices[-1].image
@@ -82,7 +81,7 @@ def test_voxels_become_square_pixels(tmp_path: Path, voxel_size: tuple[float, fl
     ball = (sum(axis**2 for axis in grid) < radius**2).astype(np.float32)
     volume = read_volume(write_volume(tmp_path / "ball.nii", ball, np.diag([*voxel_size, 1.0])))
     pixel = min(voxel_size[0], voxel_size[2])
-    image = max(coronal_slices(volume, (96, 96), 0), key=lambda item: item.image.sum()).image
+    image = max(cut_slices(volume, (96, 96), 0), key=lambda item: item.image.sum()).image
     coarse = max(voxel_size[0], voxel_size[2])
     for axis in (0, 1):
         extent = np.count_nonzero(image.max(axis=axis) > 0.5) * pixel
@@ -147,7 +146,7 @@ def test_a_marked_place_keeps_its_position(
     affine = oblique_affine(voxel_size)
     nibabel.save(in_orientation(blob, affine, codes), tmp_path / "blob.nii.gz")
     volume = read_volume(tmp_path / "blob.nii.gz")
-    images = np.stack([item.image for item in coronal_slices(volume, matrix, min_foreground=0)])
+    images = np.stack([item.image for item in cut_slices(volume, matrix, min_foreground=0)])
     write_nifti(images, slice_affine(volume, matrix), tmp_path / "back.nii.gz")
     back = nibabel.load(tmp_path / "back.nii.gz")
     assert back.shape == (matrix[1], shape[1], matrix[0])
@@ -160,9 +159,9 @@ def test_slices_of_air_are_left_out(tmp_path: Path) -> None:
     data = np.random.default_rng(0).uniform(0, 8, (20, 12, 20)).astype(np.float32)  # air is noise
     data[4:16, 3:9, 4:16] += 100
     volume = read_volume(write_volume(tmp_path / "head.nii", data))
-    kept = coronal_slices(volume, (20, 20), min_foreground=0.3)
+    kept = cut_slices(volume, (20, 20), min_foreground=0.3)
     assert [item.index for item in kept] == [3, 4, 5, 6, 7, 8]
-    assert coronal_slices(volume, (20, 20), min_foreground=0.4) == []
+    assert cut_slices(volume, (20, 20), min_foreground=0.4) == []
 
 
 def with_header(place: int, layout: str, *values: float) -> Callable[[Path], None]:
@@ -263,7 +262,7 @@ def test_the_threshold_is_otsus_of_every_second_voxel(codes: str, kind: str) -> 
 @pytest.mark.parametrize("least", [0.0, 0.3])
 def test_a_source_gives_the_kspace_of_the_slices(voxel_size: tuple[float, float, float], least: float) -> None:
     volume = canonical_volume(ellipsoid((20, 11, 24)) + 9, np.diag([*voxel_size, 1.0]))
-    wanted = coronal_slices(volume, (26, 18), least)
+    wanted = cut_slices(volume, (26, 18), least)
     source = VolumeSource(volume, SourceOptions((26, 18), least), {"modality": "MR"})
     assert source.num_slices == 11
     assert list(source.kept_slices()) == [item.index for item in wanted]

@@ -23,7 +23,16 @@ from larmor.storage.loading.order import SampleOrder, num_lanes
 from larmor.storage.loading.reader import ReadOptions, SliceReader
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
-from tests.helpers import SHAPE, flip_byte, property_test, random_kspace, stored_volume, write_dataset, write_layout
+from tests.helpers import (
+    SHAPE,
+    flip_byte,
+    global_batch,
+    property_test,
+    random_kspace,
+    stored_volume,
+    write_dataset,
+    write_layout,
+)
 
 NUM_SLICES = 37
 GLOBAL_BATCH = 24
@@ -108,7 +117,7 @@ class TestOrder:
                 assert {len(part.samples) for part in parts} == {GLOBAL_BATCH // world_size // accumulation}
                 samples[rank::world_size] = np.concatenate([part.samples for part in parts])
                 kspace[rank::world_size] = np.concatenate([kspace_of(part) for part in parts])
-            assert np.array_equal(samples, order.global_batch(first_batch + number, GLOBAL_BATCH))
+            assert np.array_equal(samples, global_batch(order, first_batch + number, GLOBAL_BATCH))
             assert np.array_equal(kspace, KSPACE[samples[:, 1]])
 
     @pytest.mark.parametrize("first_batch", [1, 4, 40])
@@ -131,7 +140,7 @@ class TestOrder:
                     assert np.array_equal(kspace_of(batches[number]), KSPACE[batches[number].samples[:, 1]])
                 seen.append(batch)
         stream = np.concatenate(seen)
-        assert np.array_equal(stream, np.concatenate([order.global_batch(n, GLOBAL_BATCH) for n in range(7)]))
+        assert np.array_equal(stream, np.concatenate([global_batch(order, n, GLOBAL_BATCH) for n in range(7)]))
         assert np.array_equal(np.sort(stream[: 4 * NUM_SLICES, 1]), np.repeat(np.arange(NUM_SLICES), 4))
 
     def test_how_slices_are_read_changes_nothing(self, store: ObjectStore) -> None:
@@ -158,7 +167,7 @@ class TestOrder:
         order, share = make_order(batch_size=12), Share(1, 2, 12, 2)
         batches = list(Loader(reader, order, share, read_ahead_bytes).batches(first_batch, end))
         assert len(batches) == 2 * (end - first_batch)
-        expected = [order.global_batch(number, 12)[1::2] for number in range(first_batch, end)]
+        expected = [global_batch(order, number, 12)[1::2] for number in range(first_batch, end)]
         assert np.array_equal(
             np.concatenate([np.empty((0, 2), np.int64), *(batch.samples for batch in batches)]),
             np.concatenate([np.empty((0, 2), np.int64), *expected]),
@@ -173,7 +182,7 @@ class TestOrder:
             order = make_order(3, 2, 8)
             batches = take(reader, order, Share(1, 2, 8, 1), 0, num_batches=6)
         samples = np.concatenate([batch.samples for batch in batches])
-        assert np.array_equal(samples, np.concatenate([order.global_batch(n, 8)[1::2] for n in range(6)]))
+        assert np.array_equal(samples, np.concatenate([global_batch(order, n, 8)[1::2] for n in range(6)]))
         for batch in batches:
             assert np.array_equal(kspace_of(batch), KSPACE[batch.samples[:, 1]])
 
@@ -220,7 +229,7 @@ class TestBatch:
                 batches = take(reader, order, Share(rank, world_size, 8, 1), 0, num_batches=8)
                 assert 2 in {len(batch.groups) for batch in batches}
                 for number, batch in enumerate(batches):
-                    assert np.array_equal(batch.samples, order.global_batch(number, 8)[rank::world_size])
+                    assert np.array_equal(batch.samples, global_batch(order, number, 8)[rank::world_size])
                     rows = np.concatenate([group.rows for group in batch.groups])
                     assert np.array_equal(np.sort(rows), np.arange(8 // world_size))
                     for group in batch.groups:

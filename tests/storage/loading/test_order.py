@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from larmor.storage.dataset import dataset, layout
 from larmor.storage.dataset.dataset import read_split
 from larmor.storage.dataset.layout import SplitLayout
-from larmor.storage.loading.order import SampleOrder, blocks_of, num_lanes, rank_part
+from larmor.storage.loading.order import SampleOrder, blocks_of, num_lanes
 from larmor.storage.objects.object_store import ObjectStore
-from tests.helpers import property_test, random_kspace, stored_volume, write_layout
+from tests.helpers import global_batch, property_test, random_kspace, stored_volume, write_layout
 
 WORLD_SIZES = (1, 2, 3, 4, 6, 8)
 
@@ -55,7 +55,7 @@ orders = arguments.map(Arguments.make)
 
 def stream(order: SampleOrder, length: int) -> np.ndarray:
     """The first samples (length, 2), asked for one by one."""
-    return np.concatenate([order.global_batch(number, 1) for number in range(length)])
+    return np.concatenate([global_batch(order, number, 1) for number in range(length)])
 
 
 def most_open(names: np.ndarray) -> int:
@@ -74,22 +74,10 @@ def test_every_epoch_is_a_permutation(order: SampleOrder, epoch: int) -> None:
 
 
 @property_test
-@given(orders, st.integers(1, 3), st.integers(0, 50), st.sampled_from(WORLD_SIZES))
-def test_the_ranks_parts_are_the_global_batch(order: SampleOrder, size: int, number: int, world_size: int) -> None:
-    batch = order.global_batch(number, 24 * size)
-    parts = [rank_part(batch, rank, world_size) for rank in range(world_size)]
-    assert {len(part) for part in parts} == {24 * size // world_size}, "all ranks make equally many steps"
-    together = np.empty_like(batch)
-    for rank, part in enumerate(parts):
-        together[rank::world_size] = part
-    assert np.array_equal(together, batch)
-
-
-@property_test
 @given(orders, st.integers(1, 64))
 def test_every_slice_comes_once_per_epoch(order: SampleOrder, batch_size: int) -> None:
     num_batches = -(-3 * order.num_samples // batch_size)
-    samples = np.concatenate([order.global_batch(number, batch_size) for number in range(num_batches)])
+    samples = np.concatenate([global_batch(order, number, batch_size) for number in range(num_batches)])
     assert (np.diff(samples[:, 0]) >= 0).all()
     for epoch in range(3):
         seen = samples[samples[:, 0] == epoch, 1]
@@ -111,7 +99,7 @@ def test_a_resume_goes_on_in_the_same_order_at_any_world_size(
             order = given_.make()
         batch = seen[number * batch_size : (number + 1) * batch_size]
         for rank in range(world_size):
-            batch[rank::world_size] = rank_part(order.global_batch(number, batch_size), rank, world_size)
+            batch[rank::world_size] = global_batch(order, number, batch_size)[rank::world_size]
     assert np.array_equal(seen, whole)
 
 
@@ -268,11 +256,6 @@ def test_every_process_finds_the_same_order() -> None:
     }
     here = SampleOrder(np.arange(500) // 7, 11, 6, 8).samples(np.arange(1700))
     assert found == {hashlib.sha256(here.tobytes()).hexdigest()}
-
-
-def test_a_batch_that_does_not_divide_is_a_defect() -> None:
-    with pytest.raises(AssertionError):
-        rank_part(np.zeros((10, 2), np.int64), 0, 3)
 
 
 @pytest.mark.parametrize("block_bytes", [1, 3000, 5000, 10**9])

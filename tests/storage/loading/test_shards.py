@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from larmor.storage.dataset import dataset, layout
-from larmor.storage.dataset.dataset import BucketInfo, SplitInfo, read_split
-from larmor.storage.dataset.layout import SplitLayout
+from larmor.storage.dataset.dataset import SplitInfo, read_split
+from larmor.storage.dataset.layout import Bucket, SplitLayout
 from larmor.storage.loading.shards import (
     ByteRange,
     ShardIndexes,
@@ -179,7 +179,7 @@ class TestIndex:
 
 
 class TestSlice:
-    BUCKET = BucketInfo(0, (2, 3, 4), 1, 1, {})
+    BUCKET = Bucket(0, (2, 3, 4), 1, 1)
 
     def encoded(self) -> bytes:
         values = random_kspace(1, self.BUCKET.shape).tobytes()

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from s3fs import S3FileSystem
 
-from larmor.cluster.experiments.experiment import Experiment, load_experiment
+from larmor.cluster.experiments.experiment import Experiment
 from larmor.cluster.launch.run_locally import train_locally
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.dataset import layout
@@ -31,7 +31,7 @@ from larmor.storage.objects import store_errors
 from larmor.storage.objects.embedded_store import EmbeddedStore
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import Client, ObjectStore
-from larmor.tuning.search.experiment import SweepExperiment
+from larmor.tuning.search.experiment import load_sweep_experiment
 from tests.conftest import use_only
 from tests.faulty_proxy import FaultyProxy, Kind, proxied_environment
 from tests.helpers import flip_byte, random_kspace, stored_volume, write_dataset, write_layout
@@ -390,7 +390,7 @@ def experiment(url: str, *more: str) -> Experiment:
         "cluster.num_workers=1",
         *more,
     ]
-    return load_experiment("laptop", overrides, SweepExperiment).training_part()
+    return load_sweep_experiment("laptop", overrides).training_part()
 
 
 MOSTLY_ONE = ["http", pytest.param("s3fs", marks=pytest.mark.slow)]
