@@ -3,7 +3,7 @@
     cd build/demo
     python -m benchmarks.readme_picture gan_resnet50 model s3://larmor/heads --to ../../docs/pictures/readme.png
 
-`make demo` has to run first. `--slice` is the slice's place in its volume, as a fraction. `--rows` cuts the picture: the
+`make demo` has to run first. `--slice` is the slice's place in its volume, as a fraction. `--rows` cuts it: the
 default leaves out the lower half of the head, with the face.
 """
 

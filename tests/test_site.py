@@ -15,9 +15,7 @@ import larmor
 
 ROOT = Path(__file__).resolve().parents[1]
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("mkdocs") is None, reason="the extra `docs` is not installed"
-)
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="the extra `docs` is not installed")
 
 
 def build(target: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
