@@ -699,6 +699,6 @@ def test_a_defect_keeps_its_traceback(cli: Command, monkeypatch: pytest.MonkeyPa
     def broken(*_: Any) -> None:
         raise KeyError("a defect")
 
-    monkeypatch.setattr("larmor.storage.dataset.dataset.describe", broken)
+    monkeypatch.setattr("larmor.commands.data.describe", broken)
     with pytest.raises(KeyError, match="a defect"):
         cli("inspect", "nothere")

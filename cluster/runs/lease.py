@@ -140,13 +140,13 @@ def delete_all_but_lease(store: ObjectStore, guard: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def hold(store: ObjectStore, say: Say, seconds: float = TIME_TO_LIVE) -> Iterator[int]:
+def hold(store: ObjectStore, say: Say, seconds: float = TIME_TO_LIVE, me: Owner | None = None) -> Iterator[int]:
     """Hold the lease of a folder while the block runs; gives its number. `say` is told if that takes waiting.
 
     Raises `InputError` if another process has it, or the store would give it to several.
     """
     check_conditional_writes(store, f"{_FOLDER}/probe-{uuid.uuid4().hex}")
-    lease = _acquire(store, Owner.this_process(), seconds, say)
+    lease = _acquire(store, me or Owner.this_process(), seconds, say)
     end = threading.Event()
     thread = threading.Thread(target=_keep, args=(store, lease, end), name="larmor-lease", daemon=True)
     thread.start()
