@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,11 +15,12 @@ from larmor.recon.inference.inference import Physics
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.signal import SignalConfig
 
+Facts = Mapping[str, object]  # what the figures depend on beside methods and data, such as the code's hash
 _TARGET = "target"
 _WHITE = 2**16 - 1  # example images are shown in [0, 1], and kept as uint16
 
 
-def save_evaluation(result: Evaluation, path: Path, facts: dict[str, Any]) -> None:
+def save_evaluation(result: Evaluation, path: Path, facts: Facts) -> None:
     """Write figures and `facts` as JSON, whole or not at all, and the example images beside it as .npz."""
     content = {
         "facts": facts,
@@ -47,7 +48,7 @@ def save_evaluation(result: Evaluation, path: Path, facts: dict[str, Any]) -> No
     unfinished.rename(path)
 
 
-def saved_facts(path: Path) -> dict[str, Any] | None:
+def saved_facts(path: Path) -> Facts | None:
     """The facts that were given to `save_evaluation`; None if there is no such file."""
     return json.loads(path.read_text())["facts"] if path.is_file() else None
 

@@ -15,7 +15,7 @@ import numpy as np
 from larmor.storage.formats.centred_fft import to_kspace
 from larmor.storage.formats.kspace_energy import notes_on_stack
 from larmor.storage.formats.measured import MeasuredKspace, only_file
-from larmor.storage.formats.source import Source, SourceOptions, SourceRef
+from larmor.storage.formats.source import Facts, Source, SourceOptions, SourceRef
 from larmor.storage.objects.errors import InputError
 
 SUFFIXES = (".npy", ".npz")
@@ -90,7 +90,7 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
         return MeasuredKspace(
             path, read, len(stack), slice_shape, about={"content": "k-space"}, notes=notes_on_stack(stack)
         )
-    about = {"content": "magnitude images"}
+    about: Facts = {"content": "magnitude images"}
     return MagnitudeImages(path, read, len(stack), slice_shape, about=about, images=stack, offset=offset)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from larmor.storage.formats.dicom_frames import Frame, read_frames, stack
 from larmor.storage.formats.dicom_header import UNREADABLE, read_dicom
-from larmor.storage.formats.source import SourceOptions, SourceRef
+from larmor.storage.formats.source import Facts, SourceOptions, SourceRef
 from larmor.storage.formats.volume_array import gather_slabs
 from larmor.storage.formats.volumes import VolumeSource, canonical_volume
 from larmor.storage.objects.errors import InputError
@@ -24,7 +24,7 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
     space, phases or colours, are compressed in an unknown way, cut short, or all of one value.
     """
     frames: list[Frame] = []
-    about: dict[str, Any] = {}
+    about: Facts = {}
     for path in files:
         found, facts = read_frames(path)
         frames += found

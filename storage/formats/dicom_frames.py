@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from larmor.storage.formats.dicom_header import UNREADABLE, differing, read_header, telling
+from larmor.storage.formats.source import Facts
 from larmor.storage.objects.errors import InputError
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -48,7 +49,7 @@ class Frame:
     uid: str = field(repr=False)
 
 
-def read_frames(path: Path) -> tuple[list[Frame], dict[str, Any]]:
+def read_frames(path: Path) -> tuple[list[Frame], Facts]:
     """The images of one file, and facts of the scan that identify nobody; pixels are not read.
 
     Raises `InputError` for a file that is no MR image, a mosaic, holds phases or colours, has no position in space, or
@@ -142,8 +143,8 @@ def _groups(header: Any, index: int, name: str) -> list[Any]:
     return [item for group in (*own, *shared) for item in list(group.get(name) or [])[:1]] if name else []
 
 
-def _facts(header: Any) -> dict[str, Any]:
-    facts: dict[str, Any] = {"modality": "MR"}
+def _facts(header: Any) -> Facts:
+    facts: Facts = {"modality": "MR"}
     for name, (keyword, group, kind) in FACTS.items():
         for holder in (header, *_groups(header, 0, group)):
             value = holder.get(keyword)

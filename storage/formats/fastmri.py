@@ -18,7 +18,7 @@ from larmor.storage.formats import ismrmrd_header
 from larmor.storage.formats.hdf5 import open_file
 from larmor.storage.formats.kspace_energy import notes_on_slice
 from larmor.storage.formats.measured import MeasuredKspace, num_gaps, only_file
-from larmor.storage.formats.source import Source, SourceOptions, SourceRef
+from larmor.storage.formats.source import Facts, Source, SourceOptions, SourceRef
 from larmor.storage.objects.errors import InputError
 
 SUFFIXES = (".h5", ".hdf5")
@@ -68,7 +68,7 @@ def _source(path: Path, file: h5py.File, undersampled: bool) -> Source:
     mask = _mask(path, file, (shape[0], *slice_shape[1:]))
     if mask is not None and not undersampled:
         _check_whole(path, mask)
-    about: dict[str, Any] = {"acquisition": _text(file.attrs.get("acquisition"))}
+    about: Facts = {"acquisition": _text(file.attrs.get("acquisition"))}
     voxel_size = None
     header = _header(file)
     if header is not None:

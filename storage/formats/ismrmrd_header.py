@@ -6,6 +6,8 @@ import math
 import warnings
 from typing import Any
 
+from larmor.storage.formats.source import Facts
+
 LARGEST_MATRIX = 2**16 - 1  # of the format's unsignedShort
 
 
@@ -46,7 +48,7 @@ def _check_numbers(encoding: Any) -> None:
             raise HeaderError(f"encodingLimits.{name} holds something else than whole numbers")
 
 
-def facts(header: Any, encoding: int = 0) -> dict[str, Any]:
+def facts(header: Any, encoding: int = 0) -> Facts:
     """How the scan was measured. Copies named fields only, so that nothing that identifies a person can slip in.
 
     Not taken, though present in real files: subject, study, measurement ids, dates, institution, station,
@@ -54,7 +56,7 @@ def facts(header: Any, encoding: int = 0) -> dict[str, Any]:
     """
     system = header.acquisitionSystemInformation
     sequence = header.sequenceParameters
-    found: dict[str, Any] = {}
+    found: Facts = {}
     if system is not None:
         found["vendor"] = system.systemVendor
         found["model"] = system.systemModel

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from larmor.storage.formats.source import Facts
 from larmor.storage.objects.errors import InputError
 
 RESIDUE = 1e-6
@@ -30,7 +30,7 @@ class MeasuredKspace:
     num_slices: int
     slice_shape: tuple[int, int, int]
     voxel_size: tuple[float, float, float] | None = None
-    about: dict[str, Any] = field(default_factory=dict)
+    about: Facts = field(default_factory=dict)
     positions: Sequence[float] = ()
     release: Callable[[], None] = lambda: None
     mask: np.ndarray | None = field(default=None, kw_only=True)

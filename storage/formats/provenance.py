@@ -61,7 +61,7 @@ def provenance(ref: SourceRef, source: Source, files: Sequence[Path]) -> dict[st
     }
 
 
-def _digests(files: Sequence[Path]) -> list[dict[str, Any]]:
+def _digests(files: Sequence[Path]) -> list[dict[str, str | int]]:
     """Name and SHA-256 of each file; of many, one entry with the SHA-256 of their hexadecimal SHA-256s in order."""
     digests = [file_digest(path) for path in files]
     if len(files) <= _MOST_FILES:

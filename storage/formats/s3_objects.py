@@ -15,6 +15,7 @@ from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.store_errors import patience, persist, translated
 
 T = TypeVar("T")
+FileState = dict[str, str | int | None]  # what tells one state of a file from another: size in bytes, etag or time
 
 _BLOCK = 2**18  # bytes that one look at a header fetches
 _FEW = 16  # objects of one folder that are asked for one by one, not by a list of the folder
@@ -56,12 +57,12 @@ def list_objects(url: str, is_pattern: bool) -> tuple[list[str], bool]:
     return found, False
 
 
-def object_facts(urls: Sequence[str]) -> list[dict[str, Any] | None]:
+def object_facts(urls: Sequence[str]) -> list[FileState | None]:
     """`size` in bytes and `etag` of each object; None for one that is not there."""
     folders: dict[str, list[str]] = {}
     for url in urls:
         folders.setdefault(url.rpartition("/")[0], []).append(url)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, FileState] = {}
     for folder, inside in folders.items():
         few = len(inside) <= _FEW
         entries = [entry for url in inside if (entry := _info(url))] if few else _list_folder(folder)

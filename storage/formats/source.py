@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
+
+Fact = str | int | float | None | Sequence["Fact"]
+Facts = dict[str, Fact]
+"""What a scan says of itself, by name, for the provenance in JSON; nothing that identifies a person."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Source(Protocol):
     slice_shape: tuple[int, int, int]
     voxel_size: tuple[float, float, float] | None
     plane: str
-    about: dict[str, Any]
+    about: Facts
     notes: Sequence[str]
 
     @property

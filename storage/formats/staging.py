@@ -8,15 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from larmor.storage.formats.s3_objects import is_s3, object_facts, split_url
+from larmor.storage.formats.s3_objects import FileState, is_s3, object_facts, split_url
 from larmor.storage.formats.source import SourceRef
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.local_names import inside
 from larmor.storage.objects.parallel import run_in_threads
 
-FileFacts = list[dict[str, Any]]
+FileFacts = list[FileState]
 
 _FETCHES = 4  # objects of one scan that are fetched at once
 
@@ -81,7 +80,7 @@ def file_facts(ref: SourceRef) -> FileFacts:
     return [{"file": name, **(known or {"size": None})} for name, known in zip(names, facts, strict=True)]
 
 
-def _local_facts(path: Path) -> dict[str, Any] | None:
+def _local_facts(path: Path) -> FileState | None:
     try:
         status = path.stat()
     except OSError:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from larmor.storage.formats.centred_fft import to_kspace
-from larmor.storage.formats.source import SourceOptions
+from larmor.storage.formats.source import Facts, SourceOptions
 
 
 @dataclass(frozen=True)
@@ -127,14 +126,14 @@ class VolumeSource:
 
     plane = "coronal"
 
-    def __init__(self, volume: Volume, options: SourceOptions, about: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, volume: Volume, options: SourceOptions, about: Facts | None = None) -> None:
         self._volume: Volume | None = volume
         self._options = options
         self.num_slices: int = volume.data.shape[1]
         self.slice_shape = (1, *options.matrix)
         pixel = min(volume.voxel_size[0], volume.voxel_size[2])
         self.voxel_size: tuple[float, float, float] | None = (pixel, pixel, volume.voxel_size[1])
-        self.about: dict[str, Any] = {"voxel_size_mm": list(volume.voxel_size), **(about or {})}
+        self.about: Facts = {"voxel_size_mm": list(volume.voxel_size), **(about or {})}
         self.notes: Sequence[str] = volume.notes
 
     def kept_slices(self) -> Sequence[int]:
