@@ -114,7 +114,7 @@ def report(
     training = arguments.every * per_step
     latest = run.latest()
     assert latest is not None
-    size = sum(entry["size"] for entry in latest.files.values()) / 1e6
+    size = sum(entry.size for entry in latest.files.values()) / 1e6
     print(
         f"{arguments.experiment}, {arguments.workers} workers: {per_step:.3f} s a step, {size:.1f} MB a checkpoint, "
         f"{uploading:.2f} s to upload, blocks of {arguments.steps * per_step:.1f} s, {arguments.rounds} rounds"

@@ -24,6 +24,8 @@ from larmor.storage.formats.source import SourceOptions
 from larmor.storage.formats.volumes import CoronalSlice, Volume, VolumeSource, image_to_kspace
 from larmor.storage.loading.order import SampleOrder
 from larmor.storage.objects.object_store import ObjectStore
+from larmor.tuning.search.records import SweepResult
+from larmor.tuning.search.sweep_folder import SweepFolder
 
 torch.set_num_threads(1)  # small tensors gain nothing from more, and lose much where cores are few
 SHAPE = (1, 16, 12)
@@ -225,3 +227,10 @@ def add_checkpoint(
     if publish:
         run.publish(checkpoint)
     return checkpoint
+
+
+def result_of(folder: SweepFolder) -> SweepResult:
+    """Of a sweep that has finished."""
+    result = folder.result()
+    assert result is not None
+    return result

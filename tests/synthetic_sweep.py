@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 import yaml
 from safetensors.torch import save
 
+from larmor.cluster.runs.run_result import RunResult
 from larmor.recon.recipe.recipe import Recipe
+from larmor.tuning.search.records import State, TrainingEnd, TrialRecord
 from larmor.tuning.search.sweep_folder import SweepFolder
 from tests.helpers import add_checkpoint, make_generator, small_recipe
 
@@ -75,7 +78,7 @@ def _write_trial(
     name: str,
     number: int,
     values: dict[str, float],
-    state: str,
+    state: State,
     content: dict[str, Any],
     recipe: Recipe,
     rng: np.random.Generator,
@@ -106,21 +109,29 @@ def _write_trial(
         if shares:
             rows = [row | (_shares(values["loss.b"]) if row["step"] % 5 == 0 else {}) for row in rows]
         run.write_history(steps[-1], rows)
-    record: dict[str, Any] = {"parameters": values, "began": 1.7e9 + 60 * number, "state": state, "metrics": best}
-    record |= {"seconds": 5 + 1.4 * last, "step": last, "num_images": 16 * last}
     reasons = {
         "stopped": f"asha: val/psnr {best.get('val/psnr', 0):.2f} at step {last} is not in the best third",
         "diverged": "the critic diverged: critic_loss is 2.1e+04 at step 27",
         "failed": "a worker died and could not be started again",
     }
+    record = TrialRecord(
+        id=name,
+        state=state,
+        metrics=best,
+        steps=last,
+        num_images=16 * last,
+        reason=reasons.get(state, ""),
+        parameters=values,
+        began=1.7e9 + 60 * number,
+        seconds=5 + 1.4 * last,
+    )
     if num_seeds > 1:
-        record["seeds"] = [
-            {"state": state, "seed": place, "metrics": _other_seed(best, place)} for place in range(num_seeds)
-        ]
-        record["metrics"] = {key: float(np.mean([end["metrics"][key] for end in record["seeds"]])) for key in best}
-    folder.write_trial(name, {**record, **({"reason": reasons[state]} if state in reasons else {})})
+        ends = [TrainingEnd(state=state, seed=place, metrics=_other_seed(best, place)) for place in range(num_seeds)]
+        means = {key: float(np.mean([end.metrics[key] for end in ends])) for key in best}
+        record = dataclasses.replace(record, seeds=tuple(ends), metrics=means)
+    folder.write_trial(record)
     if state == "finished":
-        run.write_result({"state": "finished", "step": _STEPS, "metrics": best})
+        run.write_result(RunResult("finished", _STEPS, metrics=best))
 
 
 def _other_seed(metrics: dict[str, float], place: int) -> dict[str, float]:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from larmor.cluster.experiments.experiment import Experiment
 from larmor.cluster.launch.run import check, claimed, finish
@@ -16,7 +15,7 @@ from larmor.cluster.runs.origin import code_hash
 from larmor.cluster.runs.pull import pull_run
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.recon.evaluation.evaluate import Evaluation, evaluate
-from larmor.recon.evaluation.evaluation_file import load_evaluation, save_evaluation, saved_facts
+from larmor.recon.evaluation.evaluation_file import Facts, load_evaluation, save_evaluation, saved_facts
 from larmor.recon.evaluation.methods import classical_method
 from larmor.recon.evaluation.tables import slug, text_table
 from larmor.recon.inference.figures import comparison
@@ -109,7 +108,7 @@ def rate_classical(
     return _rate(methods, physics, reader, path, facts, "cpu", every)
 
 
-def _rated_with(physics: Physics) -> dict[str, Any]:
+def _rated_with(physics: Physics) -> Facts:
     """What figures depend on beside the methods and the data: another mask or other code, and they are rated anew."""
     return {"mask": describe_mask(physics.mask, physics.crop)["sha256"], "code": code_hash()}
 
@@ -119,7 +118,7 @@ def _rate(
     physics: Physics,
     reader: SliceReader,
     path: Path,
-    facts: dict[str, Any],
+    facts: Facts,
     device: str,
     every: int,
 ) -> Evaluation:
@@ -153,7 +152,7 @@ def _train(experiment: Experiment, model: Path, device: str, say: Say, overwrite
             train_locally(experiment, run, device)
             best = finish(experiment, run)
             seconds = time.perf_counter() - began
-        say(f"{experiment.name}: {best['metrics']['val/psnr']:.2f} dB on the validation split, {seconds:.0f} s")
+        say(f"{experiment.name}: {best.metrics['val/psnr']:.2f} dB on the validation split, {seconds:.0f} s")
     if keep_runs or not done or not (model / "generator.safetensors").is_file():
         pull_run(run, experiment.training.best_metric, model, overwrite=True)
     if not keep_runs:

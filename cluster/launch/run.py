@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import yaml
 
@@ -12,6 +11,7 @@ from larmor.cluster.experiments.experiment import PINS, Experiment, differing_ke
 from larmor.cluster.runs.lease import Say, hold, refuse_if_held
 from larmor.cluster.runs.origin import check_origin, pinned, record_origin
 from larmor.cluster.runs.run_folder import RunFolder
+from larmor.cluster.runs.run_result import RunResult
 from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.storage.dataset.dataset import read_split
 from larmor.storage.loading.config import check_identity
@@ -51,8 +51,8 @@ def check_data(experiment: Experiment) -> None:
             )
 
 
-def check(experiment: Experiment, run: RunFolder, overwrite: bool) -> bool:
-    """Whether `run` has finished already. Writes nothing.
+def check(experiment: Experiment, run: RunFolder, overwrite: bool) -> RunResult | None:
+    """The result, if `run` has finished already. Writes nothing.
 
     The same experiment again resumes, for longer if it has more steps; keys that are `CHANGEABLE` may differ. Raises
     `InputError` if another experiment has the folder and `overwrite` is False, or one with another data set or mask; if
@@ -64,10 +64,10 @@ def check(experiment: Experiment, run: RunFolder, overwrite: bool) -> bool:
         known_yaml = run.config_yaml()
         refuse_another(experiment, known_yaml, run.url, _may_differ(experiment, known_yaml))
         check_origin(experiment, run)
-        if run.result() is not None and not _is_longer(experiment, known_yaml):
-            return True
+        if (result := run.result()) is not None and not _is_longer(experiment, known_yaml):
+            return result
     refuse_if_held(run.store)
-    return False
+    return None
 
 
 @contextlib.contextmanager
@@ -124,16 +124,10 @@ def refuse_another(experiment: Experiment, known_yaml: str, url: str, may_differ
         )
 
 
-def finish(experiment: Experiment, run: RunFolder) -> dict[str, Any]:
+def finish(experiment: Experiment, run: RunFolder) -> RunResult:
     """Write and return the run's result: its best checkpoint by `training.best_metric`, and what went wrong."""
     metric = experiment.training.best_metric
     best = run.best(f"val/{metric}", HIGHER_IS_BETTER[metric])
-    result = {
-        "state": "finished",
-        "step": best.step,
-        "checkpoint": best.folder,
-        "metrics": dict(best.metrics),
-        "warnings": run.warnings(),
-    }
+    result = RunResult("finished", best.step, best.folder, dict(best.metrics), tuple(run.warnings()))
     run.write_result(result)
     return result

@@ -233,5 +233,5 @@ def _free_port() -> int:
 
 def worker_bundle(cpus: int, use_gpu: bool) -> dict[str, float]:
     """Resources of one worker."""
-    bundle: dict[str, Any] = {"CPU": float(cpus)}
+    bundle = {"CPU": float(cpus)}
     return {**bundle, "GPU": 1.0} if use_gpu else bundle

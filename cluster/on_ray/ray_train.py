@@ -5,17 +5,21 @@ from __future__ import annotations
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from larmor.cluster.experiments.experiment import ClusterConfig, Experiment
+from larmor.cluster.on_ray.attempt import AttemptEnd, WorkConfig
 from larmor.cluster.on_ray.ray_cluster import worker_bundle
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.stopping import Stopped, StopRequest, order_stop, withdraw_stop_order
 from larmor.storage.objects.errors import InputError
 
+Config = TypeVar("Config")
+End = TypeVar("End")
 
-def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:
+
+def train_loop_per_worker(config: WorkConfig) -> AttemptEnd:
     """What Ray Train runs in each worker process; what it returns of rank 0 is the outcome."""
     from larmor.cluster.on_ray.ray_worker import work
 
@@ -37,19 +41,19 @@ def train_on_ray(experiment: Experiment, run: RunFolder, say: Callable[[str], No
             run.check_lease()
             if failure := run.failure():
                 raise InputError(failure)
-            if outcome["state"] == "finished":
+            if outcome.state == "finished":
                 return
-            message = f"stopped after step {outcome['step']} ({outcome['reason']})"
+            message = f"stopped after step {outcome.step} ({outcome.reason})"
             if request.reason:
                 raise Stopped(f"{message}; the same command goes on", request.number)
             say(f"{message}; going on as soon as there is room")
 
 
-def _fit_until(request: StopRequest, experiment: Experiment, run: RunFolder) -> dict[str, Any]:
+def _fit_until(request: StopRequest, experiment: Experiment, run: RunFolder) -> AttemptEnd:
     """Train; pass a request to stop on to the workers. In the main thread Ray would take Ctrl-C for itself."""
     if threading.current_thread() is not threading.main_thread():
         return _fit(experiment, run)
-    results: list[dict[str, Any]] = []
+    results: list[AttemptEnd] = []
     errors: list[BaseException] = []
 
     def fit() -> None:
@@ -72,14 +76,14 @@ def _fit_until(request: StopRequest, experiment: Experiment, run: RunFolder) -> 
     return results[0]
 
 
-def _fit(experiment: Experiment, run: RunFolder) -> dict[str, Any]:
+def _fit(experiment: Experiment, run: RunFolder) -> AttemptEnd:
     from larmor.cluster.on_ray.ray_backend import GiveUpAtMistakes, describe_failure, mistake_of
 
     content = experiment.model_dump(mode="json", include=set(Experiment.model_fields))
-    config = {"experiment": content, "run_url": run.url, "lease": run.lease}
+    config = WorkConfig(content, run.url, run.lease)
     cluster = experiment.cluster
     try:
-        outcome: dict[str, Any] = fit_workers(
+        return fit_workers(
             train_loop_per_worker, config, cluster, experiment.name, GiveUpAtMistakes(), cluster.max_failures
         )
     except Exception as error:
@@ -88,17 +92,16 @@ def _fit(experiment: Experiment, run: RunFolder) -> dict[str, Any]:
         if (failure := describe_failure(error, cluster.max_failures)) is not None:
             raise InputError(failure) from error
         raise
-    return outcome
 
 
 def fit_workers(
-    loop: Callable[[dict[str, Any]], Any],
-    config: Mapping[str, Any],
+    loop: Callable[[Config], End],
+    config: Config,
     cluster: ClusterConfig,
     name: str,
     callback: Any,
     max_failures: int,
-) -> Any:
+) -> End:
     """Run `loop(config)` in a group of Ray Train's workers, as `cluster` wants them; what rank 0 returns.
 
     Workers that die are started again `max_failures` times (-1: always); `callback` hears of it.
@@ -110,10 +113,13 @@ def fit_workers(
 
     ray_train: Any = ray.train  # its types are those of its first version
     trainer_class: Any = TorchTrainer
+
+    def train_loop() -> End:
+        return loop(config)
+
     with tempfile.TemporaryDirectory(prefix="larmor-ray-") as scratch:
         trainer = trainer_class(
-            loop,
-            train_loop_config=dict(config),
+            train_loop,
             scaling_config=ray_train.ScalingConfig(
                 num_workers=cluster.num_workers
                 if isinstance(cluster.num_workers, int)
@@ -133,4 +139,5 @@ def fit_workers(
                 callbacks=[callback],
             ),
         )
-        return trainer.fit().return_value
+        end: End = trainer.fit().return_value
+        return end

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
 
 from larmor.cluster.experiments.experiment import Experiment, build
+from larmor.cluster.on_ray.attempt import AttemptEnd, WorkConfig
 from larmor.cluster.runs.lease import LeaseLost
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.worker import LocalWorker
@@ -36,16 +36,16 @@ class RayWorker(LocalWorker):
         return wanted
 
 
-def work(config: dict[str, Any]) -> dict[str, Any]:
+def work(config: WorkConfig) -> AttemptEnd:
     """Train as `config` says, and as the other ranks do; what happened."""
     import ray.train.torch
 
     from larmor.cluster.on_ray.ray_backend import this_process_request
 
-    experiment = build(config["experiment"], Experiment, "experiment")
+    experiment = build(config.experiment, Experiment, "experiment")
     cluster = experiment.cluster
     torch.set_num_threads(cluster.cpus_per_worker)
-    run = RunFolder(config["run_url"], config["lease"])
+    run = RunFolder(config.run_url, config.lease)
     request = this_process_request(cluster.grace_seconds)
     # with these errors every rank ends, at the same step; an exception would make Ray start them all again
     try:
@@ -54,13 +54,13 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
             finished = train(experiment, worker)
             reasons = [reason for reason in worker.gather(request.reason) if reason]
     except LeaseLost:
-        return {"state": "failed"}  # the driver sees it too
+        return AttemptEnd("failed")  # the driver sees it too
     except TrainingDiverged as error:
         if worker.rank == 0:
             run.write_failure(str(error))
-        return {"state": "failed"}
+        return AttemptEnd("failed")
     finally:
         request.close()
     if finished:
-        return {"state": "finished"}
-    return {"state": "stopped", "step": worker.place.step, "reason": reasons[0] if reasons else "unknown"}
+        return AttemptEnd("finished")
+    return AttemptEnd("stopped", worker.place.step, reasons[0] if reasons else "unknown")

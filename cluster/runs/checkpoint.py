@@ -5,6 +5,7 @@ A manifest is what somebody else wrote: nothing of it is believed before it is c
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -19,12 +20,22 @@ from larmor.storage.objects.local_names import inside
 MANIFEST_FORMAT = 1
 WEIGHTS = "generator.safetensors"
 FOLDER = re.compile(r"checkpoints/step-\d+-[^/]+")
-Files = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a manifest says of a file: its size in bytes, and its SHA-256 in hexadecimal digits."""
+
+    size: int
+    sha256: str
+
+
+Files = Mapping[str, FileEntry]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published checkpoint: its folder below the run's, step, metrics, and path → {size, sha256}.
+    """A published checkpoint: its folder below the run's, step, metrics, and path → size and SHA-256.
 
     `problem` says what is wrong with one from which no training can go on, `weights_problem` what is wrong with one
     that holds no model either: the generator's weights may be good where a file beside them is damaged.
@@ -64,7 +75,7 @@ def write_manifest(checkpoint: Checkpoint) -> bytes:
         "format": MANIFEST_FORMAT,
         "step": checkpoint.step,
         "metrics": dict(checkpoint.metrics),
-        "files": dict(checkpoint.files),
+        "files": files_document(checkpoint.files),
         **({"damaged": checkpoint.problem} if checkpoint.problem else {}),
     }
     return json.dumps(document, indent=1).encode()
@@ -94,11 +105,17 @@ def read_manifest(content: bytes, folder: str, sizes: Mapping[str, int], url: st
         return _unreadable(folder, "is not a manifest of Larmor")
 
 
+def files_document(files: Files) -> dict[str, dict[str, int | str]]:
+    """For JSON; `check_files` reads it."""
+    return {name: dataclasses.asdict(entry) for name, entry in files.items()}
+
+
 def check_files(files: Any) -> Files:
-    """What a manifest, or a rank's part of it, says of its files.
+    """What a manifest, or a rank's part of it, says of its files. Keys beside size and SHA-256 are ignored.
 
     Raises `ValueError` for names that lead out of its folder, and what indexing raises for other things than files.
     """
+    checked = {}
     for name, entry in files.items():
         try:
             inside(Path("checkpoint"), name)
@@ -106,7 +123,7 @@ def check_files(files: Any) -> Files:
             raise _NoManifest(f"names a file outside of its folder, {name!r}") from error
         if not (isinstance(entry["size"], int) and isinstance(entry["sha256"], str)):
             raise _NoManifest("is not a manifest of Larmor")
-    checked: Files = files
+        checked[name] = FileEntry(entry["size"], entry["sha256"])
     return checked
 
 
@@ -120,7 +137,7 @@ def ranked(found: Iterable[Checkpoint], metric: str, higher_is_better: bool) -> 
 
 def _checked(document: Mapping[str, Any], folder: str, sizes: Mapping[str, int]) -> Checkpoint:
     files = check_files(document["files"])
-    missing = [name for name, entry in files.items() if sizes.get(f"{folder}/{name}") != entry["size"]]
+    missing = [name for name, entry in files.items() if sizes.get(f"{folder}/{name}") != entry.size]
     found = f"{missing[0]} is missing or cut short" if missing else str(document.get("damaged", ""))
     no_model = found and (WEIGHTS in missing or WEIGHTS not in files)
     weights = f"{WEIGHTS} is missing or cut short" if no_model else ""

@@ -12,6 +12,7 @@ While a pull runs, or after it broke, what has arrived lies beside it in NAME.pa
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -44,6 +45,25 @@ class Pulled:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class TrialOrigin:
+    """Which trial of which sweep a run is; None is what its record does not state.
+
+    `notes` are what the user should know of how the run was chosen.
+    """
+
+    sweep: str
+    trial: str
+    parameters: Mapping[str, Any] | None = None
+    seconds: float | None = None
+    num_images: int | None = None
+    notes: tuple[str, ...] = ()
+
+    def stated(self) -> dict[str, Any]:
+        """For JSON."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+
+
 def metric_direction(metric: str) -> tuple[str, bool]:
     """`val/psnr` or `psnr` → ("val/psnr", True). Raises `InputError` for an unknown metric."""
     short = check_metric(metric)
@@ -56,14 +76,14 @@ def pull_run(
     target: Path,
     overwrite: bool = False,
     full: bool = False,
-    about: Mapping[str, Any] | None = None,
+    about: TrialOrigin | None = None,
 ) -> Pulled:
     """Write the model directory `target` from the run's best checkpoint by `metric`, verified by checksum.
 
     The directory appears whole or not at all. Of equal checkpoints the earliest is taken. Raises `InputError` for a
     run without a checkpoint that has the metric, if files of its best one are missing or do not match their checksum,
     for a `target` that exists (unless `overwrite`), and while another pull writes to it. `about` goes to
-    `metrics.json`; its `notes` are what the user should know of how the run was chosen.
+    `metrics.json`.
     """
     check_target(target, overwrite)
     name, higher = metric_direction(metric)
@@ -76,18 +96,18 @@ def pull_run(
             if not isinstance(error, StoreAway):
                 shutil.rmtree(model, ignore_errors=True)  # what is wrong does not get right by going on with it
             raise
-        notes = (*(about or {}).get("notes", ()), *_notes(run, config, name, best))
+        notes = (*(about.notes if about else ()), *_notes(run, config, name, best))
         (model / "config.yaml").write_text(config)
         record = {
             "format": MODEL_FORMAT,
             "source": f"{run.url}/{best.folder}",
-            **(about or {}),
+            **(about.stated() if about else {}),
             "chosen_by": name,
             "notes": list(notes),
             "step": best.step,
             "preset": "paper",
             "metrics": dict(best.metrics),
-            "sha256": {WEIGHTS: best.files[WEIGHTS]["sha256"]},
+            "sha256": {WEIGHTS: best.files[WEIGHTS].sha256},
             "origin": read_origin(run),
         }
         (model / "metrics.json").write_text(json.dumps(record, indent=1))
@@ -157,7 +177,7 @@ def _best(run: RunFolder, metric: str, higher: bool) -> Checkpoint:
 
 def _download(run: RunFolder, best: Checkpoint, partial: Path, full: bool) -> None:
     model = partial / "model"
-    source = json.dumps([f"{run.url}/{best.folder}", best.files[WEIGHTS]])
+    source = json.dumps([f"{run.url}/{best.folder}", dataclasses.asdict(best.files[WEIGHTS])])
     begun = partial / "source.json"
     if not begun.is_file() or begun.read_text() != source:
         shutil.rmtree(model, ignore_errors=True)
@@ -184,8 +204,8 @@ def _notes(run: RunFolder, config: str, metric: str, best: Checkpoint) -> Iterat
     kept_by = f"val/{training.get('best_metric', 'psnr')}"
     if kept_by != metric:
         yield f"the run keeps its best checkpoint by {kept_by}: by {metric} this is the best of those that are kept"
-    elif result and result.get("checkpoint", best.folder) != best.folder:
-        yield f"the run's result names another checkpoint, {result['checkpoint']}, which is not there any more"
+    elif result and (result.checkpoint or best.folder) != best.folder:
+        yield f"the run's result names another checkpoint, {result.checkpoint}, which is not there any more"
     if best.problem:
         yield f"no training can go on from {best.folder}, of which only the weights are whole: {best.problem}"
     yield from (warning for warning in run.warnings() if REMOVED in warning)

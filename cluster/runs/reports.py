@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from larmor.cluster.runs.attempts import Attempt, first_and_last, goodput
 from larmor.cluster.runs.event_file import EventFile
 from larmor.storage.objects.object_store import ObjectStore
 
 NEWEST = "metrics.jsonl"
+Report = dict[str, float]  # name → figure, with step, time and attempt
 Rows = Sequence[Mapping[str, float]]
 
 
@@ -104,7 +104,7 @@ def read_lines(store: ObjectStore) -> list[str]:
         return []
 
 
-def last_report(store: ObjectStore) -> dict[str, Any] | None:
+def last_report(store: ObjectStore) -> Report | None:
     """The newest report, without reading all of them; None before the first."""
     try:
         tail = store.read(NEWEST, -8192)
@@ -114,11 +114,11 @@ def last_report(store: ObjectStore) -> dict[str, Any] | None:
     return json.loads(lines[-1]) if lines else None
 
 
-def new_reports(store: ObjectStore) -> Callable[[], list[dict[str, Any]]]:
+def new_reports(store: ObjectStore) -> Callable[[], list[Report]]:
     """A function that returns the reports which it has not returned before; of what was there at first, none."""
     seen = len(_content(store, 0))
 
-    def fetch() -> list[dict[str, Any]]:
+    def fetch() -> list[Report]:
         nonlocal seen
         content = _content(store, seen)
         if not content and store.exists(NEWEST) and store.size(NEWEST) < seen:

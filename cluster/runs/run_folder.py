@@ -20,20 +20,22 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from larmor.cluster.runs.checkpoint import (
     FOLDER,
     Checkpoint,
     DamagedCheckpoint,
+    FileEntry,
     Files,
     check_files,
+    files_document,
     ranked,
     read_manifest,
     write_manifest,
 )
 from larmor.cluster.runs.history import HistoryWriter, read_history
 from larmor.cluster.runs.lease import check_lease, delete_all_but_lease
+from larmor.cluster.runs.run_result import RunResult
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.file_digest import file_digest
 from larmor.storage.objects.local_names import inside
@@ -101,15 +103,16 @@ class RunFolder:
 
     # result
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
-        self._write("result.json", json.dumps(dict(result), indent=2).encode())
+    def write_result(self, result: RunResult) -> None:
+        self._write("result.json", result.to_json())
 
-    def result(self) -> dict[str, Any] | None:
-        """What the finished run wrote, or None."""
+    def result(self) -> RunResult | None:
+        """What the finished run wrote, or None. Raises `InputError` if it is not a run's result."""
         try:
-            return json.loads(self.store.read("result.json"))
+            content = self.store.read("result.json")
         except FileNotFoundError:
             return None
+        return RunResult.read(content, f"{self.url}/result.json")
 
     def clear_result(self) -> None:
         """The run goes on."""
@@ -141,20 +144,21 @@ class RunFolder:
 
     # checkpoints
 
-    def upload_part(self, folder: Path, checkpoint: str) -> dict[str, dict[str, Any]]:
+    def upload_part(self, folder: Path, checkpoint: str) -> dict[str, FileEntry]:
         """Put one rank's files; return what the manifest says of them."""
         self.store.upload(folder, checkpoint)
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         return {
-            path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_digest(path)}
-            for path in files
+            path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, file_digest(path)) for path in files
         }
 
     def write_part(self, checkpoint: str, rank: int, files: Files) -> None:
         """Say that all files of this rank are there."""
-        self.store.write(f"{checkpoint}/parts/rank-{rank:04d}.json", json.dumps(files, indent=1).encode())
+        self.store.write(
+            f"{checkpoint}/parts/rank-{rank:04d}.json", json.dumps(files_document(files), indent=1).encode()
+        )
 
-    def read_parts(self, checkpoint: str, num_ranks: int) -> dict[str, Mapping[str, Any]] | None:
+    def read_parts(self, checkpoint: str, num_ranks: int) -> Files | None:
         """The files of all ranks; None as long as one of them is not done."""
         paths = list(self.store.list(f"{checkpoint}/parts"))
         if len(paths) < num_ranks:
@@ -208,18 +212,18 @@ class RunFolder:
         """Get files of a checkpoint and verify each; `resume` as `ObjectStore` has it. Raises `DamagedCheckpoint`."""
         for name in checkpoint.files if names is None else names:
             path = inside(target, name)
-            if path.is_file() and file_digest(path) == checkpoint.files[name]["sha256"]:
+            if path.is_file() and file_digest(path) == checkpoint.files[name].sha256:
                 continue
             try:
                 self.store.download(f"{checkpoint.folder}/{name}", path, resume)
             except FileNotFoundError as error:
                 raise DamagedCheckpoint(f"{self.url}/{checkpoint.folder}/{name}: the file is missing") from error
             found = file_digest(path)
-            if found != checkpoint.files[name]["sha256"]:
+            if found != checkpoint.files[name].sha256:
                 path.unlink()
                 raise DamagedCheckpoint(
                     f"{self.url}/{checkpoint.folder}/{name}: checksum {found[:12]}… does not match the manifest's "
-                    f"{checkpoint.files[name]['sha256'][:12]}…: the file was changed or damaged"
+                    f"{checkpoint.files[name].sha256[:12]}…: the file was changed or damaged"
                 )
 
     def unpublish(self, checkpoint: Checkpoint) -> None:

@@ -187,7 +187,7 @@ class LocalWorker:
 
     def _fetch(self, checkpoint: Checkpoint, local: Path) -> str:
         """All files, a share of them from the store, the others from the other ranks; what is wrong with them."""
-        sizes = {name: int(entry["size"]) for name, entry in checkpoint.files.items()}
+        sizes = {name: entry.size for name, entry in checkpoint.files.items()}
         owners = share_out(sizes, self.world_size)
         problem = self._download(checkpoint, local, [name for name, owner in owners.items() if owner == self.rank])
         if self.world_size == 1 or any(self.gather(problem)):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from larmor.cli.app import Address, Experiment, Overrides, Overwrite
+
+if TYPE_CHECKING:
+    from larmor.tuning.search.records import TrialRecord
 
 commands = typer.Typer(rich_markup_mode=None)
 
@@ -39,9 +41,9 @@ def train(
             overwrite=overwrite,
             feedback=Feedback(console.print, report=show),
         )
-    for warning in result.get("warnings", ()):
+    for warning in result.warnings:
         console.print(f"warning: {warning}", markup=False)
-    best = {"loss": 0, **result["metrics"], "step": result["step"]}
+    best = {"loss": 0, **result.metrics, "step": result.step}
     console.print(f"best checkpoint: {describe_row(best, num_steps)}")
     console.print(f"next: larmor pull {config.run_url} --to MODEL_DIR")
 
@@ -70,7 +72,7 @@ def sweep(
     config = load_experiment(experiment, [*(overrides or []), *([f"sweep.num_trials={trials}"] if trials else [])])
     objectives = config.sweep.objectives
 
-    def show(trial: Mapping[str, Any]) -> None:
+    def show(trial: TrialRecord) -> None:
         console.print(describe_trial(trial, objectives))
 
     try:
@@ -81,9 +83,9 @@ def sweep(
         errors.print(f"larmor: {interrupted.message}", markup=False)
         leave_at_once(int(interrupted.code or 0))
     url = config.sweep_url
-    if "front" in result:
-        console.print(f"front: {len(result['front'])} trials ({', '.join(result['front'])}); --prefer chooses from it")
-    console.print(f"best: {describe_trial(result['best'], objectives)}")
+    if result.front:
+        console.print(f"front: {len(result.front)} trials ({', '.join(result.front)}); --prefer chooses from it")
+    console.print(f"best: {describe_trial(result.best, objectives)}")
     for gain in gains(read_sweep(url)):
         console.print(f"gain of val/{gain.name}: {gain.text}, {gain.against}", markup=False)
     console.print(f"next: larmor train {experiment} --best-of {url}, or larmor pull {url} --to MODEL_DIR")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ class Feedback:
 
     say: Say = _nothing
     progress: Progress = _nothing
-    report: Callable[[Mapping[str, Any]], None] = _nothing
+    report: Callable[[Any], None] = _nothing
 
 
 QUIET = Feedback()

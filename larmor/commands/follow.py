@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Generic, TypeVar
 
 from larmor.storage.objects.errors import InputError
 
-Records = Sequence[Mapping[str, Any]]
+R = TypeVar("R")
 _SECONDS = 2.0  # between two looks
 
 
-class Follower:
+class Follower(Generic[R]):
     """Calls `show(record)` for every record that `fetch()` returns, from a thread, while the `with` block runs."""
 
-    def __init__(self, fetch: Callable[[], Records], show: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(self, fetch: Callable[[], Sequence[R]], show: Callable[[R], None]) -> None:
         self._fetch, self._show = fetch, show
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="larmor-follow", daemon=True)
 
-    def __enter__(self) -> Follower:
+    def __enter__(self) -> Follower[R]:
         self._thread.start()
         return self
 

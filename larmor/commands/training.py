@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from larmor.cluster.experiments.experiment import Experiment, as_override
 from larmor.cluster.launch.run import check, claimed, finish
@@ -12,9 +11,11 @@ from larmor.cluster.on_ray.ray_cluster import connected, require_resources, work
 from larmor.cluster.on_ray.ray_train import train_on_ray
 from larmor.cluster.runs.reports import new_reports
 from larmor.cluster.runs.run_folder import RunFolder
+from larmor.cluster.runs.run_result import RunResult
 from larmor.commands.feedback import QUIET, Feedback, Say
 from larmor.commands.follow import Follower
 from larmor.tuning.search.experiment import SweepExperiment, load_sweep_experiment
+from larmor.tuning.search.records import SweepResult, TrialRecord
 from larmor.tuning.search.space import describe_value
 from larmor.tuning.search.sweep import check_sweep, count_trials, run_sweep
 from larmor.tuning.search.sweep_folder import SweepFolder, best_parameters, new_trials
@@ -44,31 +45,31 @@ def train(
     best_of: str | None = None,
     overwrite: bool = False,
     feedback: Feedback = QUIET,
-) -> Mapping[str, Any]:
+) -> RunResult:
     """Train, or resume a training exactly where it stopped (`larmor train`).
 
     `experiment`, `overrides` and `best_of` are as for `load_experiment`; an experiment may also be given as it was
     loaded. `address` is a running Ray cluster (auto, HOST:PORT or ray://…); without it one starts on this machine, and
     with `local` the training runs in this process on `device` (cpu or cuda), without Ray.
 
-    Returns the run's result: `state`, `step` and `metrics` of its best checkpoint, `warnings`. Raises `InputError` for
+    Returns the run's result: `step` and `metrics` of its best checkpoint, `warnings`. Raises `InputError` for
     a bad experiment and for a run of that name with another one (unless `overwrite`), and `TrainingDiverged`.
     """
     if isinstance(experiment, str):
         experiment = load_experiment(experiment, overrides, best_of, feedback.say)
     config = experiment.training_part() if isinstance(experiment, SweepExperiment) else experiment
     run = RunFolder(config.run_url)
-    if check(config, run, overwrite):
+    result = check(config, run, overwrite)
+    if result is not None:
         feedback.say(f"{run.url}: finished already; nothing to do")
-    else:
-        feedback.say(f"run: {run.url}")
-        _train(config, run, address, device if local else None, overwrite, feedback)
-    return run.result() or {}
+        return result
+    feedback.say(f"run: {run.url}")
+    return _train(config, run, address, device if local else None, overwrite, feedback)
 
 
 def _train(
     config: Experiment, run: RunFolder, address: str | None, device: str | None, overwrite: bool, feedback: Feedback
-) -> None:
+) -> RunResult:
     """With a device in this process, without one on Ray. An old run is not deleted for one that cannot start."""
     if device:
         from larmor.cluster.launch.run_locally import check_local, train_locally  # they need PyTorch
@@ -83,7 +84,7 @@ def _train(
                 train_locally(pinned, run, device, feedback.say)
             else:
                 train_on_ray(pinned, run, say=feedback.say)
-        finish(pinned, run)
+        return finish(pinned, run)
 
 
 @contextlib.contextmanager
@@ -101,7 +102,7 @@ def sweep(
     address: str | None = None,
     overwrite: bool = False,
     feedback: Feedback = QUIET,
-) -> Mapping[str, Any]:
+) -> SweepResult:
     """Search a, b and the clipping constant, or any key of the experiment, with Ray Tune (`larmor sweep`).
 
     Arguments as for `train`; the search is the experiment's section `sweep`, and `space.KEY=loguniform(low,high)` among
@@ -120,9 +121,9 @@ def sweep(
     feedback.say(f"sweep: {folder.url}, {planned} trials, by {' and '.join(config.sweep.objectives.keys)}")
     ended = set()
 
-    def show(trial: Mapping[str, Any]) -> None:
+    def show(trial: TrialRecord) -> None:
         feedback.report(trial)
-        ended.add(trial["id"])
+        ended.add(trial.id)
         feedback.progress("trials", len(ended), planned)
 
     with connected(address):

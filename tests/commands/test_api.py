@@ -45,7 +45,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     overrides = ["name=mine", f"data.url={data}", f"output_url={output}", *TINY, *STEPS]
     feedback = Feedback(said.append, report=rows.append)
     result = larmor.train("laptop", overrides, local=True, feedback=feedback)
-    assert result["state"] == "finished"
+    assert result.state == "finished"
+    assert result.metrics.keys() >= {"val/psnr", "val/ssim"}
     assert len(rows) == 2
     assert said == [f"run: {output}/runs/mine"]
     assert larmor.train("laptop", overrides, local=True) == result, "finished already"
@@ -92,5 +93,5 @@ def test_a_sweep_from_python(tiny_heads: str, store_environment: dict[str, str])
     trials: list[object] = []
     experiment, *overrides = tiny(name, tiny_heads, "s3://larmor", *more)
     result = larmor.sweep(experiment, overrides, feedback=Feedback(report=trials.append))
-    assert result["best"]["state"] == "finished"
+    assert result.best.state == "finished"
     assert len(trials) == 2

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 from safetensors.torch import load, save
 
-from larmor.cluster.runs.checkpoint import WEIGHTS
+from larmor.cluster.runs.checkpoint import WEIGHTS, FileEntry
 from larmor.cluster.runs.lease import newest
 from larmor.storage.objects.object_store import ObjectStore
 from tests.faults.scene import LOCAL, PATIENCE, Broken, Scene, Training, moment
@@ -138,7 +138,7 @@ def validated_nan(training: Training, source: random.Random) -> str:
     path = f"{latest.folder}/generator.safetensors"
     good = run.store.read(path)
     poisoned = save({name: value * float("nan") for name, value in load(good).items()})
-    entry = {"size": len(poisoned), "sha256": hashlib.sha256(poisoned).hexdigest()}
+    entry = FileEntry(len(poisoned), hashlib.sha256(poisoned).hexdigest())
     run.store.write(path, poisoned)
     run.publish(replace(latest, files={**latest.files, "generator.safetensors": entry}))
     with training.attempt() as process:
@@ -216,7 +216,7 @@ def side_file_lost(training: Training, source: random.Random) -> str:
     run.store.delete(f"{victim.folder}/{name}")
     training.finish()
     kept = {item.folder: item for item in run.published() if not item.weights_problem}
-    if victim.folder not in kept or run.store.size(f"{victim.folder}/{WEIGHTS}") != victim.files[WEIGHTS]["size"]:
+    if victim.folder not in kept or run.store.size(f"{victim.folder}/{WEIGHTS}") != victim.files[WEIGHTS].size:
         raise Broken(f"the weights of step {victim.step} are gone with {name}")
     return f"kill -9 after step {step}, {name} of step {victim.step} removed"
 

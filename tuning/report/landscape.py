@@ -11,7 +11,7 @@ from scipy.interpolate import RBFInterpolator
 from scipy.spatial import Delaunay, QhullError
 
 from larmor.tuning.report.charts import INK, Chart, chart, log_axis
-from larmor.tuning.report.trial_records import Sweep, Trial
+from larmor.tuning.report.trial_records import Sweep, TrialView
 
 _FEWEST = 6  # points under a surface
 _GRID = 70
@@ -135,7 +135,7 @@ def _add_trials(
 
 
 def _scatter(
-    figure: go.Figure, trials: Sequence[Trial], pair: Sequence[str], name: str, marker: dict[str, Any]
+    figure: go.Figure, trials: Sequence[TrialView], pair: Sequence[str], name: str, marker: dict[str, Any]
 ) -> None:
     if trials:
         figure.add_scatter(

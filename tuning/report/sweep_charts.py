@@ -15,8 +15,8 @@ from larmor.tuning.report.charts import FAINT, INK, Chart, chart, log_axis
 from larmor.tuning.report.front_chart import front_chart
 from larmor.tuning.report.importance import importance, importance_chart
 from larmor.tuning.report.landscape import landscape_chart
-from larmor.tuning.report.trial_records import Sweep, Trial
-from larmor.tuning.search.sweep_folder import RATED
+from larmor.tuning.report.trial_records import Sweep, TrialView
+from larmor.tuning.search.records import RATED
 
 STATES = {
     "finished": ("#2563eb", "circle"),
@@ -249,7 +249,7 @@ class _Axis:
         return [(f"{self.value(place):.3g}", place) for place in (0, 0.25, 0.5, 0.75, 1)]
 
 
-def state_counts(trials: Sequence[Trial]) -> Mapping[str, int]:
+def state_counts(trials: Sequence[TrialView]) -> Mapping[str, int]:
     """How many trials are in each state, in the order of `STATES`."""
     order = [*STATES, *sorted({trial.state for trial in trials} - set(STATES))]
     counts = {state: sum(trial.state == state for trial in trials) for state in order}

@@ -10,21 +10,22 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from larmor.recon.recipe.metric import HIGHER_IS_BETTER, METRICS
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.objectives import Objectives
+from larmor.tuning.search.records import RATED, Parameters, State, TrialRecord
 from larmor.tuning.search.space import describe_value
-from larmor.tuning.search.sweep_folder import RATED, SweepFolder
+from larmor.tuning.search.sweep_folder import SweepFolder
 
 _BALANCE = ("share/", "score/")
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialView:
     """One trial. `metrics` are those of its best checkpoint, `value` the sweep's own; None if it has none.
 
     `seeds` are the metrics of each training, if the trial has several.
@@ -32,9 +33,9 @@ class Trial:
 
     id: str
     number: int
-    state: str
+    state: State | Literal["running"]
     reason: str
-    parameters: Mapping[str, Any]
+    parameters: Parameters
     value: float | None
     metrics: Mapping[str, float]
     step: int
@@ -69,7 +70,7 @@ class Sweep:
 
     folder: SweepFolder
     config: Mapping[str, Any]
-    trials: Sequence[Trial]
+    trials: Sequence[TrialView]
     by: str | None = None
 
     @property
@@ -101,7 +102,7 @@ class Sweep:
         return list(self.space)
 
     @property
-    def rated(self) -> list[Trial]:
+    def rated(self) -> list[TrialView]:
         """Trials with a value, the best first; of equal ones the earliest."""
         sign = -1 if self.higher_is_better else 1
         return sorted((trial for trial in self.trials if trial.value is not None), key=lambda t: sign * (t.value or 0))
@@ -112,11 +113,11 @@ class Sweep:
         reached = {steps[-1] for trial in self.rated if (steps := trial.curve(self.metric)[0])}
         return int(min(reached)) if len(reached) > 1 else None
 
-    def figure(self, trial: Trial, key: str) -> float | None:
+    def figure(self, trial: TrialView, key: str) -> float | None:
         """A metric of a trial's best checkpoint; by the sweep's first one that of a running trial too."""
         return trial.value if key == self.metric else trial.metrics.get(key)
 
-    def value_until(self, trial: Trial, step: int | None, key: str | None = None) -> float | None:
+    def value_until(self, trial: TrialView, step: int | None, key: str | None = None) -> float | None:
         """The best value of a trial up to `step`: so trials that were stopped compare with those that went on."""
         key = key or self.metric
         rows = zip(*trial.curve(key), strict=True)
@@ -138,24 +139,24 @@ class Sweep:
         return "the best value" if step is None else f"the best until step {step}, which all trials reached"
 
     @property
-    def best(self) -> Trial | None:
+    def best(self) -> TrialView | None:
         """What `larmor pull` brings: the best that has finished or was stopped early; of a front the chosen one."""
         ended = self._ended
         return ended[self.objectives.choose([trial.metrics for trial in ended])] if ended else None
 
     @property
-    def front(self) -> list[Trial]:
+    def front(self) -> list[TrialView]:
         """The best trade-offs, by the first metric; empty if there is but one."""
         ended = self._ended
         places = self.objectives.front([trial.metrics for trial in ended]) if self.objectives.has_front else []
         return sorted((ended[place] for place in places), key=lambda trial: trial.metrics[self.metric])
 
     @property
-    def _ended(self) -> list[Trial]:
+    def _ended(self) -> list[TrialView]:
         return [trial for trial in self.trials if trial.state in RATED and self.objectives.are_in(trial.metrics)]
 
     @property
-    def start(self) -> Trial | None:
+    def start(self) -> TrialView | None:
         """The trial with the values that the search starts from, if it was tried: the experiment's own, or those in
         `sweep.overrides`."""
         overrides = self.config["sweep"].get("overrides") or {}
@@ -170,45 +171,44 @@ def read_sweep(url: str) -> Sweep:
         raise InputError(f"{url}: no sweep is there (no sweep.yaml); check the URL")
     config = yaml.safe_load(folder.config_yaml())
     metric = folder.objectives().keys[0]
-    ended = {record["id"]: record for record in folder.trials()}
+    ended = {record.id: record for record in folder.trials()}
     ids = [*ended, *(name for name in folder.trial_ids() if name not in ended)]
     with ThreadPoolExecutor(8) as pool:
         reading = [
-            pool.submit(_read, folder, config, metric, number, name, ended.get(name, {}))
-            for number, name in enumerate(ids)
+            pool.submit(_read, folder, config, metric, number, name, ended.get(name)) for number, name in enumerate(ids)
         ]
         return Sweep(folder, config, [trial.result() for trial in reading])
 
 
 def _read(
-    folder: SweepFolder, config: Mapping[str, Any], metric: str, number: int, name: str, record: Mapping[str, Any]
-) -> Trial:
+    folder: SweepFolder, config: Mapping[str, Any], metric: str, number: int, name: str, record: TrialRecord | None
+) -> TrialView:
     run = folder.trial_run(name)
     try:
         own = yaml.safe_load(run.config_yaml())
     except InputError:  # it ended before it had a folder
         own = config
     history = run.history()
-    step = int(record.get("step") or (history[-1]["step"] if history else 0))
-    metrics = dict(record.get("metrics") or {})
+    step = int(history[-1]["step"]) if history else 0
+    metrics = dict(record.metrics) if record else {}
     better = max if HIGHER_IS_BETTER[metric.removeprefix("val/")] else min
     values = [row[metric] for row in history if row.get(metric, float("nan")) == row.get(metric)]
     value = metrics.get(metric, better(values) if values else None)
     searched = config["sweep"].get("space", {})
-    return Trial(
+    return TrialView(
         id=name,
         number=number,
-        state=record.get("state", "running"),
-        reason=record.get("reason") or record.get("error") or run.failure() or "",
-        parameters=record.get("parameters") or {key: _dotted(own, key) for key in searched},
+        state=record.state if record else "running",
+        reason=(record.reason if record else "") or run.failure() or "",
+        parameters=(record.parameters if record else {}) or {key: _dotted(own, key) for key in searched},
         value=value,
         metrics=metrics,
         step=step,
         num_steps=int(_dotted(own, "training.num_steps") or 0),
-        num_images=int(record.get("num_images") or step * (_dotted(own, "training.global_batch_size") or 0)),
-        seconds=record.get("seconds"),
+        num_images=int((record and record.num_images) or step * (_dotted(own, "training.global_batch_size") or 0)),
+        seconds=record.seconds if record else None,
         history=history,
-        seeds=[end.get("metrics", {}) for end in record.get("seeds", ())],
+        seeds=[end.metrics for end in record.seeds] if record else (),
     )
 
 

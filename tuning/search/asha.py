@@ -7,16 +7,17 @@ rung at which it waits, or to its end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.tune.experiment import Trial
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from larmor.tuning.search.ladder import Ladder
-from larmor.tuning.search.points import PointSearch
+from larmor.tuning.search.points import PointSearch, TuneResult
+from larmor.tuning.search.records import TrialRecord
 
 
 class WaitAtRungs(FIFOScheduler):
@@ -26,7 +27,7 @@ class WaitAtRungs(FIFOScheduler):
         super().__init__()
         self._ladder, self._desk, self._name, self._factor = ladder, desk, metric, factor
 
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: TuneResult) -> str:
         if self._name not in result:
             return self.CONTINUE
         rung = self._ladder.arrive(result["trial"], result["step"], result[self._name])
@@ -45,14 +46,14 @@ class LegSearch(Searcher):
     """
 
     def __init__(
-        self, points: PointSearch, ladder: Ladder, desk: Any, num_new: int, ended: Sequence[Mapping[str, Any]]
+        self, points: PointSearch, ladder: Ladder, desk: Any, num_new: int, ended: Sequence[TrialRecord]
     ) -> None:
         super().__init__(metric=points.metric, mode=points.mode)
         self._points, self._ladder, self._desk, self._left = points, ladder, desk, num_new
-        self._parameters = {trial["id"]: dict(trial["parameters"]) for trial in ended if ladder.waits(trial["id"])}
+        self._parameters = {trial.id: dict(trial.parameters) for trial in ended if ladder.waits(trial.id)}
         self._running: dict[str, dict[str, Any]] = {}  # parameters by Tune's id
         self._new: set[str] = set()  # Tune's ids of first legs, by which `points` knows their trials
-        self._one_is_whole = any(trial["state"] == "finished" for trial in ended)
+        self._one_is_whole = any(trial.state == "finished" for trial in ended)
 
     def suggest(self, trial_id: str) -> Any:
         """Parameters; None while it depends on running trials; `Searcher.FINISHED` when there is nothing more."""
@@ -73,11 +74,11 @@ class LegSearch(Searcher):
         ray.get(self._desk.go_on.remote(trial, parameters))
         return parameters
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+    def on_trial_result(self, trial_id: str, result: TuneResult) -> None:
         if trial_id in self._new:
             self._points.on_trial_result(trial_id, result)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: TuneResult | None = None, error: bool = False) -> None:
         parameters = self._running.pop(trial_id, {})
         result = result or {}
         trial: str = result.get("trial", "")

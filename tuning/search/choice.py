@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import yaml
 
-from larmor.cluster.runs.pull import metric_direction
+from larmor.cluster.runs.pull import TrialOrigin, metric_direction
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.recon.recipe.metric import check_metric
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.objectives import Objectives
-from larmor.tuning.search.sweep_folder import RATED, SweepFolder, best_trial, front_trials
+from larmor.tuning.search.records import TrialRecord
+from larmor.tuning.search.sweep_folder import SweepFolder, best_trial, front_trials
 
 
 @dataclass(frozen=True)
 class Choice:
     """A run, and the metric by which its best checkpoint is meant.
 
-    `about` is what a pulled model's record says of it: sweep, trial, parameters, and notes for the user.
+    `about` is what a pulled model's record says of a sweep's trial; None for a run that is no trial.
     """
 
     run: RunFolder
     metric: str
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: TrialOrigin | None = None
 
 
 def choose_run(url: str, metric: str | None = None, trial: str | None = None, prefer: str | None = None) -> Choice:
@@ -54,8 +54,8 @@ def choose_run(url: str, metric: str | None = None, trial: str | None = None, pr
         notes += _of_front(trials, objectives, weights)
     else:
         name, higher = metric_direction(metric)
-        best = _best_by_checkpoint(folder, [item for item in trials if item["state"] in RATED], name, higher)
-    return Choice(folder.trial_run(best["id"]), metric or objectives.first, _about(folder, best, notes))
+        best = _best_by_checkpoint(folder, [item for item in trials if item.is_rated], name, higher)
+    return Choice(folder.trial_run(best.id), metric or objectives.first, _about(folder, best, notes))
 
 
 def _of_run(url: str, metric: str | None, trial: str | None, prefer: str | None) -> Choice:
@@ -82,9 +82,7 @@ def _weights(
     return objectives.weights(prefer)
 
 
-def _of_front(
-    trials: Sequence[dict[str, Any]], objectives: Objectives, weights: Mapping[str, float] | None
-) -> list[str]:
+def _of_front(trials: Sequence[TrialRecord], objectives: Objectives, weights: Mapping[str, float] | None) -> list[str]:
     """What is to be known of a choice from a front."""
     if not objectives.has_front:
         return []
@@ -95,8 +93,8 @@ def _of_front(
 
 
 def _best_finished(
-    folder: SweepFolder, trials: Sequence[dict[str, Any]], objectives: Objectives, weights: Mapping[str, float] | None
-) -> dict[str, Any]:
+    folder: SweepFolder, trials: Sequence[TrialRecord], objectives: Objectives, weights: Mapping[str, float] | None
+) -> TrialRecord:
     try:
         return best_trial(trials, objectives, weights)
     except InputError as error:
@@ -105,36 +103,34 @@ def _best_finished(
         ) from error
 
 
-def _best_by_checkpoint(
-    folder: SweepFolder, finished: Sequence[dict[str, Any]], name: str, higher: bool
-) -> dict[str, Any]:
+def _best_by_checkpoint(folder: SweepFolder, finished: Sequence[TrialRecord], name: str, higher: bool) -> TrialRecord:
     rated = []
     for trial in finished:
         with contextlib.suppress(InputError):  # a trial without the metric
-            value = folder.trial_run(trial["id"]).best(name, higher).metrics[name]
+            value = folder.trial_run(trial.id).best(name, higher).metrics[name]
             rated.append((value if higher else -value, trial))
     if not rated:
         raise InputError(f"{folder.url}: no finished trial has a checkpoint with the metric '{name}'{_known(folder)}")
     return max(rated, key=lambda pair: pair[0])[1]
 
 
-def _named(folder: SweepFolder, trials: Sequence[Mapping[str, Any]], wanted: str, metric: str) -> Choice:
+def _named(folder: SweepFolder, trials: Sequence[TrialRecord], wanted: str, metric: str) -> Choice:
     ids = folder.trial_ids()
     found = [name for name in ids if name == wanted] or [name for name in ids if name.startswith(wanted)]
     if len(found) != 1:
         problem = f"'{wanted}' begins the ids of {len(found)} trials" if found else f"has no trial '{wanted}'"
         raise InputError(f"{folder.url}: {problem}; choose one of {', '.join(found or ids) or 'none, it has none yet'}")
-    ended = {trial["id"]: trial for trial in trials}
-    record = ended.get(found[0], {"id": found[0]})
-    state = record.get("state", "running")
-    reason = record.get("reason") or record.get("error")
-    notes = [] if state == "finished" else [f"the trial's state is '{state}'{f' ({reason})' if reason else ''}"]
+    record = next((trial for trial in trials if trial.id == found[0]), None)
+    if record is None:
+        about = TrialOrigin(folder.url, found[0], notes=("the trial's state is 'running'",))
+        return Choice(folder.trial_run(found[0]), metric, about)
+    reason = f" ({record.reason})" if record.reason else ""
+    notes = [] if record.state == "finished" else [f"the trial's state is '{record.state}'{reason}"]
     return Choice(folder.trial_run(found[0]), metric, _about(folder, record, notes))
 
 
-def _about(folder: SweepFolder, trial: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    kept = {key: trial[key] for key in ("parameters", "seconds", "num_images") if key in trial}
-    return {"sweep": folder.url, "trial": trial["id"], **kept, "notes": notes}
+def _about(folder: SweepFolder, trial: TrialRecord, notes: Sequence[str]) -> TrialOrigin:
+    return TrialOrigin(folder.url, trial.id, trial.parameters, trial.seconds, trial.num_images, tuple(notes))
 
 
 def _known(folder: SweepFolder) -> str:

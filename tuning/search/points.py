@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
 from ray.tune.search.optuna import OptunaSearch
 
 from larmor.tuning.search.objectives import Objectives
+from larmor.tuning.search.records import Figures, Parameters
 from larmor.tuning.search.space import Dimension
 
 _NAME = "sweep"
+TuneResult = dict[str, Any]  # what Tune passes on of a report: Larmor's figures among its own
 
 
 class PointSearch(OptunaSearch):
@@ -24,7 +26,7 @@ class PointSearch(OptunaSearch):
         self,
         objectives: Objectives,
         dimensions: Sequence[Dimension],
-        first: Sequence[Mapping[str, Any]],
+        first: Sequence[Parameters],
         sampler: optuna.samplers.BaseSampler,
     ) -> None:
         storage = optuna.storages.InMemoryStorage()
@@ -44,7 +46,7 @@ class PointSearch(OptunaSearch):
             study_name=_NAME,
         )
 
-    def teach(self, parameters: Mapping[str, Any], metrics: Mapping[str, float], seen: Mapping[str, float]) -> None:
+    def teach(self, parameters: Parameters, metrics: Figures, seen: Figures) -> None:
         """A trial that has ended, or waits: `metrics` are its own, empty without an end; `seen` was last reported.
 
         Two metrics have no order in which a trial that waits could stand, so `seen` teaches of one metric alone.
@@ -60,5 +62,5 @@ class PointSearch(OptunaSearch):
         )
         self.study.add_trial(trial)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: TuneResult | None = None, error: bool = False) -> None:
         super().on_trial_complete(trial_id, result if result and self.objectives.are_in(result) else None, error)

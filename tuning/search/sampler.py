@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.experiment import SweepConfig
 from larmor.tuning.search.objectives import Objectives
+from larmor.tuning.search.records import Parameters, TrialRecord
 from larmor.tuning.search.space import Dimension
-from larmor.tuning.search.sweep_folder import RATED, SweepFolder
+from larmor.tuning.search.sweep_folder import SweepFolder
 
-Point = Mapping[str, Any]
 _FEWEST_RANDOM = 10  # points before TPE looks at what came of them
 
 
-def make_searcher(config: SweepConfig, dimensions: Sequence[Dimension], first: Sequence[Point], known: Any) -> Any:
+def make_searcher(
+    config: SweepConfig, dimensions: Sequence[Dimension], first: Sequence[Parameters], known: Sequence[TrialRecord]
+) -> Any:
     """Ray Tune's search algorithm: tries `first`, then what the sampler says.
 
     `known` are records of trials; those that diverged or failed count as the worst, and those that were stopped:
@@ -40,8 +43,8 @@ def make_searcher(config: SweepConfig, dimensions: Sequence[Dimension], first: S
         sampler = optuna.samplers.RandomSampler(seed=seed)
     searcher = PointSearch(config.objectives, dimensions, first, sampler)
     for trial in known:
-        metrics = trial["metrics"] if trial["state"] == "finished" else {}
-        searcher.teach(trial["parameters"], metrics, trial.get("last", {}) if trial["state"] == "stopped" else {})
+        metrics = trial.metrics if trial.state == "finished" else {}
+        searcher.teach(trial.parameters, metrics, trial.last if trial.state == "stopped" else {})
     return searcher
 
 
@@ -50,7 +53,7 @@ def planned_trials(config: SweepConfig, dimensions: Sequence[Dimension]) -> int:
     return len(grid_points(dimensions)) if config.sampler == "grid" else config.num_trials
 
 
-def grid_points(dimensions: Sequence[Dimension]) -> list[dict[str, Any]]:
+def grid_points(dimensions: Sequence[Dimension]) -> list[Parameters]:
     """Every combination, the last key fastest. Raises `InputError` for a range that has no end of values."""
     axes = []
     for item in dimensions:
@@ -66,7 +69,7 @@ def grid_points(dimensions: Sequence[Dimension]) -> list[dict[str, Any]]:
     return [dict(zip((item.key for item in dimensions), values, strict=True)) for values in itertools.product(*axes)]
 
 
-def earlier_trials(url: str, objectives: Objectives, dimensions: Sequence[Dimension]) -> list[dict[str, Any]]:
+def earlier_trials(url: str, objectives: Objectives, dimensions: Sequence[Dimension]) -> list[TrialRecord]:
     """The trials of another sweep that teach this one: those that tell all of its keys, inside their ranges.
 
     Raises `InputError` if there is no sweep at `url`, or none of its trials fits.
@@ -77,10 +80,10 @@ def earlier_trials(url: str, objectives: Objectives, dimensions: Sequence[Dimens
     keys = {item.key for item in dimensions}
     found = []
     for trial in folder.trials():
-        parameters = {key: value for key, value in trial["parameters"].items() if key in keys}
-        rated = trial["state"] in RATED and objectives.are_in(trial["metrics"])
+        parameters = {key: value for key, value in trial.parameters.items() if key in keys}
+        rated = trial.is_rated and objectives.are_in(trial.metrics)
         if rated and parameters.keys() == keys and all(item.contains(parameters[item.key]) for item in dimensions):
-            found.append({**trial, "parameters": parameters})
+            found.append(dataclasses.replace(trial, parameters=parameters))
     if not found:
         wanted = " and ".join(objectives.keys)
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,9 @@ from larmor.cluster.worker.worker import LocalWorker
 from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.store_errors import StoreAway
+from larmor.tuning.search.desk import Job, Outcome
+from larmor.tuning.search.records import BegunTrial, Figures, Parameters, TrainingEnd, TrialRecord
+from larmor.tuning.search.slots import SlotConfig
 from larmor.tuning.search.space import with_values
 from larmor.tuning.search.sweep_folder import SweepFolder
 
@@ -47,15 +51,15 @@ class SlotWorker(RayWorker):
         super().__init__(run, experiment.training, device, request)
         self._experiment, self._call = experiment, call
         self.stop_reason: str | None = None
-        self._last: dict[str, Any] = {"step": 0}
+        self._last: dict[str, float] = {"step": 0}
 
     def claim(self) -> bool:
         """Make the run folder the trial's; True if the training has finished already."""
         return self._on_rank_0(self._claim)
 
-    def conclude(self, end: Mapping[str, Any]) -> dict[str, Any]:
+    def conclude(self, end: TrainingEnd) -> TrainingEnd:
         """`end` (state, reason) with metrics of the best checkpoint, last figures, steps and images."""
-        return self._on_rank_0(lambda: {**end, **self._figures(finished=end["state"] == "finished")})
+        return self._on_rank_0(lambda: self._with_figures(end))
 
     def report(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> bool:
         super().report(step, metrics, history)
@@ -72,44 +76,50 @@ class SlotWorker(RayWorker):
         claim(self._experiment, self._run)
         return self._run.result() is not None
 
-    def _figures(self, finished: bool) -> dict[str, Any]:
+    def _with_figures(self, end: TrainingEnd) -> TrainingEnd:
         training = self._experiment.training
-        metrics: Mapping[str, float] = {}
-        if finished:
-            metrics = finish(self._experiment, self._run)["metrics"]
+        metrics: Figures = {}
+        if end.state == "finished":
+            metrics = finish(self._experiment, self._run).metrics
         else:
             with contextlib.suppress(InputError):  # it ended before its first checkpoint
                 name = training.best_metric
                 metrics = self._run.best(f"val/{name}", HIGHER_IS_BETTER[name]).metrics
-        steps = max([self._last["step"], *(item.step for item in self._run.checkpoints())])
-        counts = {"steps": steps, "num_images": steps * training.global_batch_size}
-        return {"metrics": dict(metrics), "last": self._last, "seed": self._experiment.seed, **counts}
+        steps = max([int(self._last["step"]), *(item.step for item in self._run.checkpoints())])
+        return dataclasses.replace(
+            end,
+            metrics=dict(metrics),
+            last=self._last,
+            seed=self._experiment.seed,
+            steps=steps,
+            num_images=steps * training.global_batch_size,
+        )
 
 
-def serve(config: dict[str, Any]) -> None:
+def serve(config: SlotConfig) -> None:
     """What Ray Train runs in each worker process of a slot: trials, until there are no more."""
     import ray
     import ray.train.torch
 
     from larmor.cluster.on_ray.ray_backend import this_process_request
 
-    base = build(config["experiment"], Experiment, "sweep")
+    base = build(config.experiment, Experiment, "sweep")
     torch.set_num_threads(base.cluster.cpus_per_worker)
-    folder, device = SweepFolder(config["sweep_url"], config["lease"]), ray.train.torch.get_device()
+    folder, device = SweepFolder(config.sweep_url, config.lease), ray.train.torch.get_device()
     request = this_process_request(base.cluster.grace_seconds)
     ranks = LocalWorker(RunFolder(folder.url), base.training, device, request)
-    desk = ray.get_actor(config["desk"])
+    desk = ray.get_actor(config.desk)
 
     def call(method: str, *arguments: Any) -> Any:
-        return ray.get(getattr(desk, method).remote(config["slot"], *arguments))
+        return ray.get(getattr(desk, method).remote(config.slot, *arguments))
 
     while (job := ranks.gather(call("take") if ranks.rank == 0 else None)[0]) is not None:
-        if not job:
+        if job == "wait":
             continue
         try:
-            num_seeds = config["num_seeds"]
-            if is_start(base, job["parameters"]):
-                num_seeds = max(num_seeds, config["start_seeds"])
+            num_seeds = config.num_seeds
+            if is_start(base, job.parameters):
+                num_seeds = max(num_seeds, config.start_seeds)
             outcome = _train_trial(base, folder, job, num_seeds, ranks, call)
         except LeaseLost as error:  # on all ranks alike: another process runs the sweep now
             call("evict", str(error))
@@ -121,78 +131,82 @@ def serve(config: dict[str, Any]) -> None:
             torch.cuda.empty_cache()
 
 
-def is_start(base: Experiment, parameters: Mapping[str, Any]) -> bool:
+def is_start(base: Experiment, parameters: Parameters) -> bool:
     """Whether a trial has the experiment's own values."""
     return all(get_dotted(base, key) == value for key, value in parameters.items())
 
 
 def _train_trial(
-    base: Experiment, folder: SweepFolder, job: Mapping[str, Any], num_seeds: int, ranks: LocalWorker, call: Call
-) -> dict[str, Any]:
-    """Train a trial to its end, whatever it is, and record it; the outcome for Tune: state and metrics."""
-    trial, parameters, started = job["trial"], job["parameters"], time.time()
-    began, before = folder.begin_trial(trial, parameters) if ranks.rank == 0 else (started, 0.0)
-    ends: list[dict[str, Any]] = []
+    base: Experiment, folder: SweepFolder, job: Job, num_seeds: int, ranks: LocalWorker, call: Call
+) -> Outcome:
+    """Train a trial to its end, whatever it is, and record it; the outcome for Tune."""
+    trial, parameters, started = job.trial, job.parameters, time.time()
+    begun = folder.begin_trial(trial, parameters) if ranks.rank == 0 else BegunTrial(parameters, started)
+    ends: list[TrainingEnd] = []
     for number in range(num_seeds):
         seed = parameters.get("seed", base.seed) + number
         try:
             experiment = with_values(base, {**parameters, "seed": seed}, name=trial)
         except InputError as error:
-            ends.append({"state": "failed", "reason": str(error)})
+            ends.append(TrainingEnd(state="failed", reason=str(error)))
             break
         worker = SlotWorker(
             folder.trial_run(trial, number), experiment, ranks.device, ranks.request, call if number == 0 else None
         )
         ends.append(_train_seed(experiment, worker, call))
-        if ends[-1]["state"] != "finished":
+        if ends[-1].state != "finished":
             break
-    record = combined(ends) | {"parameters": parameters, "began": began, "seconds": before + time.time() - started}
+    record = combined(trial, dataclasses.replace(begun, seconds=begun.seconds + time.time() - started), ends)
     if ranks.rank == 0:
-        folder.write_trial(trial, record)
-    metrics = record["metrics"] if record["state"] == "finished" else {}  # none: the sampler counts it as worst
-    return {"state": record["state"], "step": record["last"]["step"], **metrics}
+        folder.write_trial(record)
+    metrics = record.metrics if record.state == "finished" else {}
+    return Outcome(record.state, step=int(record.last["step"]), metrics=metrics)
 
 
-def _train_seed(experiment: Experiment, worker: SlotWorker, call: Call) -> dict[str, Any]:
+def _train_seed(experiment: Experiment, worker: SlotWorker, call: Call) -> TrainingEnd:
     """How one training of a trial ended (see `SlotWorker.conclude`); the same on all ranks."""
     from larmor.recon.training.history import TrainingDiverged
     from larmor.recon.training.train import train
 
-    end = {"state": "finished"}
+    end = TrainingEnd(state="finished")
+    interrupted = ""
     try:
         with worker.watched(experiment.cluster.hang_seconds), worker:
             try:
                 if not worker.claim() and not train(experiment, worker):
-                    asked = worker.request.reason or "another rank was asked to stop"
-                    end = {"state": "interrupted", "reason": asked}
                     if worker.stop_reason:
-                        end = {"state": "stopped", "reason": worker.stop_reason}
+                        end = TrainingEnd(state="stopped", reason=worker.stop_reason)
+                    else:
+                        interrupted = worker.request.reason or "another rank was asked to stop"
             except TrainingDiverged as error:
-                end = {"state": "diverged", "reason": str(error)}
+                end = TrainingEnd(state="diverged", reason=str(error))
     except (LeaseLost, StoreAway):
         raise
     except InputError as error:
-        end = {"state": "failed", "reason": str(error)[:2000]}
+        end, interrupted = TrainingEnd(state="failed", reason=str(error)[:2000]), ""
         if worker.world_size > 1:  # the other ranks may not have met it, and wait for this one: a new start frees them
-            call("fail", end["reason"])
+            call("fail", end.reason)
             raise
-    if end["state"] == "interrupted":  # its checkpoint is saved; whoever is free goes on from there
+    if interrupted:  # its checkpoint is saved; whoever is free goes on from there
         if worker.rank == 0:
             call("give_back")
-        raise Interrupted(end["reason"])
+        raise Interrupted(interrupted)
     return worker.conclude(end)
 
 
-def combined(ends: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def combined(trial: str, begun: BegunTrial, ends: Sequence[TrainingEnd]) -> TrialRecord:
     """One record of a trial's seeds: metrics are means, steps and images sums; the state is the last one's."""
-    shared = set.intersection(*(set(end.get("metrics", {})) for end in ends))
-    record = {
-        "state": ends[-1]["state"],
-        "metrics": {name: sum(end["metrics"][name] for end in ends) / len(ends) for name in sorted(shared)},
-        "last": ends[-1].get("last", {"step": 0}),
-        "steps": sum(end.get("steps", 0) for end in ends),
-        "num_images": sum(end.get("num_images", 0) for end in ends),
-    }
-    if "reason" in ends[-1]:
-        record["reason"] = ends[-1]["reason"]
-    return record | ({"seeds": list(ends)} if len(ends) > 1 else {})
+    shared = set.intersection(*(set(end.metrics) for end in ends))
+    return TrialRecord(
+        id=trial,
+        state=ends[-1].state,
+        metrics={name: sum(end.metrics[name] for end in ends) / len(ends) for name in sorted(shared)},
+        last=ends[-1].last or {"step": 0},
+        steps=sum(end.steps or 0 for end in ends),
+        num_images=sum(end.num_images or 0 for end in ends),
+        reason=ends[-1].reason,
+        seeds=tuple(ends) if len(ends) > 1 else (),
+        parameters=begun.parameters,
+        began=begun.began,
+        seconds=begun.seconds,
+    )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from larmor.cluster.experiments.experiment import Experiment
@@ -12,15 +15,27 @@ from larmor.tuning.search.experiment import SweepConfig
 from larmor.tuning.search.sweep_folder import SweepFolder
 
 
+@dataclass(frozen=True)
+class SlotConfig:
+    """What the workers of a slot need to know. `desk` is the name of an actor, `experiment` is dumped for JSON."""
+
+    experiment: Mapping[str, Any]
+    sweep_url: str
+    lease: int | None
+    desk: str
+    num_seeds: int
+    start_seeds: int
+    slot: str = ""
+
+
 class Slots:
     """The slots of a sweep, each a Ray Train run in a thread of this process."""
 
     def __init__(self, base: Experiment, folder: SweepFolder, config: SweepConfig, desk_name: str, count: int) -> None:
         self._base = base
-        self._config: dict[str, Any] = {"sweep_url": folder.url, "lease": folder.lease, "desk": desk_name}
-        self._config |= {"num_seeds": config.seeds, "start_seeds": config.start_seeds}
+        content = base.model_dump(mode="json", include=set(Experiment.model_fields))
+        self._config = SlotConfig(content, folder.url, folder.lease, desk_name, config.seeds, config.start_seeds)
         self._desk_name = desk_name
-        self._config["experiment"] = base.model_dump(mode="json", include=set(Experiment.model_fields))
         self._left, self._lock = count, threading.Lock()
         names = [f"slot-{number}" for number in range(count)]
         self._threads = [threading.Thread(target=self._run, args=(name,), name=name, daemon=True) for name in names]
@@ -44,7 +59,9 @@ class Slots:
         told, reason = TellDesk(self._desk_name, slot), "its workers ended"
         try:
             # what bounds the attempts is the desk, for each trial by itself
-            fit_workers(serve, {**self._config, "slot": slot}, self._base.cluster, slot, told, max_failures=-1)
+            fit_workers(
+                serve, dataclasses.replace(self._config, slot=slot), self._base.cluster, slot, told, max_failures=-1
+            )
         except Exception as error:
             reason = str(error)[-2000:]
         ray.get(desk.lost.remote(slot, reason))
@@ -54,7 +71,7 @@ class Slots:
                 ray.get(desk.give_up.remote(reason))
 
 
-def serve(config: dict[str, Any]) -> None:
+def serve(config: SlotConfig) -> None:
     """What Ray Train runs in each worker process of a slot; imported there, for it imports torch."""
     from larmor.tuning.search import slot
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from larmor.cluster.experiments.experiment import Experiment, build, change, get_dotted
 from larmor.storage.objects.errors import InputError
+from larmor.tuning.search.records import Parameters
 
 KINDS = {"loguniform": 2, "uniform": 2, "randint": 2, "choice": None}
 
@@ -97,7 +98,7 @@ def parse_space(space: Mapping[str, str], experiment: Experiment) -> list[Dimens
     return dimensions
 
 
-def with_values(experiment: Experiment, values: Mapping[str, Any], name: str | None = None) -> Experiment:
+def with_values(experiment: Experiment, values: Parameters, name: str | None = None) -> Experiment:
     """The experiment with some keys changed, validated again. Raises `InputError` for impossible values."""
     content = experiment.model_dump(mode="json", include=set(Experiment.model_fields))
     change(content, values)
@@ -106,7 +107,7 @@ def with_values(experiment: Experiment, values: Mapping[str, Any], name: str | N
     return build(content, Experiment, "trial")
 
 
-def starting_point(dimensions: Sequence[Dimension], experiment: Experiment) -> dict[str, Any] | None:
+def starting_point(dimensions: Sequence[Dimension], experiment: Experiment) -> Parameters | None:
     """The experiment's own values, tried first; None if one lies outside its range."""
     values = {dimension.key: _as_recorded(get_dotted(experiment, dimension.key)) for dimension in dimensions}
     inside = all(dimension.contains(values[dimension.key]) for dimension in dimensions)

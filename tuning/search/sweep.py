@@ -20,16 +20,17 @@ from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.tuning.search.experiment import SweepConfig, SweepExperiment
 from larmor.tuning.search.ladder import Ladder
 from larmor.tuning.search.objectives import Objectives
+from larmor.tuning.search.records import ENDED, Parameters, SweepResult, TrialRecord
 from larmor.tuning.search.sampler import earlier_trials, grid_points, make_searcher, planned_trials
 from larmor.tuning.search.space import Dimension, describe_value, parse_space, starting_point, with_values
-from larmor.tuning.search.sweep_folder import ENDED, RATED, SweepFolder
+from larmor.tuning.search.sweep_folder import SweepFolder
 
 # keys in which the same sweep may differ when it is started again
 MAY_DIFFER = (*CHANGEABLE, "sweep.num_trials", "sweep.concurrent_trials")
 GOODBYE_SECONDS = 10.0
 
 
-def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool) -> dict[str, Any] | None:
+def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool) -> SweepResult | None:
     """The result, if the sweep has all its trials already. Writes nothing.
 
     Raises `InputError` for a bad space, data that do not fit, if another process is known to write to the folder, or
@@ -46,7 +47,7 @@ def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: boo
         refuse_another(experiment, folder.config_yaml(), folder.url, MAY_DIFFER)
         check_origin(base, folder)
         result = folder.result()
-        if result and sum(trial["state"] in ENDED for trial in result["trials"]) >= planned:
+        if result and sum(trial.state in ENDED for trial in result.trials) >= planned:
             return result
     refuse_if_held(folder.store)
     return None
@@ -65,7 +66,7 @@ def trial_experiment(experiment: SweepExperiment) -> Experiment:
 
 def run_sweep(
     experiment: SweepExperiment, folder: SweepFolder, overwrite: bool, say: Say = lambda _: None
-) -> dict[str, Any]:
+) -> SweepResult:
     """Run the trials that are missing on the connected cluster, as many at once as it has room for.
 
     With `overwrite` an old sweep is deleted, but only once the new one can start. Trials that ended in an earlier call
@@ -89,11 +90,11 @@ def run_sweep(
             refuse_another(experiment, folder.config_yaml(), folder.url, MAY_DIFFER)
         base = pinned(base)
         record_origin(base, folder)
-        ended = [trial for trial in folder.trials() if trial["state"] in ENDED]
+        ended = [trial for trial in folder.trials() if trial.state in ENDED]
         missing = planned_trials(config, dimensions) - len(ended)
         unfinished = folder.unfinished()
         ladder = _ladder(config, base, folder, ended, unfinished) if config.scheduler == "asha" else None
-        whole = any(trial["state"] == "finished" for trial in ended)
+        whole = any(trial.state == "finished" for trial in ended)
         legs = len(ladder.waiting()) if ladder and (ladder.ready() or not whole) else 0
         if missing > 0 or legs:
             room = wait_for_room(bundle, base.cluster.fewest_workers, base.cluster.most_workers, say)
@@ -109,13 +110,13 @@ def first_points(
     config: SweepConfig,
     dimensions: Sequence[Dimension],
     base: Experiment,
-    unfinished: Sequence[Mapping[str, Any]],
-    known: Sequence[Mapping[str, Any]],
-    ended: Sequence[Mapping[str, Any]],
-) -> list[Mapping[str, Any]]:
+    unfinished: Sequence[Parameters],
+    known: Sequence[TrialRecord],
+    ended: Sequence[TrialRecord],
+) -> list[Parameters]:
     """What is tried before the sampler is asked: unfinished trials; of a grid all that is left; else its own values."""
     if config.sampler == "grid":
-        past = [*unfinished, *(trial["parameters"] for trial in ended)]
+        past = [*unfinished, *(trial.parameters for trial in ended)]
         return [*unfinished, *(point for point in grid_points(dimensions) if point not in past)]
     own = starting_point(dimensions, base)
     return [*unfinished, *([own] if own is not None and not known and not unfinished else [])]
@@ -137,16 +138,16 @@ def wait_for_room(bundle: Mapping[str, float], fewest: int, most: int, say: Say)
         time.sleep(1)
 
 
-def describe_trial(trial: Mapping[str, Any], objectives: Objectives) -> str:
+def describe_trial(trial: TrialRecord, objectives: Objectives) -> str:
     """One line about a trial that has ended."""
-    values = ", ".join(f"{key} = {describe_value(value)}" for key, value in trial["parameters"].items())
-    rated, found = trial["state"] in RATED, trial["metrics"]
-    figure = ", ".join(f"{key} {found[key]:.4f}" for key in objectives.keys if rated and key in found)
-    state = trial["state"] if trial["state"] != "finished" or not figure else ""
-    if state and "steps" in trial:
-        state = f"{state} at step {trial['steps']}"
+    values = ", ".join(f"{key} = {describe_value(value)}" for key, value in trial.parameters.items())
+    found = trial.metrics if trial.is_rated else {}
+    figure = ", ".join(f"{key} {found[key]:.4f}" for key in objectives.keys if key in found)
+    state: str = trial.state if trial.state != "finished" or not figure else ""
+    if state and trial.steps is not None:
+        state = f"{state} at step {trial.steps}"
     outcome = ", ".join(part for part in (figure, state) if part)
-    return f"trial {trial['id']}: {values} → {outcome} ({trial['seconds']:.0f} s)"
+    return f"trial {trial.id}: {values} → {outcome} ({trial.seconds or 0:.0f} s)"
 
 
 def _run_trials(
@@ -154,8 +155,8 @@ def _run_trials(
     base: Experiment,
     folder: SweepFolder,
     points: Any,
-    unfinished: Mapping[str, Mapping[str, Any]],
-    ended: Sequence[Mapping[str, Any]],
+    unfinished: Mapping[str, Parameters],
+    ended: Sequence[TrialRecord],
     ladder: Ladder | None,
     missing: int,
     count: int,
@@ -169,7 +170,7 @@ def _run_trials(
 
     from larmor.tuning.search.desk import Desk
     from larmor.tuning.search.slots import Slots
-    from larmor.tuning.search.trial import RESOURCES, SlotTrial
+    from larmor.tuning.search.tune_trial import RESOURCES, DeskTrainable
 
     config, name = experiment.sweep, f"larmor-desk-{uuid.uuid4().hex}"
     place = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
@@ -185,7 +186,7 @@ def _run_trials(
     slots.start()
     with tempfile.TemporaryDirectory(prefix="larmor-tune-") as scratch:
         tune.Tuner(
-            tune.with_resources(tune.with_parameters(SlotTrial, desk=desk), RESOURCES),
+            tune.with_resources(tune.with_parameters(DeskTrainable, desk=desk), RESOURCES),
             tune_config=tune.TuneConfig(
                 num_samples=(missing + len(ladder.waiting())) * (len(ladder.rungs) + 1) if ladder else missing,
                 max_concurrent_trials=count,
@@ -202,7 +203,7 @@ def _run_trials(
             ),
         ).fit()
     for trial, failure in ray.get(desk.close.remote()).items():
-        folder.write_failure(trial, failure)
+        folder.write_failure(trial, failure.parameters, failure.reason)
     slots.join(GOODBYE_SECONDS)
 
 
@@ -210,7 +211,7 @@ def _ladder(
     config: SweepConfig,
     base: Experiment,
     folder: SweepFolder,
-    ended: Sequence[Mapping[str, Any]],
+    ended: Sequence[TrialRecord],
     unfinished: Iterable[str],
 ) -> Ladder:
     """The rungs, with what trials of an earlier call reached on them; unfinished ones until their last checkpoint."""
@@ -218,7 +219,7 @@ def _ladder(
     first = config.first_rung(training.num_steps, training.validate_every)
     ladder = Ladder(first, config.reduction_factor, training.num_steps, HIGHER_IS_BETTER[first_metric])
     key = f"val/{first_metric}"
-    stopped = {trial["id"]: trial["state"] == "stopped" for trial in ended if trial["state"] in RATED}
+    stopped = {trial.id: trial.state == "stopped" for trial in ended if trial.is_rated}
     for trial in [*stopped, *unfinished]:
         run = folder.trial_run(trial)
         last = run.latest()

@@ -13,10 +13,10 @@ result.json           all trials, the best one and, of two metrics, the front; w
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import yaml
 
@@ -26,13 +26,21 @@ from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.parallel import run_in_threads
 from larmor.tuning.search.objectives import Objectives
+from larmor.tuning.search.records import (
+    ENDED,
+    BegunTrial,
+    Parameters,
+    SweepResult,
+    TrialRecord,
+    read_begun,
+    read_result,
+    read_trial,
+    to_json,
+)
 
 _ENDS = "ends"
 _THREADS = 8
-# how a trial ends that is not tried again; `failed` is: what failed may have been the cluster
-ENDED = ("finished", "stopped", "diverged")
-# whose best checkpoint counts: a stopped trial's may be the best of all
-RATED = ("finished", "stopped")
+R = TypeVar("R")
 
 
 class TrialRun(RunFolder):
@@ -85,78 +93,79 @@ class SweepFolder:
         url = f"{self.url}/trials/{trial}" + (f"/seeds/{seed_number}" if seed_number else "")
         return TrialRun(url, self.store, self.lease)
 
-    def begin_trial(self, trial: str, parameters: Mapping[str, Any]) -> tuple[float, float]:
-        """Record what a trial is, unless it has begun before; when it began, and the seconds that it took until now.
+    def begin_trial(self, trial: str, parameters: Parameters) -> BegunTrial:
+        """Record what a trial is, unless it has begun before; return the record.
 
-        One that was stopped and goes on has not ended any more: its record is removed. Seconds since 1970, and those of
-        that record.
+        A trial that was stopped and is resumed has no end any more: its record is removed, and its seconds are kept.
         """
-        record: dict[str, Any] = {"parameters": dict(parameters), "began": time.time(), "seconds": 0.0}
+        begun = BegunTrial(dict(parameters), time.time())
         path, end = f"trials/{trial}/begun.json", f"trials/{trial}/trial.json"
-        if not self.store.create(path, json.dumps(record).encode(), guard=self.check_lease):
-            record = json.loads(self.store.read(path))
-        if self.store.exists(end) and (ended := json.loads(self.store.read(end)))["state"] == "stopped":
-            record["seconds"] = ended["seconds"]
-            self.store.write(path, json.dumps(record).encode(), guard=self.check_lease)
+        if not self.store.create(path, to_json(begun), guard=self.check_lease):
+            begun = read_begun(self.store.read(path), f"{self.url}/{path}")
+        ended = self.trial(trial)
+        if ended is not None and ended.state == "stopped":
+            begun = dataclasses.replace(begun, seconds=ended.seconds or 0.0)
+            self.store.write(path, to_json(begun), guard=self.check_lease)
             self.store.remove([end], guard=self.check_lease)
-        return float(record["began"]), float(record["seconds"])
+        return begun
 
-    def unfinished(self) -> dict[str, dict[str, Any]]:
+    def unfinished(self) -> dict[str, Parameters]:
         """Parameters of the trials, by id, that have begun and not ended, or ended with an error; by age."""
-        ended = {trial["id"] for trial in self.trials() if trial["state"] in ENDED}
-        records = self._records("begun.json")
-        ids = sorted(records.keys() - ended, key=lambda id: records[id]["began"])
-        return {id: records[id]["parameters"] for id in ids}
+        ended = {trial.id for trial in self.trials() if trial.state in ENDED}
+        begun = self._records("begun.json", read_begun)
+        return {id: begun[id].parameters for id in sorted(begun.keys() - ended, key=lambda id: begun[id].began)}
 
     def next_number(self) -> int:
         """A number that no trial has for its name."""
         numbers = [int(name) for name in self.trial_ids() if name.isdigit()]
         return max(numbers, default=0) + 1
 
-    def write_trial(self, trial: str, record: Mapping[str, Any]) -> None:
-        content = json.dumps({"id": trial, **record}, indent=2).encode()
-        self.store.write(f"trials/{trial}/trial.json", content, guard=self.check_lease)
-        self._note_end(trial)
+    def write_trial(self, trial: TrialRecord) -> None:
+        self.store.write(f"trials/{trial.id}/trial.json", to_json(trial), guard=self.check_lease)
+        self._note_end(trial.id)
 
     def _note_end(self, trial: str) -> None:
         number = len(self.store.list(_ENDS)) + 1
         while not self.store.create(f"{_ENDS}/{number:06d}-{trial}", b"", guard=self.check_lease):
             number += 1
 
-    def write_failure(self, trial: str, failure: Mapping[str, Any]) -> None:
+    def write_failure(self, trial: str, parameters: Parameters, reason: str) -> None:
         """The record of a trial that its own workers could not write, unless they did."""
         if not self.store.exists(f"trials/{trial}/trial.json"):
-            began, _ = self.begin_trial(trial, failure["parameters"])
-            times = {"began": began, "seconds": time.time() - began}
-            self.write_trial(trial, {"metrics": {}, **failure, **times})
+            began = self.begin_trial(trial, parameters).began
+            seconds = time.time() - began
+            self.write_trial(
+                TrialRecord(
+                    id=trial, state="failed", reason=reason, parameters=parameters, began=began, seconds=seconds
+                )
+            )
 
-    def trials(self) -> list[dict[str, Any]]:
-        """Records of all trials that have ended, in the order in which they began."""
-        return sorted(self._records("trial.json").values(), key=lambda record: record["began"])
+    def trials(self) -> list[TrialRecord]:
+        """Records of all trials that have ended, in the order in which they began.
 
-    def trial(self, id: str) -> dict[str, Any] | None:
+        Raises `InputError` for an object that is no record.
+        """
+        return sorted(self._records("trial.json", read_trial).values(), key=lambda record: record.began)
+
+    def trial(self, id: str) -> TrialRecord | None:
         """The record of one trial; None if it has not ended."""
-        try:
-            return json.loads(self.store.read(f"trials/{id}/trial.json"))
-        except FileNotFoundError:
-            return None
+        return self._record(f"trials/{id}/trial.json", read_trial)
 
     def ends(self) -> dict[str, str]:
         """Each time that a trial has ended, in order: a name for it, and the trial's id."""
         return {path: path.partition("-")[2] for path in self.store.list(_ENDS)}
 
-    def _records(self, name: str) -> dict[str, dict[str, Any]]:
+    def _record(self, path: str, read: Callable[[bytes, str], R]) -> R | None:
+        try:
+            return read(self.store.read(path), f"{self.url}/{path}")
+        except FileNotFoundError:
+            return None
+
+    def _records(self, name: str, read: Callable[[bytes, str], R]) -> dict[str, R]:
         """A record of every trial that has it, by the trial's id. What else is in a trial's folder is not listed."""
-
-        def read(id: str) -> dict[str, Any] | None:
-            try:
-                return json.loads(self.store.read(f"trials/{id}/{name}"))
-            except FileNotFoundError:
-                return None
-
         ids = self.trial_ids()
-        found = zip(ids, run_in_threads(read, ids, _THREADS), strict=True)
-        return {id: record for id, record in found if record is not None}
+        records = run_in_threads(lambda id: self._record(f"trials/{id}/{name}", read), ids, _THREADS)
+        return {id: record for id, record in zip(ids, records, strict=True) if record is not None}
 
     def trial_ids(self) -> list[str]:
         """Every trial that has begun, also those that have not ended; sorted."""
@@ -166,74 +175,70 @@ class SweepFolder:
         """What the sweep counts."""
         return Objectives.of(yaml.safe_load(self.config_yaml())["sweep"]["metric"])
 
-    def write_result(self, objectives: Objectives) -> dict[str, Any]:
+    def write_result(self, objectives: Objectives) -> SweepResult:
         """Write and return all trials, the front and the best. Raises `InputError` if no trial has finished."""
-        trials = self.trials()
-        result: dict[str, Any] = {"state": "finished", "metric": objectives.keys[0], "trials": trials}
-        result["best"] = best_trial(trials, objectives)
+        trials = tuple(self.trials())
+        result = SweepResult("finished", objectives.keys[0], trials, best_trial(trials, objectives))
         if objectives.has_front:
-            front = [trial["id"] for trial in front_trials(trials, objectives)]
-            result |= {"metric": list(objectives.keys), "front": front}
-        self.store.write("result.json", json.dumps(result, indent=2).encode(), guard=self.check_lease)
+            front = tuple(trial.id for trial in front_trials(trials, objectives))
+            result = dataclasses.replace(result, metric=objectives.keys, front=front)
+        self.store.write("result.json", to_json(result), guard=self.check_lease)
         return result
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> SweepResult | None:
         """What the finished sweep wrote, or None."""
-        try:
-            return json.loads(self.store.read("result.json"))
-        except FileNotFoundError:
-            return None
+        return self._record("result.json", read_result)
 
 
 def best_trial(
-    trials: Sequence[dict[str, Any]], objectives: Objectives, weights: Mapping[str, float] | None = None
-) -> dict[str, Any]:
+    trials: Sequence[TrialRecord], objectives: Objectives, weights: Mapping[str, float] | None = None
+) -> TrialRecord:
     """Of the trials that have finished or were stopped early the best one; of two metrics see `Objectives.choose`.
 
     Raises `InputError` if there is none with these metrics.
     """
     rated = _rated(trials, objectives)
     if not rated:
-        errors = [reason for trial in trials if (reason := trial.get("reason") or trial.get("error"))]
+        errors = [trial.reason for trial in trials if trial.reason]
         reason = f"; the last one failed with: {errors[-1]}" if errors else ""
         named = " and ".join(f"'{key}'" for key in objectives.keys)
         raise InputError(f"none of {len(trials)} trials has finished with the metric {named}{reason}")
-    return rated[objectives.choose([trial["metrics"] for trial in rated], weights)]
+    return rated[objectives.choose([trial.metrics for trial in rated], weights)]
 
 
-def front_trials(trials: Sequence[dict[str, Any]], objectives: Objectives) -> list[dict[str, Any]]:
+def front_trials(trials: Sequence[TrialRecord], objectives: Objectives) -> list[TrialRecord]:
     """The best trade-offs of the trials that have finished or were stopped early, in the order of `trials`."""
     rated = _rated(trials, objectives)
-    return [rated[place] for place in objectives.front([trial["metrics"] for trial in rated])]
+    return [rated[place] for place in objectives.front([trial.metrics for trial in rated])]
 
 
-def _rated(trials: Sequence[dict[str, Any]], objectives: Objectives) -> list[dict[str, Any]]:
-    return [trial for trial in trials if trial["state"] in RATED and objectives.are_in(trial["metrics"])]
+def _rated(trials: Sequence[TrialRecord], objectives: Objectives) -> list[TrialRecord]:
+    return [trial for trial in trials if trial.is_rated and objectives.are_in(trial.metrics)]
 
 
-def new_trials(folder: SweepFolder) -> Callable[[], list[dict[str, Any]]]:
+def new_trials(folder: SweepFolder) -> Callable[[], list[TrialRecord]]:
     """A function that returns the trials that have ended, or ended anew, since it was last called; at first all.
 
     Its cost is that of one listing, and of what is new.
     """
     seen: set[str] | None = None
 
-    def fetch() -> list[dict[str, Any]]:
+    def fetch() -> list[TrialRecord]:
         nonlocal seen
         ends = folder.ends()
         if seen is None:  # those of an earlier call count too, also if a version of then noted no ends
-            found: list[dict[str, Any] | None] = list(folder.trials())
+            found: list[TrialRecord | None] = list(folder.trials())
         else:
             found = [folder.trial(id) for id in dict.fromkeys(ends[path] for path in ends.keys() - seen)]
         seen = set(ends)
-        return sorted((trial for trial in found if trial), key=lambda record: record["began"])
+        return sorted((trial for trial in found if trial), key=lambda record: record.began)
 
     return fetch
 
 
-def best_parameters(url: str) -> dict[str, Any]:
+def best_parameters(url: str) -> Parameters:
     """The searched values of a sweep's best trial. Raises `InputError` if the sweep has no finished trial."""
     folder = SweepFolder(url)
     if not folder.exists():
         raise InputError(f"{url}: no sweep is there (no sweep.yaml); check the URL")
-    return dict(best_trial(folder.trials(), folder.objectives())["parameters"])
+    return best_trial(folder.trials(), folder.objectives()).parameters

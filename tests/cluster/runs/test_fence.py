@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,10 +14,12 @@ import pytest
 from larmor.cluster.runs.checkpoint import Checkpoint
 from larmor.cluster.runs.lease import Lease, LeaseLost, Owner
 from larmor.cluster.runs.run_folder import RunFolder
+from larmor.cluster.runs.run_result import RunResult
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.store_errors import StoreAway
 from larmor.tuning.search.objectives import Objectives
+from larmor.tuning.search.records import TrialRecord
 from larmor.tuning.search.sweep_folder import SweepFolder
 from tests.faulty_proxy import FaultyProxy
 from tests.helpers import add_checkpoint
@@ -24,7 +27,9 @@ from tests.workbench import unique_name
 
 T = TypeVar("T")
 PSNR = "val/psnr"
-TRIAL = {"parameters": {"loss.a": 1.0}, "metrics": {PSNR: 30.0}, "state": "stopped", "began": 1.0, "seconds": 7.0}
+TRIAL = TrialRecord(
+    id="0001", state="stopped", parameters={"loss.a": 1.0}, metrics={PSNR: 30.0}, began=1.0, seconds=7.0
+)
 
 
 class Interrupted(ObjectStore):
@@ -82,7 +87,7 @@ RUN_ACTS: dict[str, Callable[[RunFolder], Any]] = {
     "delete": lambda run: run.delete(),
     "create": lambda run: run.create("seed: 1"),
     "write_history": lambda run: run.write_history(10, [{"step": 10}]),
-    "write_result": lambda run: run.write_result({"step": 30}),
+    "write_result": lambda run: run.write_result(RunResult("finished", 30)),
     "write_failure": lambda run: run.write_failure("diverged"),
     "clear_failure": lambda run: run.clear_failure(),
     "publish": lambda run: run.publish(Checkpoint("checkpoints/step-00000060-aa", 60, {}, {})),
@@ -114,8 +119,8 @@ SWEEP_ACTS: dict[str, Callable[[SweepFolder], Any]] = {
     "create": lambda sweep: sweep.create("seed: 1"),
     "begin": lambda sweep: sweep.begin_trial("0002", {"loss.a": 1.0}),
     "begin again": lambda sweep: sweep.begin_trial("0001", {"loss.a": 1.0}),
-    "end": lambda sweep: sweep.write_trial("0001", {**TRIAL, "state": "finished"}),
-    "failure": lambda sweep: sweep.write_failure("0003", {"parameters": {}, "state": "failed"}),
+    "end": lambda sweep: sweep.write_trial(replace(TRIAL, state="finished")),
+    "failure": lambda sweep: sweep.write_failure("0003", {}, "no reason"),
     "result": lambda sweep: sweep.write_result(Objectives.of("psnr")),
 }
 
@@ -128,13 +133,13 @@ def test_a_replaced_sweep_changes_nothing(act: str, number: int) -> None:
     put_lease(first.store, 1)
     first.create("seed: 1")
     first.begin_trial("0001", {"loss.a": 1.0})
-    first.write_trial("0001", TRIAL)
+    first.write_trial(TRIAL)
 
     def take_over() -> None:
         put_lease(ObjectStore(url), 2)
         second = SweepFolder(url, lease=2)
         second.store.write("sweep.yaml", b"seed: 2")
-        second.write_trial("0001", {**TRIAL, "state": "finished", "seconds": 9.0})
+        second.write_trial(replace(TRIAL, state="finished", seconds=9.0))
         after.update(contents(url))
 
     sweep = SweepFolder(url, lease=1)

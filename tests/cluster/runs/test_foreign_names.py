@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from larmor.cluster.runs.checkpoint import WEIGHTS, Checkpoint
+from larmor.cluster.runs.checkpoint import WEIGHTS, Checkpoint, FileEntry
 from larmor.cluster.runs.pull import pull_run
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.worker import LocalWorker
@@ -86,7 +86,7 @@ def test_a_checkpoint_is_never_downloaded_outside(run: RunFolder, tmp_path: Path
 
 
 def test_a_part_with_such_a_name_is_not_published(run: RunFolder, name: str) -> None:
-    run.write_part("checkpoints/step-00000030-aa", 0, {name: {"size": 1, "sha256": "0"}})
+    run.write_part("checkpoints/step-00000030-aa", 0, {name: FileEntry(1, "0")})
     with pytest.raises(InputError, match="names a file"):
         run.read_parts("checkpoints/step-00000030-aa", 1)
 

@@ -30,6 +30,7 @@ from larmor.cluster.runs.lease import (
     refuse_if_held,
 )
 from larmor.cluster.runs.run_folder import RunFolder
+from larmor.cluster.runs.run_result import RunResult
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.store_errors import StoreAway
@@ -317,7 +318,7 @@ class TestFence:
             lambda: run.publish(Checkpoint("checkpoints/step-00000002-aa", 2, {}, {})),
             lambda: run.prune(1, 1, "val/psnr", True),
             lambda: run.unpublish(run.checkpoints()[0]),
-            lambda: run.write_result({}),
+            lambda: run.write_result(RunResult("finished", 1)),
             lambda: run.write_failure("no reason"),
         ):
             with pytest.raises(LeaseLost, match=r"taken it over \(process 42 on far, since .*this one stops"):

@@ -14,6 +14,7 @@ from larmor.cluster.experiments.experiment import Experiment
 from larmor.cluster.launch.run import check, claimed
 from larmor.cluster.runs.origin import check_origin, pinned, record_origin
 from larmor.cluster.runs.run_folder import RunFolder
+from larmor.cluster.runs.run_result import RunResult
 from larmor.recon.inference.inference import Physics
 from larmor.recon.models.model import load_model
 from larmor.recon.physics.masks import make_mask, mask_hash
@@ -84,8 +85,8 @@ def test_a_run_does_not_go_on_with_another(make: Make, tmp_path: Path, what: str
     with claimed(make(), run, False, print):
         pass
     if finished:
-        run.write_result({"state": "finished"})
-    assert check(make(), run, overwrite=False) == finished, "what is as it was goes on"
+        run.write_result(RunResult("finished", 1))
+    assert (check(make(), run, overwrite=False) is not None) == finished, "what is as it was goes on"
     CHANGES[what](tmp_path)
     said = f"begun with another {what}.*--overwrite"
     with pytest.raises(InputError, match=said):

@@ -24,6 +24,7 @@ from larmor.cluster.launch.run import claimed
 from larmor.cluster.runs.origin import record_origin, versions
 from larmor.cluster.runs.pull import metric_direction, pull_run
 from larmor.cluster.runs.run_folder import RunFolder
+from larmor.cluster.runs.run_result import RunResult
 from larmor.recon.models.model import load_model
 from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.storage.objects.errors import InputError
@@ -195,7 +196,7 @@ def test_a_best_one_that_was_lost_is_told_of(run: RunFolder, target: Path) -> No
 
 def test_a_best_checkpoint_that_is_gone_is_named(run: RunFolder, target: Path) -> None:
     best = run.best("val/psnr", True)
-    run.write_result({"step": 20, "checkpoint": best.folder})
+    run.write_result(RunResult("finished", 20, best.folder))
     run.store.delete(best.folder)
     pulled = pull_run(run, "psnr", target)
     assert pulled.checkpoint.step == 30
@@ -216,7 +217,7 @@ def test_a_run_that_goes_on_gives_its_best_so_far_and_says_so(run: RunFolder, ta
     run.write_failure("the critic diverged at step 31")
     assert "the run ended early (the critic diverged at step 31)" in pull_run(run, "psnr", target, True).notes
     run.clear_failure()
-    run.write_result({"step": 20, "checkpoint": run.best("val/psnr", True).folder})
+    run.write_result(RunResult("finished", 20, run.best("val/psnr", True).folder))
     assert pull_run(run, "psnr", target, True).notes == ()
     (note,) = pull_run(run, "nmse", target, True).notes
     assert "keeps its best checkpoint by val/psnr: by val/nmse" in note

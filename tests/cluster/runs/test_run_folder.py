@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from larmor.cluster.runs.checkpoint import MANIFEST_FORMAT, WEIGHTS, checkpoint_folder, checkpoint_step
+from larmor.cluster.runs.checkpoint import MANIFEST_FORMAT, WEIGHTS, FileEntry, checkpoint_folder, checkpoint_step
 from larmor.cluster.runs.run_folder import RunFolder
+from larmor.cluster.runs.run_result import RunResult
 from larmor.storage.objects.errors import InputError
 from tests.helpers import add_checkpoint, contents_of, flip_byte
 
@@ -48,8 +49,23 @@ class TestClaim:
 
     def test_the_result_is_none_until_the_run_has_finished(self, run: RunFolder) -> None:
         assert run.result() is None
-        run.write_result({"step": 5, "metrics": {PSNR: 30.0}})
-        assert run.result() == {"step": 5, "metrics": {PSNR: 30.0}}
+        result = RunResult("finished", 5, "checkpoints/step-00000005-aa", {PSNR: 30.0}, ("one was damaged",))
+        run.write_result(result)
+        assert run.result() == result
+
+    def test_the_result_lies_in_the_store_as_it_always_did(self, run: RunFolder) -> None:
+        run.write_result(RunResult("finished", 5, "checkpoints/step-00000005-aa", {PSNR: 30.0}, ("damaged",)))
+        document = {"state": "finished", "step": 5, "checkpoint": "checkpoints/step-00000005-aa"}
+        document |= {"metrics": {PSNR: 30.0}, "warnings": ["damaged"]}
+        assert run.store.read("result.json").decode() == json.dumps(document, indent=2)
+
+    def test_a_result_of_another_version_is_read_and_what_is_none_is_named(self, run: RunFolder) -> None:
+        run.store.write("result.json", b'{"step": 5, "weather": "fine"}')
+        assert run.result() == RunResult("finished", 5)
+        for content in (b"", b"[]", b'{"step": null}', b'{"state": "new", "step": 5}'):
+            run.store.write("result.json", content)
+            with pytest.raises(InputError, match=r"result.json: is not the result of a run"):
+                run.result()
 
 
 class TestHistory:
@@ -89,7 +105,7 @@ class TestWhole:
         saved = add_checkpoint(run, tmp_path, 50, {PSNR: 31.5}, FILES)
         (found,) = run.checkpoints()
         assert found == saved
-        assert {name: entry["size"] for name, entry in found.files.items()} == {
+        assert {name: entry.size for name, entry in found.files.items()} == {
             name: len(content) for name, content in FILES.items()
         }
         run.download(found, tmp_path / "back")
@@ -204,8 +220,22 @@ class TestWhole:
         run.prune(1, 1, PSNR, True)
         assert run.store.read("checkpoints/mine/manifest.json") == b"precious"
 
+    def test_files_lie_in_manifests_as_they_always_did(self, run: RunFolder, tmp_path: Path) -> None:
+        """Whatever else a later version may say of a file is ignored."""
+        whole = add_checkpoint(run, tmp_path, 10, {PSNR: 1.0})
+        path = f"{whole.folder}/manifest.json"
+        document = json.loads(run.store.read(path))
+        assert document["files"] == {
+            name: {"size": entry.size, "sha256": entry.sha256} for name, entry in whole.files.items()
+        }
+        assert run.store.read(path).decode() == json.dumps(document, indent=1)
+        for entry in document["files"].values():
+            entry["colour"] = "blue"
+        run.store.write(path, json.dumps(document).encode())
+        assert run.checkpoints() == [whole]
+
     def test_parts_count_when_all_ranks_have_put_theirs(self, run: RunFolder) -> None:
-        folder, entry = checkpoint_folder(5, "aa"), {"size": 1, "sha256": "0"}
+        folder, entry = checkpoint_folder(5, "aa"), FileEntry(1, "0")
         assert run.read_parts(folder, 2) is None
         run.write_part(folder, 1, {"one": entry})
         assert run.read_parts(folder, 2) is None

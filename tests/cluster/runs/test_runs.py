@@ -16,6 +16,7 @@ from larmor.cluster.runs.attempts import Attempt
 from larmor.cluster.runs.lease import Lease, Owner
 from larmor.cluster.runs.reports import Reports
 from larmor.cluster.runs.run_folder import RunFolder
+from larmor.cluster.runs.run_result import RunResult
 from larmor.cluster.runs.runs import find_runs, table_lines, to_json
 from larmor.storage.objects.errors import InputError
 from tests.helpers import add_checkpoint
@@ -64,7 +65,7 @@ def output(tmp_path: Path) -> str:
     done = make_run(f"{url}/runs/d-done")
     begin(done, 60)
     begin(done, 100, at=50)
-    done.write_result({"state": "finished"})
+    done.write_result(RunResult("finished", 1))
     return url
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from larmor.cluster.runs.checkpoint import FileEntry
 from larmor.cluster.runs.lease import LeaseLost, hold
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker import worker as worker_module
@@ -478,7 +479,7 @@ class FailingRun(RunFolder):
         if self.fails == name:
             raise self.error
 
-    def upload_part(self, folder: Path, checkpoint: str) -> dict[str, dict[str, Any]]:
+    def upload_part(self, folder: Path, checkpoint: str) -> dict[str, FileEntry]:
         self._maybe("upload")
         return super().upload_part(folder, checkpoint)
 

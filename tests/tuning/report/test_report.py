@@ -28,6 +28,7 @@ from larmor.tuning.report.spread import gain_of, gains, spreads
 from larmor.tuning.report.trial_records import Sweep, read_sweep
 from larmor.tuning.search.choice import choose_run
 from larmor.tuning.search.objectives import Objectives
+from larmor.tuning.search.records import State, TrialRecord
 from larmor.tuning.search.sweep import describe_trial
 from larmor.tuning.search.sweep_folder import SweepFolder
 from tests.browser import CHROMIUM, visit
@@ -61,7 +62,8 @@ def text_of(path: Path) -> str:
 
 def test_a_trial_is_described_whatever_its_values_are() -> None:
     parameters = {"a": 0.123456, "kind": "bce", "b": 1.0}
-    trial = {"id": "two", "parameters": parameters, "metrics": {"val/psnr": 29.0}, "state": "finished", "seconds": 3.0}
+    metrics = {"val/psnr": 29.0}
+    trial = TrialRecord(id="two", state="finished", parameters=parameters, metrics=metrics, began=0, seconds=3.0)
     assert "a = 0.1235, kind = bce, b = 1 → val/psnr 29.0000" in describe_trial(trial, Objectives.of("psnr"))
 
 
@@ -165,8 +167,12 @@ def test_words_zeros_and_nothing_are_drawn_too(
     folder = SweepFolder(str(tmp_path / "odd"))
     folder.create(yaml.safe_dump({"sweep": {"metric": "nmse", "space": space}, "name": "odd"}))
     for number, values in enumerate(parameters):
-        record = {"parameters": values, "metrics": {"val/nmse": 0.1 / (number + 1)}, "began": number, "seconds": 1.0}
-        folder.write_trial(f"t{number}", {**record, "state": "finished"})
+        metrics = {"val/nmse": 0.1 / (number + 1)}
+        folder.write_trial(
+            TrialRecord(
+                id=f"t{number}", state="finished", parameters=values, metrics=metrics, began=number, seconds=1.0
+            )
+        )
     write_report(tmp_path / "page.html", [folder.url])
     text = text_of(tmp_path / "page.html")
     assert "best val/nmse, trial t1" in text, "less is better"
@@ -291,13 +297,13 @@ def test_the_best_compares_with_a_starting_point_that_ended_early_at_its_end(swe
 
 
 @pytest.mark.parametrize("state", ["stopped", "finished", "diverged", "failed"])
-def test_the_reports_best_is_what_pull_brings(folder: SweepFolder, tmp_path: Path, state: str) -> None:
+def test_the_reports_best_is_what_pull_brings(folder: SweepFolder, tmp_path: Path, state: State) -> None:
     """Also if it was stopped, and of equal ones; what diverged or failed is not brought."""
     copied = SweepFolder(str(tmp_path / "laptop"))
     shutil.copytree(folder.url, copied.url)
     for wanted in ("t03", "t07"):
-        record = next(trial for trial in copied.trials() if trial["id"] == wanted)
-        copied.write_trial(wanted, {**record, "state": state, "metrics": {"val/psnr": 99.0}})
+        record = next(trial for trial in copied.trials() if trial.id == wanted)
+        copied.write_trial(dataclasses.replace(record, state=state, metrics={"val/psnr": 99.0}))
     best = read_sweep(copied.url).best
     assert best is not None
     assert best.id == choose_run(copied.url, "psnr").run.url.rsplit("/", 1)[-1]
@@ -427,8 +433,8 @@ def test_a_gain_within_the_noise_is_none(tmp_path: Path, above: float, text: str
     folder = write_sweep(str(tmp_path / "small"), num_trials=3, start_seeds=3)
     start, *others = folder.trials()
     for trial in others:
-        figures = {**trial["metrics"], "val/psnr": start["metrics"]["val/psnr"] + above}
-        folder.write_trial(trial["id"], {**trial, "metrics": figures})
+        figures = {**trial.metrics, "val/psnr": start.metrics["val/psnr"] + above}
+        folder.write_trial(dataclasses.replace(trial, metrics=figures))
     (gain,) = gains(read_sweep(folder.url))
     assert gain.text == (text if above > 0 else "none (the starting point is the best)")
     assert "against the starting point" in gain.against

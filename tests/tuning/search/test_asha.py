@@ -10,6 +10,7 @@ import pytest
 
 from larmor.tuning.search.experiment import SweepConfig
 from larmor.tuning.search.ladder import Ladder
+from larmor.tuning.search.records import TrialRecord
 from larmor.tuning.search.sampler import make_searcher
 from larmor.tuning.search.space import parse_dimension
 
@@ -25,7 +26,7 @@ def figure(a: float) -> float:
 class Search:
     """A search of one trial at a time, as Tune leads it; `values` of a by trial, `steps` reached."""
 
-    def __init__(self, num_new: int, ended: list[dict[str, Any]], metric: Any = "psnr") -> None:
+    def __init__(self, num_new: int, ended: list[TrialRecord], metric: Any = "psnr") -> None:
         from larmor.tuning.search.asha import LegSearch, WaitAtRungs
 
         self.went_on: list[str] = []
@@ -35,12 +36,12 @@ class Search:
         )
         self.ladder = Ladder(18, 3, 162, higher_is_better=True)
         for trial in ended:
-            self.ladder.remember(trial["id"], {18: trial["last"][METRIC]}, waits=trial["state"] == "stopped")
+            self.ladder.remember(trial.id, {18: trial.last[METRIC]}, waits=trial.state == "stopped")
         config = SweepConfig(num_trials=num_new + len(ended), seed=1, metric=metric)
         points = make_searcher(config, [A], [], ended)
         self.searcher = LegSearch(points, self.ladder, desk, num_new, ended)
         self.scheduler = WaitAtRungs(self.ladder, desk, METRIC, 3)
-        self.steps = {trial["id"]: trial["last"]["step"] for trial in ended}
+        self.steps = {trial.id: int(trial.last["step"]) for trial in ended}
         self.values: dict[str, float] = {}
 
     def run(self) -> None:
@@ -73,9 +74,9 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "get", lambda answer: answer)
 
 
-def stopped(id: str, a: float) -> dict[str, Any]:
-    last = {"step": 18, METRIC: figure(a)}
-    return {"id": id, "state": "stopped", "parameters": {"loss.a": a}, "metrics": {METRIC: figure(a)}, "last": last}
+def stopped(id: str, a: float) -> TrialRecord:
+    last, metrics = {"step": 18, METRIC: figure(a)}, {METRIC: figure(a)}
+    return TrialRecord(id=id, state="stopped", parameters={"loss.a": a}, metrics=metrics, last=last, began=0, seconds=1)
 
 
 @pytest.mark.parametrize("metric", ["psnr", ["psnr", "hfen"]])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from larmor.cluster.runs.pull import pull_run
+from larmor.cluster.runs.pull import TrialOrigin, pull_run
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.choice import choose_run
 from larmor.tuning.search.objectives import Objectives
-from larmor.tuning.search.sweep_folder import RATED, SweepFolder
-from tests.helpers import add_checkpoint
+from larmor.tuning.search.sweep_folder import SweepFolder
+from tests.helpers import add_checkpoint, result_of
 from tests.synthetic_sweep import write_sweep
 
 
@@ -30,28 +31,26 @@ def small(tmp_path: Path) -> SweepFolder:
 
 
 def best_id(folder: SweepFolder) -> str:
-    finished = [trial for trial in folder.trials() if trial["state"] == "finished"]
-    return max(finished, key=lambda trial: trial["metrics"]["val/psnr"])["id"]
+    finished = [trial for trial in folder.trials() if trial.state == "finished"]
+    return max(finished, key=lambda trial: trial.metrics["val/psnr"]).id
 
 
 def test_the_best_pulled_is_the_best_reported_byte_for_byte(whole: SweepFolder, tmp_path: Path) -> None:
-    reported = (whole.result() or {})["best"]
+    reported = result_of(whole).best
     choice = choose_run(whole.url, "psnr")
     pulled = pull_run(choice.run, "psnr", tmp_path / "model", about=choice.about)
     record = json.loads((tmp_path / "model" / "metrics.json").read_text())
-    assert (record["trial"], record["parameters"]) == (reported["id"], reported["parameters"])
-    assert record["metrics"] == reported["metrics"]
+    assert (record["trial"], record["parameters"]) == (reported.id, reported.parameters)
+    assert record["metrics"] == reported.metrics
     stored = choice.run.store.read(f"{pulled.checkpoint.folder}/generator.safetensors")
     assert (tmp_path / "model" / "generator.safetensors").read_bytes() == stored
     assert pulled.notes == ()
-    assert f"Trial `{reported['id']}`" in (tmp_path / "model" / "model-card.md").read_text()
+    assert f"Trial `{reported.id}`" in (tmp_path / "model" / "model-card.md").read_text()
 
 
 @pytest.mark.parametrize("metric", ["ssim", "val/mse", "rmse", "nmse", "val/hfen", "gmsd"])
 def test_by_another_metric_the_trial_with_the_best_checkpoint(small: SweepFolder, tmp_path: Path, metric: str) -> None:
-    odd = next(
-        trial["id"] for trial in small.trials() if trial["state"] == "finished" and trial["id"] != best_id(small)
-    )
+    odd = next(trial.id for trial in small.trials() if trial.state == "finished" and trial.id != best_id(small))
     figures = {
         "val/psnr": 1.0,
         "val/ssim": 0.999,
@@ -67,10 +66,10 @@ def test_by_another_metric_the_trial_with_the_best_checkpoint(small: SweepFolder
 
 
 def test_of_equal_trials_the_one_that_began_first(small: SweepFolder) -> None:
-    best = next(trial for trial in small.trials() if trial["id"] == best_id(small))
+    best = next(trial for trial in small.trials() if trial.id == best_id(small))
     for trial in small.trials():
-        if trial["state"] == "finished":
-            small.write_trial(trial["id"], {**trial, "metrics": best["metrics"]})
+        if trial.state == "finished":
+            small.write_trial(dataclasses.replace(trial, metrics=best.metrics))
     assert choose_run(small.url, "psnr").run.url.endswith("t00")
 
 
@@ -94,7 +93,9 @@ def test_a_named_trial_gives_its_own_best_whatever_became_of_it(
 
 def test_a_trial_that_still_runs_is_pulled_and_called_so(small: SweepFolder) -> None:
     small.store.delete("trials/t04/trial.json")
-    assert choose_run(small.url, "psnr", "t04").about["notes"] == ["the trial's state is 'running'"]
+    assert choose_run(small.url, "psnr", "t04").about == TrialOrigin(
+        small.url, "t04", notes=("the trial's state is 'running'",)
+    )
 
 
 def test_unknown_trials_are_answered_with_those_there_are(whole: SweepFolder, small: SweepFolder) -> None:
@@ -109,8 +110,8 @@ def test_unknown_trials_are_answered_with_those_there_are(whole: SweepFolder, sm
 @pytest.mark.parametrize("metric", ["psnr", "ssim"])
 def test_without_a_finished_trial_those_there_are_are_named(small: SweepFolder, metric: str) -> None:
     for trial in small.trials():
-        if trial["state"] in RATED:
-            small.store.delete(f"trials/{trial['id']}/trial.json")
+        if trial.is_rated:
+            small.store.delete(f"trials/{trial.id}/trial.json")
     with pytest.raises(InputError, match=r"trial.* with the metric 'val/.*its trials are t00, t01, t02"):
         choose_run(small.url, metric)
     assert choose_run(small.url, metric, "t00").run.url.endswith("t00")
@@ -125,27 +126,28 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
 
 
 def test_of_two_metrics_the_reported_best_is_pulled_with_its_rule(front: SweepFolder, tmp_path: Path) -> None:
-    result = front.result() or {}
-    assert len(result["front"]) >= 3
+    result = result_of(front)
+    assert len(result.front) >= 3
     choice = choose_run(front.url)
-    assert (choice.run.url.rsplit("/", 1)[-1], choice.metric) == (result["best"]["id"], "psnr")
+    assert (choice.run.url.rsplit("/", 1)[-1], choice.metric) == (result.best.id, "psnr")
     pulled = pull_run(choice.run, choice.metric, tmp_path / "model", about=choice.about)
-    assert pulled.notes == (f"of {len(result['front'])} trials on the front, nearest to the best psnr and hfen",)
-    assert pulled.checkpoint.metrics == result["best"]["metrics"]
+    assert pulled.notes == (f"of {len(result.front)} trials on the front, nearest to the best psnr and hfen",)
+    assert pulled.checkpoint.metrics == result.best.metrics
 
 
 def test_a_preference_chooses_from_the_front(front: SweepFolder) -> None:
-    rated = [trial for trial in front.trials() if trial["state"] in RATED]
-    least = min(rated, key=lambda trial: trial["metrics"]["val/hfen"])["id"]
-    highest = max(rated, key=lambda trial: trial["metrics"]["val/psnr"])["id"]
+    rated = [trial for trial in front.trials() if trial.is_rated]
+    least = min(rated, key=lambda trial: trial.metrics["val/hfen"]).id
+    highest = max(rated, key=lambda trial: trial.metrics["val/psnr"]).id
     assert least != highest
     choices = {prefer: choose_run(front.url, prefer=prefer) for prefer in ("hfen", "psnr", "psnr=0.5,hfen=0.5")}
+    notes = {prefer: choice.about.notes for prefer, choice in choices.items() if choice.about}
     assert choices["hfen"].run.url.endswith(least)
     assert choices["psnr"].run.url.endswith(highest)
     assert choices["psnr=0.5,hfen=0.5"].run.url == choose_run(front.url).run.url
-    (note,) = choices["hfen"].about["notes"]
+    (note,) = notes["hfen"]
     assert note.endswith("trials on the front, the best hfen")
-    (note,) = choices["psnr=0.5,hfen=0.5"].about["notes"]
+    (note,) = notes["psnr=0.5,hfen=0.5"]
     assert note.endswith("nearest to the best psnr and hfen, weights 0.5, 0.5")
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from larmor.tuning.search import desk as desk_module
-from larmor.tuning.search.desk import Desk
+from larmor.tuning.search.desk import Desk, Failure, Heard, Job, Outcome
+from larmor.tuning.search.records import State
 
 
 @pytest.fixture(autouse=True)
@@ -30,19 +31,19 @@ async def work(desk: Desk, slot: str, num_steps: int = 3) -> list[str]:
     """A slot that trains until it is sent home; the ids of the trials it trained, with how they ended."""
     done = []
     while (job := await desk.take(slot)) is not None:
-        if not job:
+        if job == "wait":
             continue
-        state = "finished"
+        state: State = "finished"
         for step in range(1, num_steps):
-            if await desk.report(slot, {"step": step, "val/psnr": job["parameters"]["a"] + step}):
+            if await desk.report(slot, {"step": step, "val/psnr": job.parameters["a"] + step}):
                 state = "stopped"
                 break
-        await desk.end(slot, {"state": state, "step": step, "val/psnr": job["parameters"]["a"]})
-        done.append(f"{job['trial']} {state}")
+        await desk.end(slot, Outcome(state, step=step, metrics={"val/psnr": job.parameters["a"]}))
+        done.append(f"{job.trial} {state}")
     return done
 
 
-async def follow(desk: Desk, tune_id: str, a: float) -> list[dict[str, Any]]:
+async def follow(desk: Desk, tune_id: str, a: float) -> list[Heard]:
     """A trial on Tune's side: everything it hears."""
     await desk.begin(tune_id, {"a": a})
     results = [await desk.next_result(tune_id)]
@@ -70,16 +71,16 @@ def test_a_stopped_trial_stops_at_its_next_report_and_frees_the_slot() -> None:
     async def scene() -> None:
         desk = make_desk()
         await desk.begin("t0", {"a": 1.0})
-        assert await desk.take("slot-0") == {"trial": "0001", "parameters": {"a": 1.0}}
+        assert await desk.take("slot-0") == Job("0001", {"a": 1.0})
         report = asyncio.create_task(desk.report("slot-0", {"step": 1}))
         assert await desk.next_result("t0") == {"step": 1, "trial": "0001"}
         await desk.stop("t0", "too bad")
         assert await report == "too bad"
         await desk.begin("t1", {"a": 2.0})
-        await desk.end("slot-0", {"state": "stopped"})
+        await desk.end("slot-0", Outcome("stopped"))
         job = await desk.take("slot-0")
-        assert job is not None
-        assert job["trial"] == "0002"
+        assert isinstance(job, Job)
+        assert job.trial == "0002"
 
     run(scene())
 
@@ -92,13 +93,13 @@ def test_a_trial_that_goes_on_is_taken_once_its_last_slot_has_saved_it() -> None
         await desk.stop("t0", "it waits")
         await desk.go_on("0001", {"a": 1.0})
         await desk.begin("t1", {"a": 1.0})
-        assert await desk.take("slot-1") == {}, "slot-0 has it still"
+        assert await desk.take("slot-1") == "wait", "slot-0 has it still"
         taken = asyncio.create_task(desk.take("slot-1"))
         await asyncio.sleep(0)
-        await desk.end("slot-0", {"state": "stopped"})
-        assert await taken == {"trial": "0001", "parameters": {"a": 1.0}}
+        await desk.end("slot-0", Outcome("stopped"))
+        assert await taken == Job("0001", {"a": 1.0})
         await desk.begin("t2", {"a": 1.0})
-        assert await desk.take("slot-0") == {"trial": "0002", "parameters": {"a": 1.0}}, "another one of these values"
+        assert await desk.take("slot-0") == Job("0002", {"a": 1.0}), "another one of these values"
 
     run(scene())
 
@@ -148,8 +149,8 @@ def test_a_lost_trial_goes_to_the_next_free_slot_first(how: str) -> None:
             job = await desk.take("slot-1")
         else:
             job = await desk.take("slot-0")
-        assert job is not None
-        assert job["trial"] == "0001"
+        assert isinstance(job, Job)
+        assert job.trial == "0001"
 
     run(scene())
 
@@ -161,16 +162,16 @@ def test_a_trial_whose_workers_die_every_time_fails_alone() -> None:
         await desk.begin("t1", {"a": 1.0})
         for _ in range(2):
             job = await desk.take("slot-0")
-            assert job is not None
-            assert job["trial"] == "0001"
+            assert isinstance(job, Job)
+            assert job.trial == "0001"
             await desk.lost("slot-0", "out of memory")
         result = await desk.next_result("t0")
         assert (result["state"], result["done"]) == ("failed", True)
-        assert "died 2 times: out of memory" in result["reason"]
+        assert "died 2 times: out of memory" in str(result["reason"])
         job = await desk.take("slot-0")
-        assert job is not None
-        assert job["trial"] == "0002"
-        await desk.end("slot-0", {"state": "finished"})
+        assert isinstance(job, Job)
+        assert job.trial == "0002"
+        await desk.end("slot-0", Outcome("finished"))
         assert list(await desk.close()) == ["0001"]
 
     run(scene())
@@ -183,8 +184,8 @@ def test_a_trial_that_cannot_be_trained_is_not_tried_again() -> None:
         await desk.take("slot-0")
         await desk.fail("slot-0", "broken slice")
         assert (await desk.next_result("t0"))["reason"] == "broken slice"
-        assert await desk.take("slot-0") == {}
-        assert (await desk.close())["0001"]["reason"] == "broken slice"
+        assert await desk.take("slot-0") == "wait"
+        assert await desk.close() == {"0001": Failure({"a": 0.0}, "broken slice")}
 
     run(scene())
 
@@ -214,7 +215,7 @@ def test_unfinished_trials_keep_their_ids_and_new_ones_get_others() -> None:
             await desk.begin(f"t{number}", point)
             await desk.begin(f"t{number}", point)  # by a process that takes the place of another
         taken = [await desk.take(f"slot-{number}") for number in range(5)]
-        assert [job and job["trial"] for job in taken] == ["0007", "0008", "0003", "0009", {}]
+        assert [job.trial if isinstance(job, Job) else job for job in taken] == ["0007", "0008", "0003", "0009", "wait"]
 
     run(scene())
 
@@ -225,10 +226,10 @@ def test_a_trial_that_is_given_back_has_not_failed() -> None:
         await desk.begin("t0", {"a": 0.0})
         for _ in range(3):
             job = await desk.take("slot-0")
-            assert job is not None
-            assert job["trial"] == "0001"
+            assert isinstance(job, Job)
+            assert job.trial == "0001"
             await desk.give_back("slot-0")
             await desk.lost("slot-0", "its machine was taken away")
-        assert (await desk.take("slot-1")) == {"trial": "0001", "parameters": {"a": 0.0}}
+        assert (await desk.take("slot-1")) == Job("0001", {"a": 0.0})
 
     run(scene())

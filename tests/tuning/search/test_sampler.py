@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.experiment import SweepConfig, SweepExperiment
 from larmor.tuning.search.objectives import Objectives
+from larmor.tuning.search.records import State, TrialRecord
 from larmor.tuning.search.sampler import earlier_trials, grid_points, make_searcher, planned_trials
 from larmor.tuning.search.space import Dimension, parse_dimension, starting_point
 from larmor.tuning.search.sweep import first_points
@@ -21,12 +23,13 @@ B = parse_dimension("loss.b", "uniform(0, 1)")
 GRID = [parse_dimension("loss.a", "choice(1, 10)"), parse_dimension("critic.steps", "randint(1, 4)")]
 
 
-def record(a: float, psnr: float | None, state: str = "finished", **more: float) -> dict[str, Any]:
+def record(a: float, psnr: float | None, state: State = "finished", **more: float) -> TrialRecord:
     metrics = {} if psnr is None else {"val/psnr": psnr}
-    return {"parameters": {"loss.a": a, **more}, "metrics": metrics, "state": state, "began": a, "seconds": 1.0}
+    parameters = {"loss.a": a, **more}
+    return TrialRecord(id=f"of {a}", state=state, parameters=parameters, metrics=metrics, began=a, seconds=1.0)
 
 
-def suggestions(known: list[dict[str, Any]], count: int, **settings: Any) -> list[dict[str, Any]]:
+def suggestions(known: list[TrialRecord], count: int, **settings: Any) -> list[dict[str, Any]]:
     searcher = make_searcher(SweepConfig(**settings), [A], [], known)
     found = []
     for number in range(count):
@@ -94,7 +97,7 @@ def test_a_grid_of_tuples_knows_what_its_records_tell() -> None:
     grid = [parse_dimension("data.crop", "choice((64, 64), (96, 96))"), parse_dimension("loss.a", "choice(1, 2)")]
     config = SweepConfig(sampler="grid")
     first, *others = grid_points(grid)
-    ended = [{**record(1, 20.0), "parameters": json.loads(json.dumps(first))}]
+    ended = [replace(record(1, 20.0), parameters=json.loads(json.dumps(first)))]
     points = first_points(config, grid, SweepExperiment(), [], ended, ended)
     assert points == others
     searcher = make_searcher(config, grid, points, ended)
@@ -119,12 +122,12 @@ def test_an_earlier_sweep_teaches_with_the_trials_that_fit(tmp_path: Path) -> No
         "fits": record(3.0, 24.0, **{"loss.b": 0.5}),
         "outside": record(300.0, 24.0),
         "diverged": record(4.0, None, "diverged"),
-        "another": {**record(5.0, 24.0), "parameters": {"loss.b": 0.3}},
+        "another": replace(record(5.0, 24.0), parameters={"loss.b": 0.3}),
     }
     for name, trial in trials.items():
-        folder.write_trial(name, trial)
+        folder.write_trial(replace(trial, id=name))
     (found,) = earlier_trials(folder.url, Objectives.of("psnr"), [A])
-    assert found["parameters"] == {"loss.a": 3.0}
+    assert found.parameters == {"loss.a": 3.0}
     with pytest.raises(InputError, match=r"none of its trials has val/ssim"):
         earlier_trials(folder.url, Objectives.of("ssim"), [A])
     with pytest.raises(InputError, match="no sweep is there"):
@@ -147,10 +150,10 @@ def test_a_dimension_knows_its_values(dimension: Dimension, inside: list[Any], o
 TWO = SweepConfig(metric=("psnr", "hfen"), num_trials=30, seed=3)
 
 
-def two_records(a_values: list[float], hfen: float) -> list[dict[str, Any]]:
+def two_records(a_values: list[float], hfen: float) -> list[TrialRecord]:
     """PSNR is best at a = 30; HFEN is the same for all."""
     found = [record(a, 30 - abs(a - 30) / 10) for a in a_values]
-    return [{**trial, "metrics": {**trial["metrics"], "val/hfen": hfen}} for trial in found]
+    return [replace(trial, metrics={**trial.metrics, "val/hfen": hfen}) for trial in found]
 
 
 def test_of_two_metrics_the_sampler_learns_from_both() -> None:
@@ -175,8 +178,8 @@ def test_of_two_metrics_trials_without_one_of_them_count_as_the_worst() -> None:
 def test_an_earlier_sweep_teaches_two_metrics_only_with_both(tmp_path: Path) -> None:
     folder = SweepFolder(str(tmp_path))
     assert folder.create("sweep: {}")
-    folder.write_trial("one", record(3.0, 24.0))
+    folder.write_trial(replace(record(3.0, 24.0), id="one"))
     with pytest.raises(InputError, match=r"none of its trials has val/psnr and val/hfen and values inside"):
         earlier_trials(folder.url, TWO.objectives, [A])
-    folder.write_trial("both", two_records([4.0], 0.3)[0])
-    assert [trial["id"] for trial in earlier_trials(folder.url, TWO.objectives, [A])] == ["both"]
+    folder.write_trial(replace(two_records([4.0], 0.3)[0], id="both"))
+    assert [trial.id for trial in earlier_trials(folder.url, TWO.objectives, [A])] == ["both"]

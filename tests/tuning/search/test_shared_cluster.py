@@ -9,10 +9,10 @@ import contextlib
 import subprocess
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
+from larmor.tuning.search.records import TrialRecord
 from larmor.tuning.search.sweep_folder import SweepFolder
 from tests.ray_head import RayHead, ray_head
 from tests.workbench import larmor_process, succeed, tiny, unique_name
@@ -51,16 +51,16 @@ class Sweep:
     def run(self) -> str:
         return succeed(*self.arguments, timeout=400, **self.environment)
 
-    def trials(self) -> list[dict[str, Any]]:
+    def trials(self) -> list[TrialRecord]:
         """Of the finished sweep, in the order in which they began."""
         result = self.folder.result()
         assert result is not None
-        assert {trial["state"] for trial in result["trials"]} == {"finished"}
-        return sorted(result["trials"], key=lambda trial: trial["began"])
+        assert {trial.state for trial in result.trials} == {"finished"}
+        return sorted(result.trials, key=lambda trial: trial.began)
 
 
-def end(trial: dict[str, Any]) -> float:
-    return float(trial["began"] + trial["seconds"])
+def end(trial: TrialRecord) -> float:
+    return trial.began + (trial.seconds or 0)
 
 
 def test_sweeps_take_what_is_free_and_wait_for_the_rest(
@@ -87,10 +87,10 @@ def test_sweeps_take_what_is_free_and_wait_for_the_rest(
     a, b, c = (sweep.trials() for sweep in (first, second, third))
     for trials in (a, b):
         assert len(trials) == 4
-        assert trials[1]["began"] < end(trials[0]), "two at once"
-        assert trials[2]["began"] >= min(end(trials[0]), end(trials[1])), "and no more than two"
-    assert b[0]["began"] < max(end(trial) for trial in a), "side by side"
-    assert c[0]["began"] >= min(max(end(trial) for trial in trials) for trials in (a, b)), "one had to end first"
+        assert trials[1].began < end(trials[0]), "two at once"
+        assert trials[2].began >= min(end(trials[0]), end(trials[1])), "and no more than two"
+    assert b[0].began < max(end(trial) for trial in a), "side by side"
+    assert c[0].began >= min(max(end(trial) for trial in trials) for trials in (a, b)), "one had to end first"
 
 
 def test_trials_of_two_workers_fill_the_cluster(
@@ -100,10 +100,10 @@ def test_trials_of_two_workers_fill_the_cluster(
     sweep.run()
     trials = sweep.trials()
     assert len(trials) == 4
-    assert trials[1]["began"] < end(trials[0]), "two at once"
-    assert trials[2]["began"] >= min(end(trials[0]), end(trials[1])), "four places hold two trials of two"
+    assert trials[1].began < end(trials[0]), "two at once"
+    assert trials[2].began >= min(end(trials[0]), end(trials[1])), "four places hold two trials of two"
     for trial in trials:
-        (files,) = [item.files for item in sweep.folder.trial_run(trial["id"]).checkpoints() if item.step == 9]
+        (files,) = [item.files for item in sweep.folder.trial_run(trial.id).checkpoints() if item.step == 9]
         assert any("00001-of-00002" in name for name in files), sorted(files)
 
 
@@ -114,11 +114,11 @@ def test_a_grid_with_seeds_teaches_a_later_sweep(
     grid = Sweep(head, tiny_heads, *common, "sweep.sampler=grid", "sweep.seeds=2")
     grid.run()
     trials = grid.trials()
-    assert sorted(trial["parameters"]["loss.a"] for trial in trials) == [1.0, 15.0, 40.0]
+    assert sorted(trial.parameters["loss.a"] for trial in trials) == [1.0, 15.0, 40.0]
     for trial in trials:
-        seeds = grid.folder.store.list(f"trials/{trial['id']}/seeds")
+        seeds = grid.folder.store.list(f"trials/{trial.id}/seeds")
         assert seeds, "the second training of the point"
-        assert trial["num_images"] == 2 * 3 * 4
+        assert trial.num_images == 2 * 3 * 4
     later = Sweep(head, tiny_heads, *common, "sweep.num_trials=1", f"sweep.warm_start={grid.folder.url}")
     later.run()
     assert len(later.trials()) == 1

@@ -23,6 +23,7 @@ import pytest
 
 from larmor.storage.objects.embedded_store import EmbeddedStore
 from larmor.tuning.search.ladder import Ladder
+from larmor.tuning.search.records import TrialRecord
 from larmor.tuning.search.sweep_folder import SweepFolder
 from tests.workbench import larmor_process, succeed, tiny, unique_name
 
@@ -51,7 +52,7 @@ class Scene:
         settings = tiny(name, data_url, OUTPUT, *SCHEDULE, f"sweep.seed={seed}")
         self.arguments = ("sweep", *settings, "--trials", str(self.NUM_TRIALS), *more)
         self.random = random.Random(seed)
-        self.before: dict[str, dict[str, Any]] = {}
+        self.before: dict[str, TrialRecord] = {}
 
     def running(self, **how: Any) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
         return larmor_process(*self.arguments, **how)
@@ -63,7 +64,7 @@ class Scene:
             begun = [path for path in self.folder.store.list("trials") if path.endswith("/begun.json")]
             if len(begun) >= wanted:
                 time.sleep(self.random.uniform(0, 3))
-                self.before = {trial["id"]: trial for trial in self.folder.trials()}
+                self.before = {trial.id: trial for trial in self.folder.trials()}
                 return
             time.sleep(0.1)
         raise AssertionError("no trial has begun within four minutes")
@@ -71,21 +72,23 @@ class Scene:
     def check(self, model: Path) -> None:
         result = self.folder.result()
         assert result is not None
-        after = {trial["id"]: trial for trial in result["trials"]}
+        after = {trial.id: trial for trial in result.trials}
         assert sorted(after) == [f"{number:04d}" for number in range(1, self.NUM_TRIALS + 1)]
-        assert {trial["state"] for trial in after.values()} == {"finished"}
+        assert {trial.state for trial in after.values()} == {"finished"}
         assert {name: after[name] for name in self.before} == self.before
-        self.check_figures(after, result["best"], model)
+        self.check_figures(after, result.best, model)
 
-    def check_figures(self, after: dict[str, dict[str, Any]], reported: dict[str, Any], model: Path) -> None:
+    def check_figures(self, after: dict[str, TrialRecord], reported: TrialRecord, model: Path) -> None:
         for name, trial in after.items():
-            assert [row["step"] for row in self.folder.trial_run(name).history()] == list(range(1, trial["steps"] + 1))
+            assert [row["step"] for row in self.folder.trial_run(name).history()] == list(
+                range(1, (trial.steps or 0) + 1)
+            )
         succeed("pull", self.folder.url, "--to", str(model))
-        best = self.folder.trial_run(reported["id"]).best("val/psnr", True)
+        best = self.folder.trial_run(reported.id).best("val/psnr", True)
         pulled = hashlib.sha256((model / "generator.safetensors").read_bytes()).hexdigest()
-        assert pulled == best.files["generator.safetensors"]["sha256"]
+        assert pulled == best.files["generator.safetensors"].sha256
         assert json.loads((model / "metrics.json").read_text())["metrics"]["val/psnr"] == max(
-            trial["metrics"]["val/psnr"] for trial in after.values()
+            trial.metrics["val/psnr"] for trial in after.values()
         )
 
 
@@ -102,20 +105,20 @@ class AshaScene(Scene):
         """Nobody waits who is among the best of a rung, and what had finished is as it was."""
         result = self.folder.result()
         assert result is not None
-        after = {trial["id"]: trial for trial in result["trials"]}
+        after = {trial.id: trial for trial in result.trials}
         assert len(after) == self.NUM_TRIALS
-        finished = {name: trial for name, trial in self.before.items() if trial["state"] == "finished"}
+        finished = {name: trial for name, trial in self.before.items() if trial.state == "finished"}
         assert {name: after[name] for name in finished} == finished
         ladder = Ladder(5, 2, 20, higher_is_better=True)
         for name, trial in after.items():
-            assert (trial["state"], trial["steps"]) in [("stopped", 5), ("stopped", 10), ("finished", 20)]
+            assert (trial.state, trial.steps) in [("stopped", 5), ("stopped", 10), ("finished", 20)]
             curve = {
                 int(row["step"]): row["val/psnr"] for row in self.folder.trial_run(name).history() if "val/psnr" in row
             }
-            ladder.remember(name, curve, waits=trial["state"] == "stopped")
+            ladder.remember(name, curve, waits=trial.state == "stopped")
         assert ladder.ready() is None
-        assert {trial["state"] for trial in after.values()} == {"stopped", "finished"}
-        self.check_figures(after, result["best"], model)
+        assert {trial.state for trial in after.values()} == {"stopped", "finished"}
+        self.check_figures(after, result.best, model)
 
 
 def finish(process: subprocess.Popen[str]) -> None:
