@@ -21,7 +21,7 @@ B = parse_dimension("loss.b", "uniform(0, 1)")
 GRID = [parse_dimension("loss.a", "choice(1, 10)"), parse_dimension("critic.steps", "randint(1, 4)")]
 
 
-def record(a: float, psnr: float | None, state: str = "finished", **more: float) -> dict[str, Any]:
+def record(a: float, psnr: float | None, state: str = "finished", **more: Any) -> dict[str, Any]:
     metrics = {} if psnr is None else {"val/psnr": psnr}
     return {"parameters": {"loss.a": a, **more}, "metrics": metrics, "state": state, "began": a, "seconds": 1.0}
 
@@ -104,7 +104,7 @@ def test_a_grid_of_tuples_knows_what_its_records_tell() -> None:
 def test_a_grid_goes_on_with_what_is_left() -> None:
     experiment, config = SweepExperiment(), SweepConfig(sampler="grid")
     everything = grid_points(GRID)
-    ended = [record(1, 20.0, **{"critic.steps": 1})]
+    ended = [record(1, 20.0, "finished", **{"critic.steps": 1})]
     points = first_points(config, GRID, experiment, [everything[4]], ended, ended)
     assert points[0] == everything[4]
     assert sorted(map(str, points)) == sorted(map(str, everything[1:]))
@@ -116,7 +116,7 @@ def test_an_earlier_sweep_teaches_with_the_trials_that_fit(tmp_path: Path) -> No
     folder = SweepFolder(str(tmp_path))
     assert folder.create("sweep: {}")
     trials = {
-        "fits": record(3.0, 24.0, **{"loss.b": 0.5}),
+        "fits": record(3.0, 24.0, "finished", **{"loss.b": 0.5}),
         "outside": record(300.0, 24.0),
         "diverged": record(4.0, None, "diverged"),
         "another": {**record(5.0, 24.0), "parameters": {"loss.b": 0.3}},
