@@ -47,7 +47,7 @@ class Bench:
         self.state = TrainingState(self.gan, worker, EarlyStop(experiment.training))
         reader = open_reader(experiment.data, experiment.data.train_split)
         share = Share(worker.rank, worker.world_size, experiment.training.global_batch_size, 1)
-        loader = open_loader(experiment.data, reader, share, experiment.seed, 0)
+        loader = open_loader(experiment.data, reader, share, experiment.seed)
         batches = loader.batches(0)
         crop, mask = experiment.data.crop, experiment.mask
         self.samples = itertools.cycle([prepare(next(batches), crop, mask, CPU) for _ in range(8)])

@@ -33,7 +33,8 @@ def measure(contender: Contender, place: Place, setting: dict[str, Any], expecte
     cpu, began = _cpu_seconds(), time.perf_counter()
     epoch = contender.open(place, **setting)
     open_seconds = time.perf_counter() - began
-    epochs, delivered, usage = [], [], {}
+    epochs, delivered = [], []
+    usage: dict[str, Any] = {}
     for _ in range(contender.num_epochs):
         times, marks, checksums = [time.perf_counter()], [], []
         for batch in epoch():
@@ -75,7 +76,9 @@ def measure_limit(place: Place, client: str, setting: dict[str, int], check: boo
     for module in limit.MODULES[client]:
         load(module)
     if check:
-        rates = {tuple(s.items()): measure_limit(place, client, s, False)["epochs"][0]["whole"] for s in limit.SETTINGS}
+        rates: dict[Any, float] = {
+            tuple(s.items()): measure_limit(place, client, s, False)["epochs"][0]["whole"] for s in limit.SETTINGS
+        }
         setting = dict(max(rates, key=lambda key: rates[key]))
         found: dict[limit.Range, int] = {}
         limit.fetch_all(place, client, **setting)(found.__setitem__)

@@ -47,7 +47,7 @@ def history(source: str, overrides: Sequence[str], folder: str) -> list[Mapping[
     experiment: Experiment = load_sweep_experiment(source, [*LOCAL, "training.log_every=5", *overrides]).training_part()
     run = RunFolder(tempfile.mkdtemp(dir=folder))
     train_locally(experiment, run, "cpu")
-    return run.history()
+    return list(run.history())
 
 
 def clip(source: str, overrides: Sequence[str], constants: Sequence[float]) -> None:
@@ -117,7 +117,7 @@ def turned(wanted: bool) -> Iterator[None]:
     """The generator's adversarial loss with the other sign."""
     right = larmor.recon.training.losses.adversarial_loss
     if wanted:
-        larmor.recon.training.losses.adversarial_loss = lambda scores, kind: -right(scores, kind)
+        larmor.recon.training.losses.adversarial_loss = lambda fake_scores, kind: -right(fake_scores, kind)
     try:
         yield
     finally:

@@ -42,6 +42,7 @@ class BareLoop:
         self.experiment, self.step_number = experiment, 0
         self.generator = build_generator(experiment.generator)
         self.critic = build_critic(experiment.critic)
+        assert experiment.critic.clip is not None
         self.clip = experiment.critic.clip
         self._clamp()
         own = experiment.generator_optimizer

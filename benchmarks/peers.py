@@ -206,7 +206,7 @@ def mosaicml(place: Place, workers: int) -> Epoch:
         # else the workers that are forked share the connection over which the index came, take each other's answers,
         # and without TLS nothing tells them: slices arrive with 8 KiB of another's bytes
         stream._downloader.clean_up()
-    loader = DataLoader(dataset, batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0)
+    loader: Any = DataLoader(dataset, batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0)
     return lambda: (batch["kspace"].numpy().view(np.complex64).reshape(-1, *SHAPE) for batch in loader)
 
 
@@ -239,7 +239,7 @@ def hdf5(place: Place, workers: int) -> Epoch:
     from torch.utils.data import DataLoader
 
     order = torch.Generator().manual_seed(0)
-    loader = DataLoader(_Volumes(place), batch_size=BATCH, shuffle=True, num_workers=workers, generator=order)  # type: ignore[arg-type]
+    loader: Any = DataLoader(_Volumes(place), batch_size=BATCH, shuffle=True, num_workers=workers, generator=order)  # type: ignore[arg-type]
     return lambda: (batch.numpy() for batch in loader)
 
 

@@ -56,7 +56,7 @@ def network(
 ) -> Contender:
     """A generator by name."""
     torch.manual_seed(0)
-    generator: nn.Module = build_generator(GeneratorConfig(name=name, width=width)).eval()  # type: ignore[arg-type]
+    generator: nn.Module = build_generator(GeneratorConfig(name=name, width=width)).eval()
     generator = generator.to(device, dtype).to(memory_format=layout)  # type: ignore[call-overload]
     if compiled:
         generator.compile()

@@ -56,14 +56,14 @@ class Counted:
 
 def count(recipe: Recipe, coils: int) -> Counted:
     with torch.device("meta"):
-        sizes = [
+        generator, critic = (
             sum(parameter.numel() for parameter in network.parameters())
             for network in (build_generator(recipe.generator), build_critic(recipe.critic))
-        ]
+        )
     per_slice = flops_per_step(recipe) / recipe.training.global_batch_size
     slice_bytes = 8 * coils * recipe.data.crop[0] * recipe.data.crop[1]
     number = 2 if recipe.training.dtype == "bfloat16" else 4
-    return Counted(per_slice, slice_bytes, *sizes, recipe.critic.steps, number)
+    return Counted(per_slice, slice_bytes, generator, critic, recipe.critic.steps, number)
 
 
 def all_reduce_seconds(num_bytes: float, num_gpus: int, assumed: Assumptions) -> float:

@@ -39,7 +39,7 @@ def marks_of(batch: np.ndarray) -> np.ndarray:
 
 def checksums_of(batch: np.ndarray) -> list[int]:
     """CRC-32C of every slice, whole."""
-    return [crc32c.crc32c(np.ascontiguousarray(item)) for item in batch]
+    return [crc32c.crc32c(np.ascontiguousarray(item).data) for item in batch]
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,12 @@ def one_run(address: str, url: str, workers: int, scratch: Path) -> dict[str, fl
     """Seconds of each stage of one command."""
     name = f"startup-{uuid.uuid4().hex[:8]}"
     path = scratch / name
-    small = ("data.crop=[64,64]", "data.shuffle_bytes=262144", "data.block_bytes=131072", "generator.width=4")
+    small: tuple[str, ...] = (
+        "data.crop=[64,64]",
+        "data.shuffle_bytes=262144",
+        "data.block_bytes=131072",
+        "generator.width=4",
+    )
     small += ("critic.width=4", "critic.steps=1", "training.global_batch_size=4", "training.validation_slices=4")
     small += ("training.num_steps=2", "training.log_every=1", f"cluster.num_workers={workers}")
     place = (f"name={name}", f"data.url={url}", f"output_url={scratch}/output")

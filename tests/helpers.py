@@ -61,7 +61,7 @@ def write_layout(
 
     `maps` are stored beside it, as `larmor convert` does for several coils only.
     """
-    checksums: dict[tuple[str, int], list[str]] = {}
+    checksums: dict[tuple[str, int], list[dataset.StoredShard]] = {}
     for plan in layout.shards():
         arrays = {"kspace": volumes, **({"sensitivity_maps": maps} if maps and plan.bucket.shape[0] > 1 else {})}
         for kind, values in arrays.items():

@@ -8,12 +8,13 @@ import io
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from larmor.storage.objects.embedded_store import PROFILE, EmbeddedStore
 from larmor.storage.objects.object_store import ObjectStore
 
 
-def store_keys(store: EmbeddedStore) -> dict[str, str]:
+def store_keys(store: EmbeddedStore) -> dict[str, Any]:
     """The store's endpoint and keys as environment variables, as people without a profile have them."""
     known = configparser.ConfigParser()
     known.read(store.environment()["AWS_SHARED_CREDENTIALS_FILE"])

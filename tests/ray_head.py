@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import requests
@@ -31,7 +32,7 @@ class RayHead:
     token: Path
     folder: Path
 
-    def known(self) -> dict[str, str]:
+    def known(self) -> dict[str, Any]:
         """The variables of somebody who has the token."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
 
@@ -93,7 +94,7 @@ def running(arguments: Sequence[str], **changes: str) -> Iterator[subprocess.Pop
 def wait_for_answer(url: str, process: subprocess.Popen[bytes]) -> None:
     """Until the dashboard answers: without a token, with a refusal."""
     for _ in range(300):
-        assert process.poll() is None, f"{process.args} ended with exit code {process.returncode}"
+        assert process.poll() is None, f"{process.args!r} ended with exit code {process.returncode}"
         try:
             status = requests.get(url, timeout=5).status_code
         except requests.ConnectionError:

@@ -241,7 +241,7 @@ class TestConvert:
 
     def test_what_was_taken_for_granted_is_said_once(self, heads: list[Path], cli: Command, tmp_path: Path) -> None:
         for head in heads[:2]:
-            image = nibabel.load(head)
+            image: Any = nibabel.load(head)
             nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None), head)
         names = ", ".join(head.name.removesuffix(".nii.gz") for head in heads[:2])
         write_model(tmp_path / "model", small_recipe())

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_a_training_its_model_and_its_report_hold_no_secret(
 ) -> None:
     name = unique_name("secrets")
     keys = store_keys(embedded_store)
-    variables = {**keys, "LARMOR_HOME": str(tmp_path / "home"), "RAY_TMPDIR": str(ray_folder)}
+    variables: dict[str, Any] = {**keys, "LARMOR_HOME": str(tmp_path / "home"), "RAY_TMPDIR": str(ray_folder)}
     url = f"{OUTPUT}/runs/{name}"
     commands = (
         ("train", *tiny(name, tiny_heads, OUTPUT, *SCHEDULE, "cluster.num_workers=2", "training.zero_stage=1")),

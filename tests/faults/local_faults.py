@@ -34,7 +34,7 @@ def command_killed(training: Training, source: random.Random) -> str:
 
 
 def command_killed_twice(training: Training, source: random.Random) -> str:
-    steps = []
+    steps: list[int] = []
     for _ in range(2):
         with training.attempt() as process:
             steps.append(training.wait_for_step(moment(source, steps[0] + 1 if steps else 2), process))
@@ -159,7 +159,7 @@ def network_faults(training: Training, source: random.Random) -> str:
     """Every twelfth answer of the store is an error, cut short, damaged, or comes very slowly."""
     with _proxied(training, source) as (disturbed, proxy):
         for kind in ("status", "reset", "close", "truncate", "slow"):
-            proxy.plan(kind, share=1 / 60, methods=None, seconds=0.5)  # type: ignore[arg-type]
+            proxy.plan(kind, share=1 / 60, methods=None, seconds=0.5)
         with disturbed.attempt() as process:
             disturbed.wait_for_end(process)
         counts = proxy.counts

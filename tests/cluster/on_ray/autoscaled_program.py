@@ -31,7 +31,8 @@ def main(address: str, num_workers: int, cpus: int) -> None:
             def node(self) -> str:
                 return ray.get_runtime_context().get_node_id()
 
-        workers = [Worker.remote() for _ in range(num_workers)]
+        actor: Any = Worker  # what Ray made of the class
+        workers = [actor.remote() for _ in range(num_workers)]
         nodes = ray.get([worker.node.remote() for worker in workers], timeout=60)
         print("nodes", len(set(nodes)), flush=True)
         del workers

@@ -133,7 +133,7 @@ def test_an_interrupt_that_comes_with_an_answer_is_not_lost() -> None:
 @pytest.mark.parametrize("token", ["wrong", "none"])
 def test_a_stranger_is_refused(head: RayHead, tmp_path: Path, token: str) -> None:
     shown = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(make_token(tmp_path / "wrong"))}
-    variables = shown if token == "wrong" else {"RAY_AUTH_MODE": "disabled"}
+    variables: dict[str, Any] = shown if token == "wrong" else {"RAY_AUTH_MODE": "disabled"}
     done = larmor("submit", "laptop", "--address", head.dashboard, **variables)
     assert done.returncode == 1
     assert "refuses the token: put the cluster's token into ~/.ray/auth_token" in done.stderr

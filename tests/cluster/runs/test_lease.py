@@ -109,6 +109,7 @@ class TestOne:
                 if now.renewed > first.renewed:
                     break
                 time.sleep(0.05)
+            assert now is not None
             assert now.renewed > first.renewed
             assert now == dataclasses.replace(first, renewed=now.renewed)
 

@@ -12,6 +12,7 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -410,7 +411,7 @@ def test_retention_never_removes_the_best_whenever_it_runs_and_wherever_a_trial_
 ) -> None:
     """Of equal ones the earliest stays. A trial may be stopped after any checkpoint, or while it writes one."""
     run = RunFolder(f"memory://{uuid.uuid4().hex}")
-    first = {}
+    first: dict[float, Any] = {}
     for step, value in enumerate(figures, start=1):
         with tempfile.TemporaryDirectory() as scratch:
             whole = pruned.draw(st.booleans(), "published")

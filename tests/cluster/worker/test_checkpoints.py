@@ -51,7 +51,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path, store_environment: dict[
 
 
 def worker_of(run: RunFolder, **training: int) -> LocalWorker:
-    return LocalWorker(run, TrainingConfig(**training), CPU)  # type: ignore[arg-type]
+    return LocalWorker(run, TrainingConfig(**training), CPU)
 
 
 def writer(step: int) -> Callable[[Path], None]:

@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+Backend = Literal["deepspeed", "plain", "auto"]  # as the engines have them, which are imported where they are used
+Precision = Literal["float32", "bfloat16"]
 
 CLIP = 0.01
 GAIN = 15.0
@@ -36,8 +39,8 @@ class Case:
     accumulation: int = 1
     critic_steps: int = 1
     optimizer: str = "rmsprop"
-    backend: str = "deepspeed"
-    dtype: str = "float32"
+    backend: Backend = "deepspeed"
+    dtype: Precision = "float32"
     resume: bool = False
     variant: str = "right"
 
@@ -54,7 +57,7 @@ class Case:
         )
 
 
-def matrix(backend: str) -> Iterator[Case]:
+def matrix(backend: Backend) -> Iterator[Case]:
     for stage in (0, 1, 2, 3) if backend == "deepspeed" else (0,):
         for accumulation in (1, 2):
             for critic_steps in (1, 3):
@@ -64,10 +67,14 @@ def matrix(backend: str) -> Iterator[Case]:
 
 
 PARITY = [*matrix("deepspeed"), *matrix("plain")]
-BFLOAT16 = [
-    Case(stage, 2, 3, backend=backend, dtype="bfloat16", resume=True)
-    for backend, stage in [("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3), ("plain", 0)]
+_STAGES: list[tuple[Backend, int]] = [
+    ("deepspeed", 0),
+    ("deepspeed", 1),
+    ("deepspeed", 2),
+    ("deepspeed", 3),
+    ("plain", 0),
 ]
+BFLOAT16 = [Case(stage, 2, 3, backend=backend, dtype="bfloat16", resume=True) for backend, stage in _STAGES]
 MISTAKES = [
     Case(1, 2, 3, variant="unfrozen_critic"),
     Case(2, 1, 1, variant="double_clip"),
@@ -119,7 +126,7 @@ class Critic(nn.Module):
             nn.init.uniform_(torch.as_tensor(layer.bias), -CLIP, CLIP)
 
     @property
-    def clipped(self) -> list[nn.Parameter]:
+    def clipped(self) -> list[Tensor]:
         return [self.first.weight, self.second.weight, self.dense.weight]
 
     def forward(self, image: Tensor) -> Tensor:
@@ -371,7 +378,7 @@ def refusals(case: Case, rank: int, world_size: int, folder: Path) -> dict[str, 
     return messages
 
 
-def mixed_layers(zero_stage: int, backend: str) -> dict[str, Any]:
+def mixed_layers(zero_stage: int, backend: Backend) -> dict[str, Any]:
     """bfloat16 training of layers that keep buffers: a network's state before and after two steps."""
     from larmor.recon.engines.build import build_engine
     from larmor.recon.engines.engine import EngineSettings
@@ -425,7 +432,7 @@ def main(rank: int, world_size: int, folder: Path) -> None:
         torch.save(result, folder / f"{case.name}.rank{rank}.pt")
     torch.save(refusals(Case(2, 2, 3), rank, world_size, folder), folder / f"refusals.rank{rank}.pt")
     if world_size == 1:
-        for backend, stage in (("plain", 0), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)):
+        for backend, stage in _STAGES:
             torch.save(mixed_layers(stage, backend), folder / f"mixed-{backend}{stage}.pt")
     if dist.is_initialized():
         barrier(world_size)

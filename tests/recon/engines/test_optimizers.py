@@ -90,7 +90,7 @@ def test_closure_and_its_loss_pass_through(name: str) -> None:
         loss.backward()
         return loss
 
-    loss = optimizer.step(closure)
+    loss = optimizer.step(closure)  # type: ignore[arg-type]  # as many people write it
     assert loss is not None
     assert float(torch.as_tensor(loss).detach()) > 0
 

@@ -168,7 +168,7 @@ def test_settings_are_checked(wrong: dict[str, Any]) -> None:
 
 def test_unknown_backend_is_refused() -> None:
     with pytest.raises(InputError, match="use deepspeed, plain or auto"):
-        build_engine(nn.Linear(1, 1), OptimizerConfig(), EngineSettings(1), "cpu", backend="fsdp")
+        build_engine(nn.Linear(1, 1), OptimizerConfig(), EngineSettings(1), "cpu", backend="fsdp")  # type: ignore[arg-type]
 
 
 def test_several_ranks_need_a_process_group(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from larmor.recon.engines.precision import keep_autocast_in_norms
 
 
 @pytest.mark.parametrize("layer", [nn.GroupNorm(4, 8), nn.InstanceNorm2d(8, affine=True)], ids=["group", "instance"])
-def test_norms_give_the_precision_that_they_are_given(layer: nn.Module) -> None:
+def test_norms_give_the_precision_that_they_are_given(layer: nn.GroupNorm) -> None:
     images = torch.randn(2, 8, 6, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
     nn.init.uniform_(layer.weight)
     kept = copy.deepcopy(layer)
@@ -24,5 +24,6 @@ def test_norms_give_the_precision_that_they_are_given(layer: nn.Module) -> None:
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), layer(images.bfloat16().float()), rtol=0.02, atol=0.02)
     low.sum().backward()
+    assert kept.weight.grad is not None
     assert kept.weight.grad.dtype == torch.float32
     assert kept.weight.grad.any()

@@ -122,9 +122,9 @@ def test_the_result_depends_on_its_arguments_alone(phantom: Tensor, mask: Tensor
     settings = config(kind=kind, num_iterations=5)
     kspace = fft2c(phantom)
     np.random.seed(1)
-    state = np.random.get_state()[1].copy()
+    state = np.random.get_state(legacy=False)["state"]["key"].copy()
     found = compressed_sensing(undersample(kspace, mask), mask, settings)
-    np.testing.assert_array_equal(np.random.get_state()[1], state)
+    np.testing.assert_array_equal(np.random.get_state(legacy=False)["state"]["key"], state)
     # neither on what stands where nothing was measured, nor on the rest of the batch
     batch = torch.cat([kspace.flip(-1), torch.where(mask, kspace, torch.nan)])
     assert torch.equal(compressed_sensing(batch, mask.expand(2, -1, -1, -1), settings)[1:], found)

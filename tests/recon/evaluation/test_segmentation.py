@@ -141,9 +141,9 @@ def test_the_same_image_gives_the_same_segmentation_and_a_worse_one_a_lower_dice
 
 @needs_libraries
 def test_segmentation_leaves_the_global_generator_alone() -> None:
-    before = np.random.get_state()[1].copy()
+    before = np.random.get_state(legacy=False)["state"]["key"].copy()
     segment(head((64, 64))[0][None], CONFIG)
-    np.testing.assert_array_equal(before, np.random.get_state()[1])
+    np.testing.assert_array_equal(before, np.random.get_state(legacy=False)["state"]["key"])
 
 
 @needs_libraries

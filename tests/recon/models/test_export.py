@@ -175,6 +175,6 @@ def test_the_documented_recipe_gives_back_all_that_the_model_gives() -> None:
             assert inputs["zero_filled"].max() == 1
             return [truth[None, None] / zero_filled.max()]
 
-    names = {"np": np, "session": Session(), "zero_filled": zero_filled}
+    names: dict[str, Any] = {"np": np, "session": Session(), "zero_filled": zero_filled}
     exec(recipe, names)
     np.testing.assert_allclose(names["image"], truth)

@@ -80,7 +80,8 @@ def data_of(path: Path) -> np.ndarray:
     """(slice, height, width), of a NIfTI volume as of an array."""
     if path.suffix == ".npy":
         return np.load(path)
-    return np.asarray(nibabel.load(path).dataobj).transpose(1, 2, 0)[:, ::-1, ::-1]
+    image: Any = nibabel.load(path)
+    return np.asarray(image.dataobj).transpose(1, 2, 0)[:, ::-1, ::-1]
 
 
 def images(num_slices: int, *size: int) -> np.ndarray:
@@ -120,7 +121,8 @@ class TestVolume:
         affine = np.array([[0, 1.0, 0, -10], [-1.0, 0, 0, 4], [0, 0, 1.0, 7], [0, 0, 0, 1]])
         written = run(make_model(crop=crop), write_volume(tmp_path / "head.nii.gz", data, affine), tmp_path / "out")
         assert [path.name for path in written] == ["head-reconstruction.nii.gz", "head-reconstruction.png"]
-        back, source = nibabel.load(written[0]), read_volume(tmp_path / "head.nii.gz")
+        back: Any = nibabel.load(written[0])
+        source = read_volume(tmp_path / "head.nii.gz")
         values = np.asarray(back.dataobj)
         assert values.shape == (crop[1], source.data.shape[1], crop[0])
         assert values.dtype == np.float32
@@ -144,7 +146,7 @@ class TestVolume:
         affine = np.array([[0, 0, 1.9, -3], [-1.2, 0, 0, 40], [0, 1.1, 0, 7], [0, 0, 0, 1]])
         source = write_volume(tmp_path / "blob.nii", blob, affine)
         written = run(make_model(crop=(45, 64)), source, tmp_path / "out")
-        back = nibabel.load(written[0])
+        back: Any = nibabel.load(written[0])
         found = centre_of_mass(np.asarray(back.dataobj), back.affine)
         assert np.linalg.norm(found - (affine[:3, :3] @ marked + affine[:3, 3])) < 0.05
 
@@ -236,7 +238,7 @@ class TestKspace:
             write_mrd(path, kspace, columns)
         elif name == "scan.cfl":
             stored = np.zeros((32, 32, 1, 2, *[1] * 9, 3), np.complex64)
-            stored[:, :, 0, :, *[0] * 9] = kspace.transpose(2, 3, 1, 0)
+            stored.reshape(32, 32, 2, 3)[:] = kspace.transpose(2, 3, 1, 0)
             write_cfl(path.with_suffix(""), stored)
         else:
             np.savez(path, kspace=kspace)
@@ -546,7 +548,8 @@ def test_a_pulled_model_reconstructs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../../planted", "deeper/planted"])
 def test_an_array_whose_name_is_no_files_is_refused(tmp_path: Path, name: str) -> None:
     """Results are named for the arrays of an archive, and lie in the folder that was asked for."""
-    np.savez(tmp_path / "scan.npz", **{name: np.ones((2, 8, 8)), "good": np.ones((2, 8, 8))})
+    arrays: dict[str, Any] = {name: np.ones((2, 8, 8)), "good": np.ones((2, 8, 8))}
+    np.savez(tmp_path / "scan.npz", **arrays)
     with (
         pytest.raises(InputError, match=f"has a volume 'scan-{name}', which cannot be the name of a file"),
         open_scans(str(tmp_path / "scan.npz"), make_model().physics),

@@ -44,7 +44,7 @@ def spectrum(image: Tensor, maps: Tensor | None = None) -> Tensor:
 @torch.no_grad()
 def apply(kind: Kind, *arguments: Any) -> Tensor:
     image, kspace, mask, *maps = arguments
-    return DataConsistency(kind)(image, Measured(kspace, mask, *(maps or [None]), image.shape[1]))
+    return DataConsistency(kind)(image, Measured(kspace, mask, maps[0] if maps else None, image.shape[1]))
 
 
 @property_test

@@ -46,7 +46,8 @@ class TestGradientPenalty:
         points = interpolate(random_images(2, 32, 64), torch.zeros(2, 1, 32, 64), draw_shares(2, seeded()))
         gradient_penalty(critic(points), points).backward()
         assert all(torch.isfinite(value.grad).all() for value in critic.parameters() if value.grad is not None)
-        assert all(layer.weight.grad.any() for layer in critic.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+        layers = (layer for layer in critic.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+        assert all(layer.weight.grad is not None and layer.weight.grad.any() for layer in layers)
 
 
 class TestInterpolate:

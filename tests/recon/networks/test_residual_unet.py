@@ -37,7 +37,7 @@ def test_a_brighter_image_is_not_normalised_away() -> None:
 
 def test_levels_widths_and_norm() -> None:
     network = ResidualUNet(4, 4)
-    assert [down.out_channels for down in network.downs] == [8, 16, 32]  # type: ignore[union-attr]
+    assert [down.out_channels for down in network.downs] == [8, 16, 32]
     assert network.multiple == 8
     assert not any(isinstance(module, nn.GroupNorm) for module in network.modules())
     normalised = ResidualUNet(8, 3, norm="group")

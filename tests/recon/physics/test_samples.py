@@ -39,7 +39,8 @@ def some_of(batch: Batch, places: list[int]) -> Batch:
 
 def rows_of(sample: Sample, rows: list[int]) -> Sample:
     parts = (sample.target, sample.zero_filled, sample.kspace, sample.mask, sample.scale)
-    return Sample(*(part[rows] for part in parts), sample.samples[rows])
+    target, zero_filled, kspace, mask, scale = (part[rows] for part in parts)
+    return Sample(target, zero_filled, kspace, mask, scale, sample.samples[rows])
 
 
 def assert_close(found: Sample, expected: Sample) -> None:
@@ -115,7 +116,7 @@ class TestMagnitude:
 @pytest.mark.parametrize("per_slice", [False, True])
 class TestPrepare:
     def config(self, per_slice: bool, **settings: object) -> MaskConfig:
-        return MaskConfig(sampling_ratio=0.3, per_slice=per_slice, **settings)  # type: ignore[arg-type]
+        return MaskConfig(sampling_ratio=0.3, per_slice=per_slice, **settings)
 
     def test_shapes_and_ranges(self, per_slice: bool) -> None:
         batch = make_batch(coils=2)

@@ -100,7 +100,7 @@ def test_critic_and_generator_pull_the_scores_apart(kind: str) -> None:
     assert fake.grad is not None
     assert (real.grad < 0).all(), "the critic raises the scores of real images"
     assert (fake.grad > 0).all(), "and lowers those of reconstructions"
-    fake.grad = None
+    fake.grad.zero_()
     adversarial_loss(fake, kind).backward()
     assert (fake.grad < 0).all(), "the generator raises them"
 

@@ -58,7 +58,7 @@ def test_collective_calls_count_where_they_belong_to_a_step() -> None:
     time = Seconds()
     clock = StepClock(time.timeline, lambda step, phase: None)
     for phase in ("critic", "generator", "validation", "report", "checkpoint"):
-        clock.enter(phase, 1)  # type: ignore[arg-type]
+        clock.enter(phase, 1)
         began = clock.mark()
         time.go(2)
         clock.communicated(began, clock.mark())

@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -159,8 +160,8 @@ def test_slices_of_unequal_shape_lie_in_arrays_of_their_own(tmp_path: Path, monk
         assert info.index[info.slices_of(path.stem)].tolist() == [0, 1, 2, 4]
     import zarr
 
-    maps = zarr.open_group(str(tmp_path / "data"), mode="r")["train/sensitivity_maps_1"]
-    kspace = zarr.open_group(str(tmp_path / "data"), mode="r")["train/kspace_1"]
+    maps: Any = zarr.open_group(str(tmp_path / "data"), mode="r")["train/sensitivity_maps_1"]
+    kspace: Any = zarr.open_group(str(tmp_path / "data"), mode="r")["train/kspace_1"]
     assert maps.shape == kspace.shape == (8, 2, 24, 20)
     squares = (np.abs(maps[:]) ** 2).sum(axis=1)
     assert np.all((np.abs(squares - 1) < 1e-5) | (squares == 0))

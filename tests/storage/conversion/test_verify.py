@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import crc32c
 import numpy as np
@@ -74,7 +75,7 @@ def test_there_must_be_a_data_set(tmp_path: Path) -> None:
         verify(store.url)
 
 
-def edit_root(store: ObjectStore, change: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
+def edit_root(store: ObjectStore, change: Callable[[dict[str, Any]], object]) -> None:
     document = json.loads(store.read("zarr.json"))
     change(document["attributes"]["larmor"])
     store.write("zarr.json", json.dumps(document).encode())
@@ -190,7 +191,7 @@ def test_missing_and_foreign_objects_are_named(store: ObjectStore) -> None:
 
 
 def write_column(store: ObjectStore, split: str, name: str, change: Callable[[np.ndarray], object]) -> None:
-    array = zarr.open_group(store.url, mode="a")[f"{split}/{name}"]
+    array: Any = zarr.open_group(store.url, mode="a")[f"{split}/{name}"]
     values = np.asarray(array[:])
     change(values)
     array[:] = values
@@ -226,7 +227,7 @@ def test_a_damaged_column_is_found(store: ObjectStore) -> None:
 
 @pytest.mark.parametrize("key", ["volumes", "subjects"])
 def test_nobody_may_be_in_two_splits(store: ObjectStore, key: str) -> None:
-    def change(root: dict) -> None:  # type: ignore[type-arg]
+    def change(root: dict[str, Any]) -> None:
         for split in ("train", "test"):
             first = {"name": "bob", "subject": "ann" if split == "test" else "bob"} if key == "volumes" else "bob"
             root["splits"][split][key][0] = first

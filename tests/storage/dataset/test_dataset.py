@@ -63,7 +63,8 @@ def slices_of(store: ObjectStore, split: str) -> list[np.ndarray]:
 def write_mixed(store: ObjectStore) -> dict[str, list[np.ndarray]]:
     """Volumes of two shapes with sensitivity maps; for each kind the slices in stored order."""
     volumes = tuple(stored_volume(name, subject, shape, n) for name, (subject, shape, n) in MIXED.items())
-    split, checksums = SplitLayout("train", volumes), {}
+    split = SplitLayout("train", volumes)
+    checksums: dict[Any, Any] = {}
     values = {
         kind: [random_kspace(n, shape, 10 * seed + number) for number, (_, shape, n) in enumerate(MIXED.values())]
         for seed, kind in enumerate(KINDS)
@@ -116,7 +117,7 @@ def test_slices_of_several_shapes_and_their_maps_come_back(store: ObjectStore) -
 def test_zarr_reads_the_same_bytes(store: ObjectStore) -> None:
     """A third party's reader needs nothing of ours: names, shapes and values, for every array and every column."""
     expected = write_mixed(store)
-    group = zarr.open_group(store.url, mode="r")["train"]
+    group: Any = zarr.open_group(store.url, mode="r")["train"]
     assert sorted(group.array_keys()) == sorted(
         ["kspace", "kspace_1", "sensitivity_maps", "sensitivity_maps_1", *COLUMNS]
     )
@@ -269,13 +270,15 @@ class TestDamage:
     def test_an_array_of_another_shape_is_refused(self, store: ObjectStore) -> None:
         for key, value in (("num_slices", 6), ("shard_slices", 3), ("shape", [1, 12, 16])):
             before = store.read("zarr.json")
-            edit_record(store, lambda record, k=key, v=value: record["splits"]["train"]["buckets"][0].update({k: v}))
+            change = {key: value}
+            edit_record(store, lambda record, c=change: record["splits"]["train"]["buckets"][0].update(c))  # type: ignore[misc]
             with pytest.raises(InputError, match="kspace: does not have the shape that the root document states"):
                 dataset.read_split(store, "train")
             store.write("zarr.json", before)
 
     def test_other_codecs_are_refused(self, store: ObjectStore) -> None:
-        group, shape = zarr.open_group(store.url, mode="a"), (5, *SHAPE)
+        group: Any = zarr.open_group(store.url, mode="a")
+        shape = (5, *SHAPE)
         layouts = ({"chunks": (1, *SHAPE), "shards": shape}, {"chunks": (1, *SHAPE)}, {"chunks": (2, *SHAPE)})
         for changed in layouts:
             group["train"].create_array("kspace", shape=shape, dtype="complex64", overwrite=True, **changed)

@@ -98,7 +98,7 @@ def test_the_columns_say_where_each_slice_is(split: SplitLayout) -> None:
         assert split.subjects[columns["subject"][number]] == item.subject
         place = item.indices.index(index)
         assert columns["position"][number] == np.float32(item.positions[place])
-        assert tuple(columns["scale"][number]) == tuple(np.float32(item.scales[place]))
+        assert tuple(columns["scale"][number]) == tuple(np.float32(value) for value in item.scales[place])
 
 
 @property_test

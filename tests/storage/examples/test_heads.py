@@ -9,7 +9,7 @@ import sys
 import tarfile
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -107,7 +107,8 @@ class Handler(BaseHTTPRequestHandler):
         if body is None:
             self.send_error(404)
             return
-        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and index.honours_ranges else None
+        found = re.fullmatch(r"bytes=(\d+)-", asked) if asked and index.honours_ranges else None
+        start = int(found[1]) if found else None
         if start is not None and start >= len(body):
             self.send_error(416)
             return
@@ -239,7 +240,9 @@ class TestFetch:
         index.num_cut_answers = 1
         (path,) = fetch_heads(folder, ["three"])
         assert path.read_bytes() == VOLUMES["three"]
-        assert int(index.requests[-1][1].removeprefix("bytes=").rstrip("-")) > 0
+        asked = index.requests[-1][1]
+        assert asked is not None
+        assert int(asked.removeprefix("bytes=").rstrip("-")) > 0
         assert index.num_bytes < 1.5 * len(index.files[SDIST])
 
     def test_configuration_file_of_pip_counts(
@@ -291,7 +294,9 @@ class TestRefusals:
         ],
         ids=["package", "version", "link", "truncated"],
     )
-    def test_what_is_missing_is_named_with_a_remedy(self, index: Index, folder: Path, make, reason: str) -> None:
+    def test_what_is_missing_is_named_with_a_remedy(
+        self, index: Index, folder: Path, make: Callable[[dict[str, bytes]], object], reason: str
+    ) -> None:
         make(index.files)
         with pytest.raises(InputError) as caught:
             fetch_heads(folder, ["three"])

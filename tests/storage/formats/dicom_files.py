@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, RLELossless, generate_uid
+from pydicom.uid import UID, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, RLELossless, generate_uid
 
 SHAPE = (13, 17, 11)  # columns, rows, slices
 DIRECTIONS = {  # along a row and along a column, LPS
@@ -69,7 +69,7 @@ def texts(values: Any) -> list[str]:
 def base(scan: Scan, sop_class: str) -> Dataset:
     header = Dataset()
     header.file_meta = FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = scan.syntax
+    header.file_meta.TransferSyntaxUID = UID(scan.syntax)
     header.SOPClassUID, header.SOPInstanceUID = sop_class, generate_uid()
     header.SeriesInstanceUID, header.StudyInstanceUID = scan.uid, scan.study
     header.SeriesNumber, header.PatientID, header.Modality = scan.number, scan.patient, "MR"

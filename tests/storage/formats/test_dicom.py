@@ -16,6 +16,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import pixel_array
 from pydicom.uid import (
     MPEG2MPML,
+    UID,
     DeflatedExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGLSLossless,
@@ -227,7 +228,7 @@ def compressed(syntax: str) -> Callable[[list[Path]], None]:
     def compress(paths: list[Path]) -> None:
         for path in paths:
             header = dcmread(path)
-            header.file_meta.TransferSyntaxUID = syntax
+            header.file_meta.TransferSyntaxUID = UID(syntax)
             header.PixelData = encapsulate([b"unreadable"])
             header["PixelData"].is_undefined_length = True
             header.save_as(path)

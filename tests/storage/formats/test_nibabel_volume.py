@@ -7,6 +7,7 @@ import struct
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import nibabel
@@ -88,7 +89,7 @@ def scan(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def twin_of(folder: Path, target: Path) -> SourceRef:
     """What nibabel itself makes of the files, as NIfTI."""
     names = [path for path in folder.iterdir() if path.suffix.lower() not in (".hdr", ".mat", ".rec")]
-    image = nibabel.load(names[0])
+    image: Any = nibabel.load(names[0])
     target.mkdir()
     nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj, np.float64), image.affine), target / "head.nii")
     return find_sources([str(target)])[0]

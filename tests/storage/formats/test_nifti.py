@@ -7,7 +7,7 @@ import gzip
 import tempfile
 import tracemalloc
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import nibabel
 import numpy as np
@@ -64,7 +64,7 @@ def test_slabs_give_what_nibabel_reads_at_once(
     tmp_path: Path, little_memory: Path, suffix: str, dtype: str, last_axis: bool, slope: float, intercept: float
 ) -> None:
     path = scaled(tmp_path / f"head{suffix}", dtype, slope, intercept, last_axis)
-    image = nibabel.load(path)
+    image: Any = nibabel.load(path)
     image = image.slicer[..., 0] if last_axis else image
     canonical = nibabel.as_closest_canonical(image)
     volume = nifti.read_volume(path)
@@ -157,7 +157,7 @@ def with_header(path: Path, affine: np.ndarray = TURNED, **fields: float | tuple
     for name, value in fields.items():
         image.header[name] = value
     content = image.header.binaryblock + bytes(4) + np.asarray(image.dataobj).tobytes(order="F")
-    pack = {".gz": gzip.compress, ".bz2": bz2.compress}.get(path.suffix, bytes)
+    pack: Any = {".gz": gzip.compress, ".bz2": bz2.compress}.get(path.suffix, bytes)
     path.write_bytes(pack(content))
     return path
 
@@ -166,7 +166,7 @@ def with_header(path: Path, affine: np.ndarray = TURNED, **fields: float | tuple
 @pytest.mark.parametrize("excess", [5e-7, 5e-6, 8e-5])
 def test_a_quaternion_a_hair_too_long_is_normalised(tmp_path: Path, suffix: str, excess: float) -> None:
     whole = nifti.read_volume(with_header(tmp_path / "whole.nii", vox_offset=352))
-    header = nibabel.load(tmp_path / "whole.nii").header
+    header: Any = nibabel.load(tmp_path / "whole.nii").header
     longer = {name: float(header[name]) * (1 + excess) ** 0.5 for name in ("quatern_b", "quatern_c", "quatern_d")}
     path = with_header(tmp_path / f"head{suffix}", vox_offset=352, **longer)
     with pytest.raises(ValueError, match="w2 should be positive"):
@@ -191,7 +191,8 @@ def test_a_volume_without_orientation_says_so(tmp_path: Path) -> None:
     (note,) = open_file(path).notes
     assert "states no orientation (qform_code and sform_code are 0)" in note
     assert "right to left, posterior to anterior and inferior to superior" in note
-    assert nibabel.aff2axcodes(nibabel.load(path).affine) == ("L", "A", "S")
+    turned: Any = nibabel.load(path)
+    assert nibabel.aff2axcodes(turned.affine) == ("L", "A", "S")
     assert list(open_file(with_header(tmp_path / "turned.nii", vox_offset=352)).notes) == []
 
 
@@ -212,9 +213,11 @@ def test_what_nibabel_repairs_is_said_and_not_logged(tmp_path: Path, caplog: pyt
 @pytest.mark.parametrize(("unit", "factor"), [("mm", 1), ("micron", 1e-3), ("meter", 1e3), ("unknown", 1)])
 @pytest.mark.parametrize("by_sform", [False, True])
 def test_sizes_are_in_mm_whatever_the_unit(tmp_path: Path, unit: str, factor: float, by_sform: bool) -> None:
-    code = nibabel.nifti1.unit_codes[unit]
+    code: Any = nibabel.nifti1.unit_codes[unit]
     affine = TURNED / np.array([[factor], [factor], [factor], [1]])
-    rows = {f"srow_{axis}": tuple(affine[number]) for number, axis in enumerate("xyz")} if by_sform else {}
+    rows: dict[str, Any] = (
+        {f"srow_{axis}": tuple(affine[number]) for number, axis in enumerate("xyz")} if by_sform else {}
+    )
     path = with_header(tmp_path / "head.nii", affine, vox_offset=352, xyzt_units=code, sform_code=int(by_sform), **rows)
     volume, plain = nifti.read_volume(path), nifti.read_volume(with_header(tmp_path / "mm.nii", vox_offset=352))
     assert volume.voxel_size == pytest.approx(plain.voxel_size)

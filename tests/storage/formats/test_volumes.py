@@ -6,6 +6,7 @@ import struct
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -148,7 +149,7 @@ def test_a_marked_place_keeps_its_position(
     volume = read_volume(tmp_path / "blob.nii.gz")
     images = np.stack([item.image for item in cut_slices(volume, matrix, min_foreground=0)])
     write_nifti(images, slice_affine(volume, matrix), tmp_path / "back.nii.gz")
-    back = nibabel.load(tmp_path / "back.nii.gz")
+    back: Any = nibabel.load(tmp_path / "back.nii.gz")
     assert back.shape == (matrix[1], shape[1], matrix[0])
     assert "".join(nibabel.aff2axcodes(back.affine)) == "RAS"
     found = centre_of_mass(np.asarray(back.dataobj), back.affine)

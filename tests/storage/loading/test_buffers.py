@@ -32,7 +32,7 @@ VIEWS: dict[str, Callable[[np.ndarray], Any]] = {
     "one element": lambda array: array[7:8],
     "a view of a view": lambda array: array[8:].view(np.complex64).reshape(1, -1)[0, ::2],
     "a memoryview": lambda array: array.data,
-    "a slice of a memoryview": lambda array: memoryview(array)[5:9].cast("B"),
+    "a slice of a memoryview": lambda array: memoryview(array.data)[5:9].cast("B"),
     "an array over a memoryview": lambda array: np.frombuffer(array.data[8:24], "<c8"),
     "a tensor": torch.from_numpy,
     "a slice of a tensor": lambda array: torch.from_numpy(array.view(np.complex64))[3:5].real,

@@ -196,7 +196,8 @@ class TestTrouble:
     def test_a_disk_that_is_nearly_full_stops_it_from_growing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        usage, free = namedtuple("usage", "total used free"), 60
+        usage = namedtuple("usage", "total used free")
+        free = 60
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1000, 1000 - free, free))
         cache = DiskCache(tmp_path, 100_000, identity("data"), "train")
         put(cache, *range(10))

@@ -124,7 +124,8 @@ def main() -> None:
     begins = ("os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.exec", "subprocess.Popen")
     sys.addaudithook(lambda event, _: started.append(event) if event in begins else None)
     task = json.loads(sys.argv[1])
-    found = {"read": read_epochs, "convert": convert_scans}[task.pop("task")](**task)
+    tasks: dict[str, Any] = {"read": read_epochs, "convert": convert_scans}
+    found = tasks[task.pop("task")](**task)
     print(json.dumps({**found, "started": started}))
 
 

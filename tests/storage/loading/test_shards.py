@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import crc32c
 import numpy as np
@@ -104,7 +105,8 @@ class TestPlan:
 
 class TestIndex:
     def test_slices_lie_where_the_index_says(self, store: ObjectStore, info: SplitInfo) -> None:
-        group, indexes = zarr.open_group(store.url, mode="r")["train"], ShardIndexes(store, info)
+        group: Any = zarr.open_group(store.url, mode="r")["train"]
+        indexes = ShardIndexes(store, info)
         for index in range(info.num_slices):
             path, start, stop = indexes.locate(index)
             bucket = info.bucket_of(index)

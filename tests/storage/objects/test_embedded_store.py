@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -104,7 +105,7 @@ class TestRunningStore:
         owner = file_system(embedded_store)
         owner.pipe_file("larmor/secret", b"content")
         keys = keys_of(embedded_store)
-        options = {"key": keys["aws_access_key_id"], "secret": keys["aws_secret_access_key"]}
+        options: dict[str, Any] = {"key": keys["aws_access_key_id"], "secret": keys["aws_secret_access_key"]}
         options = {"anon": True} if wrong == "anonymous" else options | {wrong: "0" * 40}
         stranger = S3FileSystem(endpoint_url=embedded_store.status().endpoint, skip_instance_cache=True, **options)
         with pytest.raises(PermissionError):
@@ -135,7 +136,9 @@ class TestRunningStore:
     def test_listens_on_loopback_only(self, embedded_store: EmbeddedStore) -> None:
         process = psutil.Process(embedded_store.status().pid)
         listening = [c.laddr for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
-        port = int(embedded_store.status().endpoint.rpartition(":")[2])
+        endpoint = embedded_store.status().endpoint
+        assert endpoint is not None
+        port = int(endpoint.rpartition(":")[2])
         assert {port, port + GRPC_OFFSET} <= {address.port for address in listening}
         assert {address.ip for address in listening} == {"127.0.0.1"}
 
@@ -169,6 +172,8 @@ class TestStartAndStop:
         file_system(own_store).pipe_file("larmor/kept", b"content" * 1000)
         assert own_store.stop() is True
         assert own_store.stop() is False
+        assert before.pid is not None
+        assert before.endpoint is not None
         assert not psutil.pid_exists(before.pid)
         state = json.loads((own_store.root / "state.json").read_text())
         ports = [port + offset for port in state["ports"] for offset in (0, GRPC_OFFSET)]

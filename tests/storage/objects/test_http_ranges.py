@@ -114,7 +114,7 @@ def test_parts_are_the_bytes_between_edges(ranges: HttpRanges, folder: str, edge
 
 def test_parts_from_a_store_that_ignores_ranges(ranges: HttpRanges, folder: str, monkeypatch: Any) -> None:
     request = http.client.HTTPConnection.request
-    monkeypatch.setattr(http.client.HTTPConnection, "request", lambda *a, headers: request(*a, headers={}))
+    monkeypatch.setattr(http.client.HTTPConnection, "request", lambda *a, headers: request(*a))
     parts = read_between(ranges, f"{folder}/large", [1000, 70_000, 70_001])
     assert parts == [CONTENT[1000:70_000], CONTENT[70_000:70_001]]
     assert read_between(ranges, f"{folder}/large", [199_999, 200_009, 200_010]) == [CONTENT[-1:], b""]

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def answered(status: int, code: str = "") -> OSError:
     """What s3fs raises for an answer of S3."""
     response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
     error = OSError(5, code)
-    error.__cause__ = aws.ClientError(response, "GetObject")  # type: ignore[arg-type]
+    error.__cause__ = aws.ClientError(response, "GetObject")
     return error
 
 
@@ -226,19 +227,19 @@ class TestRealStore:
         for kind, params in faults:
             name = f"{kind}{params.get('status', '')}"
             operations: list[tuple[Callable[[], Any], Any]] = [
-                (lambda n=name: store.write(f"{n}/object", b"0123456789"), None),
-                (lambda n=name: store.create(f"{n}/mine", b"mine"), True),
-                (lambda n=name: store.create(f"{n}/mine", b"mine"), False),
-                (lambda n=name: store.read(f"{n}/object"), b"0123456789"),
-                (lambda n=name: store.read(f"{n}/object", 2, 5), b"234"),
-                (lambda n=name: store.exists(f"{n}/object"), True),
-                (lambda n=name: store.exists(f"{n}/none"), False),
-                (lambda n=name: store.size(f"{n}/object"), 10),
-                (lambda n=name: store.upload(tmp_path / "in", n), None),
-                (lambda n=name: store.download(f"{n}/file", tmp_path / n), None),
-                (lambda n=name: store.list(n), {f"{name}/file": 8, f"{name}/mine": 4, f"{name}/object": 10}),
-                (lambda n=name: store.delete(n), None),
-                (lambda: store.list(), {}),
+                (partial(store.write, f"{name}/object", b"0123456789"), None),
+                (partial(store.create, f"{name}/mine", b"mine"), True),
+                (partial(store.create, f"{name}/mine", b"mine"), False),
+                (partial(store.read, f"{name}/object"), b"0123456789"),
+                (partial(store.read, f"{name}/object", 2, 5), b"234"),
+                (partial(store.exists, f"{name}/object"), True),
+                (partial(store.exists, f"{name}/none"), False),
+                (partial(store.size, f"{name}/object"), 10),
+                (partial(store.upload, tmp_path / "in", name), None),
+                (partial(store.download, f"{name}/file", tmp_path / name), None),
+                (partial(store.list, name), {f"{name}/file": 8, f"{name}/mine": 4, f"{name}/object": 10}),
+                (partial(store.delete, name), None),
+                (partial(store.list), {}),
             ]
             for operate, expected in operations:
                 faulty_proxy.clear()

@@ -232,7 +232,12 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_the_page_names_the_volumes_of_an_evaluation(tmp_path: Path) -> None:
     mean = {"psnr": 31.25, "ssim": 0.9, "mse": 1e-3, "rmse": 0.03, "nmse": 0.01, "hfen": 0.4321, "seconds": 0.002}
-    summary = {"preset": "fastmri", "definition": "by volume", "split": "test", "volumes": ["ann-1", "ann-2"]}
+    summary: dict[str, Any] = {
+        "preset": "fastmri",
+        "definition": "by volume",
+        "split": "test",
+        "volumes": ["ann-1", "ann-2"],
+    }
     mask = {"kind": "radial", "achieved_ratio": 0.25, "sha256": "ab" * 32}
     cell = {"label": "8×8, radial 25 %", "mask": mask, "mean": {"zero_filled": mean, "model": mean}, "figure": "a.png"}
     summary |= {"subjects": ["ann"], "num_slices": 9, "cells": [cell]}
@@ -291,6 +296,8 @@ def test_the_best_compares_with_a_starting_point_that_ended_early_at_its_end(swe
         config[section][name] = value
     gain, against = gain_of(dataclasses.replace(sweep, config=config)) or (0.0, "")
     ours = max(value for step, value in zip(*best.curve(sweep.metric), strict=True) if step <= early.step)
+    assert early.value is not None
+    assert best.value is not None
     assert gain == pytest.approx(ours - early.value)
     assert gain < best.value - early.value
     assert f"until step {early.step}, which that reached" in against
@@ -449,14 +456,19 @@ def test_of_two_metrics_a_worse_one_is_called_so(traded: Sweep) -> None:
     trials = []
     for number, (name, (psnr, hfen)) in enumerate(figures.items()):
         values = traded.start.parameters if name == "start" else {"loss.a": float(number)}
-        own = {"id": name, "value": psnr, "metrics": {"val/psnr": psnr, "val/hfen": hfen}, "parameters": values}
+        own: dict[str, Any] = {
+            "id": name,
+            "value": psnr,
+            "metrics": {"val/psnr": psnr, "val/hfen": hfen},
+            "parameters": values,
+        }
         trials.append(dataclasses.replace(traded.start, **own, seeds=traded.start.seeds if name == "start" else ()))
     found = dataclasses.replace(traded, trials=trials)
     assert [trial.id for trial in found.front] == ["sharp", "start", "chosen", "smooth"]
-    psnr, hfen = gains(found)
-    assert psnr.text == "+9.0000 (noise between seeds ±0.2)"
+    first, second = gains(found)
+    assert first.text == "+9.0000 (noise between seeds ±0.2)"
     noise = f"{np.std([metrics['val/hfen'] for metrics in traded.start.seeds], ddof=1):.2g}"
-    assert hfen.text == f"+0.0300 (noise between seeds ±{noise}, worse)"
+    assert second.text == f"+0.0300 (noise between seeds ±{noise}, worse)"
 
 
 def test_the_search_starts_from_the_values_in_its_overrides(sweep: Sweep) -> None:

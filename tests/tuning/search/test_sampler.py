@@ -23,7 +23,7 @@ B = parse_dimension("loss.b", "uniform(0, 1)")
 GRID = [parse_dimension("loss.a", "choice(1, 10)"), parse_dimension("critic.steps", "randint(1, 4)")]
 
 
-def record(a: float, psnr: float | None, state: State = "finished", **more: float) -> TrialRecord:
+def record(a: float, psnr: float | None, state: State = "finished", **more: Any) -> TrialRecord:
     metrics = {} if psnr is None else {"val/psnr": psnr}
     parameters = {"loss.a": a, **more}
     return TrialRecord(id=f"of {a}", state=state, parameters=parameters, metrics=metrics, began=a, seconds=1.0)
@@ -107,7 +107,7 @@ def test_a_grid_of_tuples_knows_what_its_records_tell() -> None:
 def test_a_grid_goes_on_with_what_is_left() -> None:
     experiment, config = SweepExperiment(), SweepConfig(sampler="grid")
     everything = grid_points(GRID)
-    ended = [record(1, 20.0, **{"critic.steps": 1})]
+    ended = [record(1, 20.0, "finished", **{"critic.steps": 1})]
     points = first_points(config, GRID, experiment, [everything[4]], ended, ended)
     assert points[0] == everything[4]
     assert sorted(map(str, points)) == sorted(map(str, everything[1:]))
@@ -119,7 +119,7 @@ def test_an_earlier_sweep_teaches_with_the_trials_that_fit(tmp_path: Path) -> No
     folder = SweepFolder(str(tmp_path))
     assert folder.create("sweep: {}")
     trials = {
-        "fits": record(3.0, 24.0, **{"loss.b": 0.5}),
+        "fits": record(3.0, 24.0, "finished", **{"loss.b": 0.5}),
         "outside": record(300.0, 24.0),
         "diverged": record(4.0, None, "diverged"),
         "another": replace(record(5.0, 24.0), parameters={"loss.b": 0.3}),

@@ -151,7 +151,7 @@ def test_asha_lets_trials_wait_and_go_on(tiny_heads: str, store_environment: dic
             if ladder.waits(trial):
                 ladder.go_on(trial)
             for row in curves[trial]:
-                if row["step"] in ladder.rungs and ladder.arrive(trial, row["step"], row["val/psnr"]):
+                if row["step"] in ladder.rungs and ladder.arrive(trial, int(row["step"]), row["val/psnr"]):
                     break
         for trial, record in trials.items():
             assert (record.state == "stopped") == ladder.waits(trial)

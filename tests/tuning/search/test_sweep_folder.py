@@ -134,7 +134,12 @@ def test_a_follower_hears_of_each_end_once_and_reads_only_what_is_new(folder: Sw
     asked: list[str] = []
     for name in ("read", "list", "folders", "exists"):
         ask = getattr(folder.store, name)
-        setattr(folder.store, name, lambda path="", *more, ask=ask: (asked.append(path), ask(path, *more))[1])
+
+        def noted(path: str = "", *more: Any, ask: Any = ask) -> Any:
+            asked.append(path)
+            return ask(path, *more)
+
+        setattr(folder.store, name, noted)
     assert fetch() == []
     assert asked == ["ends"]
     folder.begin_trial("0003", {"loss.a": 3.0})  # goes on
