@@ -192,7 +192,7 @@ def export(
 
     place = Path(to)
     if place.exists() and not overwrite:
-        raise InputError(f"{place}: exists already; pass --overwrite or choose another --to")
+        raise InputError(f"{place}: already exists; pass --overwrite or choose another --to")
     model = load_model(Path(model_dir))
     config = ExportConfig(size or model.physics.crop, dynamic_size, coils)
     return list(describe_export(export_model(model, place, config)))

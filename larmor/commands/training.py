@@ -59,7 +59,7 @@ def train(
     config = experiment.training_part() if isinstance(experiment, SweepExperiment) else experiment
     run = RunFolder(config.run_url)
     if check(config, run, overwrite):
-        feedback.say(f"{run.url}: finished already; nothing to do")
+        feedback.say(f"{run.url}: already finished; nothing to do")
     else:
         feedback.say(f"run: {run.url}")
         _train(config, run, address, device if local else None, overwrite, feedback)

@@ -5,7 +5,7 @@ sweep.yaml            the experiment with its search; created only once
 origin.json, …        data set, mask and versions (cluster/runs/origin.py)
 trials/ID/…           a run folder (cluster/runs/run_folder.py): the training with the experiment's own seed
 trials/ID/seeds/N/…   run folders of the trainings with the N following seeds, if there are several
-trials/ID/begun.json  parameters; written when the trial begins, or goes on after it was stopped
+trials/ID/begun.json  parameters; written when the trial begins, or resumes after it was stopped
 trials/ID/trial.json  parameters, state, metrics, steps, images, seconds; written when the trial has ended
 ends/NUMBER-ID        an empty object for each time that a trial has ended: whoever follows lists these alone
 result.json           all trials, the best one and, of two metrics, the front; written when the sweep has finished
@@ -88,7 +88,7 @@ class SweepFolder:
     def begin_trial(self, trial: str, parameters: Mapping[str, Any]) -> tuple[float, float]:
         """Record what a trial is, unless it has begun before; when it began, and the seconds that it took until now.
 
-        One that was stopped and goes on has not ended any more: its record is removed. Seconds since 1970, and those of
+        One that was stopped and resumes is no longer ended: its record is removed. Seconds since 1970, and those of
         that record.
         """
         record: dict[str, Any] = {"parameters": dict(parameters), "began": time.time(), "seconds": 0.0}
@@ -235,5 +235,5 @@ def best_parameters(url: str) -> dict[str, Any]:
     """The searched values of a sweep's best trial. Raises `InputError` if the sweep has no finished trial."""
     folder = SweepFolder(url)
     if not folder.exists():
-        raise InputError(f"{url}: no sweep is there (no sweep.yaml); check the URL")
+        raise InputError(f"{url}: there is no sweep here (no sweep.yaml); check the URL")
     return dict(best_trial(folder.trials(), folder.objectives())["parameters"])
