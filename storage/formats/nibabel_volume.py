@@ -86,8 +86,8 @@ def _notes(image: Any) -> tuple[str, ...]:
         return ()
     return (
         "the header (Analyze) states no orientation; the axes are assumed to run right to left, posterior to anterior "
-        "and "
-        "inferior to superior: if they are not, slices are not coronal, write the volume as NIfTI with its orientation",
+        "and inferior to superior; if they do not, slices are not coronal: write the volume as NIfTI with its "
+        "orientation",
     )
 
 

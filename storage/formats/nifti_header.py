@@ -111,8 +111,7 @@ def _orientation(header: Any) -> list[str]:
         return []
     return [
         "the header states no orientation (qform_code and sform_code are 0); the axes are assumed to run right to "
-        "left, "
-        "posterior to anterior and inferior to superior: if they are not, slices are not coronal, write the "
+        "left, posterior to anterior and inferior to superior; if they do not, slices are not coronal: write the "
         "orientation into the file"
     ]
 
