@@ -9,7 +9,7 @@ AWS environment leads; everything is written below a new prefix there and remove
 One that is not installed, or fails, stands in the table as "not run" with the reason. WebDataset needs `curl` as well.
 
 First a round in which every contender is tried with each of its settings (requests at once, worker processes) and the
-CRC-32C of every delivered slice is compared; the fastest setting goes on. Then `--repeats` rounds are measured, all
+CRC-32C of every delivered slice is compared; the fastest setting is kept. Then `--repeats` rounds are measured, all
 contenders one after another in each, every time in a new process with an empty disk cache. The columns:
 
 - epoch: MB/s (1e6 bytes) of slices over one whole epoch, from asking for the first batch to the last one; median, and

@@ -23,9 +23,12 @@ import tempfile
 import time
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from larmor.tuning.search.experiment import SweepExperiment, load_sweep_experiment
+
+if TYPE_CHECKING:
+    from larmor.cluster.on_ray.attempt import AttemptEnd, WorkConfig
 
 
 class BareLoop:
@@ -125,7 +128,7 @@ def bare_process(address: str, overrides: list[str], blocks: int, num_steps: int
 def larmor_worker(address: str) -> Any:
     """What Ray Train runs in the worker: Larmor's own, whose reports give the turn to the bare loop."""
 
-    def loop(config: dict[str, Any]) -> Any:
+    def loop(config: WorkConfig) -> AttemptEnd:
         import time
         from multiprocessing.connection import Client
 

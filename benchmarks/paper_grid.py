@@ -6,11 +6,11 @@
 
 `pack` writes `build/paper_grid`: the heads compressed, the wheels that such a machine lacks (PyTorch, NumPy, SciPy,
 scikit-image and matplotlib have to be there), and compressed sensing's figures, which no training changes: 60 MB.
-`run` makes the data set on the local disk, then trains and rates every system in `--images` images, or in as many as
-fit into `--minutes` by what each system is measured to cost: the same number for all systems of a cell. Several cells
-at a time share the device, each in a process of its own, so that it computes while others read, rate and write. After
-each cell the results are in `--to`: tables, figures, per-slice CSV, validation curves; at the end one generator
-(float16, in parts of 15 MiB).
+`run` makes the data set on the local disk, then trains and evaluates every system in `--images` images, or in as many
+as fit into `--minutes` by what each system is measured to cost: the same number for all systems of a cell. Several
+cells at a time share the device, each in a process of its own, so that it computes while others read, evaluate and
+write. After each cell the results are in `--to`: tables, figures, per-slice CSV, validation curves; at the end one
+generator (float16, in parts of 15 MiB).
 `--sizes` takes a part of the grid, `--tiny` tries everything out on a CPU within minutes.
 """
 
@@ -189,7 +189,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _fill(options: argparse.Namespace, count: int, data: str, work: Path, say: Log, cell: Any) -> Any:
-    """Train and rate all systems of `cell`, in a process of its own."""
+    """Train and evaluate all systems of `cell`, in a process of its own."""
     from larmor.cluster.comparison.grid import experiments
     from larmor.cluster.comparison.grid_cell import fill_cell
     from larmor.storage.loading.config import DataConfig, open_reader
@@ -330,7 +330,9 @@ def main() -> None:
     running.add_argument("--processes", type=int, default=6, help="cells at a time, all on one device")
     running.add_argument("--sizes", nargs="*", default=[], help="such as 256x256; all of them if not given")
     running.add_argument("--work", help="an empty folder for data, checkpoints and models (about 20 GB at full width)")
-    running.add_argument("--fixed", type=float, default=60.0, help="seconds besides training: start, rating, writing")
+    running.add_argument(
+        "--fixed", type=float, default=60.0, help="seconds besides training: start, evaluation, writing"
+    )
     running.add_argument("--reserve", type=float, default=20.0, help="seconds for the end")
     running.set_defaults(call=run)
     for each in (packing, running):

@@ -83,7 +83,7 @@ def row(num_gpus: int, counted: Counted, assumed: Assumptions, peak: float) -> t
     read = step_bytes / assumed.store
     by_machine = step_bytes / max(1, num_gpus / assumed.gpus_per_node) / assumed.node_link
     parts = {"computation": compute + communication, "store": read, "machine's link": by_machine}
-    step = max(parts.values())  # reading goes on beside the training
+    step = max(parts.values())  # reading runs beside the training
     limit = max(parts, key=lambda name: parts[name])
     if limit == "computation":
         limit = "computation" if compute > communication else "all-reduce"

@@ -18,7 +18,10 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from larmor.cluster.on_ray.attempt import AttemptEnd, WorkConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = (
@@ -51,7 +54,7 @@ def watched(arguments: list[str]) -> None:
     connected, fit = ray_cluster.connected, ray_train.train_on_ray
     claimed = run.claimed
 
-    def loop(config: dict[str, Any]) -> Any:
+    def loop(config: WorkConfig) -> AttemptEnd:
         import json
         import time
 

@@ -165,7 +165,7 @@ class TestConvert:
     @pytest.mark.parametrize(
         ("kind", "reason"),
         [
-            ("text", "is not what its name says"),
+            ("text", "does not match its suffix"),
             ("truncated", "cannot be read to its end"),
             ("nan", "1 of 11760 voxels are not finite"),
             ("constant", "every voxel has the same value"),
@@ -262,7 +262,7 @@ class TestConvert:
         flip_byte(ObjectStore(tmp_path / "data"), "train/kspace/c/0/0/0/0", 70)
         refused(("verify", "data"), "data/train/kspace/c/0/0/0/0: slice 0 (row 0) is damaged", "convert the data again")
         assert "2 problem(s)" in cli("verify", "data").out
-        refused(("verify", "nothere"), "nothere", "no data set is there", "larmor convert")
+        refused(("verify", "nothere"), "nothere", "there is no data set here", "larmor convert")
 
     def test_places_that_hold_something_else(self, heads: list[Path], refused: Refused, tmp_path: Path) -> None:
         (tmp_path / "thesis").mkdir()
@@ -413,7 +413,7 @@ class TestTrain:
             ("data.crop=[-8,32]", ("data.crop", "=-8", "greater than or equal to 8")),
             ("data.crop=[128,32]", ("data.crop=128×32", "64×64", "lower it")),
             ("data.validation_split=nothere", ("'nothere'", "test, train, validation")),
-            ("data.url=nodata", ("nodata", "no data set is there", "larmor convert")),
+            ("data.url=nodata", ("nodata", "there is no data set here", "larmor convert")),
             ("output_url=occupied", ("occupied", "is a file", "another place")),
             ("output_url=gs://bucket", ("gs://bucket", "local path or an s3:// URL")),
             ("nonsense", ("'nonsense'", "key=value")),
@@ -434,7 +434,7 @@ class TestTrain:
         refused(("train", "list.yaml"), "list.yaml", "expected keys and values")
         refused(("train", "open.yaml"), "open.yaml", "is not YAML")
         refused(("train", "binary.yaml"), "binary.yaml", "is not a text file")
-        refused(("train", "laptop", "--best-of", "nosweep"), "nosweep", "no sweep is there", "check the URL")
+        refused(("train", "laptop", "--best-of", "nosweep"), "nosweep", "there is no sweep here", "check the URL")
 
     @pytest.mark.parametrize("more", [(), ("--overwrite",)])
     def test_what_cannot_start_leaves_the_old_run(self, data: str, refused: Refused, more: tuple[str, ...]) -> None:
@@ -480,7 +480,9 @@ class TestPull:
         return run
 
     def test_what_is_not_there(self, data: str, refused: Refused) -> None:
-        refused(("pull", "results/runs/mine", "--to", "model"), "results/runs/mine", "no run is there", "check the URL")
+        refused(
+            ("pull", "results/runs/mine", "--to", "model"), "results/runs/mine", "there is no run here", "check the URL"
+        )
         run = make_run(data)
         refused(("pull", run.url, "--to", "model"), run.url, "'val/psnr'", "no whole checkpoint yet")
 
@@ -626,7 +628,7 @@ class TestModel:
         (tmp_path / "heads" / "bad.nii.gz").write_text("hello")
         outcome = cli("reconstruct", "model", "heads", "--to", "images")
         assert outcome.code == 1
-        check_message(outcome.err, "heads/bad.nii.gz", "is not what its name says")
+        check_message(outcome.err, "heads/bad.nii.gz", "does not match its suffix")
         assert len(list((tmp_path / "images").iterdir())) == 2 * len(heads), "the others are done"
         outcome = cli("reconstruct", "model", "heads", "--to", "images", "--skip-invalid")
         assert outcome.code == 0
@@ -634,7 +636,7 @@ class TestModel:
         assert "ms per slice for the generator" in outcome.out
 
     def test_data_to_evaluate(self, model: Path, data: str, refused: Refused) -> None:
-        refused(("evaluate", "model", "nodata"), "nodata", "no data set is there", "larmor convert")
+        refused(("evaluate", "model", "nodata"), "nodata", "there is no data set here", "larmor convert")
         refused(("evaluate", "model", data, "--split", "nothere"), "'nothere'", "test, train, validation")
         refused(("evaluate", "model", data, "--preset", "mine"), "'mine'", "paper", "fastmri")
 

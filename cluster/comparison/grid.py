@@ -52,7 +52,7 @@ class GridConfig(BaseModel):
     seeds: Mapping[str, int] = Field(
         default_factory=dict, description="systems that are trained several times, each time from another seed"
     )
-    every: int = Field(1, ge=1, description="rate one slice in so many of each volume")
+    every: int = Field(1, ge=1, description="evaluate one slice in so many of each volume")
 
     @field_validator("systems")
     @classmethod
@@ -161,9 +161,9 @@ def fill(
     say: Say,
     overwrite: bool = False,
 ) -> list[Evaluation]:
-    """Train what is not yet trained, rate what is not yet rated, write the tables to `folder`; returns them.
+    """Train and evaluate what is missing, write the tables to `folder`; returns them.
 
-    Stopped at any time, the same call goes on: a training from its last checkpoint. Raises what training and
+    Stopped at any time, the same call resumes: a training from its last checkpoint. Raises what training and
     evaluation raise, and `InputError` if something else lies where a run belongs; `overwrite` trains all anew.
     """
     data = DataConfig(url=data_url, memory_cache_bytes=0, disk_cache_bytes=0)
@@ -237,7 +237,7 @@ def _about(filled: Sequence[FilledCell]) -> str:
         lines.append("| " + " | ".join(row) + " |")
     diverged = [f"{', '.join(cell.diverged)} ({cell.result.label})" for cell in filled if cell.diverged]
     if diverged:
-        lines += ["", f"Diverged, and so without figures: {'; '.join(diverged)}."]
+        lines += ["", f"Diverged, therefore without figures: {'; '.join(diverged)}."]
     return "\n".join(lines)
 
 

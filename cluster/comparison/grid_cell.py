@@ -1,4 +1,4 @@
-"""One cell of a grid: its systems trained, and rated beside compressed sensing on the same slices."""
+"""One cell of a grid: its systems trained, and evaluated beside compressed sensing on the same slices."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def fill_cell(
     keep_runs: bool = True,
     every: int = 1,
 ) -> FilledCell:
-    """Train each system and rate all; what `folder` and the runs have already is not done again, unless the data set,
-    the mask or the code that rates is another one now.
+    """Train each system and evaluate all; what `folder` and the runs already have is not repeated, unless the data set,
+    the mask or the evaluating code is another one now.
 
     A system whose training diverges is left out, since that says something of it and nothing of the others.
     Writes the evaluations and a figure to `folder`. Raises what training and evaluation raise, and `InputError` if
@@ -109,7 +109,7 @@ def rate_classical(
 
 
 def _rated_with(physics: Physics) -> Facts:
-    """What figures depend on beside the methods and the data: another mask or other code, and they are rated anew."""
+    """What figures depend on besides methods and data: with another mask or other code they are computed again."""
     return {"mask": describe_mask(physics.mask, physics.crop)["sha256"], "code": code_hash()}
 
 

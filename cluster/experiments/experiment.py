@@ -88,7 +88,7 @@ class Experiment(Recipe):
         if unfit and fewest < most:
             multiple = math.lcm(*range(fewest, most + 1)) * parts
             raise ValueError(
-                f"training.global_batch_size={batch} does not divide by {', '.join(unfit)} workers × {parts} "
+                f"training.global_batch_size={batch} is not divisible by {', '.join(unfit)} workers × {parts} "
                 f"micro-batches, and cluster.num_workers={{min: {fewest}, max: {most}}} allows that; use "
                 f"training.global_batch_size={-(-batch // multiple) * multiple}, or a narrower range"
             )

@@ -119,7 +119,7 @@ def refuse_another(experiment: Experiment, known_yaml: str, url: str, may_differ
     ]
     if differing:
         raise InputError(
-            f"{url}: another experiment of that name is there; it differs in {', '.join(differing[:5])}; choose "
+            f"{url}: another experiment of that name exists; it differs in {', '.join(differing[:5])}; choose "
             "another name=…, or pass --overwrite to delete it"
         )
 

@@ -46,5 +46,5 @@ def train_locally(experiment: Experiment, run: RunFolder, device: str, say: Say 
             run.write_failure(str(error))
             raise
     if not finished:
-        message = f"stopped after step {worker.place.step} ({request.reason}); the same command goes on"
+        message = f"stopped after step {worker.place.step} ({request.reason}); the same command resumes it"
         raise Stopped(message, request.number)

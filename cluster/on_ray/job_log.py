@@ -38,7 +38,7 @@ def follow(jobs: Jobs, name: str, show: Callable[[str], None], patience: Patienc
             job = jobs.find(name)
         except InputError as error:
             if time.monotonic() - answered > patience.away:
-                raise InputError(f"{error}; the job may still run: the same command comes back to it") from error
+                raise InputError(f"{error}; the job may still be running: the same command follows it again") from error
             time.sleep(patience.pause)
             continue
         if job is None or job.start_time != began:

@@ -79,5 +79,5 @@ def describe_failure(error: BaseException, max_failures: int) -> str | None:
     reasons = "; ".join(f"rank {rank}: {str(failure).strip()[-1500:]}" for rank, failure in sorted(failures.items()))
     return (
         f"the workers ended too early {max_failures + 1} times, once more than cluster.max_failures={max_failures}. "
-        f"The last time {reasons}. The same command goes on from the last checkpoint"
+        f"The last time {reasons}. The same command resumes from the last checkpoint"
     )

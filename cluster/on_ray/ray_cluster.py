@@ -60,8 +60,8 @@ def connected(address: str | None) -> Iterator[None]:
                 ray.init(address=address, **options)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise InputError(
-                    f"the Ray cluster at {address} cannot be reached ({error}); is it running, and does it ask for "
-                    "another token than that in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH?"
+                    f"the Ray cluster at {address} cannot be reached ({error}); is it running, and does it require "
+                    "a token other than the one in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH?"
                 ) from error
     else:
         ray.init(

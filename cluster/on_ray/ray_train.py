@@ -45,8 +45,8 @@ def train_on_ray(experiment: Experiment, run: RunFolder, say: Callable[[str], No
                 return
             message = f"stopped after step {outcome.step} ({outcome.reason})"
             if request.reason:
-                raise Stopped(f"{message}; the same command goes on", request.number)
-            say(f"{message}; going on as soon as there is room")
+                raise Stopped(f"{message}; the same command resumes it", request.number)
+            say(f"{message}; resuming as soon as there is room")
 
 
 def _fit_until(request: StopRequest, experiment: Experiment, run: RunFolder) -> AttemptEnd:

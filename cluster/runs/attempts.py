@@ -1,6 +1,6 @@
 """How often a run was begun, and what share of the time since then has counted: its goodput.
 
-    attempts/NUMBER.json   when, where and by how many workers the run was begun or gone on with, and at which step
+    attempts/NUMBER.json   when, where and by how many workers the run was started or resumed, and at which step
 
 Goodput = seconds in the steps up to the newest, each step counted once, over the seconds since the first attempt began.
 What does not count: starting the workers, validation, checkpoints, reports, steps that were trained again after a
@@ -23,7 +23,7 @@ _FOLDER = "attempts"
 @dataclass(frozen=True)
 class Attempt:
     """`began`: seconds since 1970 by the clock of `host`, where rank 0 is; `step`: the last one of the checkpoint that
-    it goes on from, 0 for none."""
+    it resumes from, 0 for none."""
 
     number: int
     began: float

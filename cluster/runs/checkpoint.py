@@ -37,7 +37,7 @@ Files = Mapping[str, FileEntry]
 class Checkpoint:
     """A published checkpoint: its folder below the run's, step, metrics, and path → size and SHA-256.
 
-    `problem` says what is wrong with one from which no training can go on, `weights_problem` what is wrong with one
+    `problem` says what is wrong with one from which no training can resume, `weights_problem` what is wrong with one
     that holds no model either: the generator's weights may be good where a file beside them is damaged.
     """
 

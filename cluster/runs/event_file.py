@@ -15,7 +15,7 @@ _RUN = ("goodput", "seconds", "attempt", "world_size", "training_seconds")
 
 
 class EventFile:
-    """The event files of one attempt, which goes on from `step`: TensorBoard then drops what was beyond it.
+    """The event files of one attempt, which resumes from `step`: TensorBoard then drops what was beyond it.
 
     They are written in `scratch`, unless the store is a folder.
     """

@@ -120,8 +120,9 @@ def check_lease(store: ObjectStore, number: int) -> None:
         other = newest(store)
         raise LeaseLost(
             f"{store.url}: another process has taken it over ({other.describe() if other else 'unknown'}), so this one "
-            f"stops; that happens to one that was suspended, or kept from the store, for {TIME_TO_LIVE:.0f} s; the "
-            "checkpoints before are kept"
+            f"stops; this happens to a process that was suspended, or cut off from the store, for {TIME_TO_LIVE:.0f} "
+            "s; "
+            "earlier checkpoints are kept"
         )
 
 
@@ -192,8 +193,8 @@ def _is_silent(store: ObjectStore, lease: Lease, say: Say) -> bool:
     Raises `InputError` if it was renewed.
     """
     say(
-        f"{store.url}: {lease.describe()}, has it, last heard of at {_clock(lease.renewed)}; waiting up to "
-        f"{lease.time_to_live:.0f} s to see whether it is still there"
+        f"{store.url}: {lease.describe()}, holds its lease, last renewed at {_clock(lease.renewed)}; waiting up to "
+        f"{lease.time_to_live:.0f} s to see whether that process is still alive"
     )
     pause, watched = lease.time_to_live / 30, 0.0
     while watched < lease.time_to_live:
@@ -226,7 +227,7 @@ def _release(store: ObjectStore, lease: Lease) -> None:
         if _highest(store) == lease.number:
             store.write(lease.path, dataclasses.replace(lease, renewed=time.time(), released=True).to_bytes())
     except (InputError, OSError) as error:
-        _LOG.warning("%s/%s: not let go, it runs out by itself (%s)", store.url, lease.path, error)
+        _LOG.warning("%s/%s: not released, it expires by itself (%s)", store.url, lease.path, error)
 
 
 def _numbers(store: ObjectStore) -> list[int]:

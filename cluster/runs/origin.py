@@ -4,7 +4,7 @@ origin.json              data set (URL, SHA-256 of its root document, splits by 
                          checksums) and mask (pattern's hash, achieved ratio); written when the run is claimed
 environments/HASH.json   versions, code and machine; one for each environment that has claimed the run
 
-Data set and mask are pinned: a run that goes on with others is refused. The code may change, and is recorded.
+Data set and mask are pinned: a run that is resumed with others is refused. The code may change, and is recorded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # who reads a record, as `larmor pull` does, needs no PyTorch
 
 E = TypeVar("E", bound="Experiment")
 
-_CODE = ("larmor.storage", "larmor.recon")  # what reads, trains and rates
+_CODE = ("larmor.storage", "larmor.recon")  # what reads, trains and evaluates
 PACKAGES = ("torch", "ray", "deepspeed", "numpy", "zarr", "s3fs", "safetensors")
 
 
@@ -46,7 +46,7 @@ def versions() -> dict[str, str]:
 
 
 def code_hash() -> str:
-    """The first half of the SHA-256 of the code that reads, trains and rates: versions do not tell checkouts apart."""
+    """The first half of the SHA-256 of the code that reads, trains and evaluates: versions do not tell trees apart."""
     digest = hashlib.sha256()
     for package in _CODE:
         spec = find_spec(package)
@@ -81,24 +81,25 @@ def pinned(experiment: E) -> E:
 
 
 def check_origin(experiment: Experiment, folder: Folder) -> None:
-    """Raises `InputError` if what is recorded in `folder` was begun with another data set or mask than is there now."""
+    """Raises `InputError` if what is recorded in `folder` was started with another data set or mask than the present
+    one."""
     try:
         known = json.loads(folder.store.read("origin.json"))
     except FileNotFoundError:
         return
     now = _origin(experiment)
     changed = {
-        "data": f"the data set {experiment.data.url} has been converted anew since",
+        "data": f"the data set {experiment.data.url} has been converted again since",
         "mask": f"the mask file {experiment.mask.file} has changed since"
         if experiment.mask.file
-        else "these settings gave another mask then, with other versions (see its environments/)",
+        else "these settings gave another mask then, with other versions (see environments/ of the run)",
     }
     for part, what in changed.items():
         if known[part]["sha256"] != now[part]["sha256"]:
             raise InputError(
-                f"{folder.store.url}: was begun with another {'data set' if part == 'data' else 'mask'}: {what} "
-                f"(SHA-256 {known[part]['sha256'][:12]}…, now {now[part]['sha256'][:12]}…); bring the old one back, "
-                "choose another name=…, or pass --overwrite to begin anew"
+                f"{folder.store.url}: was started with another {'data set' if part == 'data' else 'mask'}: {what} "
+                f"(SHA-256 {known[part]['sha256'][:12]}…, now {now[part]['sha256'][:12]}…); restore the old one, "
+                "choose another name=…, or pass --overwrite to start again"
             )
 
 

@@ -4,9 +4,9 @@
     config.yaml              the experiment
     metrics.json             where they come from: run, step, validation metrics, checksum, data set, mask, versions
     model-card.md            the same for people (cluster/runs/model_card.py)
-    checkpoint/…             with `full`: every file of the checkpoint, as a training that goes on reads it
+    checkpoint/…             with `full`: every file of the checkpoint, as a training that resumes reads it
 
-While a pull runs, or after it broke, what has arrived lies beside it in NAME.partial; the next one goes on there.
+While a pull runs, or after it broke, what has arrived lies beside it in NAME.partial; the next one resumes there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from larmor.storage.objects.lock_file import locked
 from larmor.storage.objects.store_errors import StoreAway
 
 MODEL_FORMAT = 1  # as larmor.recon.models.model reads it, which needs PyTorch
-_TRIES = 5  # a run that is going on may remove a checkpoint between our look and our download
+_TRIES = 5  # a running training may remove a checkpoint between our look and our download
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def pull_run(
             best = _download_best(run, name, higher, partial, full)
         except InputError as error:
             if not isinstance(error, StoreAway):
-                shutil.rmtree(model, ignore_errors=True)  # what is wrong does not get right by going on with it
+                shutil.rmtree(model, ignore_errors=True)  # resuming does not repair wrong data
             raise
         notes = (*(about.notes if about else ()), *_notes(run, config, name, best))
         (model / "config.yaml").write_text(config)
@@ -121,17 +121,17 @@ def check_target(target: Path, overwrite: bool) -> None:
     if target.is_file():
         raise InputError(f"{target}: is a file; choose another --to")
     if target.exists() and not overwrite:
-        raise InputError(f"{target}: exists already; pass --overwrite or choose another --to")
+        raise InputError(f"{target}: already exists; pass --overwrite or choose another --to")
     if target.exists() and not (target / WEIGHTS).is_file() and any(target.iterdir()):
         raise InputError(f"{target}: is not a model directory, so it is not overwritten; choose another --to")
 
 
 @contextlib.contextmanager
 def _partial_folder(target: Path) -> Iterator[Path]:
-    """The folder beside `target`, for one process alone; it stays if something in it is worth going on with."""
+    """The folder beside `target`, for one process alone; it stays if something in it is worth resuming."""
     partial = target.with_name(f"{target.name}.partial")
     if partial.is_symlink():
-        raise InputError(f"{partial}: is a link; remove it if you do not know it, or choose another --to")
+        raise InputError(f"{partial}: is a link; remove it if you did not make it, or choose another --to")
     partial.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         try:
@@ -205,9 +205,9 @@ def _notes(run: RunFolder, config: str, metric: str, best: Checkpoint) -> Iterat
     if kept_by != metric:
         yield f"the run keeps its best checkpoint by {kept_by}: by {metric} this is the best of those that are kept"
     elif result and (result.checkpoint or best.folder) != best.folder:
-        yield f"the run's result names another checkpoint, {result.checkpoint}, which is not there any more"
+        yield f"the run's result names another checkpoint, {result.checkpoint}, which no longer exists"
     if best.problem:
-        yield f"no training can go on from {best.folder}, of which only the weights are whole: {best.problem}"
+        yield f"no training can resume from {best.folder}, because only its weights are whole: {best.problem}"
     yield from (warning for warning in run.warnings() if REMOVED in warning)
     for item in run.published():
         if item.problem and metric not in item.metrics:

@@ -9,7 +9,7 @@
     checkpoints/step-STEP-TOKEN/manifest.json         written last: all parts in one, metrics
     warnings/step-STEP-TOKEN.txt                      why that checkpoint was skipped, and which was used instead
     result.json                                       written when the run has finished
-    failure.txt                                       why the training cannot go on: it diverged
+    failure.txt                                       why the training cannot continue: it diverged
 
 Needs neither Ray nor DeepSpeed, so that `larmor pull` runs anywhere.
 """
@@ -66,12 +66,12 @@ class RunFolder:
         return self.store.create("config.yaml", config_yaml.encode(), guard=self.check_lease)
 
     def config_yaml(self) -> str:
-        """Raises `InputError` if no run is there."""
+        """Raises `InputError` if there is no run here."""
         self.store.check_access()
         try:
             return self.store.read("config.yaml").decode()
         except FileNotFoundError as error:
-            raise InputError(f"{self.url}: no run is there (no config.yaml); check the URL") from error
+            raise InputError(f"{self.url}: there is no run here (no config.yaml); check the URL") from error
 
     def replace_config(self, config_yaml: str) -> None:
         self.check_lease()
@@ -115,12 +115,12 @@ class RunFolder:
         return RunResult.read(content, f"{self.url}/result.json")
 
     def clear_result(self) -> None:
-        """The run goes on."""
+        """The run continues."""
         self.check_lease()
         self.store.delete("result.json")
 
     def write_failure(self, reason: str) -> None:
-        """Record why the training cannot go on as it is."""
+        """Record why the training cannot continue as it is."""
         self._write("failure.txt", reason.encode())
 
     def failure(self) -> str | None:
@@ -231,7 +231,7 @@ class RunFolder:
         self.store.remove([f"{checkpoint.folder}/manifest.json"], guard=self.check_lease)
 
     def take_back(self, checkpoint: Checkpoint, problem: str, is_model: bool) -> None:
-        """Let no training go on from a checkpoint that was found damaged; as a model it counts if `is_model`."""
+        """Let no training resume from a checkpoint that was found damaged; as a model it counts if `is_model`."""
         if is_model:
             self.publish(dataclasses.replace(checkpoint, problem=problem))
         else:

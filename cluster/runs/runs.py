@@ -68,7 +68,7 @@ def find_runs(url: str, now: float | None = None) -> list[RunSummary]:
     found = run_in_threads(lambda path: _if_run(f"{store.url}/{path}", now), folders, _THREADS)
     runs = [run for run in found if run is not None]
     if not runs:
-        raise InputError(f"{url}: no run is there; give an output_url, a sweep's URL, or a run's URL")
+        raise InputError(f"{url}: there is no run here; give an output_url, a sweep's URL, or a run's URL")
     return runs
 
 

@@ -38,8 +38,8 @@ class Interrupted(Stopped):
 class StopRequest:
     """Whether this process was asked to stop, and by what. Set in any thread, read by the training's.
 
-    The first signal asks. A second one does what it did before Larmor listened. So does time: `grace_seconds` after the
-    first the process ends, whatever it is doing.
+    The first signal asks. A second signal has its original effect. In any case the process exits `grace_seconds` after
+    the first.
     """
 
     def __init__(self, grace_seconds: float) -> None:
@@ -90,7 +90,7 @@ class StopRequest:
         self._timer.start()
         self._say(
             f"{signal.Signals(number).name}: the training saves a checkpoint and stops, within "
-            f"{self._grace_seconds:.0f} s; once more to stop at once"
+            f"{self._grace_seconds:.0f} s; send it again to stop at once"
         )
 
     def _as_before(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint on its way to the store while the training goes on."""
+"""The upload of a checkpoint while the training continues."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Upload:
         pause = 0.02
         while (files := self._run.read_parts(self._checkpoint.folder, self._world_size)) is None:
             if self._abandoned.wait(pause):
-                raise InputError("the other workers have ended before their files were there")
+                raise InputError("the other workers ended before their files were stored")
             pause = min(2 * pause, _LONGEST_PAUSE)
         self._before_publishing()
         self._run.publish(dataclasses.replace(self._checkpoint, files=files))

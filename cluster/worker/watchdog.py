@@ -101,7 +101,7 @@ class Watchdog:
             return
         step = now[self._rank].step
         reason = (
-            f"the training hangs after step {step}: {problem} (nothing has moved for {self._progress.idle_seconds:.0f} "
+            f"the training hangs after step {step}: {problem} (no progress for {self._progress.idle_seconds:.0f} "
             f"s; cluster.hang_seconds={self._hang_seconds:g})"
         )
         try:

@@ -168,8 +168,8 @@ class LocalWorker:
         if skipped:
             reasons = "; ".join(f"{item.folder}: {text}" for item, text in zip(skipped, problems, strict=True))
             raise InputError(
-                f"{self._run.url}: none of its {len(skipped)} checkpoints can be used ({reasons}); bring the files "
-                "back from a copy, or pass --overwrite to begin anew"
+                f"{self._run.url}: none of its {len(skipped)} checkpoints can be used ({reasons}); restore the files "
+                "from a copy, or pass --overwrite to start again"
             )
         return False
 
@@ -206,7 +206,7 @@ class LocalWorker:
     def _record(self, skipped: Sequence[Checkpoint], problems: Sequence[str], used: Checkpoint) -> None:
         """The training comes by the steps of `skipped` again, and saves them again."""
         for checkpoint, problem in zip(skipped, problems, strict=True):
-            text = f"{checkpoint.folder} was skipped: {problem}; the training went on from step {used.step}"
+            text = f"{checkpoint.folder} was skipped: {problem}; the training resumed from step {used.step}"
             _LOG.warning("%s: %s", self._run.url, text)
             self._run.write_warning(checkpoint.folder, text)
             self._run.take_back(checkpoint, problem, self._is_model(checkpoint))

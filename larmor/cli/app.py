@@ -13,8 +13,8 @@ from larmor.storage.formats.provenance import larmor_version
 def local_path(text: str | Path) -> Path:
     if "://" in str(text):
         raise typer.BadParameter(
-            f"{text}: is a URL, and a path on this machine is expected (of a run, `larmor pull {text} --to MODEL_DIR` "
-            "makes a model directory)"
+            f"{text}: is a URL, but a path on this machine is expected (`larmor pull {text} --to MODEL_DIR` makes a "
+            "model directory of a run)"
         )
     return Path(text)
 
@@ -29,15 +29,16 @@ app = typer.Typer(
 )
 
 Experiment = Annotated[
-    str, typer.Argument(help="An experiment's YAML file, or the name of a shipped one: laptop, paper_256x256, …")
+    str, typer.Argument(help="An experiment's YAML file, or the name of a shipped experiment: laptop, paper_256x256, …")
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the experiment: key=value, such as training.num_steps=100")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete what is there under that name and begin anew.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Slices that go through the generator at once.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete existing results of that name and start again.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="How many slices the generator processes at once.")]
 Address = Annotated[
-    str | None, typer.Option(help="A running Ray cluster (auto, HOST:PORT or ray://…); without it one starts here.")
+    str | None,
+    typer.Option(help="A running Ray cluster (auto, HOST:PORT or ray://…); default: start one on this machine."),
 ]
 
 Dashboard = Annotated[
@@ -46,8 +47,8 @@ Dashboard = Annotated[
         "--address", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, such as http://127.0.0.1:8265."
     ),
 ]
-Job = Annotated[str, typer.Argument(help="The job's name: that of the run, or sweep-NAME.")]
-IsSweep = Annotated[bool, typer.Option("--sweep", help="Submit the sweep, not the training.")]
+Job = Annotated[str, typer.Argument(help="The job's name: the name of the run, or sweep-NAME.")]
+IsSweep = Annotated[bool, typer.Option("--sweep", help="Submit the sweep instead of the training.")]
 
 
 def _print_version(wanted: bool) -> None:

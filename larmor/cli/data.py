@@ -26,22 +26,27 @@ def convert(
     splits: Annotated[
         Path | None, typer.Option(help="YAML: {validation: [SUBJECT…], test: [SUBJECT…]}.", **LOCAL)
     ] = None,
-    validation: Annotated[list[str] | None, typer.Option(help="A subject to validate on; repeatable.")] = None,
-    test: Annotated[list[str] | None, typer.Option(help="A subject to test on; repeatable, optional.")] = None,
+    validation: Annotated[list[str] | None, typer.Option(help="A subject of the validation split; repeatable.")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="A subject of the test split; repeatable, optional.")] = None,
     subject: Annotated[
         str | None,
         typer.Option(
             metavar="PATTERN",
-            help="Who a scan shows: a regular expression found in its path (its last match, its first group), or the "
-            "number of folders above the file whose name says it. Default: headers, BIDS names, folders.",
+            help="The subject of a scan: a regular expression that is searched in its path (last match, first group), "
+            "or the number of folders above the file up to the one named for the subject. "
+            "Default: headers, BIDS names, folders.",
         ),
     ] = None,
     matrix: Annotated[int, typer.Option(min=32, max=4096, help="Height and width of slices cut from images.")] = 256,
     min_foreground: Annotated[
-        float, typer.Option(min=0, max=1, help="Least share of foreground pixels in slices cut from images.")
+        float, typer.Option(min=0, max=1, help="Smallest fraction of foreground pixels in slices cut from images.")
     ] = 0.15,
-    skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Leave bad volumes out, do not stop.")] = False,
-    if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing if a data set is there.")] = False,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Leave bad volumes out instead of stopping.")
+    ] = False,
+    if_missing: Annotated[
+        bool, typer.Option("--if-missing", help="Do nothing if the data set already exists.")
+    ] = False,
     sensitivity_maps: Annotated[
         bool, typer.Option("--sensitivity-maps", help="Store coil sensitivity maps (ESPIRiT) beside multi-coil data.")
     ] = False,
@@ -50,7 +55,7 @@ def convert(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Scans → k-space slices → sharded Zarr, split by subject. Killed, the same command goes on where it stopped."""
+    """Convert scans to k-space slices in sharded Zarr, split by subject. If it is killed, run it again to resume."""
     from larmor.cli.console import console, progress_bar
     from larmor.commands.data import convert as convert_scans
     from larmor.commands.data import held_out_subjects, is_converted
@@ -60,7 +65,7 @@ def convert(
     from larmor.storage.objects.parallel import default_threads
 
     if if_missing and is_converted(to):
-        console.print(f"{to}: a data set is there already; nothing to do")
+        console.print(f"{to}: the data set already exists; nothing to do")
         return
     options = ConvertOptions(
         matrix=(matrix, matrix),
@@ -78,7 +83,7 @@ def convert(
     for line in [*describe_reports(reports, min_foreground), *notes]:
         console.print(line, markup=False)
     if resumed := sum(report.resumed for report in reports):
-        console.print(f"resumed a conversion that was interrupted; {resumed} scans had been read before")
+        console.print(f"resumed an interrupted conversion; {resumed} scans had already been read")
     console.print(f"{sum(report.kept for report in reports)} slices in {to}")
 
 
@@ -89,7 +94,7 @@ def verify(
         int | None, typer.Option(min=1, max=64, help="Threads; default: the number of processors, at most 8.")
     ] = None,
 ) -> None:
-    """Read a data set whole and check every checksum, value and column. Exit code 1 if anything is wrong."""
+    """Read a whole data set and check every checksum, value and column. Exit code 1 if anything is wrong."""
     from larmor.cli.console import console, errors, progress_bar
     from larmor.commands.data import verify as verify_dataset
     from larmor.commands.feedback import Feedback
@@ -106,9 +111,9 @@ def verify(
 @commands.command()
 def inspect(
     url: Annotated[str, typer.Argument(help="A data set made by `larmor convert`.")],
-    to: Annotated[Path | None, typer.Option(help="Also write a contact sheet there (PNG).", **LOCAL)] = None,
+    to: Annotated[Path | None, typer.Option(help="Also write a contact sheet to this file (PNG).", **LOCAL)] = None,
 ) -> None:
-    """Print shapes, chunks, shards, subjects and provenance. With `--to` a contact sheet of its slices is drawn."""
+    """Print shapes, chunks, shards, subjects and provenance. `--to` also draws a contact sheet of the slices."""
     from larmor.cli.console import console
     from larmor.commands.data import inspect as inspect_dataset
 
@@ -120,7 +125,7 @@ def inspect(
 
 @commands.command()
 def masks(
-    to: Annotated[Path, typer.Option(help="The PNG to write.", **LOCAL)] = Path("masks.png"),
+    to: Annotated[Path, typer.Option(help="The PNG file to write.", **LOCAL)] = Path("masks.png"),
     size: Annotated[str, typer.Option(help="Height and width: HEIGHTxWIDTH.")] = "256x256",
     kind: Annotated[list[str] | None, typer.Option(help="Kind of mask; repeatable; default: all.")] = None,
     ratio: Annotated[float, typer.Option(help="Measured points / all points.")] = 0.1,

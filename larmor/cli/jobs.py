@@ -18,13 +18,14 @@ def submit(
     overrides: Overrides = None,
     run_sweep: IsSweep = False,
     install: Annotated[
-        bool, typer.Option("--install", help="Nodes install the dependencies first, in the versions of this machine.")
+        bool,
+        typer.Option("--install", help="Install the dependencies on the nodes first, in the versions of this machine."),
     ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job's log.")] = False,
 ) -> None:
-    """Run the training or the sweep as a job on a Ray cluster, and follow its log. Exit code: the job's.
+    """Run a training or a sweep as a job on a Ray cluster and follow its log. The exit code is the job's.
 
-    The same command again comes back to a job that still runs; Ctrl-C leaves it running.
+    Ctrl-C leaves the job running. The same command follows it again.
     """
     from larmor.cli.console import errors
     from larmor.cluster.on_ray.job_log import follow
@@ -42,8 +43,8 @@ def submit(
         code = exit_code(follow(jobs, job.name, lambda text: typer.echo(text, nl=False)))
     except KeyboardInterrupt:
         errors.print(
-            f"\njob '{job.name}' goes on; the same command comes back to it, `larmor status {job.name} --address "
-            f"{address}` asks about it, `larmor stop {job.name} --address {address}` ends it",
+            f"\njob '{job.name}' keeps running; the same command follows it again, `larmor status {job.name} --address "
+            f"{address}` shows its state, `larmor stop {job.name} --address {address}` ends it",
             markup=False,
         )
         code = 130
@@ -52,7 +53,7 @@ def submit(
 
 @commands.command()
 def status(job: Job, address: Dashboard) -> None:
-    """How a job on a cluster is: its state, since when, and where its results go."""
+    """Show a job on a cluster: its state, when it was submitted, and where its results go."""
     from larmor.cluster.on_ray.jobs import Jobs, describe
 
     for line in describe(Jobs(address).get(job)):
@@ -61,7 +62,7 @@ def status(job: Job, address: Dashboard) -> None:
 
 @commands.command()
 def stop(job: Job, address: Dashboard) -> None:
-    """End a job on a cluster: it is asked to, and is killed after two minutes. Submitting it again goes on with it."""
+    """Ask a job on a cluster to stop; kill it after two minutes. Submitting the job again resumes it."""
     from larmor.cluster.on_ray.jobs import Jobs, describe
 
     for line in describe(Jobs(address).stop(job)):
@@ -70,10 +71,12 @@ def stop(job: Job, address: Dashboard) -> None:
 
 @commands.command("runs")
 def list_runs(
-    url: Annotated[str, typer.Argument(help="Where runs are: an output_url, a sweep, or one run.")] = "s3://larmor",
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+    url: Annotated[
+        str, typer.Argument(help="Where to look for runs: an output_url, a sweep, or one run.")
+    ] = "s3://larmor",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List runs: state, step, best validation, speed, goodput (steps that count / all the time), restarts."""
+    """List runs with state, step, best validation, speed, goodput (time of steps that count / all time), restarts."""
     from larmor.cli.console import console
     from larmor.cluster.runs.runs import find_runs, table_lines, to_json
 

@@ -49,7 +49,8 @@ def main() -> None:
         from larmor.cli.console import errors
 
         errors.print(
-            f"larmor: this command needs {error.name}, which is not installed; `pip install larmor-mri` does it all"
+            f"larmor: this command needs {error.name}, which is not installed; `pip install larmor-mri` installs "
+            "everything"
         )
         if os.environ.get("LARMOR_DEBUG"):
             raise
@@ -60,7 +61,7 @@ def main() -> None:
         from larmor.cli.console import errors
 
         where = f"{error.filename}: " if error.filename else ""
-        errors.print(f"larmor: {where}{error.strerror}; choose another place, or make room there", markup=False)
+        errors.print(f"larmor: {where}{error.strerror}; choose another place, or free space there", markup=False)
         if os.environ.get("LARMOR_DEBUG"):
             raise
         raise SystemExit(1) from None

@@ -13,7 +13,7 @@ from larmor.cli.app import LOCAL, BatchSize, Overwrite
 from larmor.recon.recipe.metric import METRICS
 from larmor.storage.objects.errors import InputError
 
-benchmark_app = typer.Typer(help="Comparisons that anybody can repeat.", no_args_is_help=True, rich_markup_mode=None)
+benchmark_app = typer.Typer(help="Comparisons that anybody can reproduce.", no_args_is_help=True, rich_markup_mode=None)
 
 commands = typer.Typer(rich_markup_mode=None)
 
@@ -29,22 +29,26 @@ def pull(
     prefer: Annotated[
         str | None,
         typer.Option(
-            help="Of a sweep by two metrics: METRIC, or METRIC=WEIGHT,METRIC=WEIGHT, chooses from the front; default: "
-            "nearest to the best of both, in parts of the front's range."
+            help="For a sweep by two metrics: METRIC, or METRIC=WEIGHT,METRIC=WEIGHT, chooses from the front. "
+            "Default: the trial "
+            "nearest to the best of both, as fractions of the front's range."
         ),
     ] = None,
     trial: Annotated[
-        str | None, typer.Option(help="Of a sweep: this trial (its id or how it begins), not the best one.")
+        str | None,
+        typer.Option(help="For a sweep: pull this trial (its id or the beginning of it) instead of the best one."),
     ] = None,
     full: Annotated[
         bool,
-        typer.Option("--full", help="Also the whole training state, to look into or keep: of your own runs only."),
+        typer.Option(
+            "--full", help="Also pull the whole training state, to inspect or keep it; for your own runs only."
+        ),
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """The best checkpoint by a validation metric, verified by checksum: weights, configuration, metrics, card.
+    """Pull the best checkpoint by a validation metric, verified by checksum: weights, configuration, metrics, card.
 
-    Broken off, the same command goes on where it stopped.
+    If it is interrupted, run the same command again to resume.
     """
     from larmor.cli.console import console
     from larmor.commands.models import pull as pull_model
@@ -65,18 +69,21 @@ def reconstruct(
         str, typer.Argument(metavar="INPUT", help="Scans as for `larmor convert`, or a data set made by it.")
     ],
     to: Annotated[Path, typer.Option(help="Folder for the images.", **LOCAL)],
-    split: Annotated[str | None, typer.Option(help="Of a data set: train, validation or test (default).")] = None,
+    split: Annotated[str | None, typer.Option(help="For a data set: train, validation or test (default).")] = None,
     undersample: Annotated[
-        bool, typer.Option("--undersample", help="Measured k-space is whole: undersample it with the model's mask.")
+        bool,
+        typer.Option("--undersample", help="Measured k-space is fully sampled: undersample it with the model's mask."),
     ] = False,
     mask: Annotated[
-        Path | None, typer.Option(help="Which points of k-space were measured: .npy (height, width), 1 or 0.", **LOCAL)
+        Path | None, typer.Option(help="The measured points of k-space: .npy (height, width), 1 or 0.", **LOCAL)
     ] = None,
-    skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Bad scans do not make it fail.")] = False,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Leave bad scans out instead of failing.")
+    ] = False,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Reconstruct images (undersampled on the fly) or measured k-space, of any size; NIfTI or npy, and a PNG."""
+    """Reconstruct images (undersampled on the fly) or measured k-space of any size. Writes NIfTI or npy, and a PNG."""
     from larmor.cli.console import console, progress_bar
     from larmor.commands.feedback import Feedback
     from larmor.commands.models import ReconstructOptions
@@ -107,12 +114,14 @@ def reconstruct(
 def export(
     model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.", **LOCAL)],
     to: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for torch.export.", **LOCAL)],
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the images; default: as it was trained.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH of the images; default: the size of the training.")
+    ] = None,
     dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="Let height and width vary.")] = False,
-    coils: Annotated[int, typer.Option(min=1, help="Coils of the k-space, for models that see them.")] = 1,
+    coils: Annotated[int, typer.Option(min=1, help="Number of coils of the k-space, for models that use them.")] = 1,
     overwrite: Overwrite = False,
 ) -> None:
-    """A model for other programs: ONNX or torch.export, checked against the model to 1e-4 before it is there."""
+    """Export a model as ONNX or torch.export. The file is kept only if it agrees with the model to 1e-4."""
     from larmor.cli.console import console
     from larmor.commands.models import export as export_file
     from larmor.recon.evaluation.methods import parse_size
@@ -127,27 +136,29 @@ def evaluate(
     model_dirs: Annotated[list[Path], typer.Argument(metavar="MODEL_DIR...", help="Made by `larmor pull`.", **LOCAL)],
     url: Annotated[str, typer.Argument(metavar="DATASET_URL", help="A data set made by `larmor convert`.")],
     method: Annotated[
-        list[str] | None, typer.Option(help="Without training: wavelet, total_variation or bart; repeatable.")
+        list[str] | None,
+        typer.Option(help="A method without training: wavelet, total_variation, alternating or bart; repeatable."),
     ] = None,
     size: Annotated[list[str] | None, typer.Option(help="HEIGHTxWIDTH instead of the models' own; repeatable.")] = None,
     mask: Annotated[list[str] | None, typer.Option(help="Kind of mask instead of their own; repeatable.")] = None,
     ratio: Annotated[list[float] | None, typer.Option(help="Sampling ratio instead of their own; repeatable.")] = None,
     segmentation: Annotated[
-        bool, typer.Option("--segmentation", help="Rate tissue segmentations too: Dice. Takes a minute per volume.")
+        bool,
+        typer.Option("--segmentation", help="Also evaluate tissue segmentations (Dice). Takes a minute per volume."),
     ] = False,
     every: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Rate one slice in N of each volume; the table says so."),
+        typer.Option(min=1, metavar="N", help="Evaluate one slice in N of each volume; the table says so."),
     ] = 1,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    preset: Annotated[str, typer.Option(help="How figures are defined: paper or fastmri.")] = "paper",
+    preset: Annotated[str, typer.Option(help="Definitions of the metrics: paper or fastmri.")] = "paper",
     to: Annotated[
         Path | None, typer.Option(help="Folder for the tables; default: MODEL_DIR/evaluation.", **LOCAL)
     ] = None,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """The tables: zero-filled, models and classical methods side by side, preset named; CSV, Markdown, LaTeX, PNG."""
+    """Evaluate models, zero-filled images and classical methods side by side. Writes CSV, Markdown, LaTeX and PNG."""
     from larmor.cli.console import console, progress_bar
     from larmor.commands.feedback import Feedback
     from larmor.commands.models import EvaluateOptions
@@ -174,13 +185,13 @@ def evaluate(
 def benchmark_tables(
     preset: Annotated[str, typer.Option(help="A shipped grid, laptop or paper, or a YAML file.")] = "laptop",
     data: Annotated[str, typer.Option(help="A data set made by `larmor convert`.")] = "s3://larmor/heads",
-    output: Annotated[str, typer.Option(help="Where the trainings go: a folder or s3://BUCKET.")] = "s3://larmor",
+    output: Annotated[str, typer.Option(help="Where to store the trainings: a folder or s3://BUCKET.")] = "s3://larmor",
     to: Annotated[Path, typer.Option(help="Folder for models, tables and figures.", **LOCAL)] = Path("tables"),
-    num_images: Annotated[int | None, typer.Option(min=1, help="Images that each system sees.")] = None,
+    num_images: Annotated[int | None, typer.Option(min=1, help="Number of images that each system sees.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     overwrite: Overwrite = False,
 ) -> None:
-    """Train every system alike and fill the tables. Stopped, the same command goes on where it was."""
+    """Train every system alike and fill the tables. If it is stopped, run it again to resume."""
     from larmor.cli.console import console
     from larmor.cluster.comparison.grid import fill, load_grid
 
@@ -192,13 +203,13 @@ def benchmark_tables(
 
 @commands.command()
 def report(
-    urls: Annotated[list[str], typer.Argument(metavar="URL...", help="Runs and sweeps: their URLs.")],
+    urls: Annotated[list[str], typer.Argument(metavar="URL...", help="URLs of runs and sweeps.")],
     to: Annotated[Path, typer.Option(help="The HTML file to write; tables as CSV go beside it.", **LOCAL)] = Path(
         "report.html"
     ),
     evaluation: Annotated[Path | None, typer.Option(help="A folder made by `larmor evaluate`.", **LOCAL)] = None,
 ) -> None:
-    """One self-contained HTML page about a sweep or a run: trials, curves, landscape, panels, cost; CSV beside it."""
+    """Write one HTML page about a sweep or a run: trials, curves, landscape, panels, cost; CSV beside it."""
     from larmor.cli.console import console
     from larmor.tuning.report.report import write_report
 

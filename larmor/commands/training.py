@@ -1,4 +1,4 @@
-"""Train, and search what to train with."""
+"""Train, and search for the values to train with."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load_experiment(
     """An experiment's YAML file, or a shipped one by name, with `key=value` overrides.
 
     With `best_of`, the URL of a sweep, its best parameters are taken first, and `say` is told which. Raises
-    `InputError` for a file that is not there, for an unknown key (naming the valid ones) and for an impossible value.
+    `InputError` for a missing file, for an unknown key (naming the valid ones) and for an impossible value.
     """
     found = best_parameters(best_of) if best_of else {}
     for key, value in found.items():
@@ -48,12 +48,13 @@ def train(
 ) -> RunResult:
     """Train, or resume a training exactly where it stopped (`larmor train`).
 
-    `experiment`, `overrides` and `best_of` are as for `load_experiment`; an experiment may also be given as it was
-    loaded. `address` is a running Ray cluster (auto, HOST:PORT or ray://…); without it one starts on this machine, and
-    with `local` the training runs in this process on `device` (cpu or cuda), without Ray.
+    `experiment`, `overrides` and `best_of` are as for `load_experiment`; `experiment` may also be one that is already
+    loaded. `address` is a running Ray cluster (auto, HOST:PORT or ray://…); without it a cluster starts on this
+    machine. With `local` the training runs in this process on `device` (cpu or cuda), without Ray.
 
     Returns the run's result: `step` and `metrics` of its best checkpoint, `warnings`. Raises `InputError` for
-    a bad experiment and for a run of that name with another one (unless `overwrite`), and `TrainingDiverged`.
+    a bad experiment, and for a run of that name with another experiment (unless `overwrite`). Raises
+    `TrainingDiverged` if the training diverges.
     """
     if isinstance(experiment, str):
         experiment = load_experiment(experiment, overrides, best_of, feedback.say)
@@ -61,7 +62,7 @@ def train(
     run = RunFolder(config.run_url)
     result = check(config, run, overwrite)
     if result is not None:
-        feedback.say(f"{run.url}: finished already; nothing to do")
+        feedback.say(f"{run.url}: already finished; nothing to do")
         return result
     feedback.say(f"run: {run.url}")
     return _train(config, run, address, device if local else None, overwrite, feedback)
@@ -105,9 +106,9 @@ def sweep(
 ) -> SweepResult:
     """Search a, b and the clipping constant, or any key of the experiment, with Ray Tune (`larmor sweep`).
 
-    Arguments as for `train`; the search is the experiment's section `sweep`, and `space.KEY=loguniform(low,high)` among
-    the overrides adds a dimension. A sweep that was interrupted is resumed. `feedback.report` gets the record of each
-    trial that has ended.
+    The arguments are as for `train`. The section `sweep` of the experiment defines the search, and an override
+    `space.KEY=loguniform(low,high)` adds a dimension. An interrupted sweep is resumed. `feedback.report` gets the
+    record of each trial that has ended.
 
     Returns the sweep's result: `best`, the record of its best trial, and with two metrics `front`, the names of the
     trials on it. Raises `InputError` as `train` does, and if no trial finished.

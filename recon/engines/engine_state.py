@@ -89,7 +89,7 @@ class EngineState:
             name = wrong[0]
             raise InputError(
                 f"checkpoint {self._folder} is of another network: {name} has the shape {found.get(name)} there and "
-                f"{expected.get(name)} here; go on with the experiment that wrote it"
+                f"{expected.get(name)} here; resume with the experiment that wrote it"
             )
 
 

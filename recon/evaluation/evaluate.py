@@ -1,4 +1,4 @@
-"""Rate several models and methods on one split: per slice and per volume, each figure with its preset."""
+"""Evaluate several models and methods on one split: per slice and per volume, each figure with its preset."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Evaluation:
     """One cell of a table, that is one size, mask and ratio: all rows under one preset, and a few examples.
 
     `subject_of` gives the subject of each volume; `num_constant` slices are constant and left out. Every `every`-th
-    slice of each volume is rated, by all methods alike. With segmentation the volumes have `dice` beside `METRICS`, and
-    `segmented` shows some slices with their classes.
+    slice of each volume is evaluated, by all methods alike. With segmentation the volumes have `dice` beside
+    `METRICS`, and `segmented` shows some slices with their classes.
     """
 
     physics: Physics
@@ -128,11 +128,11 @@ def evaluate(
     segmentation: SegmentationConfig | None = None,
     every: int = 1,
 ) -> Evaluation:
-    """Reconstruct the slices of the reader's split with every method, zero-filled first, and rate them: all, or every
-    `every`-th one of each volume to save time.
+    """Reconstruct the slices of the reader's split with every method, zero-filled first, and evaluate them: all, or
+    every `every`-th one of each volume to save time.
 
     `paper`: means over slices, data range 1. `fastmri`: one figure for each volume, in the intensities of
-    the source, data range = maximum of the target volume. With `segmentation` volumes are also rated by Dice: the
+    the source, data range = maximum of the target volume. With `segmentation` volumes are also evaluated by Dice: the
     mean over tissues of the overlap between the segmentations of reconstruction and target.
 
     Slices whose target is constant, and volumes of such, are counted and left out. Raises `InputError` if there are no

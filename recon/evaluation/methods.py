@@ -69,8 +69,8 @@ def table_cells(
 ) -> list[Cell]:
     """The tables of some models and of methods that need no training.
 
-    Without sizes, kinds and ratios of masks every model is rated on what it was trained for, equals together. With
-    some, every model is rated on each combination; what is not given stays as the model has it.
+    Without sizes, kinds and ratios of masks every model is evaluated on what it was trained for, equals together. With
+    some, every model is evaluated on each combination; what is not given stays as the model has it.
     Raises `InputError` for a method that there is not and for masks that cannot be.
     """
     members: dict[Physics, dict[str, Method]] = {}

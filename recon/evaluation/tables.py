@@ -27,7 +27,7 @@ PAPER: Mapping[tuple[tuple[int, int], float], Mapping[str, tuple[float, float]]]
     ((128, 256), 0.1): {"dagan": (28.3, 0.886), "wdagan": (30.1, 0.915), "gan_resnet50": (37.4, 0.953)},
     ((128, 256), 0.5): {"dagan": (39.7, 0.969), "wdagan": (43.1, 0.981), "gan_resnet50": (50.3, 0.991)},
 }
-PAPER_NOTE = "paper: its own figures, on heads and with a mask that it does not publish"
+PAPER_NOTE = "paper: its own figures, on unpublished heads with an unpublished mask"
 
 
 def table_text(result: Evaluation) -> tuple[list[str], list[list[str]]]:
@@ -136,7 +136,7 @@ def write_csv(results: Sequence[Evaluation], path: Path) -> None:
         for result in results:
             cell = [*result.physics.crop, result.physics.mask.kind, result.physics.mask.sampling_ratio]
             for row in [*result.slices, *result.volumes]:
-                # a single slice is always rated as preset `paper` does; `fastmri` rates volumes
+                # a single slice is always evaluated as preset `paper` does; `fastmri` evaluates volumes
                 preset = "paper" if row.slice_index is not None else result.preset
                 place = "" if row.slice_index is None else row.slice_index
                 values = [f"{row.metrics[name]:.6g}" if name in row.metrics else "" for name in columns]

@@ -21,7 +21,7 @@ _MEASURED = ("mse", "ssim", "nmse", "hfen", "gmsd")  # in the order of `_measure
 def slice_metrics_on_device(target: Tensor, reconstruction: Tensor) -> list[dict[str, float]]:
     """`metrics.slice_metrics` of each image of (batch, height, width), in float64, with one copy to the host.
 
-    Each image is rated by itself, so that its figures do not depend on the batch that it is in.
+    Each image is evaluated by itself, so that its figures do not depend on the batch that it is in.
     """
     pairs = zip(target.double(), reconstruction.double(), strict=True)
     measured = torch.stack([_measure(wanted, found) for wanted, found in pairs]).cpu()

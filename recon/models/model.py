@@ -38,7 +38,7 @@ class Model:
 def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     """Read a model directory made by `larmor pull`.
 
-    Raises `InputError` if a file is missing, is not what its name says, does not fit the others, has changed since it
+    Raises `InputError` if a file is missing, does not match its suffix, does not fit the others, has changed since it
     was pulled, or was written by a newer Larmor.
     """
     config_path, weights_path = folder / "config.yaml", folder / "generator.safetensors"

@@ -22,7 +22,7 @@ _INNER_ITERATIONS = 2  # of total variation's denoising in each iteration: its d
 def classical_start(zero_filled: Tensor, consistent: Consistent, config: StartConfig) -> Tensor:
     """About argmin_x ½‖mask · F(maps · x) − kspace‖² + λ‖Ψx‖₁, as `zero_filled`; no gradient passes through it.
 
-    FISTA with Ψ a wavelet transform, the gradient (total variation), or both by turns. `consistent` is its gradient
+    FISTA with Ψ a wavelet transform, the gradient (total variation), or both in turn. `consistent` is its gradient
     step, of length 1, which Σ|maps|² = 1 allows; for a real image it counts each measured point at the mirrored
     frequency too. An image of one channel is not negative. Thresholds fall to λ in the first half of the iterations,
     and the wavelets' grid is shifted in each. A pure function: the shifts are the same in every call.

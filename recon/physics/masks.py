@@ -96,7 +96,7 @@ def _fitting(file: str, wanted: str | None, shape: tuple[int, int]) -> np.ndarra
     if wanted not in (None, found):
         raise InputError(
             f"mask {file} is not the one that mask.sha256={wanted} names (it has {found[:12]}…): it has changed since; "
-            "bring the old one back, or begin anew with mask.sha256=null"
+            "restore the old one, or start a new run with mask.sha256=null"
         )
     if mask.shape != shape:
         (rows, columns), (height, width) = mask.shape, shape
@@ -122,7 +122,7 @@ def _read(file: str) -> tuple[np.ndarray, str]:
     if content.ndim != 2:
         raise InputError(f"mask {file} has {content.ndim} axes {content.shape}, not 2: {remedy}")
     if content.dtype.kind not in "buif" or not np.isin(content, (0, 1)).all():
-        raise InputError(f"mask {file} ({content.dtype}) holds other values than 0 and 1: {remedy}")
+        raise InputError(f"mask {file} ({content.dtype}) holds values other than 0 and 1: {remedy}")
     if not content.any():
         raise InputError(f"mask {file} {content.shape} measures nothing: {remedy}, 1 where k-space is measured")
     mask = content.astype(bool)

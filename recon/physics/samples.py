@@ -64,7 +64,7 @@ def centre_fit(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def normalize(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. (1) with the target range [0, 1], per image of (batch, 1, height, width): in which images are rated.
+    """Eq. (1) with the target range [0, 1], per image of (batch, 1, height, width): in which images are evaluated.
 
     Returns the image and (batch, 2) minimum and maximum, which `denormalize` takes. A constant image → 0.
     """

@@ -29,7 +29,10 @@ class TrainingConfig(BaseModel):
     schedule: Literal["constant", "cosine", "halving"] = Field("constant", description="of both learning rates")
     halve_every: int = Field(1000, ge=1, description="steps after which `halving` halves the learning rates")
     ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="of the averaged generator that is rated and pulled, such as 0.999; 0: none"
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of the averaged generator, which is evaluated and pulled, such as 0.999; 0: none",
     )
     early_stop: int | None = Field(
         None, ge=1, description="stop after so many validations without a better best_metric; null: never"
@@ -150,7 +153,7 @@ class Recipe(BaseModel):
         batch, parts = self.training.global_batch_size, self.training.gradient_accumulation
         if batch % (world_size * parts):
             raise ValueError(
-                f"training.global_batch_size={batch} does not divide by {world_size} workers × {parts} micro-batches; "
+                f"training.global_batch_size={batch} is not divisible by {world_size} workers × {parts} micro-batches; "
                 f"use a multiple of {world_size * parts}"
             )
         size = batch // (world_size * parts)

@@ -17,7 +17,7 @@ class StartConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Literal["none", "wavelet", "total_variation", "alternating"] = Field(
-        "none", description="what is sparse: wavelets, differences (total variation), or both by turns"
+        "none", description="what is sparse: wavelets, differences (total variation), or both in turn"
     )
     iterations: int = Field(100, ge=1)
     weight: float = Field(1e-4, gt=0, description="λ, for images scaled to [0, 1]", allow_inf_nan=False)
@@ -46,18 +46,16 @@ class GeneratorConfig(BaseModel):
         "none", description="put the measured points back: mixed with the network's (soft) or in their place (hard)"
     )
     iterations: int = Field(
-        1, ge=1, description="network and data consistency by turns, so many times with the same weights (MoDL)"
+        1, ge=1, description="how often network and data consistency alternate with the same weights (MoDL)"
     )
-    cascades: int = Field(
-        1, ge=1, description="the same by turns, so many times with weights of their own (deep cascade)"
-    )
+    cascades: int = Field(1, ge=1, description="how often they alternate with separate weights (deep cascade)")
 
     @model_validator(mode="after")
     def _turns_need_consistency(self) -> GeneratorConfig:
         for name in ("iterations", "cascades"):
             if getattr(self, name) > 1 and self.data_consistency == "none":
                 raise ValueError(
-                    f"{name}={getattr(self, name)} takes turns with data consistency; set data_consistency=hard or soft"
+                    f"{name}={getattr(self, name)} alternates with data consistency; set data_consistency=hard or soft"
                 )
         return self
 

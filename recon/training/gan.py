@@ -85,7 +85,7 @@ class Gan:
 
     @property
     def best_generator(self) -> torch.nn.Module:
-        """What validation rates and `larmor pull` gives: the averaged weights where there are any."""
+        """The generator that is validated and pulled: the averaged weights where there are any."""
         return self.average.module if self.average else self.generator.module
 
     def weights(self) -> dict[str, Tensor]:

@@ -92,7 +92,7 @@ def copy_inputs(recorded: Sequence[Sample], given: Sequence[Sample]) -> None:
                 raise InputError(
                     f"training.cuda_graphs=true repeats a step as it was recorded, but {name} is "
                     f"{_shape(theirs.get(name))} in this batch and was {_shape(ours.get(name))}: slices differ in "
-                    "their number of coils; the run goes on with training.cuda_graphs=false"
+                    "their number of coils; resume the run with training.cuda_graphs=false"
                 )
     for ours, theirs in pairs:
         for name, tensor in theirs.items():

@@ -21,7 +21,7 @@ class Worker(Protocol):
         ...
 
     def begin(self, step: int) -> None:
-        """Training goes on from `step`; called once, after `restore`."""
+        """Training resumes from `step`; called once, after `restore`."""
         ...
 
     def progress(self, step: int, phase: str) -> None:

@@ -2,7 +2,7 @@
 
 The first pass reads every source and says what is worth storing (`examine.py`); the second writes the
 shards, in any order and by any number of threads, since the layout is a pure function of what the first one
-found. A conversion that is killed goes on where it stopped, and ends with the same bytes.
+found. A conversion that is killed can be resumed, and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -87,14 +87,14 @@ def convert(
     """Read `sources`, write the data set at `url`, publish it, and say what was kept.
 
     Every source is checked before anything but the journal is written, and before an old data set is removed.
-    If the process is killed, the same call goes on. `progress` gets (description, done, total), always in the
+    If the process is killed, the same call resumes it. `progress` gets (description, done, total), always in the
     calling thread.
 
     Raises `InputError` for bad sources (unless `skip_invalid`), a split that does not work out, a data set
     that is there already (unless `overwrite`), and another conversion that is under way at `url`.
     """
     if options.num_threads < 1:
-        raise InputError(f"{options.num_threads} threads were asked for; give at least 1")
+        raise InputError(f"{options.num_threads} threads requested; use at least 1")
     if options.sensitivity_maps:
         require_sigpy()
     store = ObjectStore(url)
@@ -111,7 +111,7 @@ def convert(
         layouts = conversion.layouts(found)
         clear_place(journal, layouts, options.sensitivity_maps, options.overwrite)
     except StoreAway:
-        raise  # a store that comes back lets the same command go on
+        raise  # when the store is back, the same command resumes
     except InputError:
         journal.discard()
         raise

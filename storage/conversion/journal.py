@@ -1,4 +1,4 @@
-"""What a conversion has done so far, kept beside its data set, so that a killed one goes on where it stopped.
+"""What a conversion has done so far, kept beside its data set, so that a killed one can be resumed.
 
 URL/conversion/plan.json             which conversion this is: sources, options, and a random identity
 URL/conversion/sources/N.json        what was found in source N
@@ -61,7 +61,9 @@ class Journal:
     def check(self) -> None:
         """Raises `InputError` if another conversion has taken the place since."""
         if not self._is_ours():
-            raise InputError(f"{self.store.url}: another conversion was begun here meanwhile; choose another URL")
+            raise InputError(
+                f"{self.store.url}: another conversion has started here in the meantime; choose another URL"
+            )
 
     def remove(self) -> None:
         """Delete the journal; the plan goes last, so that a process killed meanwhile can do it again."""
@@ -106,8 +108,8 @@ def open_journal(store: ObjectStore, plan: Mapping[str, Any], overwrite: bool) -
             return open_journal(store, plan, overwrite)
         if found.get("plan") != plan:
             raise InputError(
-                f"{store.url}: an unfinished conversion of other sources, or with other options, is there; repeat it "
-                "as it was, or pass --overwrite to give it up"
+                f"{store.url}: holds an unfinished conversion of other sources, or with other options; repeat that "
+                "conversion unchanged, or pass --overwrite to discard it"
             )
         identity = found["identity"]
     journal = Journal(store, plan, identity, not created, new_folders)

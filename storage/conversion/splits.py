@@ -31,7 +31,7 @@ def assign_splits(subjects: Iterable[str], held_out: Mapping[str, Sequence[str]]
         if len(subjects) < 3:
             raise InputError(
                 f"{len(subjects)} subject(s) cannot be divided into train, validation and test; give at least 3, "
-                "name them with --validation and --test, or say who is who with --subject"
+                "name them with --validation and --test, or name the subjects with --subject"
             )
         ordered = sorted(subjects, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
         count = max(1, len(ordered) // 10)
@@ -69,12 +69,13 @@ def splits_of_folders(refs: Sequence[SourceRef]) -> dict[str, list[str]]:
         if split is None:
             raise InputError(
                 f"{ref.files[0]}: lies in no folder named for a split (…_train, …_val, …_test), as others do; move it, "
-                "or say who is held out with --validation and --test, or --splits"
+                "or name the held-out subjects with --validation and --test, or --splits"
             )
         if (other := subjects.setdefault(ref.subject, split)) != split:
             raise InputError(
                 f"subject '{ref.subject}' has scans in folders of {other} and of {split} ({ref.files[0]}), but no "
-                "subject may be in two splits; leave scans out, or say who is held out with --validation and --test"
+                "subject may be in two splits; leave scans out, or name the held-out subjects with --validation and "
+                "--test"
             )
     return {split: [name for name, its in subjects.items() if its == split] for split in SPLITS}
 

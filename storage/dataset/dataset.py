@@ -256,7 +256,7 @@ def refuse_occupied(store: ObjectStore, overwrite: bool) -> None:
             raise InputError(f"{store.url}: holds other files ({foreign[0]}, …); choose an empty place")
     _root_record(store)  # refuses to delete what is not a data set of Larmor
     if not overwrite:
-        raise InputError(f"{store.url}: a data set is there already; pass --overwrite or choose another URL")
+        raise InputError(f"{store.url}: there is a data set here already; pass --overwrite or choose another URL")
 
 
 def remove(store: ObjectStore) -> None:
@@ -280,7 +280,7 @@ def _root_record(store: ObjectStore) -> tuple[dict[str, Any], str]:
         document = json.loads(content)
     except FileNotFoundError as error:
         raise InputError(
-            f"{store.url}: no data set is there (no zarr.json; a conversion that did not end leaves none); "
+            f"{store.url}: there is no data set here (no zarr.json; an unfinished conversion leaves none); "
             "make one with `larmor convert`"
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -331,8 +331,9 @@ def read_split(store: ObjectStore, split: str) -> SplitInfo:
     info, stated = read_split_as_it_is(store, split)
     if columns_checksum({name: getattr(info, name) for name in COLUMNS}) != stated:
         raise InputError(
-            f"{store.url}/{split}: its columns are not those that the root document names; the data set was converted "
-            "anew while it was opened, or changed by hand: try again, then convert the data again"
+            f"{store.url}/{split}: its columns do not match the root document; the data set was converted again while "
+            "it "
+            "was opened, or changed by hand: try again, then convert the data again"
         )
     return info
 

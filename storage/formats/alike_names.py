@@ -60,8 +60,8 @@ def _describe(subjects: Iterable[str], by_folder: bool) -> str:
     more = ", …" * (len(shown) > _NAMED)
     return (
         "note: files in several folders are named alike; subjects are named for their "
-        f"{'folders' if by_folder else 'files'} ({', '.join(shown[:_NAMED])}{more}); if that is not who is who, say it "
-        "with --subject"
+        f"{'folders' if by_folder else 'files'} ({', '.join(shown[:_NAMED])}{more}); if these are not the "
+        "subjects, name them with --subject"
     )
 
 

@@ -79,7 +79,7 @@ def _check_image(path: Path, header: Any) -> None:
     if "MOSAIC" in kinds:
         raise InputError(
             f"{path}: is a mosaic (many slices in one image, as Siemens writes them); convert its series to NIfTI, "
-            "with dcm2niix for one"
+            "for example with dcm2niix"
         )
     if found := kinds & _PHASES:
         raise InputError(f"{path}: holds phases (ImageType {min(found)}), not magnitudes; leave its series out")
@@ -199,8 +199,8 @@ def _check_one_series(frames: Sequence[Frame]) -> None:
     if keywords := differing(scans):
         each = "one image each" if len(scans) == len(frames) else f"{len(scans)} kinds of images"
         raise InputError(
-            f"{frames[0].path.parent}: {len(frames)} files of different {', '.join(keywords)}, {each}, so that "
-            "they are no series; export it again, convert it to NIfTI (with dcm2niix for one), or leave it out"
+            f"{frames[0].path.parent}: {len(frames)} files of different {', '.join(keywords)}, {each}, so they "
+            "are not one series; export it again, convert it to NIfTI (for example with dcm2niix), or leave it out"
         )
 
 

@@ -93,7 +93,7 @@ def _mask(path: Path, file: h5py.File, shape: tuple[int, ...]) -> np.ndarray | N
         return None
     values = np.asarray(stored[()])
     if values.dtype.kind not in "buif" or not np.isin(values, (0, 1)).all():
-        raise InputError(f"{path}: 'mask' ({values.dtype}) holds other values than 0 and 1; save it as True or False")
+        raise InputError(f"{path}: 'mask' ({values.dtype}) holds values other than 0 and 1; save it as True or False")
     if not values.any():
         raise InputError(f"{path}: 'mask' measures nothing; 1 says where k-space was measured")
     if values.shape not in (shape, shape[1:], shape[2:]):

@@ -35,7 +35,7 @@ def open_file(path: Path) -> h5py.File:
         raise InputError(f"{path}: no such file")
     try:
         if not h5py.is_hdf5(path):
-            raise InputError(f"{path}: is not an HDF5 file, whatever its name says; export or fetch it again")
+            raise InputError(f"{path}: is not an HDF5 file, despite its suffix; export or fetch it again")
         return h5py.File(path, "r")
     except OSError as error:
         raise InputError(f"{path}: cannot be opened as HDF5 ({error}); truncated? fetch it again") from error

@@ -63,7 +63,9 @@ def _named_file(argument: str, file: str) -> str:
         known = object_facts(names) if is_s3(file) else [os.path.exists(name) or None for name in names]
         there = [name for name, fact in zip(names, known, strict=True) if fact]
         if not there:
-            raise InputError(f"{argument}: is the header of {' or '.join(names)}, which is not there; put it beside it")
+            raise InputError(
+                f"{argument}: is the header of {' or '.join(names)}, which is not there; put it in the same folder"
+            )
         return there[0]
     if format_of(file) is None:
         raise InputError(f"{argument}: not a file of a known kind; expected {EXPECTED}")
@@ -102,7 +104,7 @@ def is_pattern(argument: str) -> bool:
 
 
 def describe_passed_over(files: Iterable[str], hidden: Iterable[str]) -> str:
-    """One line about files that are passed over: each kind is counted, and its first ones are named."""
+    """One line about files that are skipped: each kind is counted, and its first ones are named."""
     kinds: dict[tuple[int, str, str], list[str]] = {}  # by rank and what one, and several, are called
     for file in files:
         if is_header(file):
@@ -115,7 +117,7 @@ def describe_passed_over(files: Iterable[str], hidden: Iterable[str]) -> str:
     if names := list(hidden):
         kinds[3, "hidden", "hidden"] = names
     ordered = sorted(kinds.items(), key=lambda item: (item[0][0], -len(item[1]), item[0]))
-    return "passed over: " + ", ".join(
+    return "skipped: " + ", ".join(
         f"{len(names):,} {one if len(names) == 1 else several} ({_first(names)})"
         for (_, one, several), names in ordered
     )

@@ -33,7 +33,7 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
 
     for path in files:
         if not path.is_file():
-            pair = ", which its other half needs; put it beside it" if len(files) > 1 else ""
+            pair = ", which its other half needs; put it in the same folder" if len(files) > 1 else ""
             raise InputError(f"{path}: no such file{pair}")
     path = files[0]
     if len(files) > 1 and _is_nifti(files[1]):
@@ -46,7 +46,7 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
     except InputError:
         raise
     except (OrientationError, np.linalg.LinAlgError) as error:
-        raise InputError(f"{path}: its header makes no sense ({error}); export the volume again") from error
+        raise InputError(f"{path}: its header is invalid ({error}); export the volume again") from error
     except _UNREADABLE as error:
         raise InputError(f"{path}: cannot be read to its end ({error}); truncated? fetch or export it again") from error
 
@@ -70,11 +70,11 @@ def _load(path: Path) -> Any:
     try:
         image: Any = nibabel.load(path)
     except ImageFileError as error:
-        raise InputError(f"{path}: is not what its name says ({error}); export or fetch it again") from error
+        raise InputError(f"{path}: does not match its suffix ({error}); export or fetch it again") from error
     except (EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read to its end ({error}); truncated? fetch or export it again") from error
     except senseless as error:
-        raise InputError(f"{path}: its header makes no sense ({error}); export or fetch it again") from error
+        raise InputError(f"{path}: its header is invalid ({error}); export or fetch it again") from error
     return image
 
 
@@ -85,8 +85,9 @@ def _notes(image: Any) -> tuple[str, ...]:
     if not isinstance(image.header, AnalyzeHeader) or (mat and Path(mat.filename).is_file()):
         return ()
     return (
-        "the header (Analyze) states no orientation; the axes are taken as right to left, posterior to anterior and "
-        "inferior to superior: if they are not, slices are not coronal, write the volume as NIfTI with its orientation",
+        "the header (Analyze) states no orientation; the axes are assumed to run right to left, posterior to anterior "
+        "and inferior to superior; if they do not, slices are not coronal: write the volume as NIfTI with its "
+        "orientation",
     )
 
 
@@ -97,7 +98,7 @@ def _checked_shape(path: Path, image: Any) -> tuple[int, int, int]:
     if len(shape) != 3:
         raise InputError(f"{path}: has shape {shape}; one 3-D volume is expected")
     if min(shape) < 1:
-        raise InputError(f"{path}: its header makes no sense (shape {shape}); export the volume again")
+        raise InputError(f"{path}: its header is invalid (shape {shape}); export the volume again")
     if image.get_data_dtype().kind not in "iuf":
         raise InputError(f"{path}: has voxels of type {image.get_data_dtype()}; one real number each is expected")
     return shape[0], shape[1], shape[2]

@@ -57,7 +57,7 @@ def read_voxels(path: Path, header_path: Path) -> Volume:
     if len(shape) != 3 and not (len(shape) == 4 and shape[3] == 1):
         raise InputError(f"{path}: has shape {shape}; one 3-D volume is expected")
     if min(shape) < 1:
-        raise InputError(f"{path}: its header makes no sense (shape {shape}); export the volume again")
+        raise InputError(f"{path}: its header is invalid (shape {shape}); export the volume again")
     if stored.get_data_dtype().kind not in "iuf":
         raise InputError(f"{path}: has voxels of type {stored.get_data_dtype()}; one real number each is expected")
     try:
@@ -69,7 +69,7 @@ def read_voxels(path: Path, header_path: Path) -> Volume:
     try:
         return canonical_volume(data, header.affine, header.notes)
     except (OrientationError, np.linalg.LinAlgError, OverflowError) as error:
-        raise InputError(f"{path}: its header makes no sense ({error}); export the volume again") from error
+        raise InputError(f"{path}: its header is invalid ({error}); export the volume again") from error
 
 
 def _read_header(path: Path) -> NiftiHeader:
@@ -77,7 +77,7 @@ def _read_header(path: Path) -> NiftiHeader:
         with open_unpacked(path) as file:
             return parse_header(path, file.read(LARGEST_HEADER))
     except gzip.BadGzipFile as error:
-        raise InputError(f"{path}: is not what its name says ({error}); a NIfTI file is expected") from error
+        raise InputError(f"{path}: does not match its suffix ({error}); a NIfTI file is expected") from error
     except (EOFError, zlib.error, OSError) as error:
         raise InputError(f"{path}: cannot be read to its end ({error}); truncated? fetch or export it again") from error
 

@@ -44,7 +44,7 @@ def parse_header(path: Path, block: bytes) -> NiftiHeader:
 
     kind = next((kind for kind in (Nifti1Header, Nifti2Header) if kind.may_contain_header(block)), None)
     if kind is None:
-        raise InputError(f"{path}: is not what its name says (it has no NIfTI header); a NIfTI file is expected")
+        raise InputError(f"{path}: does not match its suffix (it has no NIfTI header); a NIfTI file is expected")
     try:
         header: Any = kind(block[: kind.sizeof_hdr], check=False)
         notes = [*_repair_sizes(header), *_check(header), *_repair_quaternion(path, header), *_orientation(header)]
@@ -53,7 +53,7 @@ def parse_header(path: Path, block: bytes) -> NiftiHeader:
     except InputError:
         raise
     except (HeaderDataError, ValueError, OverflowError, np.linalg.LinAlgError) as error:
-        raise InputError(f"{path}: its header makes no sense ({error}); export the volume again") from error
+        raise InputError(f"{path}: its header is invalid ({error}); export the volume again") from error
 
 
 def _repair_sizes(header: Any) -> list[str]:
@@ -64,7 +64,7 @@ def _repair_sizes(header: Any) -> list[str]:
     if not missing or int(header["sform_code"]):
         return []
     return [
-        f"the header states a voxel size of 0 along axis {' and '.join(missing)} (pixdim); 1 mm is taken, so that "
+        f"the header states a voxel size of 0 along axis {' and '.join(missing)} (pixdim); 1 mm is assumed, so "
         "distances may be wrong: write the size into the file"
     ]
 
@@ -98,7 +98,7 @@ def _repair_quaternion(path: Path, header: Any) -> list[str]:
         return []
     if square > LONGEST_QUATERNION:
         raise InputError(
-            f"{path}: its header makes no sense (the square of its quaternion is {square:.4g}, of a rotation at most "
+            f"{path}: its header is invalid (the square of its quaternion is {square:.4g}, of a rotation at most "
             "1); export the volume again"
         )
     for name, value in zip(names, imaginary / np.sqrt(square), strict=True):
@@ -110,8 +110,8 @@ def _orientation(header: Any) -> list[str]:
     if int(header["sform_code"]) or int(header["qform_code"]):
         return []
     return [
-        "the header states no orientation (qform_code and sform_code are 0); the axes are taken as right to left, "
-        "posterior to anterior and inferior to superior: if they are not, slices are not coronal, write the "
+        "the header states no orientation (qform_code and sform_code are 0); the axes are assumed to run right to "
+        "left, posterior to anterior and inferior to superior; if they do not, slices are not coronal: write the "
         "orientation into the file"
     ]
 

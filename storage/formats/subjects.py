@@ -98,7 +98,7 @@ def warn_of_alike(refs: Sequence[SourceRef]) -> str | None:
             one, other = group[first], group[alike[0][2]]
             return (
                 f"warning: {one.name}, {other.name} and others look like several scans of one person, but count as "
-                f"different subjects, who may come into different splits; say who is who with --subject ({HOW})"
+                f"different subjects, who may come into different splits; name the subjects with --subject ({HOW})"
             )
         seen |= pairs
     return None

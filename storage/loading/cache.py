@@ -60,7 +60,7 @@ class DiskCache:
                 with partial.open("wb") as file:
                     file.writelines(parts)
                 partial.replace(target)
-        except OSError:  # no space left, a quota, or somebody removed the folder: go on without
+        except OSError:  # no space left, a quota, or somebody removed the folder: continue without
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             self._full = True

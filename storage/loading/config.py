@@ -85,7 +85,8 @@ def check_identity(config: DataConfig, found: str) -> None:
     if config.sha256 not in (None, found):
         raise InputError(
             f"{config.url}: is not the data set that data.sha256={config.sha256} names (its zarr.json has "
-            f"{found[:12]}…): it was converted anew since; bring the old one back, or begin anew with data.sha256=null"
+            f"{found[:12]}…): it has been converted again since; restore the old one, or start a "
+            "new run with data.sha256=null"
         )
 
 

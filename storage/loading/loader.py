@@ -118,7 +118,7 @@ class Share:
 class Loader:
     """Endless micro-batches of one rank, from global batch `first_batch` on.
 
-    The state is the number of global batches consumed; nothing else is needed to go on exactly, at any
+    The state is the number of global batches consumed; nothing else is needed to resume exactly, at any
     world size that divides the batch and with any number of threads.
 
     Slices are received where they belong in their batches. Memory: the batches that this rank's part of the order's

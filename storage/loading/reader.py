@@ -160,13 +160,14 @@ class SliceReader:
         for index, _, stop in wanted.slices:
             if stop > wanted.start + received or not crc_matches(*chunks[index]):
                 raise InputError(
-                    f"{place}: slice {index} is damaged; `larmor verify` shows what else is, convert the data again"
+                    f"{place}: slice {index} is damaged; `larmor verify` lists all damage; convert the data again"
                 )
             if not self._is_the_one(index, chunks[index]):
                 raise InputError(
-                    f"{place}: slice {index} is not that of the data set which was opened: another one has taken its "
-                    "place since (`larmor convert --overwrite`), or the shard was changed; begin a new run with what "
-                    "is there now, or convert the data again"
+                    f"{place}: slice {index} does not belong to the data set that was opened: another one has taken "
+                    "its "
+                    "place since (`larmor convert --overwrite`), or the shard was changed; start a new run with the "
+                    "current data set, or convert the data again"
                 )
         return chunks
 

@@ -13,7 +13,7 @@ def inside(folder: Path, name: str) -> Path:
     Raises `InputError` for a name that leads elsewhere (`..`, an absolute path) or is not a file's.
     """
     if leads_out(name) or any(part in ("", ".") for part in name.split("/")):
-        raise InputError(f"{name!r}: is not the name of a file below {folder}; do not trust who wrote it")
+        raise InputError(f"{name!r}: is not the name of a file below {folder}; do not trust its author")
     return folder / name
 
 

@@ -25,7 +25,9 @@ def locked(path: Path, wait: bool = False, create: bool = True) -> Iterator[None
         descriptor = os.open(path, flags, 0o600)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise InputError(f"{path}: is a link; remove it if you do not know it, or choose another folder") from error
+            raise InputError(
+                f"{path}: is a link; remove it if you did not make it, or choose another folder"
+            ) from error
         raise
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

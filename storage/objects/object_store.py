@@ -91,7 +91,7 @@ class ObjectStore:
     def full_path(self, path: str) -> str:
         """What the fsspec filesystem calls the object `path`. Raises `InputError` if that leads out of `url`."""
         if self.is_local and leads_out(path):
-            raise InputError(f"{self.url}: {path!r} leads out of this folder; do not trust who wrote it")
+            raise InputError(f"{self.url}: {path!r} leads out of this folder; do not trust its author")
         return f"{self._root}/{path}" if path else self._root
 
     def check_access(self) -> None:
@@ -274,7 +274,7 @@ class ObjectStore:
     def download(self, path: str, target: Path, resume: bool = False) -> None:
         """Get one object as a local file, in place only when it is whole.
 
-        With `resume` what has arrived is kept as `target`.partial when the download breaks, and the next one goes on
+        With `resume` what has arrived is kept as `target`.partial when the download breaks, and the next one resumes
         from there; the caller makes sure that it is the same object, and the only download of it.
         """
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -70,8 +70,8 @@ def persist(url: str, path: str, operate: Callable[[], T], seconds: float) -> T:
                 if isinstance(error, StoreAway):
                     raise StoreAway(f"{error}; tried for {seconds:.0f} s (LARMOR_STORE_PATIENCE)") from error
                 raise StoreAway(
-                    f"{url}/{path}: the store fails ({_cause(error)}), and kept failing for {seconds:.0f} s; is it "
-                    "well? LARMOR_STORE_PATIENCE sets for how many seconds Larmor tries"
+                    f"{url}/{path}: the store fails ({_cause(error)}), and kept failing for {seconds:.0f} s; check "
+                    "the store, or set LARMOR_STORE_PATIENCE to more seconds"
                 ) from error
             if pause > 1 and not told:
                 told = True

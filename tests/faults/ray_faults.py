@@ -125,7 +125,7 @@ def worker_told_to_stop(cluster: RayCluster, training: Training, source: random.
         step = training.wait_for_step(moment(source), process)
         source.choice(cluster.workers()).terminate()
         training.wait_for_end(process)
-    if "going on as soon as there is room" not in training.log():
+    if "resuming as soon as there is room" not in training.log():
         raise Broken(f"it did not stop and go on: {training.log()}")
     return f"SIGTERM to a worker after step {step}"
 

@@ -70,7 +70,7 @@ def run_charts(history: Sequence[Mapping[str, float]]) -> list[Chart]:
             figure = _lines(history, {f"val/{name}": metric.heading}, metric.heading, mode="lines+markers")
             charts.append(chart(f"Validation: {metric.heading}", f"{note} {metric.direction}.", figure, width="half"))
     if any("slices_per_second" in row for row in history):
-        note = "Slices that the training took up; at each report."
+        note = "Slices that the training read, at each report."
         figure = _lines(history, {"slices_per_second": "slices/s"}, "slices/s")
         charts.append(chart("Throughput", note, figure, height=300, width="half"))
     if any("waiting_share" in row for row in history):

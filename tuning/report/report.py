@@ -163,7 +163,7 @@ def _evaluation(folder: Path) -> dict[str, Any]:
         raise InputError(f"{summary}: no such file; make it with `larmor evaluate`")
     evaluation = json.loads(summary.read_text())
     if "cells" not in evaluation:
-        raise InputError(f"{summary}: was written by an older version; make it anew with `larmor evaluate`")
+        raise InputError(f"{summary}: was written by an older version; write it again with `larmor evaluate`")
     for cell in evaluation["cells"]:
         panels = inside(folder, cell["figure"])
         cell["panels"] = base64.b64encode(panels.read_bytes()).decode() if panels.is_file() else None

@@ -118,7 +118,7 @@ class Sweep:
         return trial.value if key == self.metric else trial.metrics.get(key)
 
     def value_until(self, trial: TrialView, step: int | None, key: str | None = None) -> float | None:
-        """The best value of a trial up to `step`: so trials that were stopped compare with those that went on."""
+        """The best value of a trial up to `step`: so trials that were stopped compare with those that continued."""
         key = key or self.metric
         rows = zip(*trial.curve(key), strict=True)
         values = [value for at, value in rows if step is not None and at <= step and math.isfinite(value)]
@@ -168,7 +168,7 @@ def read_sweep(url: str) -> Sweep:
     """Everything about the sweep at `url`. Raises `InputError` if none is there."""
     folder = SweepFolder(url)
     if not folder.exists():
-        raise InputError(f"{url}: no sweep is there (no sweep.yaml); check the URL")
+        raise InputError(f"{url}: there is no sweep here (no sweep.yaml); check the URL")
     config = yaml.safe_load(folder.config_yaml())
     metric = folder.objectives().keys[0]
     ended = {record.id: record for record in folder.trials()}

@@ -1,4 +1,4 @@
-"""ASHA for Ray Tune: trials wait at a rung with their checkpoint, and go on when they are among its best.
+"""ASHA for Ray Tune: trials wait at a rung with their checkpoint, and resume when they are among its best.
 
 Tune's own ASHA ends a trial at a rung for good, so it lets the first ones pass, of which it knows nothing yet. Here a
 trial of Tune is one *leg* of a trial of the sweep: from its begin, or from the rung at which it waited, to the next
@@ -41,8 +41,9 @@ class WaitAtRungs(FIFOScheduler):
 class LegSearch(Searcher):
     """Suggests the next leg of a trial that need not wait any more; if there is none, what `points` suggests.
 
-    `points` gives `num_new` points. Of a trial that waits it hears as of one that was pruned, and again if it goes on
-    and ends. `ended` are records of trials that an earlier call ended, or left at a rung.
+    `points` gives `num_new` points. It is told that a waiting trial was pruned, and is told
+    again if that trial resumes and finishes. `ended` are records of trials that an earlier call ended, or left at a
+    rung.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ def _weights(
         raise InputError(f"{url}: has no front of trade-offs, its metric is {objectives.first}; leave --prefer out")
     if metric or trial:
         other = "--trial" if trial else "--metric"
-        raise InputError(f"--prefer {prefer}: {other} chooses by itself; give one of them")
+        raise InputError(f"--prefer {prefer}: {other} also chooses a trial; give only one of them")
     return objectives.weights(prefer)
 
 
@@ -118,7 +118,9 @@ def _named(folder: SweepFolder, trials: Sequence[TrialRecord], wanted: str, metr
     ids = folder.trial_ids()
     found = [name for name in ids if name == wanted] or [name for name in ids if name.startswith(wanted)]
     if len(found) != 1:
-        problem = f"'{wanted}' begins the ids of {len(found)} trials" if found else f"has no trial '{wanted}'"
+        problem = (
+            f"'{wanted}' is the beginning of the ids of {len(found)} trials" if found else f"has no trial '{wanted}'"
+        )
         raise InputError(f"{folder.url}: {problem}; choose one of {', '.join(found or ids) or 'none, it has none yet'}")
     record = next((trial for trial in trials if trial.id == found[0]), None)
     if record is None:

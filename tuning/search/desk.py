@@ -118,7 +118,7 @@ class Desk:
 
         A slot that still holds a trial has died and come back: the trial was lost.
         """
-        await self.lost(slot, "its workers were started again")
+        await self.lost(slot, "its workers were restarted")
         if self._next() is None and not self._closed:
             self._work.clear()
             try:
@@ -168,7 +168,7 @@ class Desk:
         await self.give_up(reason)
 
     async def lost(self, slot: str, reason: str) -> None:
-        """The slot's workers died: another slot, or this one when it is back, goes on with its trial."""
+        """The slot's workers died: another slot, or this one when it is back, resumes its trial."""
         trial = self._held.pop(slot, None)
         if trial is None or trial.outcome is not None:
             return
@@ -199,7 +199,7 @@ class Desk:
         }
 
     def _next(self) -> _Ticket | None:
-        """The trial for the next free slot. One that goes on may still be saved by the slot that had it."""
+        """The trial for the next free slot. The previous slot of one that is resumed may still be saving it."""
         held = {trial.id for trial in self._held.values()}
         return next((trial for trial in self._waiting if trial.outcome is None and trial.id not in held), None)
 

@@ -34,9 +34,9 @@ class SweepConfig(BaseModel):
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     scheduler: Literal["none", "asha"] = "none"
     grace_steps: int | None = Field(
-        None, ge=1, description="asha: no trial is stopped before; default: its part 1 / reduction_factor²"
+        None, ge=1, description="asha: no trial is stopped before this step; default: 1 / reduction_factor² of a trial"
     )
-    reduction_factor: float = Field(3.0, gt=1, description="asha: of so many trials one goes on, at every rung")
+    reduction_factor: float = Field(3.0, gt=1, description="asha: one trial in so many continues at each rung")
     seeds: int = Field(1, ge=1, description="trainings for each point; what counts is their mean")
     start_seeds: int = Field(
         1, ge=1, description="trainings of the experiment's own values; their spread is the noise of the search"

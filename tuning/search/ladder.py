@@ -1,4 +1,4 @@
-"""ASHA's memory: which trials reached which rung, and which of them may go on. No Ray in here."""
+"""ASHA's memory: which trials reached which rung, and which of them may continue. No Ray in here."""
 
 from __future__ import annotations
 

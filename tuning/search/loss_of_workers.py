@@ -9,7 +9,7 @@ from ray.train import UserCallback
 
 
 class TellDesk(UserCallback):
-    """Hands the slot's trial back to the desk, so that any free slot goes on with it."""
+    """Hands the slot's trial back to the desk, so that any free slot resumes it."""
 
     def __init__(self, desk_name: str, slot: str) -> None:
         self._desk_name, self._slot = desk_name, slot

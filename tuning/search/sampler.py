@@ -76,7 +76,7 @@ def earlier_trials(url: str, objectives: Objectives, dimensions: Sequence[Dimens
     """
     folder = SweepFolder(url)
     if not folder.exists():
-        raise InputError(f"sweep.warm_start={url}: no sweep is there (no sweep.yaml); check the URL")
+        raise InputError(f"sweep.warm_start={url}: there is no sweep here (no sweep.yaml); check the URL")
     keys = {item.key for item in dimensions}
     found = []
     for trial in folder.trials():

@@ -187,7 +187,7 @@ def _train_seed(experiment: Experiment, worker: SlotWorker, call: Call) -> Train
         if worker.world_size > 1:  # the other ranks may not have met it, and wait for this one: a new start frees them
             call("fail", end.reason)
             raise
-    if interrupted:  # its checkpoint is saved; whoever is free goes on from there
+    if interrupted:  # its checkpoint is saved; any free slot resumes from there
         if worker.rank == 0:
             call("give_back")
         raise Interrupted(interrupted)

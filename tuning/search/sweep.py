@@ -35,7 +35,7 @@ def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: boo
 
     Raises `InputError` for a bad space, data that do not fit, if another process is known to write to the folder, or
     if another sweep of that name, or one with another data set or mask, is there and `overwrite` is False. The same
-    sweep again goes on; it may have more trials.
+    sweep again resumes; it may have more trials.
     """
     base, config = trial_experiment(experiment), experiment.sweep
     dimensions = parse_space(config.space, base)
@@ -70,16 +70,16 @@ def run_sweep(
     """Run the trials that are missing on the connected cluster, as many at once as it has room for.
 
     With `overwrite` an old sweep is deleted, but only once the new one can start. Trials that ended in an earlier call
-    count, and teach the sampler; those that had begun go on from their checkpoints, first of all. `say` is told what
-    is waited for. Raises `InputError` if no trial finishes, or the cluster cannot hold one, and `Stopped` after SIGTERM
-    or SIGINT.
+    count, and teach the sampler; those that had begun resume from their checkpoints, before all others. `say` is told
+    what is waited for. Raises `InputError` if no trial finishes, or the cluster cannot hold one, and `Stopped` after
+    SIGTERM or SIGINT.
     """
     base, config = trial_experiment(experiment), experiment.sweep
     dimensions = parse_space(config.space, base)
     bundle = worker_bundle(base.cluster.cpus_per_worker, base.cluster.use_gpu)
     bundles = [bundle] * base.cluster.fewest_workers
     require_resources(bundles * (config.concurrent_trials or 1), base.cluster.wait_seconds)
-    message = f"the sweep ends; {folder.url} keeps its trials and their checkpoints, and the same command goes on"
+    message = f"the sweep ends; {folder.url} keeps its trials and their checkpoints, and the same command resumes it"
     with (
         hold(folder.store, say) as folder.lease,
         ending_at(signal.SIGTERM, signal.SIGINT, message=message),
@@ -133,7 +133,7 @@ def wait_for_room(bundle: Mapping[str, float], fewest: int, most: int, say: Say)
         if workers >= fewest:
             return max(1, workers // most)
         if not told:
-            say("the cluster is busy: waiting until others leave room for a trial; whoever asked first is served first")
+            say("the cluster is busy: waiting until there is room for a trial; requests are served in order")
             told = True
         time.sleep(1)
 
@@ -163,7 +163,7 @@ def _run_trials(
 ) -> None:
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that diverged has no metric
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Larmor shows the trials itself
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # who interrupts a sweep means to go on with it, not to end it
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # a person who interrupts a sweep means to resume it, not to end it
     import ray
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler

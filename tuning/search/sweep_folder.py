@@ -5,7 +5,7 @@ sweep.yaml            the experiment with its search; created only once
 origin.json, …        data set, mask and versions (cluster/runs/origin.py)
 trials/ID/…           a run folder (cluster/runs/run_folder.py): the training with the experiment's own seed
 trials/ID/seeds/N/…   run folders of the trainings with the N following seeds, if there are several
-trials/ID/begun.json  parameters; written when the trial begins, or goes on after it was stopped
+trials/ID/begun.json  parameters; written when the trial begins, or resumes after it was stopped
 trials/ID/trial.json  parameters, state, metrics, steps, images, seconds; written when the trial has ended
 ends/NUMBER-ID        an empty object for each time that a trial has ended: whoever follows lists these alone
 result.json           all trials, the best one and, of two metrics, the front; written when the sweep has finished
@@ -240,5 +240,5 @@ def best_parameters(url: str) -> Parameters:
     """The searched values of a sweep's best trial. Raises `InputError` if the sweep has no finished trial."""
     folder = SweepFolder(url)
     if not folder.exists():
-        raise InputError(f"{url}: no sweep is there (no sweep.yaml); check the URL")
+        raise InputError(f"{url}: there is no sweep here (no sweep.yaml); check the URL")
     return best_trial(folder.trials(), folder.objectives()).parameters

@@ -120,7 +120,7 @@ def test_no_table_mixes_rows_of_two_data_sets(data: str, grid_file: str, tmp_pat
         "files": [{"file": "v.npy", "sha256": "ab"}],
     }
     dataset.publish(store, {split: write_split(store, split, k) for split, k in splits.items()}, [source])
-    with pytest.raises(InputError, match="begun with another data set"):
+    with pytest.raises(InputError, match="started with another data set"):
         fill(grid, *arguments)
     (second,) = fill(grid, *arguments, overwrite=True)
     for method in ("zero_filled", "wavelet", "unet"):
@@ -174,7 +174,7 @@ def test_a_system_that_diverges_is_left_out_and_named(data: str, grid_file: str,
     assert result.methods == ("zero_filled", "gan_resnet50_dc")
     assert any("unet is left out: training diverged" in line for line in said)
     text = (tmp_path / "tables" / "tables.md").read_text()
-    assert "Diverged, and so without figures: unet (32×40, gaussian2d 30 %)." in text
+    assert "Diverged, therefore without figures: unet (32×40, gaussian2d 30 %)." in text
     assert fill(*arguments)[0].slices == result.slices, "the others are kept"
 
 

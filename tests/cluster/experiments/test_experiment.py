@@ -158,7 +158,7 @@ def test_an_unknown_key_names_the_valid_ones(tmp_path: Path, text: str, parts: l
         ("cluster.num_workers=0", ["cluster.num_workers=0", "greater than or equal to 1"]),
         (
             "cluster.num_workers={min: 1, max: 4}",
-            ["global_batch_size=16 does not divide by 3 workers", "{min: 1, max: 4}", "global_batch_size=24", "range"],
+            ["global_batch_size=16 is not divisible by 3 workers", "{min: 1, max: 4}", "global_batch_size=24", "range"],
         ),
         ("cluster.num_workers={min: 4, max: 2}", ["cluster.num_workers", "max=2 is less than min=4"]),
         ("cluster.num_workers={min: 0, max: 2}", ["cluster.num_workers.min=0", "greater than or equal to 1"]),
@@ -195,7 +195,7 @@ def test_workers_and_micro_batches_divide_the_batch() -> None:
         {"training": {"global_batch_size": 24, "gradient_accumulation": 2}, "cluster": {"num_workers": 3}}
     )
     assert experiment.micro_batch_size(3) == 4
-    with pytest.raises(ValueError, match=r"24 does not divide by 5 workers × 2 micro-batches; use a multiple of 10"):
+    with pytest.raises(ValueError, match=r"24 is not divisible by 5 workers × 2 micro-batches; use a multiple of 10"):
         experiment.micro_batch_size(5)
 
 

@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_is_skipped_and_made_again(experiment: Experiment) 
     (warning,) = damaged.warnings()
     assert f"{before[-1].folder} was skipped" in warning
     assert "generator.safetensors: checksum" in warning
-    assert "went on from step 6" in warning
+    assert "resumed from step 6" in warning
     assert damaged.latest().files["generator.safetensors"] == whole.latest().files["generator.safetensors"]  # type: ignore[union-attr]
     assert before[-1].folder not in {item.folder for item in damaged.checkpoints()}
 

@@ -101,7 +101,7 @@ def test_a_running_job_is_come_back_to_left_alone_and_stopped(
             second.send_signal(signal.SIGINT)
             _, told = second.communicate(timeout=60)
         assert second.returncode == 130
-        assert f"job '{name}' goes on; the same command comes back to it" in told
+        assert f"job '{name}' keeps running; the same command follows it again" in told
         assert "Traceback" not in told
         other = load_sweep_experiment(experiment[0], [*experiment[1:], "loss.a=7"]).training_part()
         with pytest.raises(InputError, match=r"another experiment runs as job .* it differs in loss\.a;"):
@@ -146,7 +146,7 @@ def test_a_job_that_fails_fails_the_command_and_can_be_submitted_again(
     arguments = tiny(unique_name("job"), "s3://larmor/there-is-none", OUTPUT, *SCHEDULE)
     done = larmor("submit", *arguments, "--address", head.dashboard, **head.known())
     assert done.returncode == 1
-    assert "no data set is there" in done.stdout
+    assert "there is no data set here" in done.stdout
     again = succeed("submit", *arguments, "--address", head.dashboard, "--detach", **head.known())
     assert again.startswith("submitted as job")
     assert len(again.splitlines()) == 1
@@ -212,7 +212,7 @@ def test_a_dashboard_that_stays_away_ends_the_following_but_says_how_to_come_bac
             relay.away = True
             relay.cut()
 
-        with pytest.raises(InputError, match=r"cannot be reached.*the same command comes back to it"):
+        with pytest.raises(InputError, match=r"cannot be reached.*the same command follows it again"):
             follow(Jobs(f"http://{relay.address[0]}:{relay.address[1]}"), name, leave, Patience(away=1.0, pause=0.1))
     jobs.client.stop_job(name)
 

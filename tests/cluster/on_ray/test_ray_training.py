@@ -80,7 +80,7 @@ def test_run_is_complete_and_not_trained_twice(undisturbed: RunFolder, undisturb
     assert any("state-00001-of-00002" in name for name in latest.files), "each rank saves its part"
     before = undisturbed.store.list()
     arguments = tiny(undisturbed_name, tiny_heads, OUTPUT, *SCHEDULE, "cluster.num_workers=2")
-    assert "finished already" in succeed("train", *arguments)
+    assert "already finished" in succeed("train", *arguments)
     assert undisturbed.store.list() == before
 
 
@@ -102,7 +102,7 @@ def test_worker_that_ends_changes_nothing(undisturbed: RunFolder, tiny_heads: st
     assert process.returncode == 0, output[-4000:]
     assert 0 < killed_at < STEPS
     assert losses(run_folder(name)) == losses(undisturbed)
-    assert ("going on as soon as there is room" in output) == (number == signal.SIGTERM)
+    assert ("resuming as soon as there is room" in output) == (number == signal.SIGTERM)
 
 
 @ENDS

@@ -88,7 +88,7 @@ def test_a_run_does_not_go_on_with_another(make: Make, tmp_path: Path, what: str
         run.write_result(RunResult("finished", 1))
     assert (check(make(), run, overwrite=False) is not None) == finished, "what is as it was goes on"
     CHANGES[what](tmp_path)
-    said = f"begun with another {what}.*--overwrite"
+    said = f"started with another {what}.*--overwrite"
     with pytest.raises(InputError, match=said):
         check(make(), run, overwrite=False)
     with pytest.raises(InputError, match=said), claimed(make(), run, False, print):
@@ -112,7 +112,7 @@ def test_who_trains_reads_what_was_claimed(make: Make, tmp_path: Path, what: str
             "data set": lambda: open_reader(experiment.data, "train"),
             "mask": lambda: make_mask(experiment.mask, (16, 16)),
         }
-        with pytest.raises(InputError, match=r"(data|mask)\.sha256=.*names.*begin anew"):
+        with pytest.raises(InputError, match=r"(data|mask)\.sha256=.*names.*start a new run"):
             read[what]()
 
 
@@ -135,7 +135,7 @@ def test_a_sweep_does_not_go_on_with_another(make: Make, tmp_path: Path, what: s
     record_origin(experiment, folder)
     assert check_sweep(make(SweepExperiment, **sweep), folder, overwrite=False) is None
     CHANGES[what](tmp_path)
-    with pytest.raises(InputError, match=f"begun with another {what}"):
+    with pytest.raises(InputError, match=f"started with another {what}"):
         check_sweep(make(SweepExperiment, **sweep), folder, overwrite=False)
     assert check_sweep(make(SweepExperiment, **sweep), folder, overwrite=True) is None
 

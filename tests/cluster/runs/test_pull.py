@@ -84,7 +84,7 @@ def test_damaged_weights_leave_nothing(run: RunFolder, target: Path) -> None:
 def test_an_existing_target_is_refused_and_untouched(run: RunFolder, target: Path) -> None:
     target.mkdir(parents=True)
     (target / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match=f"{target}: exists already; pass --overwrite"):
+    with pytest.raises(InputError, match=f"{target}: already exists; pass --overwrite"):
         pull_run(run, "psnr", target)
     assert contents_of(target) == {"mine.txt": b"mine"}
 
@@ -127,7 +127,7 @@ def test_an_unknown_metric_names_the_known_ones(run: RunFolder, target: Path) ->
 
 def test_without_a_run_or_a_checkpoint_nothing_appears(tmp_path: Path, target: Path) -> None:
     empty = RunFolder(str(tmp_path / "empty"))
-    with pytest.raises(InputError, match=f"{empty.url}: no run is there"):
+    with pytest.raises(InputError, match=f"{empty.url}: there is no run here"):
         pull_run(empty, "psnr", target)
     empty.create("seed: 1")
     with pytest.raises(InputError, match="it has no whole checkpoint yet"):

@@ -38,7 +38,7 @@ class TestClaim:
         assert run.config_yaml() == "seed: 1"
 
     def test_without_a_run_the_url_is_named(self, run: RunFolder) -> None:
-        with pytest.raises(InputError, match=f"{run.url}: no run is there"):
+        with pytest.raises(InputError, match=f"{run.url}: there is no run here"):
             run.config_yaml()
 
     def test_delete_takes_everything(self, run: RunFolder) -> None:

@@ -111,7 +111,7 @@ def test_runs_are_found_from_above_and_from_within(output: str) -> None:
 
 @pytest.mark.parametrize("place", ["nothing", "runs/a-new/checkpoints"])
 def test_where_no_run_is_that_is_said(output: str, place: str) -> None:
-    with pytest.raises(InputError, match="no run is there"):
+    with pytest.raises(InputError, match="there is no run here"):
         find_runs(f"{output}/{place}")
 
 

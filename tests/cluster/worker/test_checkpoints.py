@@ -355,7 +355,7 @@ class TestRestore:
         for folder, text in zip(sorted(damaged.values()), sorted(warnings), strict=True):
             assert text.startswith(f"{folder} was skipped: ")
             assert ("manifest.json is not JSON" if kind == "manifest" and folder == damaged[30] else "state.pt") in text
-            assert text.endswith(f"the training went on from step {used}")
+            assert text.endswith(f"the training resumed from step {used}")
         assert restored(run) == used
         assert before <= set(run.store.list("checkpoints")), "the good ones are untouched"
         with worker_of(run, keep_checkpoints=9) as worker:

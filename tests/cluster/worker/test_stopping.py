@@ -144,7 +144,7 @@ def test_an_order_ends_a_local_training(kspace_url: str, tmp_path: Path) -> None
 
     thread = threading.Thread(target=order)
     thread.start()
-    with pytest.raises(Stopped, match=r"stopped after step \d+ \(an order\); the same command goes on"):
+    with pytest.raises(Stopped, match=r"stopped after step \d+ \(an order\); the same command resumes it"):
         train_locally(experiment, run, "cpu")
     thread.join()
     latest = run.latest()

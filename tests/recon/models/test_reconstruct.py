@@ -452,7 +452,7 @@ class TestManyScans:
             ("bob", True),
             ("cid", False),
         ]
-        assert "ben.nii.gz: is not what its name says" in reports[1].problem
+        assert "ben.nii.gz: does not match its suffix" in reports[1].problem
         assert "bob.npy: slice 3 has pixels that are not finite" in reports[2].problem
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
             f"{name}-reconstruction.{suffix}" for name in ("ann", "cid") for suffix in ("nii.gz", "png")
@@ -525,7 +525,7 @@ WRONG: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "one axis": ("scan.npy", lambda path: save(path, GOOD[0, 0]), r"scan.npy: has shape \(32,\).* is expected"),
     "NaN": ("scan.npy", lambda path: save(path, WITH_NAN), "scan.npy: slice 0 has 32 of 1024 values that are not fin"),
     "no slices": ("scan.npy", lambda path: save(path, GOOD[:0]), r"scan.npy: has shape \(0, 32, 32\)"),
-    "bad volume": ("head.nii.gz", lambda path: path.write_text("hello"), "head.nii.gz: is not what its name says"),
+    "bad volume": ("head.nii.gz", lambda path: path.write_text("hello"), "head.nii.gz: does not match its suffix"),
 }
 
 

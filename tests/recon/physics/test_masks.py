@@ -172,9 +172,9 @@ class TestFile:
     @pytest.mark.parametrize(
         ("content", "reason"),
         [
-            (np.arange(4).reshape(2, 2), "other values than 0 and 1"),
-            (np.full((2, 2), np.nan), "other values than 0 and 1"),
-            (np.array([["1", "0"]]), "other values than 0 and 1"),
+            (np.arange(4).reshape(2, 2), "values other than 0 and 1"),
+            (np.full((2, 2), np.nan), "values other than 0 and 1"),
+            (np.array([["1", "0"]]), "values other than 0 and 1"),
             (np.ones(4), "1 axes"),
             (np.ones((1, 2, 2)), "3 axes"),
             (np.zeros((2, 2)), "measures nothing"),

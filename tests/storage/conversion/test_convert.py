@@ -192,7 +192,7 @@ def cut_short(path: Path) -> None:
 
 BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (Path.unlink, "no such file"),
-    "text": (lambda path: path.write_text("hello"), "is not what its name says"),
+    "text": (lambda path: path.write_text("hello"), "does not match its suffix"),
     "cut short": (cut_short, "cannot be read to its end"),
     "NaN": (with_nan, "1 of 11760 voxels are not finite"),
     "constant": (lambda path: write_volume(path, np.ones((9, 9, 9), np.float32)), "every voxel has the same value"),
@@ -301,7 +301,7 @@ def test_without_enough_foreground_nothing_is_published(heads: list[Path], tmp_p
 
 
 def test_threads_are_at_least_one(heads: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="0 threads were asked for"):
+    with pytest.raises(InputError, match="0 threads requested"):
         run(heads, tmp_path / "data", num_threads=0)
 
 
@@ -317,7 +317,7 @@ def test_slices_too_small_for_sensitivity_maps_are_refused(tmp_path: Path) -> No
 def test_a_data_set_is_replaced_only_on_demand(heads: list[Path], tmp_path: Path) -> None:
     run(heads, tmp_path / "data")
     before = contents_of(tmp_path / "data")
-    with pytest.raises(InputError, match="a data set is there already; pass --overwrite"):
+    with pytest.raises(InputError, match="there is a data set here already; pass --overwrite"):
         run(heads[1:], tmp_path / "data", held_out={})
     assert contents_of(tmp_path / "data") == before
     held_out = {"test": ["bob"], "validation": ["cat"]}

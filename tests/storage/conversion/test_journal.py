@@ -225,7 +225,7 @@ def test_a_source_that_changes_while_it_is_converted_is_noticed(
 
     with pytest.raises(InputError, match=r"eve.npy: was changed or removed since the conversion began"):
         convert(sources, str(tmp_path / "data"), ConvertOptions(MATRIX, held_out=HELD_OUT), progress)
-    with pytest.raises(InputError, match="no data set is there"):
+    with pytest.raises(InputError, match="there is no data set here"):
         dataset.read_root(ObjectStore(tmp_path / "data"))
 
 
@@ -251,7 +251,7 @@ def test_several_processes_may_do_the_same_conversion(
         list(pool.map(one, range(3)))
     assert outcomes
     for refusal in refusals:
-        assert "a data set is there already" in refusal, "it came after the first had ended"
+        assert "there is a data set here already" in refusal, "it came after the first had ended"
     store = ObjectStore(url)
     found = {path: store.read(path) for path in store.list() if not path.startswith(dataset.JOURNAL)}
     assert found == contents_of(tmp_path / "whole")
@@ -275,7 +275,7 @@ def test_a_conversion_that_ends_while_another_begins(
 
     monkeypatch.setattr(ObjectStore, "create", too_late)
     if is_published:
-        with pytest.raises(InputError, match="a data set is there already"):
+        with pytest.raises(InputError, match="there is a data set here already"):
             open_journal(store, {"sources": []}, overwrite=False)
     else:
         assert not open_journal(store, {"sources": []}, overwrite=False).resumed
@@ -305,7 +305,7 @@ def test_a_conversion_that_lost_its_place_stops(scans: Path, tmp_path: Path) -> 
             store.write(PLAN, json.dumps(taken).encode())
 
     options = ConvertOptions(MATRIX, held_out=HELD_OUT)
-    with pytest.raises(InputError, match="another conversion was begun here meanwhile"):
+    with pytest.raises(InputError, match="another conversion has started here in the meantime"):
         convert(find_sources([str(scans)]), str(tmp_path / "data"), options, progress)
     assert json.loads(store.read(PLAN)) == taken, "the other's journal is left alone"
     assert not store.exists("zarr.json")
@@ -325,7 +325,7 @@ def test_a_killed_process_is_resumed_by_the_same_command(tmp_path: Path) -> None
     process.wait()
     assert store.exists(PLAN), "it was killed too late to show anything"
     printed = succeed(*arguments, url)
-    assert "went on with a conversion that was interrupted" in printed
+    assert "resumed an interrupted conversion" in printed
     assert "180 slices in" in printed
     verified = succeed("verify", url)
     assert "180 slices in 3 shards" in verified

@@ -67,7 +67,7 @@ def test_a_good_data_set_is_read_whole(store: ObjectStore) -> None:
 
 
 def test_there_must_be_a_data_set(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no data set is there"):
+    with pytest.raises(InputError, match="there is no data set here"):
         verify(str(tmp_path / "none"))
     store = ObjectStore(tmp_path / "data")
     store.write("zarr.json", b'{"zarr_format"')

@@ -144,7 +144,9 @@ def test_only_the_root_document_publishes(store: ObjectStore) -> None:
     dataset.refuse_occupied(store, overwrite=False)
     entry = write_split(store, "train", random_kspace(5))
     for read in (dataset.read_root, dataset.describe, lambda place: dataset.read_split(place, "train")):
-        with pytest.raises(InputError, match=r"no data set is there \(no zarr.json.*make one with `larmor convert`"):
+        with pytest.raises(
+            InputError, match=r"there is no data set here \(no zarr.json.*make one with `larmor convert`"
+        ):
             read(store)
     dataset.publish(store, {"train": entry}, [])
     assert len(slices_of(store, "train")) == 5
@@ -289,7 +291,7 @@ class TestDamage:
 def test_a_data_set_is_replaced_only_on_demand(store: ObjectStore, tmp_path: Path) -> None:
     write_dataset(store, {"train": random_kspace(9), "test": random_kspace(9)})
     before = contents_of(tmp_path / "data")
-    with pytest.raises(InputError, match="a data set is there already; pass --overwrite"):
+    with pytest.raises(InputError, match="there is a data set here already; pass --overwrite"):
         dataset.refuse_occupied(store, overwrite=False)
     dataset.refuse_occupied(store, overwrite=True)
     assert contents_of(tmp_path / "data") == before, "to ask changes nothing"
@@ -302,7 +304,7 @@ def test_one_that_is_published_between_two_looks_is_a_data_set(
 ) -> None:
     write_dataset(store, {"train": random_kspace(9)})
     monkeypatch.setattr(store, "exists", lambda path: False)
-    with pytest.raises(InputError, match="a data set is there already; pass --overwrite"):
+    with pytest.raises(InputError, match="there is a data set here already; pass --overwrite"):
         dataset.refuse_occupied(store, overwrite=False)
     dataset.refuse_occupied(store, overwrite=True)
 

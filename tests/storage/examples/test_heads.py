@@ -301,7 +301,7 @@ class TestRefusals:
         with pytest.raises(InputError) as caught:
             fetch_heads(folder, ["three"])
         message = str(caught.value)
-        assert message.startswith("sdist-pack 1.0 (sdist, for 'three') cannot be had")
+        assert message.startswith("sdist-pack 1.0 (sdist, for 'three') is not available")
         assert reason in message
         assert "pip config set" in message
         assert "larmor fetch phantom" in message
@@ -369,5 +369,5 @@ class TestPhantom:
 
     @pytest.mark.parametrize("num_subjects", [0, 100])
     def test_number_out_of_range(self, tmp_path: Path, num_subjects: int) -> None:
-        with pytest.raises(InputError, match=f"{num_subjects} phantoms were asked for; choose 1 to 99"):
+        with pytest.raises(InputError, match=f"{num_subjects} phantoms requested; choose 1 to 99"):
             write_phantom(tmp_path, num_subjects, seed=0)

@@ -197,7 +197,7 @@ def test_the_slice_with_a_nan_is_named(tmp_path: Path) -> None:
         (random_kspace(2, 8, 8), {"mask": np.arange(8) % 2}, "'mask' leaves out 24 of 64 .*k-space is undersampled"),
         (random_kspace(2, 8, 8), {"mask": np.eye(8) + np.eye(8)[::-1]}, "'mask' leaves out .*k-space is undersampled"),
         (random_kspace(2, 8, 8), {"mask": np.ones(7)}, r"'mask' has shape \(7,\); \(width,\), \(height, width\) or"),
-        (random_kspace(2, 8, 8), {"mask": np.full(8, 0.5)}, "'mask' .*other values than 0 and 1"),
+        (random_kspace(2, 8, 8), {"mask": np.full(8, 0.5)}, "'mask' .*values other than 0 and 1"),
         (random_kspace(2, 8, 8), {"mask": np.zeros(8)}, "'mask' .*measures nothing"),
         (np.ones((2, 8, 8, 24), np.float32), {}, "holds float32; complex64 is expected"),
         (random_kspace(8, 8), {}, r"shape \(8, 8\)"),

@@ -169,9 +169,9 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a cut .img": ("NIfTI pair", cut("head.img", 40), "head.img: cannot be read to its end"),
     "no .hdr": ("NIfTI pair", lambda folder: (folder / "head.hdr").unlink(), "head.hdr: no such file, which its other"),
     "no .PAR": ("Philips", lambda folder: (folder / "head.PAR").unlink(), "head.PAR: no such file, which its other"),
-    "a text": ("MINC", text("head.mnc"), "head.mnc: is not what its name says"),
+    "a text": ("MINC", text("head.mnc"), "head.mnc: does not match its suffix"),
     "another text": (".mgh", text("head.mgh"), "head.mgh: "),
-    "a .PAR of text": ("Philips", text("head.PAR"), "head.REC: its header makes no sense"),
+    "a .PAR of text": ("Philips", text("head.PAR"), "head.REC: its header is invalid"),
     "4-D": (".mgz", four, r"head.mgz: has shape \(16, 12, 18, 2\); one 3-D volume is expected"),
 }
 

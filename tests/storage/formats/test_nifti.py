@@ -180,7 +180,7 @@ def test_a_quaternion_a_hair_too_long_is_normalised(tmp_path: Path, suffix: str,
 
 def test_a_quaternion_that_is_none_is_no_truncated_file(tmp_path: Path) -> None:
     path = with_header(tmp_path / "head.nii", vox_offset=352, quatern_b=1.2)
-    with pytest.raises(InputError, match=r"head\.nii: its header makes no sense .*quaternion"):
+    with pytest.raises(InputError, match=r"head\.nii: its header is invalid .*quaternion"):
         open_file(path)
     unused = with_header(tmp_path / "other.nii", vox_offset=352, quatern_b=1.2, sform_code=1)
     assert list(open_file(unused).notes) == [], "the matrix counts, where there is one"
@@ -200,7 +200,7 @@ def test_a_size_of_zero_is_said_and_not_logged(tmp_path: Path, caplog: pytest.Lo
     path = with_header(tmp_path / "head.nii", vox_offset=352, pixdim=(1, 1.3, 0, 0.9, 1, 1, 1, 1))
     source = open_file(path)
     assert [note for note in source.notes if "voxel size of 0 along axis 1" in note and "1 mm is taken" in note]
-    assert sorted(source.about["voxel_size_mm"]) == pytest.approx([0.9, 1, 1.3])
+    assert sorted(np.array(source.about["voxel_size_mm"])) == pytest.approx([0.9, 1, 1.3])
     assert caplog.records == []
 
 

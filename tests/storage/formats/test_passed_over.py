@@ -90,7 +90,7 @@ def test_what_is_passed_over_is_named_and_counted(tmp_path: Path, bucket: str) -
     report.save_as(folder / "report.dcm", enforce_file_format=True)
     ObjectStore(bucket).upload(folder, "in")
     wanted = (
-        "passed over: 5 .txt (a.txt, b.TXT, c.txt, …), 1 .json (bob.json), 2 that are no DICOM images (README, "
+        "skipped: 5 .txt (a.txt, b.TXT, c.txt, …), 1 .json (bob.json), 2 that are no DICOM images (README, "
         "report.dcm), 1 header without its data (orphan.hdr), 1 hidden (.DS_Store)"
     )
     for place in (str(folder), f"{bucket}/in", f"{folder}/*"):

@@ -380,5 +380,5 @@ def test_a_split_is_of_one_data_set(local: ObjectStore) -> None:
     dataset.remove(local)
     write_dataset(local, {"train": random_kspace(NUM_SLICES, seed=1)})
     local.write("zarr.json", root)
-    with pytest.raises(InputError, match="columns are not those that the root document names"):
+    with pytest.raises(InputError, match="columns do not match the root document"):
         dataset.read_split(local, "train")

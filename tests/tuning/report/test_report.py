@@ -94,7 +94,7 @@ def test_the_table_beside_it_has_a_line_for_each_trial(page: Path, sweep: Sweep)
 
 def test_pictures_that_cannot_be_made_are_explained(page: Path) -> None:
     assert "No pictures: " in text_of(page)
-    assert "no data set is there" in text_of(page)
+    assert "there is no data set here" in text_of(page)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
@@ -223,7 +223,7 @@ def test_pictures_of_the_best_on_real_slices(
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no run is there"):
+    with pytest.raises(InputError, match="there is no run here"):
         write_report(tmp_path / "page.html", [str(tmp_path / "nothing")])
     with pytest.raises(InputError, match="nothing to report on"):
         write_report(tmp_path / "page.html", [])

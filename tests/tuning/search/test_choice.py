@@ -101,7 +101,9 @@ def test_a_trial_that_still_runs_is_pulled_and_called_so(small: SweepFolder) -> 
 def test_unknown_trials_are_answered_with_those_there_are(whole: SweepFolder, small: SweepFolder) -> None:
     with pytest.raises(InputError, match=r"has no trial 'x9'; choose one of t00, t01, .*t23"):
         choose_run(whole.url, "psnr", "x9")
-    with pytest.raises(InputError, match=r"'t2' begins the ids of 4 trials; choose one of t20, t21, t22, t23"):
+    with pytest.raises(
+        InputError, match=r"'t2' is the beginning of the ids of 4 trials; choose one of t20, t21, t22, t23"
+    ):
         choose_run(whole.url, "psnr", "t2")
     with pytest.raises(InputError, match=r"is not a sweep, so it has no trial 't00'; leave --trial out"):
         choose_run(small.trial_run("t00").url, "psnr", "t00")
@@ -157,7 +159,7 @@ def test_a_preference_without_a_front_is_refused(front: SweepFolder, whole: Swee
     with pytest.raises(InputError, match=r"is not a sweep, so it has no front of trade-offs"):
         choose_run(whole.trial_run("t00").url, prefer="psnr")
     for other, option in (({"metric": "psnr"}, "--metric"), ({"trial": "t00"}, "--trial")):
-        with pytest.raises(InputError, match=rf"--prefer hfen: {option} chooses by itself; give one of them"):
+        with pytest.raises(InputError, match=rf"--prefer hfen: {option} also chooses a trial; give only one of them"):
             choose_run(front.url, prefer="hfen", **other)
     with pytest.raises(InputError, match=r"the sweep's metrics are psnr, hfen, not 'ssim'"):
         choose_run(front.url, prefer="ssim")

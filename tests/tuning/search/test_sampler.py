@@ -130,7 +130,7 @@ def test_an_earlier_sweep_teaches_with_the_trials_that_fit(tmp_path: Path) -> No
     assert found.parameters == {"loss.a": 3.0}
     with pytest.raises(InputError, match=r"none of its trials has val/ssim"):
         earlier_trials(folder.url, Objectives.of("ssim"), [A])
-    with pytest.raises(InputError, match="no sweep is there"):
+    with pytest.raises(InputError, match="there is no sweep here"):
         earlier_trials(str(tmp_path / "nothing"), Objectives.of("psnr"), [A])
 
 

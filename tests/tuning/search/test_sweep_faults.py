@@ -190,7 +190,7 @@ def test_an_interrupted_sweep_goes_on(tiny_heads: str, store_environment: dict[s
         output, errors = process.communicate(timeout=30)
         assert process.returncode == 130
         assert "larmor: SIGINT: the sweep ends;" in errors
-        assert "the same command goes on" in errors
+        assert "the same command resumes it" in errors
         assert "core worker" not in output + errors
         alive = psutil.wait_procs(children, timeout=10)[1]
         assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
