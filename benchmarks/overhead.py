@@ -125,7 +125,7 @@ def bare_process(address: str, overrides: list[str], blocks: int, num_steps: int
 def larmor_worker(address: str) -> Any:
     """What Ray Train runs in the worker: Larmor's own, whose reports give the turn to the bare loop."""
 
-    def loop(config: dict[str, Any]) -> Any:
+    def loop(config: Any) -> Any:
         import time
         from multiprocessing.connection import Client
 

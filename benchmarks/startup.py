@@ -51,7 +51,7 @@ def watched(arguments: list[str]) -> None:
     connected, fit = ray_cluster.connected, ray_train.train_on_ray
     claimed = run.claimed
 
-    def loop(config: dict[str, Any]) -> Any:
+    def loop(config: Any) -> Any:
         import json
         import time
 

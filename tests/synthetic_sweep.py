@@ -23,6 +23,7 @@ SPACE = {
     "critic.clip": "loguniform(0.001, 0.1)",
 }
 _STEPS, _EVERY = 40, 10
+_STATES: dict[int, State] = {3: "stopped", 5: "diverged", 6: "failed", 7: "stopped"}
 
 
 def peak_psnr(a: float, b: float, clip: float) -> float:
@@ -66,7 +67,7 @@ def write_sweep(
     for number in range(num_trials):
         drawn = (10 ** rng.uniform(-1, 2), 10 ** rng.uniform(-3, 1), 10 ** rng.uniform(-3, -1))
         a, b, clip = (15.0, 0.1, 0.01) if number == 0 else (float(value) for value in drawn)
-        state = {3: "stopped", 5: "diverged", 6: "failed", 7: "stopped"}.get(number % 8, "finished")
+        state = _STATES.get(number % 8, "finished")
         values = {"loss.a": a, "loss.b": b, "critic.clip": clip}
         num_seeds = start_seeds if number == 0 else 1
         _write_trial(folder, f"t{number:02d}", number, values, state, content, recipe, rng, num_seeds, shares)

@@ -200,7 +200,8 @@ def test_a_size_of_zero_is_said_and_not_logged(tmp_path: Path, caplog: pytest.Lo
     path = with_header(tmp_path / "head.nii", vox_offset=352, pixdim=(1, 1.3, 0, 0.9, 1, 1, 1, 1))
     source = open_file(path)
     assert [note for note in source.notes if "voxel size of 0 along axis 1" in note and "1 mm is taken" in note]
-    assert sorted(source.about["voxel_size_mm"]) == pytest.approx([0.9, 1, 1.3])
+    voxel_size: Any = source.about["voxel_size_mm"]
+    assert sorted(voxel_size) == pytest.approx([0.9, 1, 1.3])
     assert caplog.records == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,9 +169,9 @@ def test_records_lie_in_the_store_as_they_always_did(folder: SweepFolder) -> Non
     folder.write_trial(combined("0001", begun, seeds))
     folder.write_trial(combined("0002", begun, [TrainingEnd(state="diverged", reason="nan")]))
     written = folder.store.read("trials/0001/trial.json").decode()
-    end = {"state": "finished", "metrics": {"val/psnr": 20.0}, "last": {"step": 6}, "seed": 0}
+    end: dict[str, Any] = {"state": "finished", "metrics": {"val/psnr": 20.0}, "last": {"step": 6}, "seed": 0}
     end |= {"steps": 6, "num_images": 24}
-    expected = {"id": "0001", "state": "finished", "metrics": {"val/psnr": 21.0}, "last": {"step": 6}}
+    expected: dict[str, Any] = {"id": "0001", "state": "finished", "metrics": {"val/psnr": 21.0}, "last": {"step": 6}}
     expected |= {"steps": 12, "num_images": 48, "seeds": [end, end | {"metrics": {"val/psnr": 22.0}, "seed": 1}]}
     expected |= {"parameters": {"data.crop": [64, 64], "loss.kind": None}, "began": 5.0, "seconds": 0.0}
     assert written == json.dumps(expected, indent=2)
