@@ -216,7 +216,7 @@ class TestConvert:
     ) -> None:
         command = ("convert", "heads", "--to", "data", *SMALL)
         assert cli(*command).code == 0
-        refused(command, tmp_path / "data", "is there already", "--overwrite")
+        refused(command, tmp_path / "data", "there is a data set here already", "--overwrite")
         refused((*command, "--overwrite", "--min-foreground", "0.9"), "90%", "lower --min-foreground")
         refused((*command, "--overwrite", "--test", "zoe"), "'zoe'")
         self.make_bad("nan", heads[0].with_name("dan.nii.gz"))
