@@ -216,7 +216,7 @@ class TestConvert:
     ) -> None:
         command = ("convert", "heads", "--to", "data", *SMALL)
         assert cli(*command).code == 0
-        refused(command, tmp_path / "data", "is there already", "--overwrite")
+        refused(command, tmp_path / "data", "there is a data set here already", "--overwrite")
         refused((*command, "--overwrite", "--min-foreground", "0.9"), "90%", "lower --min-foreground")
         refused((*command, "--overwrite", "--test", "zoe"), "'zoe'")
         self.make_bad("nan", heads[0].with_name("dan.nii.gz"))
@@ -502,20 +502,20 @@ class TestPull:
         refused((*command, "fid"), "'fid' is not a validation metric", "choose one of psnr")
         refused((*command, "ssim"), "--prefer ssim", "psnr, hfen, not 'ssim'")
         refused((*command, "psnr=a"), "--prefer psnr=a", "'a' is no weight", "METRIC=NUMBER")
-        refused((*command, "hfen", "--metric", "psnr"), "--prefer hfen", "--metric chooses by itself")
+        refused((*command, "hfen", "--metric", "psnr"), "--prefer hfen", "--metric also chooses a trial")
         refused((*command, "hfen"), "none of 0 trials has finished", "'val/psnr' and 'val/hfen'")
 
     def test_targets_that_are_taken(self, run: RunFolder, cli: Command, refused: Refused, tmp_path: Path) -> None:
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "notes.txt").write_text("precious")
         (tmp_path / "file").write_text("precious")
-        refused(("pull", run.url, "--to", "mine"), "mine", "exists already", "--overwrite", "--to")
+        refused(("pull", run.url, "--to", "mine"), "mine", "already exists", "--overwrite", "--to")
         refused(("pull", run.url, "--to", "mine", "--overwrite"), "mine", "is not a model directory", "--to")
         for more in ((), ("--overwrite",)):
             refused(("pull", run.url, "--to", "file", *more), "file", "is a file", "--to")
             refused(("pull", run.url, "--to", "file/deeper", *more), "file/deeper", "Not a directory", "another place")
         assert cli("pull", run.url, "--to", "model").code == 0
-        refused(("pull", run.url, "--to", "model"), "model", "exists already", "--overwrite")
+        refused(("pull", run.url, "--to", "model"), "model", "already exists", "--overwrite")
         (tmp_path / "model" / "metrics.json").write_text("old")
         assert cli("pull", run.url, "--to", "model", "--overwrite").code == 0
         assert "val/psnr" in (tmp_path / "model" / "metrics.json").read_text()

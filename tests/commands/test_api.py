@@ -66,7 +66,7 @@ def test_a_run_becomes_images_and_tables(run: tuple[str, str], tmp_path: Path) -
     assert any(
         "torch.export" in line or "pt2" in line for line in larmor.export(tmp_path / "model", tmp_path / "m.pt2")
     )
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         larmor.export(tmp_path / "model", tmp_path / "m.pt2")
 
 

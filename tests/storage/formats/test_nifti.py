@@ -199,7 +199,7 @@ def test_a_volume_without_orientation_says_so(tmp_path: Path) -> None:
 def test_a_size_of_zero_is_said_and_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = with_header(tmp_path / "head.nii", vox_offset=352, pixdim=(1, 1.3, 0, 0.9, 1, 1, 1, 1))
     source = open_file(path)
-    assert [note for note in source.notes if "voxel size of 0 along axis 1" in note and "1 mm is taken" in note]
+    assert [note for note in source.notes if "voxel size of 0 along axis 1" in note and "1 mm is assumed" in note]
     assert sorted(np.array(source.about["voxel_size_mm"])) == pytest.approx([0.9, 1, 1.3])
     assert caplog.records == []
 

@@ -265,7 +265,7 @@ class TestDamage:
     def test_a_shard_with_the_slices_of_another(self, local: ObjectStore) -> None:
         """Every slice is whole, but in another's place."""
         local.write(SHARD, local.read("train/kspace/c/0/0/0/0"))
-        self.check(local, 4, "slice 4 is not that of the data set")
+        self.check(local, 4, "slice 4 does not belong to the data set")
 
     @pytest.mark.parametrize("client", ["s3fs", "http"])
     def test_both_clients_see_it(self, store_environment: dict[str, str], client: Client) -> None:
