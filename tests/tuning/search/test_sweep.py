@@ -48,7 +48,7 @@ def test_trials_begin_with_the_experiments_own_values(swept: SweepFolder) -> Non
     assert result is not None
     trials = result.trials
     assert [trial.state for trial in trials] == ["finished", "finished"]
-    assert {"loss.a": 15.0, "loss.b": 0.1, "critic.clip": 0.01} in [trial.parameters for trial in trials]
+    assert {"loss.a": 60.0, "loss.b": 0.1, "critic.clip": 0.01} in [trial.parameters for trial in trials]
     assert [trial.id for trial in trials] == ["0001", "0002"]
     assert trials[0].parameters != trials[1].parameters
     for trial in trials:
