@@ -57,10 +57,12 @@ class Jobs:
                 f"{address}: is not a dashboard's URL; write http://HOST:PORT, such as http://127.0.0.1:8265"
             )
         self.address = address
-        use_known_token()
+        token = use_known_token()
         from ray.job_submission import JobSubmissionClient
 
-        self.client = self._ask(lambda: JobSubmissionClient(address))
+        # said here, too: Ray reads the environment once, and may have been imported before the token was known
+        headers = {"Authorization": f"Bearer {token}"} if token else None
+        self.client = self._ask(lambda: JobSubmissionClient(address, headers=headers))
         # it announces every connection that ends
         logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
 

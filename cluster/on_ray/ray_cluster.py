@@ -156,16 +156,21 @@ def worker_environment() -> dict[str, str]:
     return {**forwarded, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def use_known_token() -> None:
+def use_known_token() -> str | None:
     """Show the token that this machine has for clusters, if it has one; a cluster that asks for none ignores it.
 
-    Raises `InputError` if the environment names a file that holds none.
+    Returns the token. Raises `InputError` if the environment names a file that holds none.
     """
     known = os.environ.get("RAY_AUTH_TOKEN")
-    if not known and (known := os.environ.get("RAY_AUTH_TOKEN_PATH")):
-        _require_token(known)
-    if known or (Path.home() / ".ray" / "auth_token").is_file():
+    if not known and (given := os.environ.get("RAY_AUTH_TOKEN_PATH")):
+        _require_token(given)
+        known = Path(given).expanduser().read_text().strip()
+    file = Path.home() / ".ray" / "auth_token"
+    if not known and file.is_file():
+        known = file.read_text().strip()
+    if known:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    return known or None
 
 
 def _own_source(folder: Path) -> dict[str, Any]:

@@ -228,7 +228,7 @@ class TestDamage:
     @pytest.mark.parametrize("row", [0, 3])
     def test_a_flipped_byte_of_a_slice(self, local: ObjectStore, row: int, place: int) -> None:
         flip_byte(local, SHARD, row * CHUNK + place)
-        self.check(local, 4 + row, f"slice {4 + row} is damaged; `larmor verify` shows what else is")
+        self.check(local, 4 + row, f"slice {4 + row} is damaged; `larmor verify` lists all damage")
         others = [index for index in range(NUM_SLICES) if index != 4 + row]
         with opened(local, ReadOptions(block_bytes=1)) as reader:
             assert np.array_equal(np.stack(reader.read(others)), KSPACE[others])

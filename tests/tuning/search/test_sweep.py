@@ -22,6 +22,10 @@ SCHEDULE = (
     "training.checkpoint_every=3",
     "training.validate_every=3",
     "cluster.num_workers=1",
+    "loss.a=15",
+    "space.loss.a=loguniform(0.1,100)",
+    "space.loss.b=loguniform(0.001,10)",
+    "space.critic.clip=loguniform(0.001,0.1)",
     "sweep.overrides={}",
     "sweep.metric=psnr",
     "sweep.start_seeds=1",
@@ -48,7 +52,7 @@ def test_trials_begin_with_the_experiments_own_values(swept: SweepFolder) -> Non
     assert result is not None
     trials = result.trials
     assert [trial.state for trial in trials] == ["finished", "finished"]
-    assert {"loss.a": 60.0, "loss.b": 0.1, "critic.clip": 0.01} in [trial.parameters for trial in trials]
+    assert {"loss.a": 15.0, "loss.b": 0.1, "critic.clip": 0.01} in [trial.parameters for trial in trials]
     assert [trial.id for trial in trials] == ["0001", "0002"]
     assert trials[0].parameters != trials[1].parameters
     for trial in trials:
