@@ -13,6 +13,7 @@ a checkpoint (the upload takes its processor time from somebody), with the share
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import statistics
@@ -25,7 +26,8 @@ import torch
 from loader_step import phantom_data
 
 from larmor.cluster.runs.run_folder import RunFolder
-from larmor.cluster.worker.worker import LocalWorker
+from larmor.cluster.worker.ranks import Ranks
+from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.physics.samples import prepare
 from larmor.recon.training.gan import Gan
 from larmor.recon.training.train import EarlyStop, TrainingState
@@ -41,7 +43,7 @@ SETTINGS = ["data.client=http", "data.disk_cache_bytes=0", "cluster.cpus_per_wor
 class Bench:
     """One worker, its networks and a few batches."""
 
-    def __init__(self, experiment: SweepExperiment, worker: LocalWorker) -> None:
+    def __init__(self, experiment: SweepExperiment, worker: RunWorker) -> None:
         self.worker = worker
         self.gan = Gan(experiment, CPU, worker.rank, worker.world_size)
         self.state = TrainingState(self.gan, worker, EarlyStop(experiment.training))
@@ -63,17 +65,17 @@ class Bench:
 
     def block(self, kind: str, num_steps: int) -> tuple[float, float]:
         """Seconds for which a checkpoint at its start blocked, and seconds of the steps."""
-        blocked = self.worker.checkpoint_seconds
+        blocked = self.worker.checkpoints.blocked_seconds
         if kind != "none":
             self.worker.save(self.state.step, {"val/psnr": float(self.state.step % 7)}, self.state.save)
         if kind == "waiting":
-            self.worker.flush()
+            self.worker.checkpoints.flush()
         began = time.perf_counter()
         for _ in range(num_steps):
             self.step()
         seconds = time.perf_counter() - began
-        self.worker.flush()
-        return self.worker.checkpoint_seconds - blocked, seconds
+        self.worker.checkpoints.flush()
+        return self.worker.checkpoints.blocked_seconds - blocked, seconds
 
 
 def measure(rank: int, experiment: SweepExperiment, arguments: argparse.Namespace, folder: str) -> None:
@@ -86,19 +88,19 @@ def measure(rank: int, experiment: SweepExperiment, arguments: argparse.Namespac
     blocked: dict[str, list[float]] = defaultdict(list)
     seconds: dict[str, list[float]] = defaultdict(list)
     run = RunFolder("s3://larmor/benchmark-run")
-    with LocalWorker(run, experiment.training, CPU) as worker:
+    with contextlib.closing(Ranks()) as ranks, RunWorker(ranks, run, experiment.training, CPU) as worker:
         bench = Bench(experiment, worker)
         for _ in range(2):
             bench.step()
         bench.block("beside", 2)  # connections are made
-        worker.upload_seconds = 0.0
+        worker.checkpoints.upload_seconds = 0.0
         for number in range(arguments.rounds):
             for kind in KINDS[number % 3 :] + KINDS[: number % 3]:
                 stopped, stepping = bench.block(kind, arguments.steps)
                 blocked[kind].append(stopped)
                 seconds[kind].append(stepping)
     if rank == 0:
-        uploading = worker.upload_seconds / (2 * arguments.rounds)
+        uploading = worker.checkpoints.upload_seconds / (2 * arguments.rounds)
         report(arguments, blocked, seconds, uploading, run)
     torch.distributed.destroy_process_group()
 

@@ -136,7 +136,7 @@ def larmor_worker(address: str) -> Any:
 
         connection: Connection = Client(address, "AF_UNIX")
 
-        class InTurns(ray_worker.RayWorker):
+        class InTurns(ray_worker.RunWorker):
             began = 0.0
 
             def progress(self, step: int, phase: str) -> None:
@@ -154,7 +154,7 @@ def larmor_worker(address: str) -> Any:
                     pass  # the other has done all its blocks
                 return stopping
 
-        ray_worker.RayWorker = InTurns  # type: ignore[misc]
+        ray_worker.RunWorker = InTurns  # type: ignore[misc]
         return ray_worker.work(config)
 
     return loop

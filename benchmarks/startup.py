@@ -68,7 +68,7 @@ def watched(arguments: list[str]) -> None:
         note("imported")
         from larmor.cluster.on_ray import ray_worker
 
-        class Clock(ray_worker.RayWorker):
+        class Clock(ray_worker.RunWorker):
             def restore(self, read: Any) -> bool:
                 note("restored")
                 return super().restore(read)
@@ -77,7 +77,7 @@ def watched(arguments: list[str]) -> None:
                 note("first step" if step == 1 else "last step")
                 return super().report(step, metrics, history)
 
-        ray_worker.RayWorker = Clock  # type: ignore[misc]
+        ray_worker.RunWorker = Clock  # type: ignore[misc]
         return ray_worker.work(config)
 
     def marked_fit(*args: Any, **settings: Any) -> None:

@@ -9,8 +9,9 @@ import torch
 from larmor.cluster.experiments.experiment import Experiment
 from larmor.cluster.runs.lease import Say
 from larmor.cluster.runs.run_folder import RunFolder
+from larmor.cluster.worker.ranks import Ranks
 from larmor.cluster.worker.stopping import Stopped, StopRequest, withdraw_stop_order
-from larmor.cluster.worker.worker import LocalWorker
+from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.engines.device import choose_device
 from larmor.recon.training.history import TrainingDiverged
 from larmor.recon.training.train import train
@@ -38,7 +39,7 @@ def train_locally(experiment: Experiment, run: RunFolder, device: str, say: Say 
     withdraw_stop_order(run.store)
     request = StopRequest(cluster.grace_seconds)
     with request.listening(signal.SIGTERM, signal.SIGINT, say=say):
-        worker = LocalWorker(run, experiment.training, chosen, request)
+        worker = RunWorker(Ranks(), run, experiment.training, chosen, request)
         try:
             with worker.watched(cluster.hang_seconds), worker:
                 finished = train(experiment, worker)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 
 import torch
 
@@ -10,30 +10,19 @@ from larmor.cluster.experiments.experiment import Experiment, build
 from larmor.cluster.on_ray.attempt import AttemptEnd, WorkConfig
 from larmor.cluster.runs.lease import LeaseLost
 from larmor.cluster.runs.run_folder import RunFolder
-from larmor.cluster.worker.worker import LocalWorker
+from larmor.cluster.worker.ranks import Ranks
+from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.training.history import TrainingDiverged
 from larmor.recon.training.train import train
 
-_ASK_RAY_SECONDS = 5.0
 
+def preemption_notice() -> str | None:
+    """Whether Ray is about to take nodes away; the same answer on all ranks."""
+    import ray.train
 
-class RayWorker(LocalWorker):
-    """A rank under Ray Train: hears of nodes that are about to be taken away."""
-
-    _asked_ray = 0.0
-
-    def should_stop(self) -> bool:
-        import ray.train
-
-        due = time.monotonic() - self._asked_ray > _ASK_RAY_SECONDS
-        if due:
-            self._asked_ray = time.monotonic()
-        wanted, ask = self.vote(due)
-        # all ranks ask, and Ray gives all of them the same answer
-        if ask and not wanted and (notice := ray.train.get_preemption_info()) is not None:
-            self.request.ask(f"Ray takes the nodes of ranks {notice.preempted_ranks} away")
-            return True
-        return wanted
+    if (notice := ray.train.get_preemption_info()) is None:
+        return None
+    return f"Ray takes the nodes of ranks {notice.preempted_ranks} away"
 
 
 def work(config: WorkConfig) -> AttemptEnd:
@@ -49,8 +38,9 @@ def work(config: WorkConfig) -> AttemptEnd:
     request = this_process_request(cluster.grace_seconds)
     # with these errors every rank ends, at the same step; an exception would make Ray start them all again
     try:
-        worker = RayWorker(run, experiment.training, ray.train.torch.get_device(), request)
-        with worker.watched(cluster.hang_seconds), worker:
+        ranks, device = Ranks(), ray.train.torch.get_device()
+        worker = RunWorker(ranks, run, experiment.training, device, request, preemption_notice)
+        with worker.watched(cluster.hang_seconds), contextlib.closing(ranks), worker:
             finished = train(experiment, worker)
             reasons = [reason for reason in worker.gather(request.reason) if reason]
     except LeaseLost:

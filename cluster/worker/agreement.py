@@ -42,8 +42,13 @@ class Agreement:
             self._exchange.wait()
         return [bool(vote) for vote in self._votes.tolist()]
 
+    def forget(self) -> None:
+        """The votes so far are nobody's concern any more: the next call finds none. Waits for the last of them."""
+        self._answers()
+        self._votes, self._exchange = torch.zeros_like(self._votes), None
+
     def close(self) -> None:
-        """Give the group's threads and connections back. A process that trains many trials would run out of them.
+        """Give the group's threads and connections back. A process that makes many groups would run out of them.
 
         If a rank is gone the group is left as it is: to end it would mean to wait for that rank.
         """

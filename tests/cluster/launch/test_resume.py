@@ -11,7 +11,8 @@ import torch
 
 from larmor.cluster.experiments.experiment import Experiment
 from larmor.cluster.runs.run_folder import RunFolder
-from larmor.cluster.worker.worker import LocalWorker
+from larmor.cluster.worker.ranks import Ranks
+from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.training.train import train
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.experiment import load_sweep_experiment
@@ -26,7 +27,7 @@ class Interrupted(Exception):
     pass
 
 
-class InterruptedWorker(LocalWorker):
+class InterruptedWorker(RunWorker):
     """Stops right after the checkpoint of step 3, as a kill would."""
 
     def save(self, step: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:
@@ -63,8 +64,8 @@ def losses(run: RunFolder) -> list[tuple[float, ...]]:
     return [tuple(row[name] for name in LOSSES) for row in run.history()]
 
 
-def train_in(run: RunFolder, experiment: Experiment, kind: type[LocalWorker] = LocalWorker) -> None:
-    with kind(run, experiment.training, torch.device("cpu")) as worker:
+def train_in(run: RunFolder, experiment: Experiment, kind: type[RunWorker] = RunWorker) -> None:
+    with kind(Ranks(), run, experiment.training, torch.device("cpu")) as worker:
         train(experiment, worker)
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from larmor.cluster.experiments.experiment import Experiment
 from larmor.cluster.runs.run_folder import RunFolder
-from larmor.cluster.worker.worker import LocalWorker
+from larmor.cluster.worker.ranks import Ranks
+from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.evaluation.evaluate import evaluate
 from larmor.recon.evaluation.methods import table_cells
 from larmor.recon.inference.inference import Physics
@@ -41,7 +42,7 @@ class Interrupted(Exception):
     pass
 
 
-class InterruptedWorker(LocalWorker):
+class InterruptedWorker(RunWorker):
     """Stops right after the checkpoint of step 2, as a kill would."""
 
     def save(self, step: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:
@@ -50,7 +51,7 @@ class InterruptedWorker(LocalWorker):
             raise Interrupted
 
 
-class PoisonedWorker(LocalWorker):
+class PoisonedWorker(RunWorker):
     """Its averaged weights, which validation rates, are NaN; training itself goes on with good ones."""
 
     def restore(self, read: Callable[[Path], None]) -> bool:
@@ -99,9 +100,9 @@ def run_in(folder: Path) -> RunFolder:
     return RunFolder(str(folder / unique_name("run")))
 
 
-def trained(experiment: Experiment, run: RunFolder, worker: type[LocalWorker] = LocalWorker) -> RunFolder:
+def trained(experiment: Experiment, run: RunFolder, worker: type[RunWorker] = RunWorker) -> RunFolder:
     torch.set_num_threads(1)
-    with worker(run, experiment.training, torch.device("cpu")) as rank:
+    with worker(Ranks(), run, experiment.training, torch.device("cpu")) as rank:
         train(experiment, rank)
     return run
 

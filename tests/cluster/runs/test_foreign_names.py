@@ -12,7 +12,8 @@ import pytest
 from larmor.cluster.runs.checkpoint import WEIGHTS, Checkpoint, FileEntry
 from larmor.cluster.runs.pull import pull_run
 from larmor.cluster.runs.run_folder import RunFolder
-from larmor.cluster.worker.worker import LocalWorker
+from larmor.cluster.worker.ranks import Ranks
+from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.recipe.recipe import TrainingConfig
 from larmor.storage.objects.errors import InputError
 from tests.helpers import add_checkpoint, contents_of
@@ -70,7 +71,7 @@ def test_a_manifest_does_not_write_outside_a_resumed_worker(run: RunFolder, tmp_
     add_foreign(run, tmp_path / "scratch", name)
     before = contents_of(tmp_path)
     found: list[bytes] = []
-    with LocalWorker(run, TrainingConfig(), torch.device("cpu")) as worker:
+    with RunWorker(Ranks(), run, TrainingConfig(), torch.device("cpu")) as worker:
         assert worker.restore(lambda folder: found.append((folder / WEIGHTS).read_bytes()))
     assert found == [b"weights of step 10"]
     assert contents_of(tmp_path) == before

@@ -3,6 +3,7 @@
 python ranks_program.py RANK WORLD_SIZE RENDEZVOUS EXPERIMENT_YAML RUN_URL STOP_DURING
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import torch
 import torch.distributed as dist
 
 from larmor.cluster.runs.run_folder import RunFolder
-from larmor.cluster.worker.worker import LocalWorker
+from larmor.cluster.worker.ranks import Ranks
+from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.training.train import train
 from larmor.tuning.search.experiment import load_sweep_experiment
 
 
-class AskedWorker(LocalWorker):
+class AskedWorker(RunWorker):
     """The last rank is asked during one step; the others must hear of it."""
 
     stop_during = 0
@@ -31,7 +33,8 @@ def main(rank: int, world_size: int, rendezvous: Path, experiment_path: str, run
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
     experiment = load_sweep_experiment(experiment_path, []).training_part()
     AskedWorker.stop_during = stop_during
-    with AskedWorker(RunFolder(run_url), experiment.training, torch.device("cpu")) as worker:
+    run, device = RunFolder(run_url), torch.device("cpu")
+    with contextlib.closing(Ranks()) as ranks, AskedWorker(ranks, run, experiment.training, device) as worker:
         finished = train(experiment, worker)
     print(f"rank {rank} finished={finished} after step {worker.place.step}", flush=True)
     dist.barrier()

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ import torch
 from larmor.cluster.runs.checkpoint import FileEntry
 from larmor.cluster.runs.lease import LeaseLost, hold
 from larmor.cluster.runs.run_folder import RunFolder
-from larmor.cluster.worker import worker as worker_module
+from larmor.cluster.worker import checkpoints as checkpoints_module
+from larmor.cluster.worker.checkpoints import Checkpoints
+from larmor.cluster.worker.ranks import Ranks
 from larmor.cluster.worker.scratch import Scratch
-from larmor.cluster.worker.worker import LocalWorker
+from larmor.cluster.worker.upload import Retention
+from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.recipe.recipe import TrainingConfig
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.store_errors import StoreAway
@@ -50,8 +53,8 @@ def run(request: pytest.FixtureRequest, tmp_path: Path, store_environment: dict[
     return RunFolder(str(tmp_path / "run") if request.param == "local" else f"s3://larmor/{unique_name('checkpoints')}")
 
 
-def worker_of(run: RunFolder, **training: int) -> LocalWorker:
-    return LocalWorker(run, TrainingConfig(**training), CPU)
+def worker_of(run: RunFolder, **training: int) -> RunWorker:
+    return RunWorker(Ranks(), run, TrainingConfig(**training), CPU)
 
 
 def writer(step: int) -> Callable[[Path], None]:
@@ -65,7 +68,7 @@ def writer(step: int) -> Callable[[Path], None]:
     return write
 
 
-def save(worker: LocalWorker, *steps: int, psnr: float = 30.0) -> None:
+def save(worker: RunWorker, *steps: int, psnr: float = 30.0) -> None:
     for step in steps:
         worker.save(step, {PSNR: psnr}, writer(step))
 
@@ -99,8 +102,8 @@ class TestSave:
         assert steps(run) == [10, 20, 30]
         assert restored(run) == 30
         assert list(scratch.iterdir()) == []
-        assert worker.checkpoint_seconds > 0
-        assert worker.upload_seconds > 0
+        assert worker.checkpoints.blocked_seconds > 0
+        assert worker.checkpoints.upload_seconds > 0
 
     def test_also_if_the_training_ends_with_an_error(self, run: RunFolder, scratch: Path) -> None:
         def interrupted() -> None:
@@ -134,7 +137,7 @@ class TestSave:
         with worker_of(run, keep_checkpoints=1, keep_best=2) as worker:
             for step, psnr in figures.items():
                 save(worker, step, psnr=psnr)
-                worker.flush()
+                worker.checkpoints.flush()
                 seen = [figures[other] for other in figures if other <= step]
                 best = sorted(seen, reverse=True)[:2]
                 assert {figures[kept] for kept in steps(run)} == {*best, figures[step]}
@@ -144,7 +147,7 @@ class TestSave:
         def train() -> None:
             with worker_of(run) as worker:
                 save(worker, 10)
-                worker.flush()
+                worker.checkpoints.flush()
                 with hold(run.store, print):
                     pass
                 save(worker, 20)
@@ -155,6 +158,57 @@ class TestSave:
             train()
         assert steps(run) == [10]
         assert list(scratch.iterdir()) == []
+
+
+class TestByThemselves:
+    """`Checkpoints` without a worker around them."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> RunFolder:
+        return RunFolder(str(tmp_path / "run"))
+
+    @pytest.fixture
+    def checkpoints(self, run: RunFolder, scratch: Path) -> Iterator[Checkpoints]:
+        with contextlib.closing(Ranks()) as ranks:
+            folder = Scratch()
+            yield Checkpoints(run, ranks, folder, CPU, Retention(2, 1, PSNR, True))
+            folder.remove()
+
+    def test_what_is_saved_is_restored(self, run: RunFolder, checkpoints: Checkpoints) -> None:
+        found: list[dict[str, bytes]] = []
+        assert not checkpoints.restore(lambda folder: found.append(contents_of(folder)))
+        checkpoints.save(10, {PSNR: 30.0}, writer(10))
+        checkpoints.flush()
+        checkpoints.flush()
+        assert checkpoints.restore(lambda folder: found.append(contents_of(folder)))
+        assert [files["generator.safetensors"] for files in found] == [b"weights of step 10"]
+
+    def test_it_is_published_after_what_must_come_before(self, run: RunFolder, checkpoints: Checkpoints) -> None:
+        known: list[list[int]] = []
+        for step in (10, 20):
+            checkpoints.save(step, {}, writer(step), lambda: known.append(steps(run)))
+        checkpoints.close(None)
+        assert known == [[], [10]]
+        assert steps(run) == [10, 20]
+
+    @pytest.mark.parametrize(("error", "left"), [(KeyboardInterrupt(), [10]), (LeaseLost("taken"), [])])
+    def test_after_an_error_it_is_published_unless_the_store_or_the_run_is_lost(
+        self, run: RunFolder, checkpoints: Checkpoints, error: BaseException, left: list[int]
+    ) -> None:
+        closing, read_parts = threading.Event(), run.read_parts
+
+        def waits(*arguments: Any) -> Any:
+            """The other ranks' files are there only after the error."""
+            return read_parts(*arguments) if closing.is_set() else None
+
+        run.read_parts = waits  # type: ignore[method-assign, assignment]
+        checkpoints.save(10, {}, writer(10))
+        threading.Timer(0.2, closing.set).start()
+        checkpoints.close(error)
+        closing.wait()
+        assert checkpoints._upload is not None
+        checkpoints._upload.wait()
+        assert steps(run) == left
 
 
 class TestSlowAndBrokenStores:
@@ -255,7 +309,7 @@ class TestSlowAndBrokenStores:
         def train() -> None:
             with worker_of(run) as worker:
                 save(worker, 10)
-                worker.flush()
+                worker.checkpoints.flush()
                 faulty_proxy.plan("status", methods=("PUT",), matches=where)
                 save(worker, 20)
                 if noticed == "next save":
@@ -295,7 +349,7 @@ original = getattr(run, sys.argv[2])
 setattr(run, sys.argv[2], dies)
 with worker_of(run) as worker:
     save(worker, 10)
-    worker.flush()
+    worker.checkpoints.flush()
     Run.armed = True
     save(worker, 90)
 """
@@ -497,7 +551,7 @@ def two_ranks(rank: int, url: str, rendezvous: str, results: str) -> None:
     from larmor.cluster.runs.checkpoint import DamagedCheckpoint
 
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    run = FailingRun(url)
+    ranks, run = Ranks(), FailingRun(url)
 
     def attempt(act: Callable[[], Any]) -> str:
         try:
@@ -512,32 +566,33 @@ def two_ranks(rank: int, url: str, rendezvous: str, results: str) -> None:
         run.fails, run.error = (name if rank == who else ""), error  # type: ignore[assignment]
 
     said: list[str] = []
-    with LocalWorker(run, TrainingConfig(keep_checkpoints=9), CPU) as worker:
+    with RunWorker(ranks, run, TrainingConfig(keep_checkpoints=9), CPU) as worker:
         for step in (10, 20):
             worker.save(step, {}, write)
-        worker.flush()
+        worker.checkpoints.flush()
         said.append(f"{steps(run)} {[sorted(item.files) for item in run.checkpoints()]}")
         for who, error in ((1, InputError("only here")), (0, TypeError("a mistake"))):
             only_on(who, "upload", error)
             worker.save(30, {}, write)
-            said.append(attempt(worker.flush))
+            said.append(attempt(worker.checkpoints.flush))
         only_on(0, "history", LeaseLost("taken"))
         worker.begin(20)
         worker.report(1, {"training_seconds": 1.0}, [{"step": 1}])
         worker.save(30, {}, write)
-        said.append(attempt(worker.flush))
+        said.append(attempt(worker.checkpoints.flush))
         only_on(1, "download", DamagedCheckpoint("broken"))
         said.append(attempt(lambda: worker.restore(lambda folder: None)).replace(url, ""))
         run.fails = ""
         found: list[dict[str, bytes]] = []
         said.append(f"{worker.restore(lambda folder: found.append(contents_of(folder)))} {sorted(found[0].items())}")
     Path(f"{results}-{rank}").write_text("\n".join(said))
-    worker_module._PATIENCE_AT_ERROR = 0.5
+    checkpoints_module._PATIENCE_AT_ERROR = 0.5
     only_on(1, "upload", InputError("only here"))  # its files will never be there
-    with contextlib.suppress(KeyboardInterrupt), LocalWorker(run, TrainingConfig(), CPU) as worker:
+    with contextlib.suppress(KeyboardInterrupt), RunWorker(ranks, run, TrainingConfig(), CPU) as worker:
         worker.save(40, {}, write)
         raise KeyboardInterrupt
     assert steps(run) == [10, 20]
+    ranks.close()
     torch.distributed.destroy_process_group()
 
 
@@ -548,7 +603,7 @@ def three_ranks(rank: int, url: str, rendezvous: str, results: str) -> None:
     download = run.store.download
     run.store.download = lambda path, *more: (fetched.append(path), download(path, *more))[1]  # type: ignore
     found: list[dict[str, bytes]] = []
-    with LocalWorker(run, TrainingConfig(), CPU) as worker:
+    with contextlib.closing(Ranks()) as ranks, RunWorker(ranks, run, TrainingConfig(), CPU) as worker:
         assert worker.restore(lambda folder: found.append(contents_of(folder)))
     Path(f"{results}-{rank}").write_text(json.dumps([fetched, {n: c.hex() for n, c in found[0].items()}]))
     torch.distributed.destroy_process_group()

@@ -17,8 +17,9 @@ import torch
 from larmor.cluster.experiments.experiment import dump_yaml
 from larmor.cluster.launch.run_locally import train_locally
 from larmor.cluster.runs.run_folder import RunFolder
+from larmor.cluster.worker.ranks import Ranks
 from larmor.cluster.worker.stopping import Stopped, StopRequest, order_stop, stop_order, withdraw_stop_order
-from larmor.cluster.worker.worker import LocalWorker
+from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.training.train import train
 from larmor.storage.objects.object_store import ObjectStore
 from tests.cluster.launch.test_systems import kspace_url, tiny, trained  # noqa: F401
@@ -106,7 +107,7 @@ def test_stopped_is_no_failure() -> None:
     assert (stopped.code, str(stopped)) == (130, "stopped after step 3")
 
 
-class AskedWorker(LocalWorker):
+class AskedWorker(RunWorker):
     """Is asked to stop during step 3."""
 
     def progress(self, step: int, phase: str) -> None:
@@ -120,14 +121,14 @@ def test_stopped_training_goes_on_exactly(kspace_url: str, tmp_path: Path) -> No
     experiment = tiny(kspace_url, "training.num_steps=6", "training.log_every=4", "training.validate_every=4")
     whole = trained(experiment, RunFolder(str(tmp_path / "whole")))
     broken = RunFolder(str(tmp_path / "broken"))
-    with AskedWorker(broken, experiment.training, torch.device("cpu")) as asked:
+    with AskedWorker(Ranks(), broken, experiment.training, torch.device("cpu")) as asked:
         assert train(experiment, asked) is False
     latest = broken.latest()
     assert latest is not None
     assert latest.step == 3
     assert [row["step"] for row in broken.history()] == [1, 2, 3]
     assert not any(name.startswith("val/") for name in latest.metrics), "there is no time to validate"
-    with LocalWorker(broken, experiment.training, torch.device("cpu")) as worker:
+    with RunWorker(Ranks(), broken, experiment.training, torch.device("cpu")) as worker:
         assert train(experiment, worker) is True
     assert broken.history() == whole.history()
     assert all(np.isfinite(row["loss"]) for row in broken.history())
@@ -185,7 +186,7 @@ def test_all_ranks_stop_at_one_step_and_one_rank_goes_on(kspace_url: str, tmp_pa
     assert latest is not None
     assert latest.step == 6
     assert [row["step"] for row in broken.history()] == list(range(1, 7))
-    with LocalWorker(broken, experiment.training, torch.device("cpu")) as worker:
+    with RunWorker(Ranks(), broken, experiment.training, torch.device("cpu")) as worker:
         assert train(experiment, worker) is True
     ours, theirs = ([row["normalized_root_mse"] for row in run.history()] for run in (broken, whole))
     assert len(ours) == len(theirs) == 12

@@ -13,9 +13,10 @@ import torch
 
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.heartbeat import Heartbeat, Place, explain_hang, read_heartbeats, write_heartbeat
+from larmor.cluster.worker.ranks import Ranks
 from larmor.cluster.worker.stopping import StopRequest, order_stop
 from larmor.cluster.worker.watchdog import Watchdog
-from larmor.cluster.worker.worker import LocalWorker
+from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.training.step_clock import PHASES
 from larmor.recon.training.train import train
 from larmor.storage.objects.errors import InputError
@@ -60,7 +61,7 @@ def test_a_rank_that_is_behind_is_named(step: int, phase: str) -> None:
     assert "rank 0" not in problem
 
 
-class Recorder(LocalWorker):
+class Recorder(RunWorker):
     """Writes down every phase that the training enters."""
 
     def progress(self, step: int, phase: str) -> None:
@@ -76,7 +77,7 @@ def test_of_two_ranks_in_a_training_the_one_that_came_less_far_is_named(kspace_u
     torch.set_num_threads(1)
     every = [f"training.{name}=2" for name in ("num_steps", "log_every", "validate_every", "checkpoint_every")]
     experiment = tiny(kspace_url, "critic.steps=2", *every)
-    with Recorder(RunFolder(str(tmp_path)), experiment.training, torch.device("cpu")) as worker:
+    with Recorder(Ranks(), RunFolder(str(tmp_path)), experiment.training, torch.device("cpu")) as worker:
         worker.entered = []
         assert train(experiment, worker)
     entered = worker.entered
