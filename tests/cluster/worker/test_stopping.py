@@ -20,6 +20,7 @@ from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.ranks import Ranks
 from larmor.cluster.worker.stopping import Stopped, StopRequest, order_stop, stop_order, withdraw_stop_order
 from larmor.cluster.worker.worker import RunWorker
+from larmor.recon.recipe.recipe import TrainingConfig
 from larmor.recon.training.train import train
 from larmor.storage.objects.object_store import ObjectStore
 from tests.cluster.launch.test_systems import kspace_url, tiny, trained  # noqa: F401
@@ -114,6 +115,18 @@ class AskedWorker(RunWorker):
         super().progress(step, phase)
         if (step, phase) == (2, "generator"):
             self.request.ask("a test")
+
+
+def test_a_notice_is_asked_for_now_and_then_and_becomes_the_reason(tmp_path: Path) -> None:
+    answers = ["the node goes away"]
+    worker = RunWorker(
+        Ranks(), RunFolder(str(tmp_path)), TrainingConfig(), torch.device("cpu"), notice=lambda: answers.pop()
+    )
+    with worker:
+        assert worker.should_stop()
+        assert worker.request.reason == "the node goes away"
+        assert worker.should_stop(), "it stays so, and nobody asks again"
+    assert answers == []
 
 
 def test_stopped_training_goes_on_exactly(kspace_url: str, tmp_path: Path) -> None:  # noqa: F811
