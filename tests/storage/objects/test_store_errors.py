@@ -212,7 +212,10 @@ class TestRealStore:
     def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LARMOR_STORE_PATIENCE", "2")
 
-    def test_every_operation_survives_every_passing_fault(self, faulty_proxy: FaultyProxy, tmp_path: Path) -> None:
+    def test_every_operation_survives_every_passing_fault(
+        self, faulty_proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LARMOR_STORE_PATIENCE", "60")  # one fault each: a busy machine may take its time
         store = ObjectStore(place())
         (tmp_path / "in").mkdir()
         (tmp_path / "in" / "file").write_bytes(b"uploaded")
@@ -303,7 +306,10 @@ class TestRealStore:
             ObjectStore(place(), client).read("object", 0, 3)
 
     @pytest.mark.parametrize("kind", ["reset", "close"])
-    def test_a_create_whose_answer_was_lost_has_won(self, faulty_proxy: FaultyProxy, kind: Kind) -> None:
+    def test_a_create_whose_answer_was_lost_has_won(
+        self, faulty_proxy: FaultyProxy, kind: Kind, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LARMOR_STORE_PATIENCE", "60")
         store = ObjectStore(place())
         faulty_proxy.plan(kind, methods=("PUT",), limit=1)
         assert store.create("claim", b"mine")
