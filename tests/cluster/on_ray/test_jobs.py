@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,13 @@ from tests.tcp_relay import TcpRelay
 from tests.workbench import larmor, larmor_process, succeed, tiny, unique_name
 
 OUTPUT = "s3://larmor"
-SCHEDULE = ("training.num_steps=4", "training.checkpoint_every=4", "training.validate_every=4", "cluster.num_workers=2")
+SCHEDULE = (
+    "training.num_steps=4",
+    "training.checkpoint_every=4",
+    "training.validate_every=4",
+    "cluster.num_workers=2",
+    "cluster.wait_seconds=200",  # on a busy machine the second node takes its time
+)
 LINES = 40
 
 
@@ -50,8 +57,15 @@ def jobs(head: RayHead, monkeypatch: pytest.MonkeyPatch) -> Jobs:
 def start_script(jobs: Jobs, script: str) -> str:
     """A job of one line of Python, which stands for a training where only what is around it is asked about."""
     name = unique_name("script")
-    jobs.client.submit_job(entrypoint=f"exec python -u -c {shlex.quote(script)}", submission_id=name)
-    return name
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            jobs.client.submit_job(entrypoint=f"exec python -u -c {shlex.quote(script)}", submission_id=name)
+            return name
+        except RuntimeError as error:  # on a busy machine the head's agent starts long after its dashboard
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
 
 
 def output_of(shown: Sequence[str]) -> str:
