@@ -29,7 +29,7 @@ import torch
 
 from larmor.recon.physics.samples import prepare
 from larmor.recon.training.gan import Gan
-from larmor.storage.dataset import dataset
+from larmor.storage.dataset import writing
 from larmor.storage.dataset.layout import SplitLayout, StoredVolume
 from larmor.storage.examples.phantom import phantom_volume
 from larmor.storage.loading.config import open_loader, open_reader
@@ -60,9 +60,9 @@ def write_phantoms(store: ObjectStore, num_subjects: int) -> None:
     checksums = []
     for plan in layout.shards():
         content = np.stack([kspace[volume][row] for volume, row in plan.rows])
-        checksums.append(dataset.write_shard(store, "train", "kspace", plan, content))
-    entry = dataset.write_documents(store, layout, {("kspace", 0): tuple(checksums)})
-    dataset.publish(store, {"train": entry}, [])
+        checksums.append(writing.write_shard(store, "train", "kspace", plan, content))
+    entry = writing.write_documents(store, layout, {("kspace", 0): tuple(checksums)})
+    writing.publish(store, {"train": entry}, [])
 
 
 def make_step(experiment: SweepExperiment) -> Step:

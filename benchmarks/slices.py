@@ -15,7 +15,7 @@ from typing import Any
 import crc32c
 import numpy as np
 
-from larmor.storage.dataset import dataset
+from larmor.storage.dataset import writing
 from larmor.storage.dataset.layout import SplitLayout, StoredVolume
 from larmor.storage.objects.object_store import ObjectStore
 
@@ -119,9 +119,9 @@ def write_larmor(place: Place) -> None:
     checksums = []
     for plan in layout.shards():
         kspace = np.stack([make_slice(index) for _, index in plan.rows])
-        checksums.append(dataset.write_shard(store, SPLIT, "kspace", plan, kspace))
-    entry = dataset.write_documents(store, layout, {("kspace", 0): tuple(checksums)})
-    dataset.publish(store, {SPLIT: entry}, [])
+        checksums.append(writing.write_shard(store, SPLIT, "kspace", plan, kspace))
+    entry = writing.write_documents(store, layout, {("kspace", 0): tuple(checksums)})
+    writing.publish(store, {SPLIT: entry}, [])
 
 
 def write_tar(place: Place) -> None:

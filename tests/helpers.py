@@ -18,7 +18,7 @@ from larmor.cluster.runs.checkpoint import Checkpoint, checkpoint_folder
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.recon.networks.generator import ResNet50Generator
 from larmor.recon.recipe.recipe import Recipe
-from larmor.storage.dataset import dataset
+from larmor.storage.dataset import writing
 from larmor.storage.dataset.layout import SplitLayout, StoredVolume
 from larmor.storage.formats.source import SourceOptions
 from larmor.storage.formats.volumes import CoronalSlice, Volume, VolumeSource, image_to_kspace
@@ -61,14 +61,14 @@ def write_layout(
 
     `maps` are stored beside it, as `larmor convert` does for several coils only.
     """
-    checksums: dict[tuple[str, int], list[dataset.StoredShard]] = {}
+    checksums: dict[tuple[str, int], list[writing.StoredShard]] = {}
     for plan in layout.shards():
         arrays = {"kspace": volumes, **({"sensitivity_maps": maps} if maps and plan.bucket.shape[0] > 1 else {})}
         for kind, values in arrays.items():
             rows = [values[number][layout.volumes[number].indices.index(index)] for number, index in plan.rows]
-            checksum = dataset.write_shard(store, layout.split, kind, plan, np.stack(rows))
+            checksum = writing.write_shard(store, layout.split, kind, plan, np.stack(rows))
             checksums.setdefault((kind, plan.bucket.number), []).append(checksum)
-    return dataset.write_documents(store, layout, {key: tuple(value) for key, value in checksums.items()})
+    return writing.write_documents(store, layout, {key: tuple(value) for key, value in checksums.items()})
 
 
 def write_split(store: ObjectStore, split: str, kspace: np.ndarray, subjects: int = 2) -> dict[str, Any]:
@@ -91,13 +91,13 @@ def write_images(store: ObjectStore, contents: Mapping[str, np.ndarray]) -> None
         scales = tuple((float(image.min()), float(image.max())) for image in images)
         layout = SplitLayout(split, (dataclasses.replace(record, scales=scales),))
         splits[split] = write_layout(store, layout, [kspace])
-    dataset.publish(store, splits, [])
+    writing.publish(store, splits, [])
 
 
 def write_dataset(store: ObjectStore, contents: Mapping[str, np.ndarray], subjects: int = 2) -> None:
     """A published data set with these splits."""
     splits = {split: write_split(store, split, kspace, subjects) for split, kspace in contents.items()}
-    dataset.publish(store, splits, [])
+    writing.publish(store, splits, [])
 
 
 def smooth_maps(coils: int, height: int, width: int) -> np.ndarray:
@@ -130,7 +130,7 @@ def write_coil_splits(store: ObjectStore, scans: Mapping[str, Sequence[tuple[np.
         ]
         layout = SplitLayout(split, tuple(records))
         splits[split] = write_layout(store, layout, [kspace for kspace, _ in found], [maps for _, maps in found])
-    dataset.publish(store, splits, [])
+    writing.publish(store, splits, [])
 
 
 def flip_byte(store: ObjectStore, path: str, place: int) -> None:

@@ -89,7 +89,7 @@ def _evaluated(cell: Mapping[str, Any], method: str) -> tuple[Row, list[Row]]:
     """Heading and rows of one cell of an evaluation: the model, and the zero-filled image below it."""
     methods = [method, *(["zero_filled"] if "zero_filled" in cell["mean"] else [])]
     names = [name for name in cell["mean"][method] if name != "seconds"]
-    rows: list[Row] = [(row.replace("_", "-"), *(_with_interval(cell, row, name) for name in names)) for row in methods]
+    rows: list[Row] = [(row, *(_with_interval(cell, row, name) for name in names)) for row in methods]
     return ("", *(_title(name) for name in names)), rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from typing import NoReturn
 
 from larmor.cli import data, jobs, models, store, training
 from larmor.cli.app import app
@@ -34,37 +35,31 @@ def main() -> None:
     try:
         app()
     except Stopped as stopped:
-        from larmor.cli.console import errors
-
-        errors.print(f"larmor: {stopped.message}", markup=False)
+        _say(stopped.message)
         raise
     except InputError as error:
-        from larmor.cli.console import errors
-
-        errors.print(f"larmor: {error}", markup=False)
-        if os.environ.get("LARMOR_DEBUG"):
-            raise
-        raise SystemExit(1) from None
+        _end(str(error))
     except ModuleNotFoundError as error:
-        from larmor.cli.console import errors
-
-        errors.print(
-            f"larmor: this command needs {error.name}, which is not installed; `pip install larmor-mri` installs "
-            "everything"
-        )
-        if os.environ.get("LARMOR_DEBUG"):
-            raise
-        raise SystemExit(1) from None
+        _end(f"this command needs {error.name}, which is not installed; `pip install larmor-mri` installs everything")
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        from larmor.cli.console import errors
-
         where = f"{error.filename}: " if error.filename else ""
-        errors.print(f"larmor: {where}{error.strerror}; choose another place, or free space there", markup=False)
-        if os.environ.get("LARMOR_DEBUG"):
-            raise
-        raise SystemExit(1) from None
+        _end(f"{where}{error.strerror}; choose another place, or free space there")
+
+
+def _end(message: str) -> NoReturn:
+    """End with exit code 1 after a sentence; with `LARMOR_DEBUG` the exception that is being handled follows it."""
+    _say(message)
+    if os.environ.get("LARMOR_DEBUG"):
+        raise
+    raise SystemExit(1) from None
+
+
+def _say(message: str) -> None:
+    from larmor.cli.console import errors
+
+    errors.print(f"larmor: {message}", markup=False)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from larmor.storage.conversion.convert import ConvertOptions, VolumeReport
 from larmor.storage.conversion.splits import read_splits_file
 from larmor.storage.conversion.verify import VerifyReport
 from larmor.storage.conversion.verify import verify as verify_dataset
-from larmor.storage.dataset.dataset import describe, read_root
+from larmor.storage.dataset.dataset import read_root
+from larmor.storage.dataset.describe import describe
 from larmor.storage.formats.recognise import find_sources
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.parallel import default_threads

@@ -241,8 +241,7 @@ def _segmented(
     batch, row = batches[number], place - int(sizes[number])
     images = {_TARGET: batch.target[row], **{name: images[row] for name, images in batch.images.items()}}
     original, *others = (
-        SegmentedImage(name.replace("_", "-") or title, images[name], found.one_slice(place))
-        for name, found in segmentations.items()
+        SegmentedImage(name or title, images[name], found.one_slice(place)) for name, found in segmentations.items()
     )
     return SegmentationExample(original, others)
 

@@ -171,6 +171,7 @@ def write_evaluation(
         cells.append(
             {
                 "label": result.label,
+                "caption": caption(result),
                 "size": list(result.physics.crop),
                 "mask": describe_mask(result.physics.mask, result.physics.crop),
                 "signal": result.physics.signal.model_dump(),

@@ -53,7 +53,7 @@ def comparison(examples: Sequence[Example], path: Path) -> None:
         _panel(figure, 2 * len(examples), columns, top, f"target: {example.title}", example.target, "gray")
         for column, (name, image) in enumerate(example.images.items(), start=1):
             rated = slice_metrics(example.target, image)
-            title = f"{name.replace('_', '-')}: {rated['psnr']:.1f} dB / {rated['ssim']:.3f}"
+            title = f"{name}: {rated['psnr']:.1f} dB / {rated['ssim']:.3f}"
             _panel(figure, 2 * len(examples), columns, top + column, title, image, "gray")
             error = np.abs(example.target - image) * gain
             _panel(figure, 2 * len(examples), columns, below + column, f"error × {gain}", error, "inferno")

@@ -15,9 +15,9 @@ from larmor.storage.conversion.examine import Examined, PassOptions, examine_sou
 from larmor.storage.conversion.journal import Journal, open_journal
 from larmor.storage.conversion.shard_writer import ShardWriter, clear_place, require_sigpy
 from larmor.storage.conversion.splits import assign_splits, splits_of_folders, wanted_splits
-from larmor.storage.dataset import dataset, layout
-from larmor.storage.dataset.dataset import StoredShard
+from larmor.storage.dataset import dataset, layout, writing
 from larmor.storage.dataset.layout import SplitLayout, StoredVolume
+from larmor.storage.dataset.writing import StoredShard
 from larmor.storage.formats.provenance import larmor_version
 from larmor.storage.formats.source import SourceOptions, SourceRef
 from larmor.storage.formats.staging import FileFacts, file_facts
@@ -229,10 +229,10 @@ class _Conversion:
         """Write the documents of the splits, and last the root document."""
         store = self.journal.store
         splits = {
-            split: dataset.write_documents(store, one, {key: tuple(values) for key, values in shards[split].items()})
+            split: writing.write_documents(store, one, {key: tuple(values) for key, values in shards[split].items()})
             for split, one in layouts.items()
         }
         self.journal.check()
         sources = [one.provenance for one in found if one.indices]
         about = {"matrix": list(self.options.matrix), "min_foreground": self.options.min_foreground}
-        dataset.publish(store, splits, sources, **about)
+        writing.publish(store, splits, sources, **about)

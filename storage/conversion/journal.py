@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from larmor.storage.dataset import dataset
+from larmor.storage.dataset import dataset, writing
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 
@@ -96,7 +96,7 @@ def open_journal(store: ObjectStore, plan: Mapping[str, Any], overwrite: bool) -
     found = _read_json(store, _PLAN)
     if found and found.get("plan") == plan and found.get("cleared"):
         return Journal(store, plan, found["identity"], resumed=True)
-    dataset.refuse_occupied(store, overwrite)
+    writing.refuse_occupied(store, overwrite)
     if found and found.get("plan") != plan and overwrite:
         store.delete(dataset.JOURNAL)
         found = None
@@ -116,7 +116,7 @@ def open_journal(store: ObjectStore, plan: Mapping[str, Any], overwrite: bool) -
     if created:
         try:
             # another conversion may have been published since; it removed its journal afterwards
-            dataset.refuse_occupied(store, overwrite)
+            writing.refuse_occupied(store, overwrite)
         except InputError:
             journal.discard()
             raise

@@ -13,10 +13,11 @@ import numpy as np
 from larmor.storage.conversion.examine import PassOptions, read_slice
 from larmor.storage.conversion.journal import Journal
 from larmor.storage.conversion.open_sources import OpenSources, Read
-from larmor.storage.dataset import dataset
-from larmor.storage.dataset.dataset import SPLITS, StoredShard, shard_path
+from larmor.storage.dataset import writing
+from larmor.storage.dataset.dataset import SPLITS, shard_path
 from larmor.storage.dataset.expected_objects import expected_objects, foreign_prefixes, shard_bytes
 from larmor.storage.dataset.layout import Bucket, ShardPlan, SplitLayout
+from larmor.storage.dataset.writing import StoredShard
 from larmor.storage.formats.recognise import open_files
 from larmor.storage.formats.sensitivity import estimate_sensitivity_maps
 from larmor.storage.formats.source import SourceRef
@@ -49,7 +50,7 @@ def clear_place(journal: Journal, layouts: Mapping[str, SplitLayout], sensitivit
     if journal.is_cleared:
         return
     store = journal.store
-    dataset.refuse_occupied(store, overwrite)
+    writing.refuse_occupied(store, overwrite)
     store.delete("zarr.json")  # first: readers see no data set rather than a mixture of two
     expected: set[str] = set()
     for split, layout in layouts.items():
@@ -97,7 +98,7 @@ class ShardWriter:
                         slices[row] = estimate_sensitivity_maps(kspace)
                 if kind not in stored:
                     self._journal.check()
-                    stored[kind] = dataset.write_shard(self._journal.store, layout.split, kind, plan, slices)
+                    stored[kind] = writing.write_shard(self._journal.store, layout.split, kind, plan, slices)
                     self._journal.write(_record_name(layout, plan, kind), asdict(stored[kind]))
         return {kind: stored[kind] for kind in kinds}
 

@@ -22,17 +22,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import crc32c
 import numpy as np
 
 from larmor.storage.dataset.constant import is_constant
 from larmor.storage.dataset.layout import (
     CRC_BYTES,
     Bucket,
-    ShardPlan,
-    SplitLayout,
     array_name,
-    part_slices,
 )
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
@@ -45,14 +41,6 @@ CHUNK_CODECS = ("bytes", "crc32c")
 JOURNAL = "conversion"
 # with their dimensions
 COLUMNS = {"volume": 1, "subject": 1, "index": 1, "position": 1, "scale": 2, "bucket": 1, "row": 1, "crc": 2}
-
-
-@dataclass(frozen=True)
-class StoredShard:
-    """A shard in the store: its SHA-256, and the CRC-32C of each slice in it."""
-
-    checksum: str
-    crcs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -115,82 +103,9 @@ def shard_path(split: str, kind: str, bucket: int, shard: int) -> str:
     return f"{split}/{array_name(kind, bucket)}/c/{shard}/0/0/0"
 
 
-def encode_shard(slices: np.ndarray, shard_slices: int) -> bytes:
-    """The shard object of up to `shard_slices` slices (slice, coil, height, width) complex64: zarr's own encoding."""
-    documents = _memory_group()
-    array = _create_sharded(documents.group, "kspace", slices.shape, shard_slices)
-    array[:] = slices
-    (data,) = (data for path, data in documents.objects().items() if not path.endswith("zarr.json"))
-    return data
-
-
-def write_shard(store: ObjectStore, split: str, kind: str, plan: ShardPlan, slices: np.ndarray) -> StoredShard:
-    """Store one shard."""
-    data = encode_shard(slices, plan.bucket.shard_slices)
-    part_bytes = part_slices(plan.bucket.chunk_bytes) * plan.bucket.chunk_bytes
-    store.write(shard_path(split, kind, plan.bucket.number, plan.number), data, part_bytes)
-    return StoredShard(shard_checksum(data), tuple(crc32c.crc32c(values.tobytes()) for values in slices))
-
-
 def shard_checksum(data: bytes) -> str:
     """SHA-256 of a shard. (The CRC of bytes that end in their own CRC is a constant, so a CRC would say nothing.)"""
     return hashlib.sha256(data).hexdigest()
-
-
-def write_documents(
-    store: ObjectStore, layout: SplitLayout, shards: Mapping[tuple[str, int], tuple[StoredShard, ...]]
-) -> dict[str, Any]:
-    """Write a split's metadata and columns; return the split's entry in the root document.
-
-    `shards` has the shards of each array by (kind, bucket number), in order.
-    """
-    from zarr.codecs import Crc32cCodec
-
-    documents = _memory_group()
-    buckets = []
-    for bucket in layout.buckets:
-        kinds = [kind for kind, number in shards if number == bucket.number]
-        for kind in kinds:
-            shape = (bucket.num_slices, *bucket.shape)
-            _create_sharded(documents.group, array_name(kind, bucket.number), shape, bucket.shard_slices)
-        buckets.append(
-            {
-                "shape": list(bucket.shape),
-                "num_slices": bucket.num_slices,
-                "shard_slices": bucket.shard_slices,
-                "checksums": {
-                    kind: [shard.checksum for shard in shards[kind, bucket.number]] for kind in sorted(kinds)
-                },
-            }
-        )
-    columns = {**layout.columns(), "crc": _crc_column(layout, shards)}
-    for name, values in columns.items():
-        documents.group.create_array(
-            name, data=values, chunks=values.shape, compressors=[Crc32cCodec()], config={"write_empty_chunks": True}
-        )
-    for path, data in documents.objects().items():
-        store.write(f"{layout.split}/{path}", data)
-    volumes = [
-        {"name": volume.name, "subject": volume.subject, **({"offset": volume.offset} if volume.offset else {})}
-        for volume in layout.volumes
-    ]
-    return {
-        "num_slices": len(layout.slices),
-        "subjects": list(layout.subjects),
-        "volumes": volumes,
-        "buckets": buckets,
-        "columns": columns_checksum(columns),
-    }
-
-
-def _crc_column(layout: SplitLayout, shards: Mapping[tuple[str, int], tuple[StoredShard, ...]]) -> np.ndarray:
-    """(num_slices, 2) uint32: the CRC-32C of each slice's k-space and maps; 0 for maps that are not stored."""
-    column = np.zeros((len(layout.slices), len(KINDS)), np.uint32)
-    for (kind, number), parts in shards.items():
-        column[list(layout.rows[layout.buckets[number].shape]), KINDS.index(kind)] = [
-            crc for part in parts for crc in part.crcs
-        ]
-    return column
 
 
 def stated_crc(info: SplitInfo, kind: str, index: int) -> bytes:
@@ -207,74 +122,8 @@ def columns_checksum(columns: Mapping[str, np.ndarray]) -> str:
     return found.hexdigest()
 
 
-@dataclass(frozen=True)
-class _MemoryGroup:
-    """A Zarr group in memory: zarr encodes, the object store carries the bytes."""
-
-    group: Any
-    contents: dict[str, Any]
-
-    def objects(self) -> dict[str, bytes]:
-        return {path: value.to_bytes() for path, value in self.contents.items()}
-
-
-def _memory_group(attributes: Mapping[str, Any] | None = None) -> _MemoryGroup:
-    import zarr
-    from zarr.storage import MemoryStore
-
-    contents: dict[str, Any] = {}
-    group = zarr.create_group(MemoryStore(contents), zarr_format=3, attributes=dict(attributes or {}))
-    return _MemoryGroup(group, contents)
-
-
-def _create_sharded(group: Any, name: str, shape: tuple[int, ...], shard_slices: int) -> Any:
-    from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
-
-    # the mantissas of measured k-space are noise: compression costs more time than it saves bytes
-    return group.create_array(
-        name,
-        shape=shape,
-        dtype="complex64",
-        chunks=(shard_slices, *shape[1:]),
-        serializer=ShardingCodec(chunk_shape=(1, *shape[1:]), codecs=[BytesCodec(), Crc32cCodec()]),
-        compressors=None,
-        fill_value=0,
-        dimension_names=("slice", "coil", "height", "width"),
-        # else zarr leaves a slice of zeros out, and nothing tells it from a lost one
-        config={"write_empty_chunks": True},
-    )
-
-
-def refuse_occupied(store: ObjectStore, overwrite: bool) -> None:
-    """Raises `InputError` if a whole data set stands at `store` and `overwrite` is False, or something else does."""
-    store.check_access()
-    if not store.exists("zarr.json"):
-        foreign = [path for path in store.list() if path.split("/")[0] not in (*SPLITS, JOURNAL)]
-        if not foreign:
-            return
-        if "zarr.json" not in foreign:  # else it was published between the two looks
-            raise InputError(f"{store.url}: holds other files ({foreign[0]}, …); choose an empty place")
-    _root_record(store)  # refuses to delete what is not a data set of Larmor
-    if not overwrite:
-        raise InputError(f"{store.url}: there is a data set here already; pass --overwrite or choose another URL")
-
-
-def remove(store: ObjectStore) -> None:
-    """Delete a data set, whole or not; the journal of a conversion stays."""
-    store.delete("zarr.json")  # unpublish first: readers see no data set rather than half of one
-    for split in SPLITS:
-        store.delete(split)
-
-
-def publish(store: ObjectStore, splits: Mapping[str, Any], sources: Iterable[Mapping[str, Any]], **about: Any) -> None:
-    """Write the root document: from now on the data set exists. One of several writers wins."""
-    record = {"format": FORMAT_VERSION, "splits": dict(splits), "sources": list(sources), **about}
-    document = _memory_group({"larmor": record}).objects()["zarr.json"]
-    if not store.create("zarr.json", document) and store.read("zarr.json") != document:
-        raise InputError(f"{store.url}: another conversion published a data set here first; choose another URL")
-
-
-def _root_record(store: ObjectStore) -> tuple[dict[str, Any], str]:
+def root_record(store: ObjectStore) -> tuple[dict[str, Any], str]:
+    """The data set's own record, whatever its format, and the SHA-256 of the root document. Raises as `read_root`."""
     try:
         content = store.read("zarr.json")
         document = json.loads(content)
@@ -307,7 +156,7 @@ def read_identity(store: ObjectStore) -> str:
 
 
 def _checked_root(store: ObjectStore) -> tuple[dict[str, Any], str]:
-    record, identity = _root_record(store)
+    record, identity = root_record(store)
     version = record.get("format", 0)
     if not isinstance(version, int):
         raise InputError(f"{store.url}/zarr.json: is damaged (its format is {version!r}); convert the data again")
@@ -415,38 +264,3 @@ def _check_sharding(place: str, array: Any, bucket: Bucket) -> None:
         raise InputError(f"{place}: is not sharded by slice with codecs {CHUNK_CODECS}; convert again")
     if (array.shape, array.chunks, array.shards) != expected:
         raise InputError(f"{place}: does not have the shape that the root document states; convert again")
-
-
-def describe(store: ObjectStore) -> list[str]:
-    """What `larmor inspect` prints: a line per split, array and source."""
-    root = read_root(store)
-    lines = [f"{store.url}: Larmor data set, format {root['format']}"]
-    for split in (name for name in SPLITS if name in root["splits"]):
-        info = read_split(store, split)
-        for bucket in info.buckets:
-            for kind in bucket.checksums:
-                megabytes = 8e-6 * float(np.prod(bucket.shape)) * bucket.num_slices
-                lines.append(
-                    f"{split}: {array_name(kind, bucket.number)} {(bucket.num_slices, *bucket.shape)} (slice, coil, "
-                    "height, width) complex64, chunk = 1 slice, "
-                    f"shard = {bucket.shard_slices} slices, {megabytes:.1f} MB"
-                )
-        counts = [f"{volume} ({len(info.slices_of(volume))})" for volume in info.volumes]
-        lines.append(f"  volumes: {', '.join(counts)}")
-    for source in root["sources"]:
-        lines.append("source " + describe_source(source))
-    return lines
-
-
-def describe_source(source: Mapping[str, Any]) -> str:
-    """One line about where a volume comes from."""
-    voxel = source.get("voxel_size_mm")
-    parts = [
-        ", ".join(file["file"] for file in source["files"][:1]) + (", …" if len(source["files"]) > 1 else ""),
-        f"{source['format']}, {source['plane']} slices",
-        *([f"{source['package']} {source['version']}"] if "package" in source else []),
-        *([" × ".join(f"{size:.3g}" for size in voxel) + " mm"] if voxel else []),
-        f"licence: {source['licence']}",
-        f"sha256 {source['files'][0]['sha256'][:16]}…",
-    ]
-    return f"{source['volume']}: {', '.join(parts)}"

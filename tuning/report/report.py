@@ -70,7 +70,7 @@ def write_report(path: Path, urls: Sequence[str], evaluation: Path | None = None
             page["runs"].append(_run(run))
             written.append(_beside(path, url, "steps"))
             _write_history_csv(run, written[-1])
-    names = [part["name"] for part in [*page["sweeps"], *page["runs"]]]
+    names = [f"{kind[:-1]} {part['name']}" for kind in ("sweeps", "runs") for part in page[kind]]
     page["title"] = " · ".join(names) or "Evaluation"
     page["csv"] = [item.name for item in written[1:]]
     page["plotly_js"] = get_plotlyjs() if page["sweeps"] or page["runs"] else ""

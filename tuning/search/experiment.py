@@ -39,7 +39,7 @@ class SweepConfig(BaseModel):
     reduction_factor: float = Field(3.0, gt=1, description="asha: one trial in so many continues at each rung")
     seeds: int = Field(1, ge=1, description="trainings for each point; what counts is their mean")
     start_seeds: int = Field(
-        1, ge=1, description="trainings of the experiment's own values; their spread is the noise of the search"
+        1, ge=1, description="trainings of the values that the search starts from; their spread is its noise"
     )
     warm_start: str | None = Field(None, description="URL of an earlier sweep whose trials teach the sampler")
     concurrent_trials: int | None = Field(None, ge=1, description="at once; default: what the cluster has room for")

@@ -14,7 +14,7 @@ import yaml
 from larmor.cluster.comparison.grid import cells, experiments, fill, load_grid, shipped_grids
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.recon.recipe.systems import SYSTEMS
-from larmor.storage.dataset import dataset
+from larmor.storage.dataset import dataset, writing
 from larmor.storage.loading.reader import SliceReader
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
@@ -110,7 +110,7 @@ def test_no_table_mixes_rows_of_two_data_sets(data: str, grid_file: str, tmp_pat
     (first,) = fill(grid, *arguments)
     store = ObjectStore(data)
     kspace = {split: np.stack(_slices(store, split)) for split in ("train", "validation")}
-    dataset.remove(store)
+    writing.remove(store)
     splits = {**kspace, "test": random_kspace(4, (1, 32, 40), seed=9)}
     source = {
         "volume": "v",
@@ -119,7 +119,7 @@ def test_no_table_mixes_rows_of_two_data_sets(data: str, grid_file: str, tmp_pat
         "licence": "own",
         "files": [{"file": "v.npy", "sha256": "ab"}],
     }
-    dataset.publish(store, {split: write_split(store, split, k) for split, k in splits.items()}, [source])
+    writing.publish(store, {split: write_split(store, split, k) for split, k in splits.items()}, [source])
     with pytest.raises(InputError, match="started with another data set"):
         fill(grid, *arguments)
     (second,) = fill(grid, *arguments, overwrite=True)

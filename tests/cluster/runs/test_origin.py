@@ -19,7 +19,7 @@ from larmor.recon.inference.inference import Physics
 from larmor.recon.models.model import load_model
 from larmor.recon.physics.masks import make_mask, mask_hash
 from larmor.recon.recipe.mask_config import MaskConfig
-from larmor.storage.dataset import dataset
+from larmor.storage.dataset import dataset, writing
 from larmor.storage.loading.config import open_reader
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
@@ -35,7 +35,7 @@ Make = Callable[..., Any]
 def write_data(url: str, seed: int = 0) -> None:
     """A data set; another seed gives one of the same names and sizes."""
     store = ObjectStore(url)
-    dataset.remove(store)
+    writing.remove(store)
     splits = ("train", "validation")
     write_dataset(store, {split: random_kspace(4, (1, 16, 16), seed + 10 * n) for n, split in enumerate(splits)})
 

@@ -29,7 +29,7 @@ from larmor.recon.physics.masks import make_mask
 from larmor.recon.physics.samples import Sample
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.metric import METRICS, PRESETS
-from larmor.storage.dataset import dataset
+from larmor.storage.dataset import dataset, writing
 from larmor.storage.dataset.layout import SplitLayout
 from larmor.storage.formats.volumes import centre_fit, image_to_kspace
 from larmor.storage.loading.config import DataConfig, open_reader
@@ -63,7 +63,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SliceReader]:
         records.append(stored_volume(name, subject, (1, *matrix), num_slices, first=50))
         kspace.append(np.stack([image_to_kspace(image)[None] for image in images]))
     layout = SplitLayout("test", tuple(records))
-    dataset.publish(store, {"test": write_layout(store, layout, kspace)}, [], plane="coronal")
+    writing.publish(store, {"test": write_layout(store, layout, kspace)}, [], plane="coronal")
     reader = SliceReader(store, dataset.read_split(store, "test"))
     yield reader
     reader.close()
@@ -361,7 +361,7 @@ def test_the_figure_does_not_grow_with_the_number_of_volumes(
     store, names = ObjectStore(tmp_path / "data"), [f"v{number}" for number in range(7)]
     layout = SplitLayout("test", tuple(stored_volume(name, name, (1, *CROP), 2) for name in names))
     entry = write_layout(store, layout, [random_kspace(2, (1, *CROP), seed) for seed in range(7)])
-    dataset.publish(store, {"test": entry}, [])
+    writing.publish(store, {"test": entry}, [])
     reader = SliceReader(store, dataset.read_split(store, "test"))
     result = run(model, reader, "paper")
     reader.close()

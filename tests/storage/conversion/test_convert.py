@@ -18,6 +18,7 @@ from larmor.recon.evaluation.sheet import write_contact_sheet
 from larmor.storage.conversion.convert import ConvertOptions, VolumeReport, convert
 from larmor.storage.conversion.verify import verify
 from larmor.storage.dataset import dataset, layout
+from larmor.storage.dataset.describe import describe
 from larmor.storage.formats.nifti import read_volume, subject_of
 from larmor.storage.formats.recognise import find_sources
 from larmor.storage.loading.reader import SliceReader
@@ -252,7 +253,7 @@ def test_a_split_for_tests_may_be_left_out(heads: list[Path], tmp_path: Path) ->
     store = ObjectStore(tmp_path / "data")
     assert list(dataset.read_root(store)["splits"]) == ["train", "validation"]
     assert not verify(str(tmp_path / "data")).problems
-    assert any(line.startswith("validation: kspace") for line in dataset.describe(store))
+    assert any(line.startswith("validation: kspace") for line in describe(store))
     write_contact_sheet(store, tmp_path / "sheet.png")
     with pytest.raises(InputError, match="has no split 'test'; it has train, validation"):
         dataset.read_split(store, "test")

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import zarr
 
-from larmor.storage.dataset import dataset, layout
-from larmor.storage.dataset.dataset import COLUMNS, SplitInfo, encode_shard, shard_path
+from larmor.storage.dataset import dataset, layout, writing
+from larmor.storage.dataset.dataset import COLUMNS, SplitInfo, shard_path
+from larmor.storage.dataset.describe import describe
 from larmor.storage.dataset.layout import SplitLayout
+from larmor.storage.dataset.writing import encode_shard
 from larmor.storage.loading.reader import SliceReader
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
@@ -72,10 +74,10 @@ def write_mixed(store: ObjectStore) -> dict[str, list[np.ndarray]]:
     for kind in KINDS:
         for plan in split.shards():
             rows = np.stack([values[kind][volume][index] for volume, index in plan.rows])
-            crc = dataset.write_shard(store, "train", kind, plan, rows)
+            crc = writing.write_shard(store, "train", kind, plan, rows)
             checksums.setdefault((kind, plan.bucket.number), []).append(crc)
-    entry = dataset.write_documents(store, split, {key: tuple(value) for key, value in checksums.items()})
-    dataset.publish(store, {"train": entry}, [])
+    entry = writing.write_documents(store, split, {key: tuple(value) for key, value in checksums.items()})
+    writing.publish(store, {"train": entry}, [])
     return {kind: [item for volume in values[kind] for item in volume] for kind in KINDS}
 
 
@@ -141,23 +143,23 @@ def test_a_shard_depends_on_its_slices_alone() -> None:
 
 
 def test_only_the_root_document_publishes(store: ObjectStore) -> None:
-    dataset.refuse_occupied(store, overwrite=False)
+    writing.refuse_occupied(store, overwrite=False)
     entry = write_split(store, "train", random_kspace(5))
-    for read in (dataset.read_root, dataset.describe, lambda place: dataset.read_split(place, "train")):
+    for read in (dataset.read_root, describe, lambda place: dataset.read_split(place, "train")):
         with pytest.raises(
             InputError, match=r"there is no data set here \(no zarr.json.*make one with `larmor convert`"
         ):
             read(store)
-    dataset.publish(store, {"train": entry}, [])
+    writing.publish(store, {"train": entry}, [])
     assert len(slices_of(store, "train")) == 5
 
 
 def test_the_first_of_two_publishers_wins(store: ObjectStore) -> None:
     entry = write_split(store, "train", random_kspace(5))
-    dataset.publish(store, {"train": entry}, [{"volume": "first"}])
+    writing.publish(store, {"train": entry}, [{"volume": "first"}])
     with pytest.raises(InputError, match="another conversion published a data set here first"):
-        dataset.publish(store, {"train": entry}, [{"volume": "second"}])
-    dataset.publish(store, {"train": entry}, [{"volume": "first"}])  # by one that was killed and goes on: the same
+        writing.publish(store, {"train": entry}, [{"volume": "second"}])
+    writing.publish(store, {"train": entry}, [{"volume": "first"}])  # by one that was killed and goes on: the same
     assert dataset.read_root(store)["sources"] == [{"volume": "first"}]
 
 
@@ -292,10 +294,10 @@ def test_a_data_set_is_replaced_only_on_demand(store: ObjectStore, tmp_path: Pat
     write_dataset(store, {"train": random_kspace(9), "test": random_kspace(9)})
     before = contents_of(tmp_path / "data")
     with pytest.raises(InputError, match="there is a data set here already; pass --overwrite"):
-        dataset.refuse_occupied(store, overwrite=False)
-    dataset.refuse_occupied(store, overwrite=True)
+        writing.refuse_occupied(store, overwrite=False)
+    writing.refuse_occupied(store, overwrite=True)
     assert contents_of(tmp_path / "data") == before, "to ask changes nothing"
-    dataset.remove(store)
+    writing.remove(store)
     assert store.list() == {}
 
 
@@ -305,16 +307,16 @@ def test_one_that_is_published_between_two_looks_is_a_data_set(
     write_dataset(store, {"train": random_kspace(9)})
     monkeypatch.setattr(store, "exists", lambda path: False)
     with pytest.raises(InputError, match="there is a data set here already; pass --overwrite"):
-        dataset.refuse_occupied(store, overwrite=False)
-    dataset.refuse_occupied(store, overwrite=True)
+        writing.refuse_occupied(store, overwrite=False)
+    writing.refuse_occupied(store, overwrite=True)
 
 
 def test_what_an_interrupted_conversion_left_makes_room(store: ObjectStore) -> None:
     write_split(store, "train", random_kspace(9))
     write_split(store, "validation", random_kspace(2))
     store.write("conversion/plan.json", b"{}")
-    dataset.refuse_occupied(store, overwrite=False)
-    dataset.remove(store)
+    writing.refuse_occupied(store, overwrite=False)
+    writing.remove(store)
     assert store.list() == {"conversion/plan.json": 2}, "the journal stays"
 
 
@@ -322,7 +324,7 @@ def test_a_removal_unpublishes_first(store: ObjectStore, monkeypatch: pytest.Mon
     write_dataset(store, {"train": random_kspace(9)})
     deleted: list[str] = []
     monkeypatch.setattr(store, "delete", deleted.append)
-    dataset.remove(store)
+    writing.remove(store)
     assert deleted == ["zarr.json", *dataset.SPLITS]
 
 
@@ -331,8 +333,8 @@ def test_other_peoples_files_are_never_deleted(store: ObjectStore, overwrite: bo
     store.write("train/kspace/c/0", b"1")
     store.write("thesis.tex", b"years of work")
     with pytest.raises(InputError, match=r"holds other files \(thesis.tex, …\); choose an empty place"):
-        dataset.refuse_occupied(store, overwrite)
-    dataset.remove(store)
+        writing.refuse_occupied(store, overwrite)
+    writing.remove(store)
     assert set(store.list()) == {"thesis.tex"}
 
 
@@ -342,7 +344,7 @@ def test_another_zarr_group_is_refused(store: ObjectStore, overwrite: bool) -> N
     group.create_array("train", data=np.arange(5))
     before = store.list()
     with pytest.raises(InputError, match="is a Zarr group, but not a data set of Larmor"):
-        dataset.refuse_occupied(store, overwrite)
+        writing.refuse_occupied(store, overwrite)
     assert store.list() == before
 
 
@@ -353,8 +355,8 @@ def test_the_description_names_every_split_volume_and_source(store: ObjectStore)
     splits["test"] = write_layout(store, SplitLayout("test", volumes), kspace)
     source = {"volume": "head", "format": "nifti", "plane": "coronal", "voxel_size_mm": [1.0, 2.5, 1.0]}
     source |= {"files": [{"file": "head.nii.gz", "sha256": "ab" * 32}], "licence": "CC0"}
-    dataset.publish(store, splits, [source, {**source, "package": "pack", "version": "1.2", "volume": "other"}])
-    lines = "\n".join(dataset.describe(store))
+    writing.publish(store, splits, [source, {**source, "package": "pack", "version": "1.2", "volume": "other"}])
+    lines = "\n".join(describe(store))
     for split in ("train", "validation"):
         assert f"{split}: kspace (5, 1, 16, 12)" in lines
         assert f"{split}0 (3), {split}1 (2)" in lines

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from larmor.storage.dataset import dataset, layout
+from larmor.storage.dataset import dataset, layout, writing
 from larmor.storage.loading.cache import DiskCache
 from larmor.storage.loading.reader import ReadOptions, SliceReader
 from larmor.storage.objects.object_store import Client, ObjectStore
@@ -337,7 +337,7 @@ class TestReader:
     def test_a_data_set_that_was_converted_anew_has_slices_of_its_own(self, store: ObjectStore, tmp_path: Path) -> None:
         with self.opened(store, tmp_path / "cache") as reader:
             self.check(reader)
-        dataset.remove(store)
+        writing.remove(store)
         write_dataset(store, {"train": KSPACE[::-1]})
         with self.opened(store, tmp_path / "cache") as reader:
             assert np.array_equal(np.stack(reader.read(range(NUM_SLICES))), KSPACE[::-1])

@@ -12,7 +12,7 @@ import platformdirs
 import pytest
 from pydantic import ValidationError
 
-from larmor.storage.dataset import dataset, layout
+from larmor.storage.dataset import layout, writing
 from larmor.storage.formats.volumes import image_to_kspace
 from larmor.storage.loading.config import DataConfig, open_loader, open_reader
 from larmor.storage.loading.loader import Share
@@ -233,7 +233,7 @@ def test_volumes_and_subjects_that_show_nothing_are_left_out_too(tmp_path: Path)
     empty, full = (stored_volume(name, name, (1, 12, 16), 3) for name in ("ann", "bob"))
     layout_ = layout.SplitLayout("train", (dataclasses.replace(empty, scales=((5.0, 5.0),) * 3), full))
     kspace = [image_to_kspace(np.full((3, 12, 16), 5.0))[:, None], random_kspace(3, (1, 12, 16))]
-    dataset.publish(store, {"train": write_layout(store, layout_, kspace)}, [])
+    writing.publish(store, {"train": write_layout(store, layout_, kspace)}, [])
     reader = open_reader(DataConfig(url=store.url), "train")
     assert (reader.info.volumes, reader.info.subjects, reader.info.num_constant) == (("bob",), ("bob",), 3)
     assert reader.info.slices_of("bob").tolist() == [0, 1, 2]

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from larmor.storage.dataset import dataset, layout
+from larmor.storage.dataset import dataset, layout, writing
 from larmor.storage.dataset.layout import SplitLayout
 from larmor.storage.loading.loader import Allocate, Batch, Loader, Share
 from larmor.storage.loading.order import SampleOrder, num_lanes
@@ -213,7 +213,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[ObjectStore, list[n
     shapes = [SHAPE, OTHER_SHAPE, SHAPE, OTHER_SHAPE]
     volumes = tuple(stored_volume(f"v{n}", f"v{n}", shape, 4 + n) for n, shape in enumerate(shapes))
     kspace = [random_kspace(4 + n, shape, n) for n, shape in enumerate(shapes)]
-    dataset.publish(store, {"train": write_layout(store, SplitLayout("train", volumes), kspace)}, [])
+    writing.publish(store, {"train": write_layout(store, SplitLayout("train", volumes), kspace)}, [])
     return store, [item for volume in kspace for item in volume]
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from larmor.storage.dataset import dataset, layout
+from larmor.storage.dataset import layout, writing
 from larmor.storage.dataset.dataset import read_split
 from larmor.storage.dataset.layout import SplitLayout
 from larmor.storage.loading.order import SampleOrder, blocks_of, num_lanes
@@ -268,7 +268,7 @@ def test_blocks_are_neighbours_in_one_shard_and_keep_their_bound(
     store = ObjectStore(tmp_path)
     split = SplitLayout("train", volumes)
     entry = write_layout(store, split, [random_kspace(5 + n, shape) for n, shape in enumerate(shapes)])
-    dataset.publish(store, {"train": entry}, [])
+    writing.publish(store, {"train": entry}, [])
     info = read_split(store, "train")
     blocks = blocks_of(info, block_bytes)
     assert np.array_equal(np.unique(blocks), np.arange(blocks.max() + 1)), "numbered from 0 without gaps"
@@ -292,7 +292,7 @@ def test_a_block_larger_than_a_part_of_its_shard_holds_whole_parts(
     monkeypatch.setattr(layout, "_LEAST_PART", 2 * chunk)
     store = ObjectStore(tmp_path)
     entry = write_layout(store, SplitLayout("train", (stored_volume("v", "v", shape, 30),)), [random_kspace(30, shape)])
-    dataset.publish(store, {"train": entry}, [])
+    writing.publish(store, {"train": entry}, [])
     info = read_split(store, "train")
     assert np.bincount(blocks_of(info, 8 * chunk)).tolist() == [6, 6, 6, 6, 1, 5]
     assert np.bincount(blocks_of(info, 3 * chunk)).tolist() == [3] * 8 + [1, 3, 2]

@@ -19,7 +19,7 @@ import zarr
 from zarr.buffer import cpu
 from zarr.storage import MemoryStore
 
-from larmor.storage.dataset import dataset, layout
+from larmor.storage.dataset import dataset, layout, writing
 from larmor.storage.dataset.layout import SplitLayout
 from larmor.storage.loading.cache import DiskCache
 from larmor.storage.loading.reader import ReadOptions, SliceReader
@@ -105,7 +105,7 @@ def test_slices_of_several_shapes_come_together(tmp_path: Path) -> None:
     volumes = tuple(stored_volume(f"v{n}", f"v{n}", shape, 5) for n, shape in enumerate(shapes))
     kspace = [random_kspace(5, shape, seed) for seed, shape in enumerate(shapes)]
     store = ObjectStore(tmp_path)
-    dataset.publish(store, {"train": write_layout(store, SplitLayout("train", volumes), kspace)}, [])
+    writing.publish(store, {"train": write_layout(store, SplitLayout("train", volumes), kspace)}, [])
     order = np.random.default_rng(1).permutation(20).tolist()
     with opened(store, ReadOptions(block_bytes=3000)) as reader:
         for index, values in zip(order, reader.read(order), strict=True):
@@ -357,7 +357,7 @@ def test_a_running_reader_gives_nothing_of_a_data_set_that_took_the_place_of_its
     """The names and sizes of the objects are the same, and so are all checksums that an object carries of itself."""
     with opened(store, ReadOptions(block_bytes=1)) as reader:
         assert np.array_equal(reader.read([5])[0], KSPACE[5])
-        dataset.remove(store)
+        writing.remove(store)
         write_dataset(store, {"train": random_kspace(NUM_SLICES, seed=1)})
         for index in range(NUM_SLICES):
             with pytest.raises(InputError, match=r"train/kspace/c/.*another one has taken its place.*--overwrite"):
@@ -377,7 +377,7 @@ def test_the_cache_gives_nothing_of_another_data_set(store: ObjectStore, tmp_pat
 def test_a_split_is_of_one_data_set(local: ObjectStore) -> None:
     """Replaced between the reading of the root document and that of the columns."""
     root = local.read("zarr.json")
-    dataset.remove(local)
+    writing.remove(local)
     write_dataset(local, {"train": random_kspace(NUM_SLICES, seed=1)})
     local.write("zarr.json", root)
     with pytest.raises(InputError, match="columns do not match the root document"):

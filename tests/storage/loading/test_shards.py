@@ -14,7 +14,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from larmor.storage.dataset import dataset, layout
+from larmor.storage.dataset import layout, writing
 from larmor.storage.dataset.dataset import SplitInfo, read_split
 from larmor.storage.dataset.layout import Bucket, SplitLayout
 from larmor.storage.loading.shards import (
@@ -40,7 +40,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     store = ObjectStore(tmp_path / "data")
     volumes = (stored_volume("a", "a", SHAPE, 7), stored_volume("b", "b", (2, 8, 12), 6))
     entry = write_layout(store, SplitLayout("train", volumes), [random_kspace(7), random_kspace(6, (2, 8, 12), 1)])
-    dataset.publish(store, {"train": entry}, [])
+    writing.publish(store, {"train": entry}, [])
     return store
 
 

@@ -23,8 +23,8 @@ from larmor.cluster.experiments.experiment import Experiment
 from larmor.cluster.launch.run_locally import train_locally
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.dataset import layout
-from larmor.storage.dataset.dataset import publish
 from larmor.storage.dataset.layout import SplitLayout
+from larmor.storage.dataset.writing import publish
 from larmor.storage.loading.config import DataConfig, open_loader, open_reader
 from larmor.storage.loading.loader import Batch, Share
 from larmor.storage.objects import store_errors

@@ -239,13 +239,17 @@ def test_the_page_names_the_volumes_of_an_evaluation(tmp_path: Path) -> None:
         "volumes": ["ann-1", "ann-2"],
     }
     mask = {"kind": "radial", "achieved_ratio": 0.25, "sha256": "ab" * 32}
-    cell = {"label": "8×8, radial 25 %", "mask": mask, "mean": {"zero_filled": mean, "model": mean}, "figure": "a.png"}
+    means = {"zero_filled": mean, "my_model": mean}
+    cell: dict[str, Any] = {"label": "8×8, radial 25 %", "mask": mask, "mean": means, "figure": "a.png"}
+    cell["caption"] = "8×8: mean over 1 subject (2 volumes, 3 slices, one in 3 of each volume)"
     summary |= {"subjects": ["ann"], "num_slices": 9, "cells": [cell]}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     write_report(tmp_path / "page.html", [], tmp_path)
     page = (tmp_path / "page.html").read_text()
     for expected in ("Split <b>test</b>: ann-1, ann-2, 9 slices", "31.250", "HFEN", "0.4321", "25.00 % of k-space"):
         assert expected in page
+    assert cell["caption"] in page, "which slices the figures are of"
+    assert "<td>my_model</td>" in page, "a name that can be typed"
     assert "GMSD" not in page, "the evaluation is older than that metric"
     (tmp_path / "summary.json").write_text(json.dumps({key: value for key, value in summary.items() if key != "cells"}))
     with pytest.raises(InputError, match="older version"):

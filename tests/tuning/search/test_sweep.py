@@ -198,7 +198,7 @@ def test_best_is_pulled_used_and_reported(swept: SweepFolder, tiny_heads: str, t
     evaluation = str(tmp_path / "evaluation")
     succeed("report", run.url, swept.url, "--to", str(page), "--evaluation", evaluation)
     text = page.read_text()
-    for expected in (best.id, "zero-filled", "Preset <b>paper</b>", "phantom03", "data:image/png;base64,"):
+    for expected in (best.id, "zero_filled", "Preset <b>paper</b>", "phantom03", "data:image/png;base64,"):
         assert expected in text
     card = (tmp_path / "model" / "model-card.md").read_text()
     for expected in (best.id, "phantom03", "Split `test`", "Made with", "SHA-256 of its root document"):
