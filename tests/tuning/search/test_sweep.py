@@ -77,15 +77,19 @@ def test_a_trial_in_warm_processes_is_the_training_it_says(swept: SweepFolder, t
     assert [[row.get(key) for key in figures] for row in warm] == [[row.get(key) for key in figures] for row in alone]
 
 
-def test_same_sweep_again_adds_only_what_is_missing(swept: SweepFolder, sweep_name: str, tiny_heads: str) -> None:
-    before = {trial.id for trial in swept.trials()}
-    again = succeed("sweep", *tiny(sweep_name, tiny_heads, OUTPUT, *SCHEDULE), "--trials", "2")
+def test_same_sweep_again_adds_only_what_is_missing(tiny_heads: str, store_environment: dict[str, str]) -> None:
+    """In a folder of its own: it grows."""
+    name = unique_name("again")
+    arguments, folder = (*tiny(name, tiny_heads, OUTPUT, *SCHEDULE), "--trials"), SweepFolder(f"{OUTPUT}/sweeps/{name}")
+    succeed("sweep", *arguments, "1")
+    before = {trial.id for trial in folder.trials()}
+    again = succeed("sweep", *arguments, "1")
     assert "best: trial" in again
-    assert {trial.id for trial in swept.trials()} == before
-    succeed("sweep", *tiny(sweep_name, tiny_heads, OUTPUT, *SCHEDULE), "--trials", "3")
-    after = {trial.id for trial in swept.trials()}
+    assert {trial.id for trial in folder.trials()} == before
+    succeed("sweep", *arguments, "2")
+    after = {trial.id for trial in folder.trials()}
     assert before < after
-    assert len(after) == 3
+    assert len(after) == 2
 
 
 def test_other_sweep_of_that_name_is_refused(swept: SweepFolder, sweep_name: str, tiny_heads: str) -> None:
