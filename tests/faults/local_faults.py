@@ -89,7 +89,7 @@ def half_uploaded(training: Training, source: random.Random) -> str:
     with training.attempt() as process:
         while True:
             if process.poll() is not None:
-                raise Broken(f"ended before: {training.log()}")
+                raise Broken(f"ended before: {training.end_of_log()}")
             paths = training.run.store.list("checkpoints")
             folders = {path.split("/")[1] for path in paths}
             open_ones = {name for name in folders if f"checkpoints/{name}/manifest.json" not in paths}
@@ -144,7 +144,7 @@ def validated_nan(training: Training, source: random.Random) -> str:
     with training.attempt() as process:
         training.wait_for_end(process, [1])
     if "training diverged: val/" not in training.log():
-        raise Broken(f"the divergence is not named: {training.log()}")
+        raise Broken(f"the divergence is not named: {training.end_of_log()}")
     if (newest := run.latest()) is None or newest.step != latest.step:
         raise Broken(f"a checkpoint was saved with the validation that is not finite: {newest}")
     if odd := [path for path in run.store.list() if path.endswith(".json") and b"NaN" in run.store.read(path)]:
@@ -180,7 +180,7 @@ def replaced(training: Training, source: random.Random) -> str:
         process.send_signal(signal.SIGCONT)
         training.wait_for_end(process, [1])
     if "another process has taken it over" not in training.log():
-        raise Broken(f"the replaced process does not say so: {training.log()}")
+        raise Broken(f"the replaced process does not say so: {training.end_of_log()}")
     return f"SIGSTOP while it prunes after checkpoint {published}, SIGCONT when its successor had ended"
 
 
@@ -227,7 +227,7 @@ def unconditional_store(training: Training, source: random.Random) -> str:
         proxy.plan("unconditional", methods=("PUT",))
         refused.wait_for_end(process, [1])
     if "ignores If-None-Match" not in training.log():
-        raise Broken(f"the reason is not said: {training.log()}")
+        raise Broken(f"the reason is not said: {training.end_of_log()}")
     if training.run.store.exists("config.yaml"):
         raise Broken("the run was begun")
     training.finish()

@@ -126,7 +126,7 @@ def worker_told_to_stop(cluster: RayCluster, training: Training, source: random.
         source.choice(cluster.workers()).terminate()
         training.wait_for_end(process)
     if "resuming as soon as there is room" not in training.log():
-        raise Broken(f"it did not stop and go on: {training.log()}")
+        raise Broken(f"it did not stop and go on: {training.end_of_log()}")
     return f"SIGTERM to a worker after step {step}"
 
 
@@ -141,7 +141,7 @@ def node_drained(cluster: RayCluster, training: Training, source: random.Random)
         cluster.add_node()
         training.wait_for_end(process)
     if "Ray takes the nodes of ranks" not in training.log():
-        raise Broken(f"the notice was not heard: {training.log()}")
+        raise Broken(f"the notice was not heard: {training.end_of_log()}")
     return f"node drained after step {step}"
 
 
@@ -166,7 +166,7 @@ def node_lost_and_found(cluster: RayCluster, training: Training, source: random.
         training.wait_for_end(process)
     sizes = [_num_writers(item) for item in training.run.checkpoints()]
     if sizes[-1] != 2 or 1 not in sizes:
-        raise Broken(f"the checkpoints were written by {sizes} workers: {training.log()}")
+        raise Broken(f"the checkpoints were written by {sizes} workers: {training.end_of_log()}")
     return f"node lost after step {step}, added again after step {alone}"
 
 

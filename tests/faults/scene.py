@@ -74,21 +74,21 @@ class Training:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise Broken(f"ended with exit code {process.returncode} before step {step}: {self.log()}")
+                raise Broken(f"ended with exit code {process.returncode} before step {step}: {self.end_of_log()}")
             self.note_checkpoints()
             done = max((int(row["step"]) for row in self.run.history()), default=0)
             if done >= step:
                 return done
             time.sleep(0.05)
-        raise Broken(f"step {step} did not come within {PATIENCE:.0f} s: {self.log()}")
+        raise Broken(f"step {step} did not come within {PATIENCE:.0f} s: {self.end_of_log()}")
 
     def wait_for_end(self, process: subprocess.Popen[bytes], expected: Sequence[int] = (0,)) -> int:
         try:
             code = process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired as error:
-            raise Broken(f"did not end within {PATIENCE:.0f} s: {self.log()}") from error
+            raise Broken(f"did not end within {PATIENCE:.0f} s: {self.end_of_log()}") from error
         if code not in expected:
-            raise Broken(f"exit code {code} instead of {expected}: {self.log()}")
+            raise Broken(f"exit code {code} instead of {expected}: {self.end_of_log()}")
         return code
 
     def note_checkpoints(self) -> None:
@@ -102,7 +102,12 @@ class Training:
             self.wait_for_end(process)
 
     def log(self) -> str:
-        return (self.scene.folder / f"{self.name}.log").read_text()[-3000:]
+        """Everything that the command has printed."""
+        return (self.scene.folder / f"{self.name}.log").read_text()
+
+    def end_of_log(self) -> str:
+        """Enough of it for a message."""
+        return self.log()[-3000:]
 
 
 @dataclass
