@@ -69,8 +69,14 @@ def ray_head(options: Sequence[str] = ("--num-cpus=2",), port: int | None = None
 
 
 def another_node(head: RayHead, *options: str, **changes: str) -> contextlib.AbstractContextManager[object]:
-    """A second raylet of the cluster, which comes some seconds after this returns."""
+    """A second raylet of the cluster, which comes some seconds after this returns.
+
+    It keeps its session in a folder of its own, as another machine does: each node unpacks a job's files anew, and
+    would take them from under the job that runs on the other.
+    """
+    own = tempfile.mkdtemp(prefix="n", dir=head.folder)
     start = [RAY, "start", "--block", f"--address={head.address}", "--node-ip-address=127.0.0.1", *options]
+    start += [f"--temp-dir={own}"]
     start += ["--object-store-memory=100000000", f"--dashboard-agent-listen-port={free_port()}"]
     return running(start, **head.known(), **changes)
 
