@@ -231,9 +231,9 @@ def _about(filled: Sequence[FilledCell]) -> str:
             continue
         with torch.device("meta"):  # only counted
             generator = build_generator(recipe.generator)
-            critic = build_critic(recipe.critic) if recipe.loss.adversarial != "none" else None
+            critics = [build_critic(recipe.critic) for _ in recipe.loss.critics]
         row = [name, recipe.generator.name, str(recipe.generator.width), _millions(generator)]
-        row += [recipe.critic.name, str(recipe.critic.width), _millions(critic)] if critic else ["–"] * 3
+        row += [recipe.critic.name, str(recipe.critic.width), _millions(*critics)] if critics else ["–"] * 3
         lines.append("| " + " | ".join(row) + " |")
     diverged = [f"{', '.join(cell.diverged)} ({cell.result.label})" for cell in filled if cell.diverged]
     if diverged:
@@ -245,5 +245,7 @@ def _images(experiment: Experiment) -> int:
     return experiment.training.num_steps * experiment.training.global_batch_size
 
 
-def _millions(network: nn.Module) -> str:
-    return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f} M"
+def _millions(*networks: nn.Module) -> str:
+    """The parameters of a network, or of several alike, such as "2 × 1.47 M"."""
+    each = sum(parameter.numel() for parameter in networks[0].parameters()) / 1e6
+    return f"{len(networks)} × {each:.2f} M" if len(networks) > 1 else f"{each:.2f} M"

@@ -145,6 +145,11 @@ class Recipe(BaseModel):
             )
         return self
 
+    @property
+    def critic_channels(self) -> int:
+        """Channels of the images that critics see."""
+        return 1 if self.loss.critic_sees == "measurement" else self.signal.channels
+
     def micro_batch_size(self, world_size: int) -> int:
         """Slices of one forward on one rank.
 

@@ -15,6 +15,7 @@ System = Literal[
     "unet",
     "unet_dssim",
     "unsupervised_gan",
+    "drgan",
 ]
 
 _ADAM = {"name": "adam", "learning_rate": 1e-4, "beta1": 0.5}
@@ -71,6 +72,14 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
         "critic": {"lipschitz": "gradient_penalty"},
         "loss": {"adversarial": "wasserstein", "critic_sees": "measurement", "a": 0.0, "b": 0.0},
         "mask": {"per_slice": True},
+        "generator_optimizer": _ADAM,
+        "critic_optimizer": _ADAM,
+    },
+    # Du et al. 2020, published for PET: a residual map, judged by a critic of its own beside the image's
+    "drgan": {
+        "generator": {"name": "drgan"},
+        "critic": {"steps": 1, "lipschitz": "gradient_penalty"},
+        "loss": {"adversarial": "wasserstein", "residual_critic": 1.0, "a": 15.0, "b": 0.0},
         "generator_optimizer": _ADAM,
         "critic_optimizer": _ADAM,
     },

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from larmor.recon.engines.engine import Engine
 from larmor.recon.networks.networks import build_critic, build_generator
 from larmor.recon.recipe.recipe import Recipe
-from larmor.recon.training.gan_step import critic_step, generator_step
+from larmor.recon.training.gan_step import as_it_is, critic_step, generator_step
 from larmor.recon.training.losses import critic_loss, generator_loss
 
 
@@ -37,19 +37,18 @@ def _of_one_slice(recipe: Recipe) -> tuple[int, int]:
         measurement: list[Tensor | None] = [image, kspace, torch.empty(1, 1, *recipe.data.crop, dtype=torch.bool)]
         if recipe.generator.start.enabled:  # known before the step
             measurement += [None, image]
-        generator, critic = _counted(build_generator(recipe.generator, channels)), None
-        if recipe.loss.adversarial != "none":
-            critic = _counted(build_critic(recipe.critic, channels))
+        generator = _counted(build_generator(recipe.generator, channels))
+        critics = [_counted(build_critic(recipe.critic, channels)) for _ in recipe.loss.critics]
     penalty = None
     if recipe.critic.lipschitz == "gradient_penalty":
         penalty = recipe.critic.penalty_weight, torch.empty(1, 1, 1, 1, device="meta")
     score = partial(critic_loss, kind=recipe.loss.adversarial)
     objective = partial(generator_loss, image, config=recipe.loss)
     with FlopCounterMode(display=False) as counted:
-        if critic:
+        for critic in critics:
             critic_step(generator, critic, measurement, image, score, penalty=penalty)
         critic_flops = counted.get_total_flops()
-        generator_step(generator, critic, measurement, objective)
+        generator_step(generator, [(critic, as_it_is) for critic in critics], measurement, objective)
         return critic_flops, counted.get_total_flops() - critic_flops
 
 

@@ -44,7 +44,7 @@ class History:
         samples: Sequence[Sample],
     ) -> None:
         """The loss terms of one step and what it was trained on; dictionaries and a sample for each micro-batch."""
-        rows = [{**ours, **critics} for ours, critics in zip(terms, critic_terms or [{}] * len(terms), strict=True)]
+        rows = [{**ours, **critics} for ours, critics in zip(terms, critic_terms, strict=True)]
         self._rows.append((step, {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}))
         # sums stay on the device: only if a loss is not finite are they looked at
         self._inputs += [(sample.samples, sample.target.sum(dim=(1, 2, 3))) for sample in samples]
@@ -98,9 +98,9 @@ class History:
                 )
             self._refuse(step, row)
         limit = self._recipe.training.largest_critic_loss
-        if abs(row.get("critic_loss", 0.0)) > limit:
+        for name in (name for name in row if name.startswith("critic_loss") and abs(row[name]) > limit):
             raise TrainingDiverged(
-                f"the critic diverged: critic_loss is {row['critic_loss']:.4g} at step {step}, more than "
+                f"the critic diverged: {name} is {row[name]:.4g} at step {step}, more than "
                 f"training.largest_critic_loss={limit:g}; lower critic_optimizer.learning_rate or critic.clip, or "
                 "choose another critic.lipschitz; the checkpoints before this step are kept"
             )

@@ -83,7 +83,7 @@ def train(recipe: Recipe, worker: Worker) -> bool:
                 )
                 samples = [starts.add(sample) for sample in prepared]
                 clock.enter("critic", state.step)
-                critic_terms = gan.train_critic(samples, state.global_batches) if gan.critic else []
+                critic_terms = gan.train_critics(samples, state.global_batches)
                 state.global_batches += 1
             clock.enter("generator", state.step)
             terms = gan.train_generator(samples)
@@ -161,7 +161,7 @@ class TrainingState:
         if self.worker.rank == 0:
             counters = {
                 "step": self.step,
-                "critic_steps": self.global_batches if self.gan.critic else 0,
+                "critic_steps": self.global_batches if self.gan.critics else 0,
                 "global_batches": self.global_batches,
                 "world_size": self.worker.world_size,
                 "training_seconds": self.training_seconds,
