@@ -8,6 +8,8 @@ from larmor.recon.networks.critic import ResNet50Critic
 from larmor.recon.networks.dagan import DaganDiscriminator, DaganGenerator
 from larmor.recon.networks.data_consistency import ConsistentGenerator
 from larmor.recon.networks.drgan import DrganGenerator
+from larmor.recon.networks.dilated import DilatedGenerator
+from larmor.recon.networks.fda import FdaGenerator
 from larmor.recon.networks.generator import ResNet50Generator
 from larmor.recon.networks.lipschitz import apply_spectral_norm
 from larmor.recon.networks.residual_unet import ResidualUNet
@@ -36,6 +38,10 @@ def _network(config: GeneratorConfig, channels: int) -> nn.Module:
         return ResidualUNet(config.width, config.levels, channels, config.norm)
     if config.name == "drgan":
         return DrganGenerator(config.width, channels)
+    if config.name == "fda":
+        return FdaGenerator(config.width, channels, config.norm)
+    if config.name == "dilated":
+        return DilatedGenerator(config.width, channels, config.norm)
     return ResNet50Generator(config, channels)
 
 

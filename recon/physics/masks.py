@@ -72,6 +72,8 @@ def _ranks(
             return _equispaced_ranks(rng, centre, count)
         case "random1d":
             return rng.random(distance.shape)
+        case "center_periphery1d":
+            return _center_periphery_ranks(rng, distance, centre, count)
         case "radial":
             return radial_ranks(rng, distance.shape, count)
         case "spiral":
@@ -89,6 +91,20 @@ def _equispaced_ranks(rng: np.random.Generator, centre: np.ndarray, count: int) 
         offset = rng.integers(columns.size)
         ranks[columns[(np.arange(num_wanted) * columns.size + offset) // num_wanted]] = 0
     return ranks.reshape(centre.shape)
+
+
+def _center_periphery_ranks(
+    rng: np.random.Generator, distance: np.ndarray, centre: np.ndarray, count: int
+) -> np.ndarray:
+    """Half of `count` the central columns (−∞), a quarter equally spaced in the rest (0), then any (1 to 2).
+
+    After the mask of low and high frequencies, at random and on purpose, of Hossain et al. (2023); the shares are ours.
+    """
+    inner = centre.copy()
+    inner.ravel()[np.argsort(distance.ravel(), kind="stable")[: -(-count // 2)]] = True
+    num_inner = int(inner.sum())
+    ranks = _equispaced_ranks(rng, inner, num_inner + min(count // 4, max(0, count - num_inner)))
+    return np.where(inner, -np.inf, ranks + (ranks > 0) * rng.random(ranks.shape))
 
 
 def _fitting(file: str, wanted: str | None, shape: tuple[int, int]) -> np.ndarray:

@@ -6,15 +6,26 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Kind = Literal["gaussian1d", "gaussian2d", "poisson2d", "uniform1d", "random1d", "radial", "spiral", "file"]
-COLUMN_KINDS = ("gaussian1d", "uniform1d", "random1d")
+Kind = Literal[
+    "gaussian1d",
+    "gaussian2d",
+    "poisson2d",
+    "uniform1d",
+    "random1d",
+    "center_periphery1d",
+    "radial",
+    "spiral",
+    "file",
+]
+COLUMN_KINDS = ("gaussian1d", "uniform1d", "random1d", "center_periphery1d")
 
 
 class MaskConfig(BaseModel):
     """Which points of k-space are measured, besides a fully sampled centre.
 
     Whole columns (phase-encoding lines): `gaussian1d`, denser towards the centre; `uniform1d`, equally
-    spaced; `random1d`, each equally likely. Single points, all denser towards the centre: `gaussian2d`;
+    spaced; `random1d`, each equally likely; `center_periphery1d`, half of them the central ones, a quarter
+    equally spaced, the others at random. Single points, all denser towards the centre: `gaussian2d`;
     `poisson2d`, which keep a distance from each other; `radial` and `spiral`, on the trajectories of that
     name. `file` reads a mask, and only `file` counts then.
     """

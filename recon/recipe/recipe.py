@@ -26,8 +26,14 @@ class TrainingConfig(BaseModel):
     num_steps: int = Field(10_000, ge=1)
     global_batch_size: int = Field(16, ge=1, description="slices per optimiser step, over all workers")
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
-    schedule: Literal["constant", "cosine", "halving"] = Field("constant", description="of both learning rates")
+    schedule: Literal["constant", "cosine", "halving", "decay"] = Field(
+        "constant", description="of both learning rates"
+    )
     halve_every: int = Field(1000, ge=1, description="steps after which `halving` halves the learning rates")
+    decay_every: int = Field(
+        1000, ge=1, description="steps after which `decay` multiplies the learning rates with decay_factor"
+    )
+    decay_factor: float = Field(0.95, gt=0, le=1, description="of `decay`")
     ema_decay: float = Field(
         0.0,
         ge=0,
@@ -177,4 +183,6 @@ def learning_rate_factor(config: TrainingConfig, step: int) -> float:
         return 1.0
     if config.schedule == "halving":
         return 0.5 ** (step // config.halve_every)
+    if config.schedule == "decay":
+        return float(config.decay_factor ** (step // config.decay_every))
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / config.num_steps))

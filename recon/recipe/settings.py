@@ -38,8 +38,8 @@ class StartConfig(BaseModel):
 class GeneratorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["gan_resnet50", "dagan", "unet", "residual_unet", "drgan"] = "gan_resnet50"
-    width: int = Field(64, ge=4, description="channels of the first layer; 64 is as published")
+    name: Literal["gan_resnet50", "dagan", "unet", "residual_unet", "drgan", "fda", "dilated"] = "gan_resnet50"
+    width: int = Field(64, ge=4, description="channels of the first layer; the system's default is as published")
     norm: Norm = "group"
     subbands: Literal["none", "wavelet"] = Field("none", description="work on the four Haar subbands")
     levels: int = Field(3, ge=1, le=6, description="of residual_unet: sizes that it works at, each half of the last")
@@ -65,6 +65,15 @@ class GeneratorConfig(BaseModel):
     def _subbands_of_the_resnet(self) -> GeneratorConfig:
         if self.subbands != "none" and self.name != "gan_resnet50":
             raise ValueError(f"subbands={self.subbands} belongs to name=gan_resnet50, not to {self.name}")
+        return self
+
+    @model_validator(mode="after")
+    def _width_of_dense_blocks(self) -> GeneratorConfig:
+        if self.name == "fda" and self.width % 4:
+            raise ValueError(
+                f"width={self.width} does not divide by 4, as the four steps of a dense block of name=fda do; use "
+                f"{self.width + -self.width % 4}"
+            )
         return self
 
 

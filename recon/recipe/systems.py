@@ -16,9 +16,12 @@ System = Literal[
     "unet_dssim",
     "unsupervised_gan",
     "drgan",
+    "fda_cnn",
+    "dilated_gan",
 ]
 
 _ADAM = {"name": "adam", "learning_rate": 1e-4, "beta1": 0.5}
+_ALONE = {"name": "adam", "learning_rate": 1e-3, "beta1": 0.9}  # of a generator without a critic
 
 SYSTEMS: Mapping[str, Mapping[str, Any]] = {
     # the paper's: Wasserstein loss, weight clipping, content and frequency terms
@@ -80,6 +83,20 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
         "generator": {"name": "drgan"},
         "critic": {"steps": 1, "lipschitz": "gradient_penalty"},
         "loss": {"adversarial": "wasserstein", "residual_critic": 1.0, "a": 15.0, "b": 0.0},
+        "generator_optimizer": _ADAM,
+        "critic_optimizer": _ADAM,
+    },
+    # Hossain et al. 2023: dense blocks, attention gates, mean squared error
+    "fda_cnn": {
+        "generator": {"name": "fda", "width": 32},
+        "loss": {"adversarial": "none", "content": "mse", "a": 1.0, "b": 0.0},
+        "generator_optimizer": _ALONE,
+    },
+    # after Xu et al. 2019, of whom only the title is public; critic and loss are DAGAN's
+    "dilated_gan": {
+        "generator": {"name": "dilated"},
+        "critic": {"name": "dagan", "steps": 1, "lipschitz": "none"},
+        "loss": {"adversarial": "bce", "a": 15.0, "b": 0.1},
         "generator_optimizer": _ADAM,
         "critic_optimizer": _ADAM,
     },

@@ -16,7 +16,7 @@ from larmor.recon.recipe.mask_config import MaskConfig
 def test_all_kinds_share_the_setting() -> None:
     base = MaskConfig(sampling_ratio=0.3, seed=5, spread=0.3)
     configs = all_kinds(base)
-    assert len({config.kind for config in configs}) == len(configs) == 7
+    assert len({config.kind for config in configs}) == len(configs) == 8
     assert all(config.model_copy(update={"kind": base.kind}) == base for config in configs)
 
 

@@ -112,6 +112,8 @@ def test_torch_export_takes_any_size_and_coils(tmp_path: Path) -> None:
         ({"generator": {"width": 4, "data_consistency": "hard", "iterations": 2}}, (96, 64), 1),
         ({"generator": {"width": 4, "data_consistency": "soft"}, "signal": {"mode": "complex"}}, (96, 64), 1),
         ({"generator": {"name": "dagan", "width": 4}}, (256, 256), 1),
+        ({"generator": {"name": "fda", "width": 4}}, (64, 32), 1),
+        ({"generator": {"name": "dilated", "width": 4}}, (40, 27), 1),
         (SENSE, (32, 32), 4),
     ],
 )

@@ -21,7 +21,8 @@ from tests.helpers import random_images
 
 SIZES = [(64, 128), (128, 256), (256, 256), (320, 260), (97, 131)]
 NORMS = ["group", "instance"]
-GENERATORS = ["gan_resnet50", "dagan", "unet", "drgan"]
+GENERATORS = ["gan_resnet50", "dagan", "unet", "drgan", "fda", "dilated"]
+PUBLISHED_WIDTHS = {"fda": 32}  # 64 of the others
 CRITICS = ["resnet50", "dagan"]
 
 
@@ -226,10 +227,15 @@ class TestByName:
 
     def test_parameters_at_full_width(self) -> None:
         with torch.device("meta"):
-            generators = {name: build_generator(GeneratorConfig.model_validate({"name": name})) for name in GENERATORS}
+            generators = {
+                name: build_generator(
+                    GeneratorConfig.model_validate({"name": name, "width": PUBLISHED_WIDTHS.get(name, 64)})
+                )
+                for name in GENERATORS
+            }
             critics = {name: build_critic(CriticConfig.model_validate({"name": name})) for name in CRITICS}
         found = {name: round(count(module) / 1e6, 1) for name, module in generators.items()}
-        assert found == {"gan_resnet50": 40.8, "dagan": 98.6, "unet": 31.1, "drgan": 1.6}
+        assert found == {"gan_resnet50": 40.8, "dagan": 98.6, "unet": 31.1, "drgan": 1.6, "fda": 12.0, "dilated": 0.7}
         assert {name: round(count(module) / 1e6, 1) for name, module in critics.items()} == {
             "resnet50": 23.5,
             "dagan": 48.1,

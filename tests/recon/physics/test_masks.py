@@ -92,6 +92,29 @@ def test_random_columns_are_equally_likely_outside_the_centre() -> None:
     assert np.abs(chance[chance < 1] - 12 / 47).max() < 5 * (0.25 * 0.75 / 400) ** 0.5
 
 
+@settings(property_test, max_examples=100)
+@given(st.integers(8, 300), st.floats(0.05, 0.9), st.integers(0, 1000))
+def test_center_and_periphery_share_the_columns(width: int, ratio: float, seed: int) -> None:
+    """Half in the middle, a quarter in equal steps through what is left, the others anywhere."""
+    config = MaskConfig(kind="center_periphery1d", sampling_ratio=ratio, center_fraction=0, seed=seed)
+    line = make_mask(config, (2, width))[0]
+    num_central = -(-int(line.sum()) // 2)
+    central = np.argsort(np.abs(np.arange(width) - width // 2), kind="stable")[:num_central]
+    assert line[central].all()
+    rest = np.delete(line, central)
+    num_spaced = int(line.sum()) // 4
+    combs = ((np.arange(num_spaced) * rest.size + offset) // max(1, num_spaced) for offset in range(rest.size))
+    assert any(rest[comb].all() for comb in combs)
+
+
+def test_the_columns_that_are_left_over_are_anywhere() -> None:
+    config = {"kind": "center_periphery1d", "sampling_ratio": 0.3}
+    masks = [make_mask(MaskConfig.model_validate({**config, "seed": seed}), (1, 50))[0] for seed in range(400)]
+    chance = np.mean(masks, axis=0)
+    assert (chance == 1).sum() == 8, "the middle"
+    assert np.abs(chance[chance < 1] - 7 / 42).max() < 5 * (0.14 / 400) ** 0.5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_seed_decides(kind: Any) -> None:
     def mask(seed: int) -> np.ndarray:
