@@ -77,6 +77,9 @@ def reconstruct(
     mask: Annotated[
         Path | None, typer.Option(help="The measured points of k-space: .npy (height, width), 1 or 0.", **LOCAL)
     ] = None,
+    plane: Annotated[
+        str, typer.Option(help="Of slices cut from images: coronal, or native, as for `larmor convert`.")
+    ] = "coronal",
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave bad scans out instead of failing.")
     ] = False,
@@ -90,8 +93,9 @@ def reconstruct(
     from larmor.commands.models import reconstruct as reconstruct_source
     from larmor.recon.models.reconstruct import describe_speed
     from larmor.storage.conversion.notes import describe_notes
+    from larmor.storage.formats.source import check_plane
 
-    options = ReconstructOptions(split, undersample, mask, batch_size)
+    options = ReconstructOptions(split, undersample, mask, batch_size, check_plane(plane))
     with progress_bar() as show:
         began = time.perf_counter()
         feedback = Feedback(partial(console.print, markup=False), show)

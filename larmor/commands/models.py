@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from larmor.cluster.runs.model_card import write_card
 from larmor.cluster.runs.pull import Pulled, pull_run
 from larmor.commands.feedback import QUIET, Feedback
+from larmor.storage.formats.source import Plane
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.choice import choose_run
 
@@ -70,13 +71,15 @@ class ReconstructOptions:
     """What to reconstruct, and how.
 
     `split`: of a data set, default test. `undersample`: measured k-space is fully sampled and is undersampled with the
-    model's mask. `mask`: a .npy (height, width) of the measured points.
+    model's mask. `mask`: a .npy (height, width) of the measured points. `plane`: of slices cut from images, as for
+    `convert`.
     """
 
     split: str | None = None
     undersample: bool = False
     mask: Path | None = None
     batch_size: int = 8
+    plane: Plane = "coronal"
 
 
 def reconstruct(
@@ -103,7 +106,8 @@ def reconstruct(
     model = load_model(Path(model_dir), device)
     check_places(source, Path(to))
     mask = str(chosen.mask) if chosen.mask else None
-    with open_scans(source, model.physics, chosen.split, chosen.undersample, mask, feedback.say) as scans:
+    undersample, plane = chosen.undersample, chosen.plane
+    with open_scans(source, model.physics, chosen.split, undersample, mask, feedback.say, plane) as scans:
         return reconstruct_scans(model, scans, Path(to), chosen.batch_size, feedback.progress)
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ def _reconstruct(model: Model, name: str, slices: Slices, folder: Path, batch_si
         files = [images]
         if slices.affine is not None:
             files = [images.with_suffix(".nii.gz")]
-            write_nifti(np.load(images, mmap_mode="r"), slices.affine, files[0])
+            write_nifti(np.load(images, mmap_mode="r"), slices.affine, files[0], slices.seconds)
         files.append(images.with_suffix(".png"))
         pictures.write(files[1])
         written = tuple(file.replace(folder / file.name) for file in files)
@@ -188,12 +189,19 @@ class _Pictures:
         contact_sheet([image for image, _ in shown], [title for _, title in shown], len(self.shown), path)
 
 
-def write_nifti(images: np.ndarray, affine: np.ndarray, path: Path) -> None:
-    """Coronal images (slice, height, width) as a NIfTI volume (left→right, posterior→anterior, inferior→superior).
+def write_nifti(images: np.ndarray, affine: np.ndarray, path: Path, seconds: float | None = None) -> None:
+    """Images (slice, height, width) as a NIfTI volume (of coronal ones left→right, posterior→anterior,
+    inferior→superior); with `seconds` between them, as frames of one slice, a 4-D NIfTI (width, height, 1, frame).
 
     Images that are mapped from a file are written plane by plane.
     """
     import nibabel
 
     volume = images[:, ::-1, ::-1].transpose(2, 0, 1)
-    nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32, copy=False), affine), path)
+    if seconds is not None:
+        volume, affine = volume.transpose(0, 2, 1)[:, :, None], affine[:, [0, 2, 1, 3]]
+    written: Any = nibabel.Nifti1Image(volume.astype(np.float32, copy=False), affine)
+    if seconds is not None:
+        written.header["pixdim"][4] = seconds
+        written.header.set_xyzt_units("mm", "sec")
+    nibabel.save(written, path)
