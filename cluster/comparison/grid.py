@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
-from larmor.cluster.comparison.grid_cell import FilledCell, Say, fill_cell
+from larmor.cluster.comparison.grid_cell import FilledCell, Say, fill_cells
 from larmor.cluster.experiments.experiment import Experiment, build, change, read_content, set_dotted
 from larmor.recon.evaluation.evaluate import Evaluation
 from larmor.recon.evaluation.tables import write_tables
@@ -43,6 +43,10 @@ class GridConfig(BaseModel):
     sizes: tuple[tuple[int, int], ...] = Field(min_length=1)
     masks: tuple[str, ...] = Field(min_length=1)
     ratios: tuple[float, ...] = Field(min_length=1)
+    noises: tuple[float, ...] = Field(
+        (),
+        description="standard deviations of noise at which each cell is evaluated, as in signal.noise; none: without",
+    )
     classical: tuple[str, ...] = ()
     num_images: int = Field(ge=1)
     num_validations: int = Field(4, ge=1, description="in each training, the last at its end")
@@ -169,7 +173,9 @@ def fill(
     data = DataConfig(url=data_url, memory_cache_bytes=0, disk_cache_bytes=0)
     with contextlib.closing(open_reader(data, "test")) as reader:
         filled = [
-            fill_cell(
+            each
+            for cell in cells(grid)
+            for each in fill_cells(
                 experiments(grid, cell, name, data_url, output_url),
                 grid.classical,
                 reader,
@@ -179,8 +185,8 @@ def fill(
                 overwrite=overwrite,
                 keep_runs=grid.keep_runs,
                 every=grid.every,
+                noises=grid.noises,
             )
-            for cell in cells(grid)
         ]
     write_grid(filled, folder)
     return [cell.result for cell in filled]

@@ -146,6 +146,13 @@ def evaluate(
     size: Annotated[list[str] | None, typer.Option(help="HEIGHTxWIDTH instead of the models' own; repeatable.")] = None,
     mask: Annotated[list[str] | None, typer.Option(help="Kind of mask instead of their own; repeatable.")] = None,
     ratio: Annotated[list[float] | None, typer.Option(help="Sampling ratio instead of their own; repeatable.")] = None,
+    noise: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Add noise of this standard deviation, as a fraction of the largest magnitude, to the measured "
+            "k-space: a table for each; repeatable."
+        ),
+    ] = None,
     segmentation: Annotated[
         bool,
         typer.Option("--segmentation", help="Also evaluate tissue segmentations (Dice). Takes a minute per volume."),
@@ -172,7 +179,16 @@ def evaluate(
 
     sizes = [parse_size(text) for text in size or []]
     options = EvaluateOptions(
-        method or [], sizes, mask or [], ratio or [], segmentation, every, split, preset, batch_size
+        methods=method or [],
+        sizes=sizes,
+        masks=mask or [],
+        ratios=ratio or [],
+        noises=noise or [],
+        segmentation=segmentation,
+        every=every,
+        split=split,
+        preset=preset,
+        batch_size=batch_size,
     )
     with progress_bar() as show:
         evaluated = evaluate_models(

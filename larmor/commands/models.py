@@ -115,15 +115,16 @@ def reconstruct(
 class EvaluateOptions:
     """What to evaluate, and how.
 
-    `methods`: those without training, of wavelet, total_variation, alternating, bart. `sizes`, `masks` and `ratios`
-    replace the models' own. `every`: one slice in so many of each volume is evaluated. `preset`: paper or fastmri
-    (`metric.py`).
+    `methods`: those without training, of wavelet, total_variation, alternating, bart. `sizes`, `masks`, `ratios` and
+    `noises` replace the models' own; a noise is a standard deviation, as a fraction of the image's largest magnitude.
+    `every`: one slice in so many of each volume is evaluated. `preset`: paper or fastmri (`metric.py`).
     """
 
     methods: Sequence[str] = ()
     sizes: Sequence[tuple[int, int]] = ()
     masks: Sequence[str] = ()
     ratios: Sequence[float] = ()
+    noises: Sequence[float] = ()
     segmentation: bool = False
     every: int = 1
     split: str = "test"
@@ -165,7 +166,7 @@ def evaluate(
     chosen = options or EvaluateOptions()
     folders = [Path(folder) for folder in ([model_dirs] if isinstance(model_dirs, str | Path) else model_dirs)]
     models = named([load_model(folder, device) for folder in folders])
-    cells = table_cells(models, chosen.methods, chosen.sizes, chosen.masks, chosen.ratios)
+    cells = table_cells(models, chosen.methods, chosen.sizes, chosen.masks, chosen.ratios, chosen.noises)
     with_maps = any(cell.physics.signal.needs_maps for cell in cells)
     data = DataConfig(url=url, memory_cache_bytes=0, disk_cache_bytes=0)
     reader = open_reader(data, chosen.split, with_maps=with_maps)

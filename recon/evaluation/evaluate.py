@@ -84,6 +84,9 @@ class Evaluation:
             words.append("a mask per slice")
         if self.physics.signal.mode == "complex":
             words.append(f"complex ({self.physics.signal.coils})")
+        low, high = (100 * level for level in self.physics.signal.noise)
+        if high:
+            words.append(f"noise {high:g} %" if low == high else f"noise {low:g} to {high:g} %")
         return ", ".join(words)
 
     def mean(self, method: str) -> dict[str, float]:

@@ -114,12 +114,13 @@ def _reconstruct(model: Model, name: str, slices: Slices, folder: Path, batch_si
 
 def _results(model: Model, slices: Slices, batch_size: int) -> Iterator[Reconstructed]:
     device, physics = next(model.generator.parameters()).device, model.physics
+    noiseless = physics.signal.with_noise(0, 0)  # a scan has its own
     methods = {_MODEL: network_method(model.generator)}
     for batch in _read_ahead(slices, batch_size):
         if slices.measured:
             sample = measured_sample(batch, model, device)
         else:
-            sample = prepare(batch, physics.crop, physics.mask, device, signal=physics.signal)
+            sample = prepare(batch, physics.crop, physics.mask, device, signal=noiseless)
         result = reconstruct_sample(methods, sample, tuple(int(place) for place in batch.samples[:, 1]))
         check_finite(result, "slice {}".format)
         yield result

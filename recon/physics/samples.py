@@ -13,6 +13,7 @@ from torch import Tensor
 from larmor.recon.physics.feed import DeviceBatch, DeviceGroup, to_device
 from larmor.recon.physics.fourier import fft2c, ifft2c
 from larmor.recon.physics.masks import make_mask
+from larmor.recon.physics.noise import measurement_noise
 from larmor.recon.physics.sense import complex_to_channels, sense_reduce
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.signal import SignalConfig
@@ -114,8 +115,9 @@ def prepare(
     """Fit the images to `crop`, undersample their k-space, scale both; all of it on `device`.
 
     `augment` changes the images (n, coil, height, width) of the samples (n, 2), and their maps alike, before they are
-    cut. With maps the target is Σ conj(map) · coil image. Reproducible from (seeds, epoch, slice index) alone. Raises
-    `InputError` for several coils without maps where `signal` wants them.
+    cut. With maps the target is Σ conj(map) · coil image. `signal.noise` is added to k-space before the mask; the
+    target stays as it is. Reproducible from (seeds, epoch, slice index) alone. Raises `InputError` for several coils
+    without maps where `signal` wants them.
     """
     moved = batch if isinstance(batch, DeviceBatch) else to_device(batch, device)
     magnitudes, sense = signal.mode == "magnitude", signal.needs_maps
@@ -130,12 +132,19 @@ def prepare(
     rows = [group.rows for group in moved.groups]
     images, maps = _in_order(parts, rows), _maps_in_order(map_parts, rows)
     measured = _masks(mask, crop, moved.samples, device)
-    kspace = fft2c(images) * measured
-    if sense:
-        target, zero_filled = (sense_reduce(coils, maps) for coils in (images, ifft2c(kspace)))
-    else:
-        target, zero_filled = images if magnitudes else root_sum_of_squares(images), magnitude(kspace)
+    target, kspace = _target(images, maps, signal), fft2c(images)
+    if signal.noisy:
+        kspace = kspace + measurement_noise(signal, moved.samples, kspace, target.abs().amax(dim=(1, 2, 3)))
+    kspace = kspace * measured
+    zero_filled = sense_reduce(ifft2c(kspace), maps) if sense else magnitude(kspace)
     return scaled(Sample(target, zero_filled, kspace, measured, torch.empty(0), moved.samples, maps))
+
+
+def _target(images: Tensor, maps: Tensor | None, signal: SignalConfig) -> Tensor:
+    """The fully sampled image of coil images or, in `magnitude` mode, of a magnitude image."""
+    if signal.needs_maps:
+        return sense_reduce(images, maps)
+    return images if signal.mode == "magnitude" else root_sum_of_squares(images)
 
 
 def scaled(sample: Sample) -> Sample:

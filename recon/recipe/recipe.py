@@ -105,6 +105,16 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"critic.lipschitz={self.critic.lipschitz} works on whole weights; set training.zero_stage=2 or lower"
             )
+        if self.generator.name == "idpcnn" and (stage == 3 or self.loss.adversarial != "none"):
+            raise ValueError(
+                "generator.name=idpcnn trains a denoiser, and its images are done one by one; set "
+                "loss.adversarial=none and training.zero_stage=2 or lower"
+            )
+        if self.generator.name == "idpcnn" and not self.signal.measured:
+            raise ValueError(
+                "generator.name=idpcnn puts measured points back, which signal.coils=rss has lost; set "
+                "signal.coils=sense"
+            )
         if self.training.compile and self.critic.lipschitz == "gradient_penalty":
             raise ValueError(
                 "training.compile cannot differentiate twice, which critic.lipschitz=gradient_penalty needs; "

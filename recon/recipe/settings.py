@@ -38,7 +38,9 @@ class StartConfig(BaseModel):
 class GeneratorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["gan_resnet50", "dagan", "unet", "residual_unet", "drgan", "fda", "dilated"] = "gan_resnet50"
+    name: Literal[
+        "gan_resnet50", "dagan", "unet", "residual_unet", "drgan", "fda", "dilated", "similar_patches", "idpcnn"
+    ] = "gan_resnet50"
     width: int = Field(64, ge=4, description="channels of the first layer; the system's default is as published")
     norm: Norm = "group"
     subbands: Literal["none", "wavelet"] = Field("none", description="work on the four Haar subbands")
@@ -51,6 +53,17 @@ class GeneratorConfig(BaseModel):
         1, ge=1, description="how often network and data consistency alternate with the same weights (MoDL)"
     )
     cascades: int = Field(1, ge=1, description="how often they alternate with separate weights (deep cascade)")
+
+    turns: int = Field(100, ge=1, description="of idpcnn: largest number of denoisings of an image")
+
+    @model_validator(mode="after")
+    def _has_its_own_consistency(self) -> GeneratorConfig:
+        if self.name == "idpcnn" and (self.data_consistency != "none" or self.start.enabled):
+            raise ValueError(
+                "name=idpcnn puts the measured points back by itself and starts from the zero-filled image; set "
+                "data_consistency=none and start.method=none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _turns_need_consistency(self) -> GeneratorConfig:

@@ -16,6 +16,8 @@ System = Literal[
     "unet_dssim",
     "unsupervised_gan",
     "drgan",
+    "rician_cnn",
+    "idpcnn",
     "fda_cnn",
     "dilated_gan",
 ]
@@ -85,6 +87,20 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
         "loss": {"adversarial": "wasserstein", "residual_critic": 1.0, "a": 15.0, "b": 0.0},
         "generator_optimizer": _ADAM,
         "critic_optimizer": _ADAM,
+    },
+    # after Manimala et al. 2021: noise in the measurement, groups of similar patches; the level is never told
+    "rician_cnn": {
+        "generator": {"name": "similar_patches", "data_consistency": "soft", "iterations": 2},
+        "signal": {"noise": (0.0, 0.1)},
+        "loss": {"adversarial": "none", "content": "mse", "a": 1.0, "b": 0.0},
+        "generator_optimizer": _ALONE,
+        "training": {"schedule": "cosine"},
+    },
+    # Hou & Li 2022: a denoiser that is trained without any mask, in a loop with the measured points
+    "idpcnn": {
+        "generator": {"name": "idpcnn"},
+        "loss": {"adversarial": "none", "content": "mse", "a": 1.0, "b": 0.0},
+        "generator_optimizer": _ALONE,
     },
     # Hossain et al. 2023: dense blocks, attention gates, mean squared error
     "fda_cnn": {

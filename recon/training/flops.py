@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from larmor.recon.engines.engine import Engine
-from larmor.recon.networks.networks import build_critic, build_generator
+from larmor.recon.networks.networks import build_critic, build_generator, trained_part
 from larmor.recon.recipe.recipe import Recipe
 from larmor.recon.training.gan_step import as_it_is, critic_step, generator_step
 from larmor.recon.training.losses import critic_loss, generator_loss
@@ -37,7 +37,10 @@ def _of_one_slice(recipe: Recipe) -> tuple[int, int]:
         measurement: list[Tensor | None] = [image, kspace, torch.empty(1, 1, *recipe.data.crop, dtype=torch.bool)]
         if recipe.generator.start.enabled:  # known before the step
             measurement += [None, image]
-        generator = _counted(build_generator(recipe.generator, channels))
+        prefix, part = trained_part(build_generator(recipe.generator, channels))
+        generator = _counted(part)
+        if prefix:  # a denoiser, on an image and its level of noise
+            measurement = [image, torch.empty(1, 1, 1, 1)]
         critics = [_counted(build_critic(recipe.critic, channels)) for _ in recipe.loss.critics]
     penalty = None
     if recipe.critic.lipschitz == "gradient_penalty":

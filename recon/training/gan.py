@@ -10,12 +10,13 @@ from torch import Tensor
 
 from larmor.recon.engines.build import build_engine
 from larmor.recon.engines.engine import Engine, EngineSettings
-from larmor.recon.networks.networks import build_critic, build_generator
+from larmor.recon.networks.networks import build_critic, build_generator, trained_part
 from larmor.recon.physics.samples import Sample
 from larmor.recon.recipe.recipe import Recipe, learning_rate_factor
 from larmor.recon.training.average import AveragedWeights
 from larmor.recon.training.balance import measure
 from larmor.recon.training.critics import Critic
+from larmor.recon.training.denoising import draw_noise
 from larmor.recon.training.gan_step import frozen, generator_step
 from larmor.recon.training.losses import generator_loss
 from larmor.recon.training.step_graph import Step, StepGraph
@@ -39,12 +40,14 @@ class Gan:
             )
         torch.manual_seed(recipe.seed)
         roles = recipe.loss.critics
-        networks = [build_generator(recipe.generator, recipe.signal.channels)]
+        self.whole = build_generator(recipe.generator, recipe.signal.channels)
+        self._prefix, part = trained_part(self.whole)
+        networks = [part]
         networks += [build_critic(recipe.critic, recipe.critic_channels) for _ in roles]
         if config.channels_last:
             for network in networks:
                 _to_channels_last(network)
-        self.average = AveragedWeights(networks[0], config.ema_decay, device) if config.ema_decay else None
+        self.average = AveragedWeights(self.whole, config.ema_decay, device) if config.ema_decay else None
         settings = EngineSettings(
             recipe.micro_batch_size(world_size),
             config.gradient_accumulation,
@@ -82,13 +85,13 @@ class Gan:
     @property
     def best_generator(self) -> torch.nn.Module:
         """The generator that is validated and pulled: the averaged weights where there are any."""
-        return self.average.module if self.average else self.generator.module
+        return self.average.module if self.average else self.whole
 
     def weights(self) -> dict[str, Tensor]:
         """The weights of `best_generator` as float32 on the CPU. Every rank calls."""
         if self.average:
             return {name: value.cpu() for name, value in self.average.module.state_dict().items()}
-        return self.generator.state_dict()
+        return {f"{self._prefix}{name}": value for name, value in self.generator.state_dict().items()}
 
     def set_learning_rates(self, step: int) -> None:
         """The learning rates of generator step `step`, counted from 0."""
@@ -110,28 +113,43 @@ class Gan:
 
     def train_generator(self, samples: Sequence[Sample]) -> list[dict[str, Tensor]]:
         """One generator update; the loss terms of each micro-batch."""
-        terms = self._graphs.get("generator", self._step_generator)(samples, ())
+        terms = self._graphs.get("generator", self._step_generator)(samples, self._draw(samples))
         if self.average:
-            self.average.update(self.generator.module, self._step)
+            self.average.update(self.whole, self._step)
         return terms
 
     def balance(self, samples: Sequence[Sample]) -> list[dict[str, float]]:
         """What `recon/training/balance.py` says of each micro-batch, with the weights as they are. Every rank calls."""
         found = []
         with frozen(*(critic.engine for critic in self.critics)):
-            for sample in samples:
+            for sample, inputs in zip(samples, self._inputs(samples, self._draw(samples)), strict=True):
                 with torch.no_grad():
-                    reconstruction = self.generator.bare_forward(*sample.measurement)
+                    reconstruction = self.generator.bare_forward(*inputs)
                 judges = [critic.judge(sample) for critic in self.critics]
                 found.append(measure(sample.target, reconstruction, self._recipe.loss, judges))
         return found
 
-    def _step_generator(self, samples: Sequence[Sample], _draws: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    def _draw(self, samples: Sequence[Sample]) -> list[Tensor]:
+        """For a denoiser the noise and its level, of each micro-batch in turn; empty for what is trained on samples."""
+        if not self._prefix:
+            return []
+        return draw_noise([sample.target for sample in samples], self._recipe.seed, self._step, self._rank)
+
+    def _inputs(self, samples: Sequence[Sample], draws: Sequence[Tensor]) -> list[tuple[Tensor | None, ...]]:
+        """What the trained network is called with."""
+        if not self._prefix:
+            return [sample.measurement for sample in samples]
+        return [
+            (sample.target + noise, level)
+            for sample, noise, level in zip(samples, draws[::2], draws[1::2], strict=True)
+        ]
+
+    def _step_generator(self, samples: Sequence[Sample], draws: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         terms = []
-        for sample in samples:
+        for sample, inputs in zip(samples, self._inputs(samples, draws), strict=True):
             objective = partial(generator_loss, sample.target, config=self._recipe.loss)
             critics = [(critic.engine, critic.view(sample)) for critic in self.critics]
-            terms.append(generator_step(self.generator, critics, sample.measurement, objective)[1])
+            terms.append(generator_step(self.generator, critics, inputs, objective)[1])
         return terms
 
     def _make_graphs(self, device: torch.device) -> dict[str, Step]:

@@ -69,7 +69,7 @@ def train(recipe: Recipe, worker: Worker) -> bool:
         change = partial(augment, config=recipe.augment, seed=recipe.seed) if recipe.augment.enabled else None
         num_slices = config.global_batch_size * gan.critic_steps
         speed = Speed(recipe, worker, loader, clock, num_slices, state.training_seconds)
-        starts = Starts(gan.generator.module, recipe, train_reader.info.identity)
+        starts = Starts(gan.whole, recipe, train_reader.info.identity)
         log = History(worker, recipe, train_reader.info, speed)
 
         stopping = False
