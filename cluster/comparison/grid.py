@@ -230,8 +230,8 @@ def _about(filled: Sequence[FilledCell]) -> str:
         if " (seed " in name:
             continue
         with torch.device("meta"):  # only counted
-            generator = build_generator(recipe.generator)
-            critic = build_critic(recipe.critic) if recipe.loss.adversarial != "none" else None
+            generator = build_generator(recipe.generator, recipe.signal.channels)
+            critic = build_critic(recipe.critic, recipe.signal.channels) if recipe.loss.adversarial != "none" else None
         row = [name, recipe.generator.name, str(recipe.generator.width), _millions(generator)]
         row += [recipe.critic.name, str(recipe.critic.width), _millions(critic)] if critic else ["–"] * 3
         lines.append("| " + " | ".join(row) + " |")

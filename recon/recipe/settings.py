@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Norm = Literal["group", "instance", "none"]
-Content = Literal["normalized_root_mse", "mse", "l1", "dssim"]
+Content = Literal["normalized_root_mse", "mse", "l1", "complex_l1", "dssim"]
 
 
 class StartConfig(BaseModel):
@@ -36,7 +36,7 @@ class StartConfig(BaseModel):
 class GeneratorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["gan_resnet50", "dagan", "unet", "residual_unet", "fda", "dilated"] = "gan_resnet50"
+    name: Literal["gan_resnet50", "dagan", "unet", "residual_unet", "fda", "dilated", "deepcomplex"] = "gan_resnet50"
     width: int = Field(64, ge=4, description="channels of the first layer; the system's default is as published")
     norm: Norm = "group"
     subbands: Literal["none", "wavelet"] = Field("none", description="work on the four Haar subbands")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from larmor.recon.physics.samples import Sample
 from larmor.recon.recipe.recipe import Recipe
+from larmor.recon.recipe.signal import SignalConfig
 from larmor.recon.training.flops import flops_per_step
 from larmor.recon.training.gan import Gan
 
@@ -27,6 +29,10 @@ def recipe(system: str, batch: int = 6, **critic: Any) -> Recipe:
     )
 
 
+def signal_of(coils: int) -> SignalConfig:
+    return SignalConfig(mode="complex", coils="all", num_coils=coils)
+
+
 def test_a_step_is_counted_as_it_is_computed() -> None:
     one = recipe("gan_resnet50", steps=1)
     gan = Gan(one, torch.device("cpu"))
@@ -37,6 +43,18 @@ def test_a_step_is_counted_as_it_is_computed() -> None:
         gan.train_critic([sample], 0)
         gan.train_generator([sample])
     assert flops_per_step(one) == counted.get_total_flops() > 0
+
+
+def test_complex_convolutions_are_counted_for_all_coils() -> None:
+    """A real convolution of twice the channels each way, once a block and coil images of any number."""
+    few, many = (
+        flops_per_step(recipe("deepcomplexmri", 1).model_copy(update={"signal": signal_of(coils)})) for coils in (2, 12)
+    )
+    pixels, inner, cascades = SIZE[0] * SIZE[1], 3 * 8 * 8, 10
+    outer = 2 * 8 * 2 * 10  # two convolutions, between twice the width and twice as many more coils
+    forward = 2 * 9 * pixels * cascades
+    assert many - few == pytest.approx(3 * forward * outer, rel=0.1)
+    assert few == pytest.approx(3 * forward * (inner + 2 * 8 * 2 * 2), rel=0.1)
 
 
 def test_critic_steps_and_the_penalty_add_to_it_and_no_random_number_is_drawn() -> None:
