@@ -12,9 +12,10 @@ import numpy as np
 
 from larmor.recon.inference.inference import Physics
 from larmor.recon.models.measured import calibrated_maps
-from larmor.recon.physics.coils import Change, coils_of_scan, no_phase
+from larmor.recon.physics.coils import Change, coils_of_scan
 from larmor.recon.physics.masks import make_mask
 from larmor.recon.recipe.mask_config import MaskConfig
+from larmor.recon.recipe.signal import no_phase
 from larmor.storage.formats.arrays import MagnitudeImages
 from larmor.storage.formats.measured import MeasuredKspace
 from larmor.storage.formats.recognise import find_sources, open_source

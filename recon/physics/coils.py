@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from larmor.recon.physics.feed import DeviceBatch, DeviceGroup
-from larmor.recon.recipe.signal import SignalConfig
-from larmor.storage.dataset.dataset import SplitInfo
+from larmor.recon.recipe.signal import SignalConfig, check_phase
 from larmor.storage.loading.reader import SliceReader
-from larmor.storage.objects.errors import InputError
 
 _CALIBRATION = 24  # height and width of the centre of k-space that the compression is computed from
 _SLICES = 5  # of a scan, evenly spaced
@@ -102,7 +100,7 @@ def coils_of_split(reader: SliceReader, signal: SignalConfig) -> Change:
     if not signal.keeps_coils:
         return _unchanged
     info = reader.info
-    check_phase(info, signal)
+    check_phase(signal, info.name, info.image_volumes)
 
     def volume_of(index: int) -> str:
         return info.volumes[int(info.volume[index])]
@@ -123,17 +121,3 @@ def coils_of_scan(read: ReadSlices, num_slices: int, signal: SignalConfig) -> Ch
     if not signal.keeps_coils:
         return _unchanged
     return VirtualCoils(signal.num_coils, read, lambda _: 0, lambda _: range(num_slices))
-
-
-def check_phase(info: SplitInfo, signal: SignalConfig) -> None:
-    """Raises `InputError` for a split made from images, where `signal` has the complex images of all coils."""
-    if signal.keeps_coils and info.image_volumes:
-        raise no_phase(f"split '{info.name}' of the data set: {info.image_volumes[0]}")
-
-
-def no_phase(name: str) -> InputError:
-    """What is wrong with a scan that was made from magnitude images, where all coils' complex images are wanted."""
-    return InputError(
-        f"{name} holds magnitude images, which have no phase and one coil; signal.coils=all works on measured k-space: "
-        "convert k-space (fastMRI, ISMRMRD, BART, complex .npy), or make some from images with `larmor simulate coils`"
-    )

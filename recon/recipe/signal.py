@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from larmor.storage.objects.errors import InputError
 
 
 class SignalConfig(BaseModel):
@@ -62,3 +65,18 @@ class SignalConfig(BaseModel):
     def measured(self) -> bool:
         """Whether image and k-space belong together linearly, which data consistency needs."""
         return self.mode == "magnitude" or self.coils != "rss"
+
+
+def check_phase(signal: SignalConfig, split: str, image_volumes: Sequence[str]) -> None:
+    """Raises `InputError` for a split with volumes that were made from images (`image_volumes`), where `signal` has the
+    complex images of all coils."""
+    if signal.keeps_coils and image_volumes:
+        raise no_phase(f"split '{split}' of the data set: {image_volumes[0]}")
+
+
+def no_phase(name: str) -> InputError:
+    """What is wrong with a scan that was made from magnitude images, where all coils' complex images are wanted."""
+    return InputError(
+        f"{name} holds magnitude images, which have no phase and one coil; signal.coils=all works on measured k-space: "
+        "use k-space (fastMRI, ISMRMRD, BART, complex .npy), or make some from images with `larmor simulate coils`"
+    )

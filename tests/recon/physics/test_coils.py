@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from larmor.recon.inference.inference import Physics, undersampled_split
-from larmor.recon.physics.coils import check_phase, coils_of_scan, coils_of_split, compressed, compression_matrix
+from larmor.recon.physics.coils import coils_of_scan, coils_of_split, compressed, compression_matrix
 from larmor.recon.physics.feed import to_device
 from larmor.recon.physics.fourier import fft2c
 from larmor.recon.physics.samples import display, prepare, root_sum_of_squares
 from larmor.recon.physics.sense import channels_to_complex
 from larmor.recon.recipe.mask_config import MaskConfig
-from larmor.recon.recipe.signal import SignalConfig
+from larmor.recon.recipe.signal import SignalConfig, check_phase
 from larmor.storage.conversion.convert import ConvertOptions, convert
 from larmor.storage.formats.recognise import find_sources
 from larmor.storage.loading.config import DataConfig, open_reader
@@ -142,7 +142,7 @@ def test_images_without_a_phase_are_refused(tmp_path: Path) -> None:
     for split, names in {"train": ("ann", "cat"), "validation": ("bob",), "test": ()}.items():
         with contextlib.closing(open_reader(DataConfig(url=str(tmp_path / "set")), split)) as opened:
             assert opened.info.image_volumes == names
-            check_phase(opened.info, SignalConfig(mode="complex"))
+            check_phase(SignalConfig(mode="complex"), split, opened.info.image_volumes)
             if names:
                 with pytest.raises(InputError, match=rf"{names[0]} holds magnitude images.*larmor simulate coils"):
                     coils_of_split(opened, FOUR)
