@@ -396,6 +396,21 @@ class TestObjectStore:
                 thread.join()
 
 
+class TestSimulate:
+    def test_scans_that_cannot_be_simulated(
+        self, heads: list[Path], cli: Command, refused: Refused, tmp_path: Path
+    ) -> None:
+        simulate = ("simulate", "coils")
+        refused((*simulate, "nothere", "--to", "coils"), "nothere", "no such file")
+        refused((*simulate, "heads", "--to", "s3://bucket/coils"), "s3://bucket/coils", "is a URL")
+        refused((*simulate, "heads", "--to", "coils", "--noise", "-1"), "--noise", "greater than or equal to 0")
+        (tmp_path / "coils").mkdir()
+        np.save(tmp_path / "scan.npy", np.ones((2, 32, 32), np.complex64))
+        refused((*simulate, "scan.npy", "--to", "coils"), "scan.npy: is k-space already", "give images")
+        assert cli(*simulate, "heads", "--to", "coils", *SMALL).code == 0
+        refused((*simulate, "heads", "--to", "coils", *SMALL), "ann.npy: already exists", "--overwrite")
+
+
 class TestTrain:
     @pytest.mark.parametrize(
         ("override", "parts"),
@@ -417,6 +432,8 @@ class TestTrain:
             ("output_url=occupied", ("occupied", "is a file", "another place")),
             ("output_url=gs://bucket", ("gs://bucket", "local path or an s3:// URL")),
             ("nonsense", ("'nonsense'", "key=value")),
+            ("system=deepcomplexmri", ("ann holds magnitude images", "no phase", "larmor simulate coils")),
+            ("signal.coils=all", ("coils=all needs the phase", "mode=magnitude", "set mode=complex")),
             ("training.num_steps.deep=3", ("training.num_steps.deep", "not a section")),
         ],
     )

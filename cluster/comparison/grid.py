@@ -236,8 +236,8 @@ def _about(filled: Sequence[FilledCell]) -> str:
         if " (seed " in name:
             continue
         with torch.device("meta"):  # only counted
-            generator = build_generator(recipe.generator)
-            critics = [build_critic(recipe.critic) for _ in recipe.loss.critics]
+            generator = build_generator(recipe.generator, recipe.signal.channels)
+            critics = [build_critic(recipe.critic, recipe.critic_channels) for _ in recipe.loss.critics]
         row = [name, recipe.generator.name, str(recipe.generator.width), _millions(generator)]
         row += [recipe.critic.name, str(recipe.critic.width), _millions(*critics)] if critics else ["–"] * 3
         lines.append("| " + " | ".join(row) + " |")

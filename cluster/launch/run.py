@@ -13,6 +13,7 @@ from larmor.cluster.runs.origin import check_origin, pinned, record_origin
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.runs.run_result import RunResult
 from larmor.recon.recipe.metric import HIGHER_IS_BETTER
+from larmor.recon.recipe.signal import check_phase
 from larmor.storage.dataset.dataset import read_split
 from larmor.storage.loading.config import check_identity
 from larmor.storage.objects.errors import InputError
@@ -37,13 +38,15 @@ CHANGEABLE = (
 
 
 def check_data(experiment: Experiment) -> None:
-    """Raises `InputError` if the data set that the experiment names is not there, or lacks a split or the size."""
+    """Raises `InputError` if the data set that the experiment names is not there, or lacks a split, the size or
+    the phase."""
     data = ObjectStore(experiment.data.url)
     data.check_access()
     crop = experiment.data.crop
     for split in (experiment.data.train_split, experiment.data.validation_split):
         info = read_split(data, split)
         check_identity(experiment.data, info.identity)
+        check_phase(experiment.signal, split, info.image_volumes)
         height, width = info.largest_matrix
         if crop[0] > height or crop[1] > width:
             raise InputError(

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import NoReturn
 
-from larmor.cli import data, jobs, models, store, training
+from larmor.cli import data, jobs, models, simulate, store, training
 from larmor.cli.app import app
 from larmor.storage.objects.errors import InputError
 
@@ -18,6 +18,7 @@ for noun in (data, training, jobs, models):
     app.add_typer(noun.commands)  # without a name: their commands are those of the application
 app.add_typer(store.store_app, name="store")
 app.add_typer(store.fetch_app, name="fetch")
+app.add_typer(simulate.simulate_app, name="simulate")
 app.add_typer(models.benchmark_app, name="benchmark")
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from larmor.recon.engines.precision import lowered
+from larmor.recon.physics.coils import coils_of_split
+from larmor.recon.physics.feed import to_device
 from larmor.recon.physics.samples import MAGNITUDE, Sample, denormalize, display, normalize, normalize_by, prepare
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.signal import SignalConfig
@@ -82,9 +84,10 @@ def undersampled_split(
     reader: SliceReader, indices: Sequence[int], physics: Physics, batch_size: int, device: torch.device
 ) -> Iterator[tuple[tuple[int, ...], Sample]]:
     """The slices `indices` of a split as samples on the device, in order, `batch_size` at a time, with their places."""
+    coils = coils_of_split(reader, physics.signal)
     for first in range(0, len(indices), batch_size):
         chosen = tuple(int(index) for index in indices[first : first + batch_size])
-        batch = Batch.read(reader, np.array([(0, index) for index in chosen]))
+        batch = coils(to_device(Batch.read(reader, np.array([(0, index) for index in chosen])), device))
         yield chosen, prepare(batch, physics.crop, physics.mask, device, signal=physics.signal)
 
 

@@ -39,7 +39,8 @@ Program = Callable[[Inputs], np.ndarray]
 @dataclass(frozen=True)
 class ExportConfig:
     """What is exported: images of `size` or, if `dynamic_size`, of any height and width that are multiples of the
-    network's own; k-space of `num_coils`. A batch may have any size."""
+    network's own; k-space of `num_coils`, which a model with signal.coils=all knows itself. A batch may have any
+    size."""
 
     size: tuple[int, int]
     dynamic_size: bool = False
@@ -63,7 +64,7 @@ def export_model(model: Model, path: Path, config: ExportConfig) -> Exported:
     batches of one and more; else nothing is left. Raises `InputError` for that, and for what cannot be exported.
     """
     _check(model, path, config)
-    inputs = _random_inputs(model, config.size, 2, config.num_coils)
+    inputs = _random_inputs(model, config.size, 2, _num_coils(model, config))
     program = _traced(model, inputs, config.dynamic_size)
     shapes = _shapes(inputs, config.dynamic_size)
     write = _write_onnx if path.suffix == ".onnx" else _write_pt2
@@ -102,6 +103,11 @@ def _check(model: Model, path: Path, config: ExportConfig) -> None:
             f"to {_LARGEST} for this network, from {2 * step} on; pad the images, and cut the results, or leave out "
             "--dynamic-size"
         )
+    if config.num_coils > 1 and model.physics.signal.keeps_coils:
+        raise InputError(
+            f"--coils {config.num_coils}: this model takes the {model.physics.signal.num_coils} coils that it was "
+            "trained for (signal.num_coils); leave --coils out"
+        )
     if config.num_coils > 1 and not (_consistent(model) and model.physics.signal.needs_maps):
         raise InputError(
             f"--coils {config.num_coils}: this model sees no coils; only one with generator.data_consistency and "
@@ -109,8 +115,16 @@ def _check(model: Model, path: Path, config: ExportConfig) -> None:
         )
 
 
+def _num_coils(model: Model, config: ExportConfig) -> int:
+    return model.physics.signal.kspace_coils if model.physics.signal.keeps_coils else config.num_coils
+
+
 def _consistent(model: Model) -> bool:
     return isinstance(model.generator, ConsistentGenerator)
+
+
+def _takes_maps(model: Model) -> bool:
+    return model.physics.signal.needs_maps
 
 
 def _is_started(model: Model) -> bool:
@@ -130,7 +144,7 @@ def _random_inputs(model: Model, size: tuple[int, int], batch: int, num_coils: i
     kspace, maps = torch.randn((2, batch, num_coils, *size), dtype=torch.complex64, generator=rng)
     maps = maps / torch.linalg.vector_norm(maps, dim=1, keepdim=True)
     mask = torch.rand((batch, 1, *size), generator=rng) < 0.3
-    return _real(model, image, kspace * mask, mask, maps if num_coils > 1 else None)
+    return _real(model, image, kspace * mask, mask, maps if num_coils > 1 and _takes_maps(model) else None)
 
 
 def _phantom_inputs(model: Model, size: tuple[int, int], num_coils: int) -> Inputs:
@@ -143,6 +157,7 @@ def _phantom_inputs(model: Model, size: tuple[int, int], num_coils: int) -> Inpu
         maps = torch.polar(torch.full_like(turns, num_coils**-0.5), 2 * torch.pi * turns)
         maps = maps.permute(2, 0, 1)[None].expand(1, num_coils, size[0], size[1])
     kspace = fft2c(sense_expand(torch.complex(head, 0.3 * head), maps)) * mask
+    maps = maps if _takes_maps(model) else None
     zero_filled = complex_to_channels(sense_reduce(ifft2c(kspace), maps))
     if model.physics.signal.channels == 1:
         kspace = fft2c(head) * mask
@@ -168,8 +183,8 @@ def _errors(model: Model, run: Program, config: ExportConfig) -> list[float]:
     errors = []
     for size in sizes:
         for inputs in (
-            _phantom_inputs(model, size, config.num_coils),
-            *(_random_inputs(model, size, batch, config.num_coils, seed=batch) for batch in (1, 3)),
+            _phantom_inputs(model, size, _num_coils(model, config)),
+            *(_random_inputs(model, size, batch, _num_coils(model, config), seed=batch) for batch in (1, 3)),
         ):
             with torch.no_grad():
                 expected = _expected(model, inputs).numpy()
@@ -236,7 +251,7 @@ def _about(model: Model, config: ExportConfig, shapes: Mapping[str, tuple[int | 
         "output": "reconstruction, of the shape and in the units of the first input",
         "start": model.recipe.generator.start.model_dump(mode="json"),
         "units": "each image and its k-space divided by the largest magnitude of its zero-filled image",
-        "channels": ["magnitude"] if model.physics.signal.channels == 1 else ["real", "imaginary"],
+        "channels": _channel_names(model),
         "kspace": "centred orthonormal FFT of the image in those units, 0 where not mask; last axis real, imaginary",
         "size_multiple": _network(model).multiple if config.dynamic_size else None,
         "trained_on": {
@@ -246,6 +261,13 @@ def _about(model: Model, config: ExportConfig, shapes: Mapping[str, tuple[int | 
         },
         "model": model.record,
     }
+
+
+def _channel_names(model: Model) -> list[str]:
+    signal = model.physics.signal
+    if signal.keeps_coils:
+        return [f"{part} of coil {coil}" for part in ("real", "imaginary") for coil in range(signal.num_coils)]
+    return ["magnitude"] if signal.channels == 1 else ["real", "imaginary"]
 
 
 def _write_pt2(program: Any, path: Path, about: str) -> Program:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from larmor.recon.models.model import Model
-from larmor.recon.physics.feed import to_device
+from larmor.recon.physics.feed import DeviceBatch, to_device
 from larmor.recon.physics.fourier import ifft2c
 from larmor.recon.physics.phase import phase_map
 from larmor.recon.physics.samples import Sample, centre_fit, magnitude, scaled
@@ -18,18 +18,19 @@ from larmor.storage.objects.errors import InputError
 _WIDEST = 24  # of the calibration region, as for fully sampled slices
 
 
-def measured_sample(batch: Batch, model: Model, device: torch.device) -> Sample:
+def measured_sample(batch: Batch | DeviceBatch, model: Model, device: torch.device) -> Sample:
     """Slices of one shape, zero where nothing was measured; `target` is the zero-filled image, for want of another.
 
     A model with data consistency or a classical start, or for complex images, works on the measured points themselves:
     there the matrix stays as it is. Others see the magnitude, cut or padded to the size that they were trained on, as
     in training.
 
-    Of such a magnitude model `maps` are the phase of the one coil, which its images do not have.
+    Of such a magnitude model `maps` are the phase of the one coil, which its images do not have. A model of all coils
+    together gets coils without signal for missing ones.
 
     Raises `InputError` for several coils where the model cannot take them, and for a phase that cannot be estimated.
     """
-    (group,) = to_device(batch, device).groups
+    (group,) = (batch if isinstance(batch, DeviceBatch) else to_device(batch, device)).groups
     measured, maps = group.kspace, group.maps
     mask = (measured != 0).any(dim=1, keepdim=True)
     signal, network = model.physics.signal, model.recipe.generator
@@ -37,6 +38,11 @@ def measured_sample(batch: Batch, model: Model, device: torch.device) -> Sample:
     if signal.needs_maps:
         zero_filled = sense_reduce(ifft2c(measured), maps)
         return scaled(Sample(zero_filled, zero_filled, measured, mask, torch.empty(0), batch.samples, maps))
+    if signal.keeps_coils:
+        missing = signal.num_coils - measured.shape[1]
+        measured = torch.nn.functional.pad(measured, (0, 0, 0, 0, 0, missing))
+        images = ifft2c(measured)
+        return scaled(Sample(images, images, measured, mask, torch.empty(0), batch.samples))
     if exact and measured.shape[1] > 1:
         raise InputError(
             f"k-space of {measured.shape[1]} coils: this model puts the measured points of a magnitude image back and "

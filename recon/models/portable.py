@@ -57,13 +57,14 @@ class PortableConsistentGenerator(nn.Module):
     def _consistent(
         self, image: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None, weight: Tensor | None = None
     ) -> Tensor:
-        whole = torch.stack([image[:, :1], image[:, 1:] if image.shape[1] == 2 else torch.zeros_like(image)], dim=-1)
+        parts = (image, torch.zeros_like(image)) if image.shape[1] == 1 else image.chunk(2, dim=1)
+        whole = torch.stack(parts, dim=-1)
         predicted = centred_dft(whole if maps is None else _times(maps, whole))
         measured = kspace if weight is None else (predicted + weight * kspace) / (1 + weight)
         corrected = centred_dft(torch.where(mask.unsqueeze(-1), measured, predicted), inverse=True)
         if maps is not None:
             corrected = _times(maps * maps.new_tensor([1.0, -1.0]), corrected).sum(dim=1, keepdim=True)
-        return torch.cat([corrected[..., 0], corrected[..., 1]], dim=1) if image.shape[1] == 2 else corrected[..., 0]
+        return corrected[..., 0] if image.shape[1] == 1 else torch.cat([corrected[..., 0], corrected[..., 1]], dim=1)
 
 
 class PortableStartedGenerator(PortableConsistentGenerator):

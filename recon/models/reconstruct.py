@@ -25,6 +25,7 @@ from larmor.recon.inference.inference import (
 from larmor.recon.models.measured import measured_sample
 from larmor.recon.models.model import Model
 from larmor.recon.models.scans import Scan, Slices
+from larmor.recon.physics.feed import to_device
 from larmor.recon.physics.samples import denormalize, prepare
 from larmor.storage.loading.loader import Batch
 from larmor.storage.objects.errors import InputError
@@ -117,10 +118,11 @@ def _results(model: Model, slices: Slices, batch_size: int) -> Iterator[Reconstr
     noiseless = physics.signal.with_noise(0, 0)  # a scan has its own
     methods = {_MODEL: network_method(model.generator)}
     for batch in _read_ahead(slices, batch_size):
+        moved = slices.coils(to_device(batch, device))
         if slices.measured:
-            sample = measured_sample(batch, model, device)
+            sample = measured_sample(moved, model, device)
         else:
-            sample = prepare(batch, physics.crop, physics.mask, device, signal=noiseless)
+            sample = prepare(moved, physics.crop, physics.mask, device, signal=noiseless)
         result = reconstruct_sample(methods, sample, tuple(int(place) for place in batch.samples[:, 1]))
         check_finite(result, "slice {}".format)
         yield result

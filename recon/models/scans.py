@@ -12,14 +12,16 @@ import numpy as np
 
 from larmor.recon.inference.inference import Physics
 from larmor.recon.models.measured import calibrated_maps
+from larmor.recon.physics.coils import Change, coils_of_scan
 from larmor.recon.physics.masks import make_mask
 from larmor.recon.recipe.mask_config import MaskConfig
+from larmor.recon.recipe.signal import no_phase
 from larmor.storage.formats.arrays import MagnitudeImages
 from larmor.storage.formats.measured import MeasuredKspace
 from larmor.storage.formats.nifti_series import SeriesSource
 from larmor.storage.formats.recognise import find_sources, open_source
 from larmor.storage.formats.sensitivity import estimate_sensitivity_maps
-from larmor.storage.formats.source import Plane, SourceOptions, SourceRef
+from larmor.storage.formats.source import Plane, Source, SourceOptions, SourceRef
 from larmor.storage.formats.volumes import VolumeSource
 from larmor.storage.loading.config import DataConfig, open_reader
 from larmor.storage.loading.loader import Batch
@@ -37,6 +39,7 @@ class Slices:
     scan), which masks depend on.
 
     `measured`: the k-space is as it was measured, zero where nothing was; else it is whole and is undersampled.
+    `coils` is what a batch on the device goes through (see `coils_of_split`).
     `affine` (4, 4) is that of all slices as a volume (see `slice_affine`), if they are of one; of the frames of a
     series, that of their one slice, with `seconds` between them; `notes` are those of
     `Source`; `offset` is the intensity that the source's images have beyond these.
@@ -45,6 +48,7 @@ class Slices:
     num_slices: int
     read: Callable[[Sequence[int]], Batch]
     measured: bool
+    coils: Change
     affine: np.ndarray | None = None
     notes: Sequence[str] = ()
     offset: float = 0.0
@@ -92,7 +96,7 @@ def open_scans(
     with_maps = physics.signal.needs_maps
     with closing(open_reader(config, split or "test", with_maps=with_maps, constant=True)) as reader:
         _check_names(source, reader.info.volumes, "convert it again")
-        yield [Scan(name, partial(_open_volume, reader, name)) for name in reader.info.volumes]
+        yield [Scan(name, partial(_open_volume, reader, name, physics)) for name in reader.info.volumes]
 
 
 def _check_names(source: str, names: Iterable[str], remedy: str) -> None:
@@ -109,8 +113,11 @@ def _is_dataset(source: str) -> bool:
 
 
 @contextmanager
-def _open_volume(reader: SliceReader, name: str) -> Iterator[Slices]:
+def _open_volume(reader: SliceReader, name: str, physics: Physics) -> Iterator[Slices]:
+    if physics.signal.keeps_coils and name in reader.info.image_volumes:
+        raise no_phase(name)
     indices = reader.info.slices_of(name)
+    coils = coils_of_scan(lambda places: reader.read(indices[list(places)].tolist()), len(indices), physics.signal)
 
     def read(places: Sequence[int]) -> Batch:
         chosen = indices[list(places)]
@@ -118,7 +125,7 @@ def _open_volume(reader: SliceReader, name: str) -> Iterator[Slices]:
         # by the number in the scan, so that the images are those of the scan's own file
         return Batch(batch.groups, np.array([(0, reader.info.index[index]) for index in chosen]))
 
-    yield Slices(len(indices), read, measured=False, offset=reader.info.offsets.get(name, 0.0))
+    yield Slices(len(indices), read, measured=False, coils=coils, offset=reader.info.offsets.get(name, 0.0))
 
 
 @contextmanager
@@ -132,23 +139,36 @@ def _open_file(ref: SourceRef, physics: Physics, undersample: bool, mask: str | 
             raise InputError(
                 f"{ref.name}: holds whole images; --mask says what of measured k-space there is, leave it out"
             )
+        if file is None and physics.signal.keeps_coils:
+            raise no_phase(ref.name)
         measured = None if mask is None else make_mask(MaskConfig(kind="file", file=mask), source.slice_shape[1:])
 
+        read_kspace = partial(_read_kspace, source, file, whole, measured)
+
         def read(places: Sequence[int]) -> Batch:
-            kspace = np.stack([source.kspace(place) for place in places])
-            for place, item in zip(places, kspace, strict=True):
-                if not file or not item.any():
-                    continue
-                if whole:
-                    file.check_lines(place, item)
-                else:
-                    item *= file.measured(place, item) if measured is None else measured
+            kspace = read_kspace(places)
             maps = None
             if physics.signal.needs_maps and kspace.shape[1] > 1:
                 estimate = estimate_sensitivity_maps if whole else calibrated_maps
                 maps = np.stack([estimate(item) if item.any() else np.zeros_like(item) for item in kspace])
             return Batch.of(kspace, np.array([(0, place) for place in places]), maps)
 
+        coils = coils_of_scan(lambda places: list(read_kspace(places)), source.num_slices, physics.signal)
         affine = source.affine(physics.crop) if isinstance(source, VolumeSource) else None
         seconds = source.position(1) if isinstance(source, SeriesSource) else None
-        yield Slices(source.num_slices, read, not whole, affine, source.notes, source.offset, seconds)
+        yield Slices(source.num_slices, read, not whole, coils, affine, source.notes, source.offset, seconds)
+
+
+def _read_kspace(
+    source: Source, file: MeasuredKspace | None, whole: bool, measured: np.ndarray | None, places: Sequence[int]
+) -> np.ndarray:
+    """(slice, coil, height, width): whole slices, or the points that were measured, of a scan of k-space (`file`)."""
+    kspace = np.stack([source.kspace(place) for place in places])
+    for place, item in zip(places, kspace, strict=True):
+        if not file or not item.any():
+            continue
+        if whole:
+            file.check_lines(place, item)
+        else:
+            item *= file.measured(place, item) if measured is None else measured
+    return kspace

@@ -22,7 +22,8 @@ class Measured:
     """What was measured of a batch, as data consistency needs it: made once, used for every image of the batch.
 
     `kspace` (batch, coil, height, width) complex64; `mask` (batch, 1, height, width) bool; `maps` as `kspace`, with
-    Σ|maps|² = 1 or 0 in each pixel, None for one coil. `channels` is 1 for a real image, 2 for real and imaginary part.
+    Σ|maps|² = 1 or 0 in each pixel, None for one coil. `channels` is 1 for a real image, 2 for real and imaginary part,
+    2 · coil for those of each coil's own image, without maps.
 
     A real image seen by one coil has the complex conjugate of each point at the negative frequency, so every measured
     point counts as two, and half of k-space is enough. With the map of its one coil, which is its phase, the same is
@@ -49,11 +50,11 @@ class Measured:
             mixed = torch.where(self._mask, self._mixed(predicted, weight), predicted)
             corrected = torch.fft.irfft2(mixed, s=image.shape[-2:], norm="ortho")
             return torch.fft.fftshift(corrected, dim=(-2, -1))
-        whole = channels_to_complex(image) if self._channels == 2 else torch.complex(image, torch.zeros_like(image))
+        whole = channels_to_complex(image) if self._channels > 1 else torch.complex(image, torch.zeros_like(image))
         predicted = fft2c(sense_expand(whole, self._maps))
         points = self._mixed(predicted, weight)
         corrected = sense_reduce(ifft2c(torch.where(self._mask, points, predicted)), self._maps)
-        if self._channels == 2:
+        if self._channels > 1:
             return complex_to_channels(corrected)
         for _ in range(_REAL_ROUNDS - 1):
             predicted = fft2c(sense_expand(torch.complex(corrected.real, torch.zeros_like(image)), self._maps))
@@ -81,10 +82,11 @@ class DataConsistency(nn.Module):
         self.log_weight = nn.Parameter(torch.zeros(1)) if kind == "soft" else None
 
     def forward(self, image: Tensor, measured: Measured) -> Tensor:
-        """`image` (batch, 1 or 2, height, width): real, or real and imaginary part; the result is the same.
+        """`image` (batch, channels, height, width): real, or real and imaginary parts (see `Measured`); as the result.
 
-        With `hard` the error of an image never grows, and with one coil the result has exactly the measured points;
-        of several coils it is the nearest image that they see to one that has them.
+        With `hard` the error of an image never grows, and with one coil, or an image for each coil, the result has
+        exactly the measured points; of several coils with maps it is the nearest image that they see to one that has
+        them.
         """
         weight = None if self.log_weight is None else self.log_weight.float().exp()
         return measured.put_back(image.float(), weight).to(image.dtype)

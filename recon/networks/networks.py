@@ -7,6 +7,7 @@ from torch import nn
 from larmor.recon.networks.critic import ResNet50Critic
 from larmor.recon.networks.dagan import DaganDiscriminator, DaganGenerator
 from larmor.recon.networks.data_consistency import ConsistentGenerator
+from larmor.recon.networks.deepcomplex import DeepComplexBlock
 from larmor.recon.networks.dilated import DilatedGenerator
 from larmor.recon.networks.drgan import DrganGenerator
 from larmor.recon.networks.fda import FdaGenerator
@@ -20,7 +21,7 @@ from larmor.recon.recipe.settings import CriticConfig, GeneratorConfig
 
 
 def build_generator(config: GeneratorConfig, channels: int = 1) -> nn.Module:
-    """A generator for images of 1 (magnitude) or 2 (complex) channels.
+    """A generator for images of 1 (magnitude) or 2 (complex) channels, or 2 for each of several coils.
 
     It is called with zero_filled (batch, channels, height, width), kspace, mask, for several coils maps, and where it
     has one a start that is known already (see `samples.Sample`); it ignores what it does not need.
@@ -56,6 +57,8 @@ def _network(config: GeneratorConfig, channels: int) -> nn.Module:
         return FdaGenerator(config.width, channels, config.norm)
     if config.name == "dilated":
         return DilatedGenerator(config.width, channels, config.norm)
+    if config.name == "deepcomplex":
+        return DeepComplexBlock(config.width, channels)
     return ResNet50Generator(config, channels)
 
 

@@ -31,7 +31,8 @@ class Sample:
     Everything is in units of the largest magnitude of the zero-filled image, which a measurement gives whether the
     target is known or not: in training, evaluation and reconstruction alike. `target` is the fully sampled image: a
     magnitude, or real and imaginary part; parts of it may be above 1. `zero_filled` = F⁻¹(mask · F(target)), in
-    `magnitude` mode its absolute value. `kspace` (batch, coil, height, width) complex64 is what was measured, 0
+    `magnitude` mode its absolute value. Of several coils together (signal.coils=all) the magnitude is the root sum of
+    squares. `kspace` (batch, coil, height, width) complex64 is what was measured, 0
     elsewhere; `mask` (batch, 1, height, width) bool; `scale` (batch, 2): 0 and that largest magnitude in the source's
     intensities; `maps` as `kspace`, None for a single coil; `samples` (batch, 2): epoch and slice index. `start` is the
     image that the generator begins with, as `zero_filled`, where it is known already (`recon/training/starts.py`).
@@ -115,9 +116,10 @@ def prepare(
     """Fit the images to `crop`, undersample their k-space, scale both; all of it on `device`.
 
     `augment` changes the images (n, coil, height, width) of the samples (n, 2), and their maps alike, before they are
-    cut. With maps the target is Σ conj(map) · coil image. `signal.noise` is added to k-space before the mask; the
-    target stays as it is. Reproducible from (seeds, epoch, slice index) alone. Raises `InputError` for several coils
-    without maps where `signal` wants them.
+    cut. With maps the target is Σ conj(map) · coil image; where `signal` has all coils together, it is their images,
+    with images of zeros for missing ones. `signal.noise` is added to k-space before the mask; the target stays as it
+    is. Reproducible from (seeds, epoch, slice index) alone. Raises `InputError` for several coils without maps where
+    `signal` wants them.
     """
     moved = batch if isinstance(batch, DeviceBatch) else to_device(batch, device)
     magnitudes, sense = signal.mode == "magnitude", signal.needs_maps
@@ -130,13 +132,15 @@ def prepare(
         parts.append(_cut(image, crop))
         map_parts.append(None if maps is None else centre_fit(maps, crop))
     rows = [group.rows for group in moved.groups]
-    images, maps = _in_order(parts, rows), _maps_in_order(map_parts, rows)
+    images, maps = _in_order(parts, rows, signal.kspace_coils), _maps_in_order(map_parts, rows)
     measured = _masks(mask, crop, moved.samples, device)
+    assert not signal.keeps_coils or images.shape[1] == signal.num_coils, "compressed before (`coils_of_split`)"
     target, kspace = _target(images, maps, signal), fft2c(images)
     if signal.noisy:
-        kspace = kspace + measurement_noise(signal, moved.samples, kspace, target.abs().amax(dim=(1, 2, 3)))
+        largest = root_sum_of_squares(target).amax(dim=(1, 2, 3))
+        kspace = kspace + measurement_noise(signal, moved.samples, kspace, largest)
     kspace = kspace * measured
-    zero_filled = sense_reduce(ifft2c(kspace), maps) if sense else magnitude(kspace)
+    zero_filled = _zero_filled(kspace, maps, signal)
     return scaled(Sample(target, zero_filled, kspace, measured, torch.empty(0), moved.samples, maps))
 
 
@@ -144,16 +148,24 @@ def _target(images: Tensor, maps: Tensor | None, signal: SignalConfig) -> Tensor
     """The fully sampled image of coil images or, in `magnitude` mode, of a magnitude image."""
     if signal.needs_maps:
         return sense_reduce(images, maps)
-    return images if signal.mode == "magnitude" else root_sum_of_squares(images)
+    return images if signal.mode == "magnitude" or signal.keeps_coils else root_sum_of_squares(images)
+
+
+def _zero_filled(kspace: Tensor, maps: Tensor | None, signal: SignalConfig) -> Tensor:
+    """What the measured points alone show."""
+    if signal.needs_maps:
+        return sense_reduce(ifft2c(kspace), maps)
+    return ifft2c(kspace) if signal.keeps_coils else magnitude(kspace)
 
 
 def scaled(sample: Sample) -> Sample:
     """A sample in its units, from one in the source's intensities whose images may be complex (see `Sample`)."""
-    scale = _largest(sample.zero_filled.abs())
+    zero_filled = sample.zero_filled
+    scale = _largest(root_sum_of_squares(zero_filled) if zero_filled.shape[1] > 1 else zero_filled.abs())
     span = torch.where(scale[:, 1] > 0, scale[:, 1], 1).view(-1, 1, 1, 1)
     target, zero_filled = (
         complex_to_channels(image / span) if image.is_complex() else image / span
-        for image in (sample.target, sample.zero_filled)
+        for image in (sample.target, zero_filled)
     )
     return replace(sample, target=target, zero_filled=zero_filled, kspace=sample.kspace / span, scale=scale)
 
@@ -201,11 +213,11 @@ def _maps_in_order(parts: list[Tensor | None], rows: list[np.ndarray]) -> Tensor
     return _in_order(found, rows) if found else None
 
 
-def _in_order(parts: list[Tensor], rows: list[np.ndarray]) -> Tensor:
+def _in_order(parts: list[Tensor], rows: list[np.ndarray], least_coils: int = 1) -> Tensor:
     """One batch of the groups' images, in the order of the samples; fewer coils are filled up with zeros."""
-    if len(parts) == 1:
+    coils = max(least_coils, *(part.shape[1] for part in parts))
+    if len(parts) == 1 and parts[0].shape[1] == coils:
         return parts[0]
-    coils = max(part.shape[1] for part in parts)
     filled = [torch.nn.functional.pad(part, (0, 0, 0, 0, 0, coils - part.shape[1])) for part in parts]
     order = torch.from_numpy(np.argsort(np.concatenate(rows)))
     return torch.cat(filled)[order.to(parts[0].device)]

@@ -25,10 +25,11 @@ def undersample(kspace: Tensor, mask: Tensor) -> Tensor:
 
 
 def complex_to_channels(image: Tensor) -> Tensor:
-    """(batch, 1, height, width) complex → (batch, 2, height, width): real and imaginary part."""
+    """(batch, coil, height, width) complex → (batch, 2 · coil, height, width): real parts, then imaginary parts."""
     return torch.cat([image.real, image.imag], dim=1)
 
 
 def channels_to_complex(image: Tensor) -> Tensor:
     """The inverse of `complex_to_channels`."""
-    return torch.complex(image[:, :1].contiguous(), image[:, 1:].contiguous())
+    real, imaginary = image.chunk(2, dim=1)
+    return torch.complex(real.contiguous(), imaginary.contiguous())

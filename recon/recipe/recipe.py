@@ -138,10 +138,31 @@ class Recipe(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _images_have_what_is_used(self) -> Recipe:
+        if self.generator.name == "deepcomplex" and not self.signal.keeps_coils:
+            raise ValueError(
+                "generator.name=deepcomplex works on the complex images of all coils, with their phase; "
+                f"signal.mode={self.signal.mode}, signal.coils={self.signal.coils} gives it others: set "
+                "signal.mode=complex and signal.coils=all"
+            )
+        if self.loss.content == "complex_l1" and self.signal.channels == 1:
+            raise ValueError(
+                "loss.content=complex_l1 compares complex images, and those of "
+                f"signal.mode={self.signal.mode}, signal.coils={self.signal.coils} are magnitudes; set "
+                "signal.mode=complex with signal.coils=all or sense, or loss.content=l1"
+            )
+        if self.generator.start.enabled and self.signal.keeps_coils:
+            raise ValueError(
+                f"generator.start.method={self.generator.start.method} needs the sensitivity maps of the coils, which "
+                "signal.coils=all does not read; set signal.coils=sense, or generator.start.method=none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _measurements_differ(self) -> Recipe:
         if self.loss.critic_sees != "measurement":
             return self
-        if self.signal.channels == 2:
+        if self.signal.channels > 1:
             raise ValueError("loss.critic_sees=measurement works on magnitude images; set signal.mode=magnitude")
         if not self.mask.per_slice or self.mask.kind == "file" or self.mask.sampling_ratio == 1:
             # with measured points put back, real and fake would be the same image

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from larmor.recon.recipe.critic_role import CriticRole, Sight
 
 Norm = Literal["group", "instance", "none"]
-Content = Literal["normalized_root_mse", "mse", "l1", "dssim"]
+Content = Literal["normalized_root_mse", "mse", "l1", "complex_l1", "dssim"]
 
 
 class StartConfig(BaseModel):
@@ -39,7 +39,16 @@ class GeneratorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal[
-        "gan_resnet50", "dagan", "unet", "residual_unet", "drgan", "fda", "dilated", "similar_patches", "idpcnn"
+        "gan_resnet50",
+        "dagan",
+        "unet",
+        "residual_unet",
+        "drgan",
+        "fda",
+        "dilated",
+        "similar_patches",
+        "idpcnn",
+        "deepcomplex",
     ] = "gan_resnet50"
     width: int = Field(64, ge=4, description="channels of the first layer; the system's default is as published")
     norm: Norm = "group"

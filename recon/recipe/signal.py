@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from larmor.storage.objects.errors import InputError
 
 
 class SignalConfig(BaseModel):
@@ -12,7 +15,8 @@ class SignalConfig(BaseModel):
 
     `complex` undersamples the k-space that was measured, coil by coil. With `sense` the images are complex (two
     channels) and combined with the stored sensitivity maps, which single-coil data do not need; with `rss` they are
-    the root sum of squares over the coils (one channel).
+    the root sum of squares over the coils (one channel); with `all` they are the complex images of all coils, the real
+    parts first (2 · `num_coils` channels), and no maps are read.
 
     `noise` is added to the measurement, never to the target. The network is not told its level.
     """
@@ -20,7 +24,13 @@ class SignalConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["magnitude", "complex"] = "magnitude"
-    coils: Literal["sense", "rss"] = Field("sense", description="how `complex` combines the coils")
+    coils: Literal["sense", "rss", "all"] = Field("sense", description="how `complex` combines the coils")
+    num_coils: int = Field(
+        12,
+        ge=1,
+        le=128,
+        description="of coils=all: scans with more coils are compressed to so many, with fewer filled with zeros",
+    )
     noise: tuple[float, float] = Field(
         (0.0, 0.0),
         description="least and largest standard deviation of the noise in the measured k-space, per real and imaginary "
@@ -47,10 +57,31 @@ class SignalConfig(BaseModel):
         """The same with other noise. Raises `ValidationError` if that is none."""
         return SignalConfig.model_validate({**self.model_dump(), "noise": (low, high)})
 
+    @model_validator(mode="after")
+    def _coil_images_are_complex(self) -> SignalConfig:
+        if self.coils == "all" and self.mode != "complex":
+            raise ValueError(
+                f"coils=all needs the phase of the coils' images, which mode={self.mode} does not have; set "
+                "mode=complex"
+            )
+        return self
+
     @property
     def channels(self) -> int:
-        """Channels of an image: real and imaginary part, or one."""
+        """Channels of an image: real and imaginary part, of one image or of each coil's, or one."""
+        if self.keeps_coils:
+            return 2 * self.num_coils
         return 2 if self.needs_maps else 1
+
+    @property
+    def kspace_coils(self) -> int:
+        """Coils of the k-space that belongs to an image of one coil; of all coils with `all`."""
+        return self.num_coils if self.keeps_coils else 1
+
+    @property
+    def keeps_coils(self) -> bool:
+        """Whether an image has the complex images of all coils."""
+        return self.mode == "complex" and self.coils == "all"
 
     @property
     def needs_maps(self) -> bool:
@@ -60,4 +91,19 @@ class SignalConfig(BaseModel):
     @property
     def measured(self) -> bool:
         """Whether image and k-space belong together linearly, which data consistency needs."""
-        return self.mode == "magnitude" or self.coils == "sense"
+        return self.mode == "magnitude" or self.coils != "rss"
+
+
+def check_phase(signal: SignalConfig, split: str, image_volumes: Sequence[str]) -> None:
+    """Raises `InputError` for a split with volumes that were made from images (`image_volumes`), where `signal` has the
+    complex images of all coils."""
+    if signal.keeps_coils and image_volumes:
+        raise no_phase(f"split '{split}' of the data set: {image_volumes[0]}")
+
+
+def no_phase(name: str) -> InputError:
+    """What is wrong with a scan that was made from magnitude images, where all coils' complex images are wanted."""
+    return InputError(
+        f"{name} holds magnitude images, which have no phase and one coil; signal.coils=all works on measured k-space: "
+        "use k-space (fastMRI, ISMRMRD, BART, complex .npy), or make some from images with `larmor simulate coils`"
+    )

@@ -20,6 +20,7 @@ System = Literal[
     "idpcnn",
     "fda_cnn",
     "dilated_gan",
+    "deepcomplexmri",
 ]
 
 _ADAM = {"name": "adam", "learning_rate": 1e-4, "beta1": 0.5}
@@ -115,6 +116,13 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
         "loss": {"adversarial": "bce", "a": 15.0, "b": 0.1},
         "generator_optimizer": _ADAM,
         "critic_optimizer": _ADAM,
+    },
+    # Wang et al. 2020: all coils' complex images together, no sensitivity maps
+    "deepcomplexmri": {
+        "signal": {"mode": "complex", "coils": "all", "num_coils": 12},
+        "generator": {"name": "deepcomplex", "width": 32, "data_consistency": "hard", "cascades": 10},
+        "loss": {"adversarial": "none", "content": "complex_l1", "a": 1.0, "b": 0.0},
+        "generator_optimizer": {"name": "adam", "learning_rate": 1e-4, "beta1": 0.9},
     },
 }
 

@@ -33,7 +33,7 @@ def _of_one_slice(recipe: Recipe) -> tuple[int, int]:
     channels = recipe.signal.channels
     with torch.device("meta"):
         image = torch.empty(1, channels, *recipe.data.crop)
-        kspace = torch.empty(1, 1, *recipe.data.crop, dtype=torch.complex64)
+        kspace = torch.empty(1, recipe.signal.kspace_coils, *recipe.data.crop, dtype=torch.complex64)
         measurement: list[Tensor | None] = [image, kspace, torch.empty(1, 1, *recipe.data.crop, dtype=torch.bool)]
         if recipe.generator.start.enabled:  # known before the step
             measurement += [None, image]

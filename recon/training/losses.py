@@ -60,6 +60,13 @@ def dssim_loss(target: Tensor, reconstruction: Tensor) -> Tensor:
     return SSIMLoss(spatial_dims=2, data_range=1.0)(reconstruction, target) / 2
 
 
+def complex_l1_loss(target: Tensor, reconstruction: Tensor) -> Tensor:
+    """|i − G(n)| of complex pixels, as real and imaginary parts (`complex_to_channels`), mean over all of them."""
+    real, imaginary = (target - reconstruction).chunk(2, dim=1)
+    # the root has no slope at 0, where a pixel that was measured whole has its error
+    return (real.square() + imaginary.square() + 1e-12).sqrt().mean()
+
+
 def content_loss(target: Tensor, reconstruction: Tensor, kind: Content) -> Tensor:
     """L_N of eq. (7), or what another system has in its place; a scalar."""
     if kind == "normalized_root_mse":
@@ -68,6 +75,8 @@ def content_loss(target: Tensor, reconstruction: Tensor, kind: Content) -> Tenso
         return F.mse_loss(reconstruction, target)
     if kind == "l1":
         return F.l1_loss(reconstruction, target)
+    if kind == "complex_l1":
+        return complex_l1_loss(target, reconstruction)
     return dssim_loss(target, reconstruction)
 
 

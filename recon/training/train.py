@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from larmor.recon.physics.augment import augment
+from larmor.recon.physics.coils import coils_of_split
 from larmor.recon.physics.feed import feed, page_locked
 from larmor.recon.physics.samples import prepare
 from larmor.recon.recipe.metric import HIGHER_IS_BETTER
@@ -65,6 +66,7 @@ def train(recipe: Recipe, worker: Worker) -> bool:
         worker.restore(state.load)
         worker.begin(state.step)
         batches = loader.batches(state.step * gan.critic_steps, end=config.num_steps * gan.critic_steps)
+        coils = coils_of_split(train_reader, recipe.signal)
         fed = feed(resources.enter_context(contextlib.closing(batches)), worker.device)
         change = partial(augment, config=recipe.augment, seed=recipe.seed) if recipe.augment.enabled else None
         num_slices = config.global_batch_size * gan.critic_steps
@@ -78,7 +80,7 @@ def train(recipe: Recipe, worker: Worker) -> bool:
             for _ in range(gan.critic_steps):
                 clock.enter("data", state.step)
                 prepared = (
-                    prepare(next(fed), recipe.data.crop, recipe.mask, worker.device, change, recipe.signal)
+                    prepare(coils(next(fed)), recipe.data.crop, recipe.mask, worker.device, change, recipe.signal)
                     for _ in range(config.gradient_accumulation)
                 )
                 samples = [starts.add(sample) for sample in prepared]

@@ -49,7 +49,7 @@ class SplitInfo:
 
     `identity` names the content, bit for bit; `made_from` the sources and options, whatever machine converted them.
     `num_constant` slices of the data set are constant, and are not among these; `offsets` has the intensity that was
-    taken off the images of each volume.
+    taken off the images of each volume. `image_volumes` were made from magnitude images, not from measured k-space.
     """
 
     name: str
@@ -68,6 +68,7 @@ class SplitInfo:
     crc: np.ndarray
     num_constant: int = 0
     offsets: Mapping[str, float] = field(default_factory=dict)
+    image_volumes: tuple[str, ...] = ()
 
     @property
     def num_slices(self) -> int:
@@ -224,9 +225,19 @@ def read_split_as_it_is(store: ObjectStore, split: str) -> tuple[SplitInfo, str]
         made_from=hashlib.sha256(sources.encode()).hexdigest(),
         num_constant=0,
         offsets=offsets,
+        image_volumes=tuple(name for name in volumes if name in _made_from_images(root["sources"])),
         **columns,
     )
     return info, columns_stated
+
+
+def _made_from_images(sources: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The volumes whose source says that it held magnitude images (`provenance` in `storage/formats`)."""
+    return {
+        str(source.get("volume"))
+        for source in sources
+        if source.get("plane", "acquired") != "acquired" or source.get("content") == "magnitude images"
+    }
 
 
 def _read_columns(store: ObjectStore, split: str, buckets: Iterable[Bucket]) -> dict[str, np.ndarray]:

@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
+from larmor.cluster.comparison.grid import load_grid
 from larmor.recon.models.model import load_model
-from larmor.recon.recipe.systems import SYSTEMS
 from larmor.storage.examples.phantom import phantom_volume
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +36,7 @@ def test_the_papers_grid_from_heads_to_tables(tmp_path: Path) -> None:
         nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32), np.diag([1, 12.8, 1, 1])), heads / f"{name}.nii.gz")
     (heads / "splits.yaml").write_text(yaml.safe_dump({"validation": ["two"], "test": ["three"]}))
 
+    systems = load_grid("paper", {}).systems
     paper_grid("pack", "--heads", str(heads), "--pack", str(pack), "--no-wheels", "--tiny")
     classical = {path.name: path.read_bytes() for path in (pack / "cells").iterdir()}
     assert len(classical) == 2 * 6, "figures and examples of each cell"
@@ -44,7 +45,7 @@ def test_the_papers_grid_from_heads_to_tables(tmp_path: Path) -> None:
         *("--minutes", "30", "--work", str(tmp_path / "work")),
     )
     assert "no time is left" not in said
-    assert sum("on the validation split" in line for line in said.splitlines()) == 6 * len(SYSTEMS)
+    assert sum("on the validation split" in line for line in said.splitlines()) == 6 * len(systems)
     assert all(path.stat().st_size < 16 * 2**20 for path in results.iterdir())
     with tarfile.open(results / "results.tar.gz") as archive:
         brought = {Path(name).name: archive.extractfile(name) for name in archive.getnames()}
@@ -57,8 +58,8 @@ def test_the_papers_grid_from_heads_to_tables(tmp_path: Path) -> None:
     model = Path(paper_grid("unpack", str(results), "--to", str(home)).strip())
     text = (home / "tables" / "tables.md").read_text()
     assert text.count("###") == 6
-    for method in ("zero_filled", "wavelet", "total_variation", *SYSTEMS):
-        assert text.count(f"\n| {method} |") == (7 if method in SYSTEMS else 6), "in each cell, and in the list"
+    for method in ("zero_filled", "wavelet", "total_variation", *systems):
+        assert text.count(f"\n| {method} |") == (7 if method in systems else 6), "in each cell, and in the list"
     pulled = load_model(model)
     kept = load_model(tmp_path / "work" / "tables" / "models" / model.name)
     assert pulled.recipe == kept.recipe

@@ -129,6 +129,8 @@ def test_resumed_training_equals_uninterrupted_one(kspace_url: str, tmp_path: Pa
         ["generator.data_consistency=hard", "augment.flip=0.5", "augment.rotation=10"],
         ["generator.data_consistency=soft", "critic.lipschitz=gradient_penalty"],
         ["system=unet"],
+        ["system=deepcomplexmri", "signal.num_coils=3", "generator.cascades=2"],
+        ["system=unet", "signal.coils=all", "signal.num_coils=4", "augment.flip=0.5"],
     ],
     ids=" ".join,
 )
@@ -195,6 +197,17 @@ def test_iterations_are_the_same_with_deepspeed(kspace_url: str, tmp_path: Path,
     plain = trained(tiny(kspace_url, *overrides), run_in(tmp_path)).history()
     engines = ["training.backend=deepspeed", f"training.zero_stage={zero_stage}"]
     found = trained(tiny(kspace_url, *overrides, *engines), run_in(tmp_path)).history()
+    for row, expected in zip(found, plain, strict=True):
+        assert row == pytest.approx(expected, rel=2e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_complex_convolutions_are_the_same_with_deepspeed(coils_url: str, tmp_path: Path, zero_stage: int) -> None:
+    """Kernels that are put together of several parameters; scans of three coils among those of four."""
+    overrides = ["system=deepcomplexmri", "signal.num_coils=4", "generator.cascades=2"]
+    plain = trained(tiny(coils_url, *overrides), run_in(tmp_path)).history()
+    engines = ["training.backend=deepspeed", f"training.zero_stage={zero_stage}"]
+    found = trained(tiny(coils_url, *overrides, *engines), run_in(tmp_path)).history()
     for row, expected in zip(found, plain, strict=True):
         assert row == pytest.approx(expected, rel=2e-4, abs=1e-6)
 

@@ -27,6 +27,12 @@ UNET = {"name": "unet", "width": 4}
 HARD = {"generator": {**UNET, "data_consistency": "hard"}}
 SENSE = {"signal": {"mode": "complex"}, "generator": {**UNET, "data_consistency": "soft"}}
 
+ALL_COILS = {
+    "system": "deepcomplexmri",
+    "signal": {"num_coils": 3},
+    "generator": {"name": "deepcomplex", "width": 4, "cascades": 2},
+}
+
 
 def make_model(**sections: Any) -> Model:
     recipe = small_recipe(**{"generator": UNET, **sections})
@@ -115,6 +121,7 @@ def test_torch_export_takes_any_size_and_coils(tmp_path: Path) -> None:
         ({"generator": {"name": "fda", "width": 4}}, (64, 32), 1),
         ({"generator": {"name": "dilated", "width": 4}}, (40, 27), 1),
         (SENSE, (32, 32), 4),
+        (ALL_COILS, (24, 17), 1),
     ],
 )
 def test_every_system_can_be_exported(
@@ -126,6 +133,25 @@ def test_every_system_can_be_exported(
             export_model(make_model(**sections), path, config)
     else:
         assert export_model(make_model(**sections), path, config).error < export.TOLERANCE
+
+
+def test_all_coils_are_channels_and_no_maps_are_wanted(tmp_path: Path) -> None:
+    model = make_model(**ALL_COILS)
+    with torch.no_grad():
+        for parameter in model.generator.parameters():
+            parameter.normal_(std=0.05)
+    exported = export_model(model, tmp_path / "model.pt2", ExportConfig((24, 17)))
+    assert exported.inputs == {
+        "zero_filled": ("batch", 6, 24, 17),
+        "kspace": ("batch", 3, 24, 17, 2),
+        "mask": ("batch", 1, 24, 17),
+    }
+    assert exported.error < 1e-5
+    extra = {"larmor": ""}
+    torch.export.load(tmp_path / "model.pt2", extra_files=extra)
+    assert json.loads(extra["larmor"])["channels"][3] == "imaginary of coil 0"
+    with pytest.raises(InputError, match=r"--coils 4: this model takes the 3 coils .*leave --coils out"):
+        export_model(model, tmp_path / "other.pt2", ExportConfig((24, 17), num_coils=4))
 
 
 def test_a_program_that_computes_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def model_of(signal: SignalConfig, consistency: str) -> Model:
 
 
 @pytest.mark.parametrize("consistency", ["none", "hard"])
-@pytest.mark.parametrize("mode", ["magnitude", "complex sense", "complex rss"])
+@pytest.mark.parametrize("mode", ["magnitude", "complex sense", "complex rss", "complex all"])
 def test_it_is_what_training_sees(mode: str, consistency: str) -> None:
     """The same zero-filled image, k-space and units: nothing of the target is in them."""
     if (mode, consistency) == ("complex rss", "hard"):
@@ -53,6 +53,7 @@ def test_it_is_what_training_sees(mode: str, consistency: str) -> None:
     else:
         scan, maps = coil_scan(3, 2, *SIZE)
         kspace = scan * bright
+        maps = None if coils == "all" else maps
     whole = prepare(Batch.of(kspace, SAMPLES, maps), SIZE, MASK, CPU, signal=signal)
     measured = measured_sample(
         Batch.of(kspace * make_mask(MASK, SIZE), SAMPLES, maps), model_of(signal, consistency), CPU

@@ -96,8 +96,20 @@ def lesion(size: tuple[int, int]) -> np.ndarray:
     return image
 
 
+ALL_COILS: dict[str, Any] = {
+    "system": "deepcomplexmri",
+    "signal": {"num_coils": 4},
+    "generator": {"width": 4, "cascades": 2},
+}
+
+
+def zero_filled_complex(kspace: np.ndarray) -> np.ndarray:
+    """(…, height, width) complex: the images of k-space."""
+    return np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, (-2, -1)), norm="ortho"), (-2, -1))
+
+
 def zero_filled_of(kspace: np.ndarray) -> np.ndarray:
-    return np.abs(np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, (-2, -1)), norm="ortho"), (-2, -1)))
+    return np.abs(zero_filled_complex(kspace))
 
 
 class Oracle(torch.nn.Module):
@@ -347,6 +359,30 @@ class TestKspace:
         )
         assert np.abs(found - truth).max() < 0.01 * truth.max(), "an untrained model leaves whole k-space as it is"
 
+    @pytest.mark.parametrize("coils", [2, 4, 6])
+    def test_a_model_of_all_coils_needs_no_maps_and_no_certain_number(self, tmp_path: Path, coils: int) -> None:
+        """Four are trained for: two more are compressed, two less are missing; measured points stay as they are."""
+        kspace, _ = coil_scan(coils, 5, *CROP)
+        np.save(tmp_path / "scan.npy", kspace)
+        model = make_model(ratio=0.4, **ALL_COILS)
+        truth = np.linalg.norm(zero_filled_complex(kspace), axis=1)
+        found = np.load(run(model, tmp_path / "scan.npy", tmp_path / "out")[0])
+        assert np.abs(found - truth).mean() < 0.01 * truth.max(), "whole k-space comes back"
+        half = kspace * make_mask(model.physics.mask, CROP)
+        np.save(tmp_path / "half.npy", half)
+        measured = np.load(run(model, tmp_path / "half.npy", tmp_path / "out")[0])
+        whole = np.load(run(model, tmp_path / "scan.npy", tmp_path / "out", undersample=True)[0])
+        np.testing.assert_allclose(measured, whole, atol=0.01 * truth.max())
+        seen = np.linalg.norm(zero_filled_complex(half), axis=1)
+        assert np.abs(measured - seen).mean() < 0.01 * truth.max(), "untrained: nearly the zero-filled images"
+
+    def test_a_model_of_all_coils_refuses_images(self, tmp_path: Path) -> None:
+        (head,) = write_heads(tmp_path, ["ann"])
+        np.save(tmp_path / "real.npy", images(2, *CROP))
+        for path in (head, tmp_path / "real.npy"):
+            with pytest.raises(InputError, match=r"holds magnitude images, which have no phase.*larmor simulate coils"):
+                run(make_model(**ALL_COILS), path, tmp_path / "out")
+
     def test_maps_come_from_the_measured_centre(self) -> None:
         kspace, maps = coil_scan(4, 1, 48, 40)
         mask = make_mask(MaskConfig(kind="gaussian1d", sampling_ratio=0.5, center_fraction=0.3), (48, 40))
@@ -424,6 +460,16 @@ class TestDataSet:
             np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(scan[0], (2, 3)), norm="ortho"), (2, 3)), axis=1
         )
         assert np.abs(found - truth).mean() < 0.1 * truth.max()
+
+    @pytest.mark.parametrize("coils", [3, 7])
+    def test_all_coils_of_a_volume_are_those_of_its_file(self, tmp_path: Path, coils: int) -> None:
+        scan = coil_scan(coils, 6, *CROP)
+        write_coil_splits(ObjectStore(str(tmp_path / "data")), {"test": [scan]})
+        np.save(tmp_path / "scan.npy", scan[0])
+        model = make_model(ratio=0.4, **ALL_COILS)
+        found = np.load(run(model, tmp_path / "data", tmp_path / "out")[0])
+        file = np.load(run(model, tmp_path / "scan.npy", tmp_path / "out", undersample=True)[0])
+        np.testing.assert_allclose(found, file, rtol=1e-4, atol=1e-3)
 
     def test_what_is_no_data_set_has_no_split(self, tmp_path: Path) -> None:
         write_heads(tmp_path, ["ann"])

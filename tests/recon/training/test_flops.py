@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from larmor.recon.physics.samples import Sample
 from larmor.recon.recipe.recipe import Recipe
+from larmor.recon.recipe.signal import SignalConfig
 from larmor.recon.training.flops import flops_per_step
 from larmor.recon.training.gan import Gan
 
@@ -29,6 +30,10 @@ def recipe(system: str, batch: int = 6, loss: dict[str, Any] | None = None, **cr
     )
 
 
+def signal_of(coils: int) -> SignalConfig:
+    return SignalConfig(mode="complex", coils="all", num_coils=coils)
+
+
 @pytest.mark.parametrize("loss", [{}, {"residual_critic": 1.0}], ids=["one critic", "two critics"])
 def test_a_step_is_counted_as_it_is_computed(loss: dict[str, Any]) -> None:
     one = recipe("gan_resnet50", loss=loss, steps=1)
@@ -40,6 +45,18 @@ def test_a_step_is_counted_as_it_is_computed(loss: dict[str, Any]) -> None:
         gan.train_critics([sample], 0)
         gan.train_generator([sample])
     assert flops_per_step(one) == counted.get_total_flops() > 0
+
+
+def test_complex_convolutions_are_counted_for_all_coils() -> None:
+    """A real convolution of twice the channels each way, once a block and coil images of any number."""
+    few, many = (
+        flops_per_step(recipe("deepcomplexmri", 1).model_copy(update={"signal": signal_of(coils)})) for coils in (2, 12)
+    )
+    pixels, inner, cascades = SIZE[0] * SIZE[1], 3 * 8 * 8, 10
+    outer = 2 * 8 * 2 * 10  # two convolutions, between twice the width and twice as many more coils
+    forward = 2 * 9 * pixels * cascades
+    assert many - few == pytest.approx(3 * forward * outer, rel=0.1)
+    assert few == pytest.approx(3 * forward * (inner + 2 * 8 * 2 * 2), rel=0.1)
 
 
 def test_critic_steps_and_the_penalty_add_to_it_and_no_random_number_is_drawn() -> None:

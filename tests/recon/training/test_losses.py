@@ -12,6 +12,7 @@ from torch import Tensor
 from larmor.recon.training.losses import (
     LossConfig,
     adversarial_loss,
+    complex_l1_loss,
     critic_loss,
     frequency_loss,
     generator_loss,
@@ -73,6 +74,16 @@ def test_only_the_complex_form_sees_a_shift() -> None:
     moved = target.roll(3, dims=-1)
     assert float(frequency_loss(target, moved, "magnitude")) == pytest.approx(0, abs=1e-9)
     assert float(frequency_loss(target, moved, "complex")) > 0.01
+
+
+def test_complex_l1_is_the_mean_modulus_and_has_a_slope_where_nothing_is_wrong() -> None:
+    target, found = (torch.cat([images(seed), images(seed + 2)], dim=1).requires_grad_() for seed in (0, 1))
+    error = (target - found).detach().numpy()
+    expected = np.abs(error[:, :1] + 1j * error[:, 1:]).mean()
+    assert float(complex_l1_loss(target, found).detach()) == pytest.approx(expected, rel=1e-5)
+    complex_l1_loss(target, target.detach()).backward()
+    assert target.grad is not None
+    assert torch.isfinite(target.grad).all()
 
 
 def test_eqs_5_and_6() -> None:

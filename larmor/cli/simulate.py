@@ -1,0 +1,49 @@
+"""`larmor simulate`: scans that nobody measured, from images that somebody did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from larmor.cli.app import LOCAL, Overwrite
+
+simulate_app = typer.Typer(help="Make scans from images.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@simulate_app.callback()
+def simulate() -> None:
+    """Make scans from images."""
+
+
+@simulate_app.command("coils")
+def simulate_coils(
+    sources: Annotated[
+        list[str], typer.Argument(help="Images: files, folders, patterns or s3:// URLs of any format of `convert`.")
+    ],
+    to: Annotated[Path, typer.Option(help="Folder for the scans.", **LOCAL)],
+    num_coils: Annotated[int, typer.Option(min=1, max=128, help="Number of coils, on a circle around the head.")] = 8,
+    noise: Annotated[
+        float, typer.Option(min=0, help="Standard deviation of the noise in k-space / the largest pixel of the scan.")
+    ] = 0.0,
+    matrix: Annotated[int, typer.Option(min=32, max=4096, help="Height and width of slices cut from volumes.")] = 256,
+    min_foreground: Annotated[
+        float, typer.Option(min=0, max=1, help="Smallest fraction of foreground pixels in slices cut from volumes.")
+    ] = 0.15,
+    every: Annotated[int, typer.Option(min=1, help="Measure one slice in so many of each volume.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other coils and phases.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn images into fully sampled k-space of several coils (.npy), with smooth maps and phase, for `convert`."""
+    from larmor.cli.console import console, progress_bar
+    from larmor.storage.examples import coils
+    from larmor.storage.formats.recognise import find_sources
+
+    options = coils.CoilOptions(num_coils, noise, matrix, min_foreground, every, seed)
+    with progress_bar() as show:
+        refs = find_sources(sources, console.print)
+        paths = coils.simulate_coils(refs, to, options, overwrite, show)
+    for path in paths:
+        console.print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+    console.print("Next: larmor convert, with the same --splits as for the images")
