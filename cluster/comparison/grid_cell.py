@@ -84,8 +84,12 @@ def fill_cell(
 
 
 def physics_of(experiment: Experiment) -> Physics:
-    """How the slices of a cell are undersampled: with one mask for all, also where a system was trained with many."""
-    return Physics(experiment.data.crop, experiment.mask.model_copy(update={"per_slice": False}))
+    """How the slices of a cell are undersampled: with one mask for all, also where a system was trained with many; the
+    frames of stacks as in training."""
+    mask = experiment.mask
+    if experiment.data.stack == 1:
+        mask = mask.model_copy(update={"per_slice": False})
+    return Physics(experiment.data.crop, mask, stack=experiment.data.stack)
 
 
 def rate_classical(

@@ -15,6 +15,7 @@ from larmor.cluster.runs.run_result import RunResult
 from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.storage.dataset.dataset import read_split
 from larmor.storage.loading.config import check_identity
+from larmor.storage.loading.stacks import check_stack
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 
@@ -44,6 +45,7 @@ def check_data(experiment: Experiment) -> None:
     for split in (experiment.data.train_split, experiment.data.validation_split):
         info = read_split(data, split)
         check_identity(experiment.data, info.identity)
+        check_stack(info, experiment.data.stack)
         height, width = info.largest_matrix
         if crop[0] > height or crop[1] > width:
             raise InputError(

@@ -32,11 +32,13 @@ def measured_sample(batch: Batch, model: Model, device: torch.device) -> Sample:
     (group,) = to_device(batch, device).groups
     measured, maps = group.kspace, group.maps
     mask = (measured != 0).any(dim=1, keepdim=True)
-    signal, network = model.physics.signal, model.recipe.generator
+    signal, network, stack = model.physics.signal, model.recipe.generator, model.physics.stack
     exact = network.data_consistency != "none" or network.start.enabled
     if signal.needs_maps:
         zero_filled = sense_reduce(ifft2c(measured), maps)
-        return scaled(Sample(zero_filled, zero_filled, measured, mask, torch.empty(0), batch.samples, maps))
+        return scaled(
+            Sample(zero_filled, zero_filled, measured, mask, torch.empty(0), batch.samples, maps, stack=stack)
+        )
     if exact and measured.shape[1] > 1:
         raise InputError(
             f"k-space of {measured.shape[1]} coils: this model puts the measured points of a magnitude image back and "
@@ -46,7 +48,7 @@ def measured_sample(batch: Batch, model: Model, device: torch.device) -> Sample:
     image = magnitude(measured)
     image = image if exact else centre_fit(image, model.physics.crop)
     phase = phase_map(measured, mask) if exact else None
-    return scaled(Sample(image, image, measured, mask, torch.empty(0), batch.samples, phase))
+    return scaled(Sample(image, image, measured, mask, torch.empty(0), batch.samples, phase, stack=stack))
 
 
 def calibrated_maps(kspace: np.ndarray) -> np.ndarray:

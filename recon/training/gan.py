@@ -39,7 +39,7 @@ class Gan:
             )
         torch.manual_seed(recipe.seed)
         roles = recipe.loss.critics
-        networks = [build_generator(recipe.generator, recipe.signal.channels)]
+        networks = [build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack)]
         networks += [build_critic(recipe.critic, recipe.critic_channels) for _ in roles]
         if config.channels_last:
             for network in networks:
