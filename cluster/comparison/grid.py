@@ -147,7 +147,8 @@ def slug_of(label: str) -> str:
 
 
 def _with_budget(content: dict[str, Any], grid: GridConfig) -> dict[str, Any]:
-    steps = max(1, grid.num_images // content.get("training", {}).get("global_batch_size", 16))
+    step_images = content.get("training", {}).get("global_batch_size", 16) * content.get("data", {}).get("stack", 1)
+    steps = max(1, grid.num_images // step_images)
     validate = -(-steps // grid.num_validations)
     checkpoint = validate if grid.keep_runs else steps
     for key, value in (("num_steps", steps), ("validate_every", validate), ("checkpoint_every", checkpoint)):
@@ -236,7 +237,7 @@ def _about(filled: Sequence[FilledCell]) -> str:
         if " (seed " in name:
             continue
         with torch.device("meta"):  # only counted
-            generator = build_generator(recipe.generator, recipe.signal.channels)
+            generator = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack)
             critics = [build_critic(recipe.critic, recipe.critic_channels) for _ in recipe.loss.critics]
         row = [name, recipe.generator.name, str(recipe.generator.width), _millions(generator)]
         row += [recipe.critic.name, str(recipe.critic.width), _millions(*critics)] if critics else ["–"] * 3
@@ -248,7 +249,7 @@ def _about(filled: Sequence[FilledCell]) -> str:
 
 
 def _images(experiment: Experiment) -> int:
-    return experiment.training.num_steps * experiment.training.global_batch_size
+    return experiment.training.num_steps * experiment.training.global_batch_size * experiment.data.stack
 
 
 def _millions(*networks: nn.Module) -> str:

@@ -110,9 +110,11 @@ def _evaluated(
 
 def physics_of(experiment: Experiment) -> Physics:
     """How the slices of a cell are undersampled: with one mask for all, also where a system was trained with many, and
-    without the noise that one was trained with."""
-    mask = experiment.mask.model_copy(update={"per_slice": False})
-    return Physics(experiment.data.crop, mask, experiment.signal.with_noise(0, 0))
+    without the noise that one was trained with; the frames of stacks as in training."""
+    mask = experiment.mask
+    if experiment.data.stack == 1:
+        mask = mask.model_copy(update={"per_slice": False})
+    return Physics(experiment.data.crop, mask, experiment.signal.with_noise(0, 0), experiment.data.stack)
 
 
 def rate_classical(

@@ -16,6 +16,7 @@ from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.recon.recipe.signal import check_phase
 from larmor.storage.dataset.dataset import read_split
 from larmor.storage.loading.config import check_identity
+from larmor.storage.loading.stacks import check_stack
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 
@@ -47,6 +48,7 @@ def check_data(experiment: Experiment) -> None:
         info = read_split(data, split)
         check_identity(experiment.data, info.identity)
         check_phase(experiment.signal, split, info.image_volumes)
+        check_stack(info, experiment.data.stack)
         height, width = info.largest_matrix
         if crop[0] > height or crop[1] > width:
             raise InputError(

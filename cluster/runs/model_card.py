@@ -120,6 +120,7 @@ def _sources(data: Mapping[str, Any]) -> list[Row]:
 
 def _training(record: Mapping[str, Any], setting: _Settings) -> list[Row]:
     batch = setting("training.global_batch_size", None)
+    batch = batch and batch * setting("data.stack", 1)
     critic_steps = setting("critic.steps") if setting("loss.adversarial") != "none" else "–"
     rows: list[Row] = [
         ("generator steps until this checkpoint", str(record["step"])),

@@ -83,7 +83,7 @@ def table_cells(
         for size, kind, ratio, signal in itertools.product(
             sizes or [own.crop], kinds or [own.mask.kind], ratios or [own.mask.sampling_ratio], signals
         ):
-            physics = Physics(size, mask_of(own.mask, kind, ratio), signal)
+            physics = Physics(size, mask_of(own.mask, kind, ratio), signal, own.stack)
             members.setdefault(physics, {})[name] = network_method(model.generator)
     return [
         Cell(physics, {**{name: classical_method(name, physics) for name in classical}, **networks})

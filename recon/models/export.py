@@ -40,7 +40,7 @@ Program = Callable[[Inputs], np.ndarray]
 class ExportConfig:
     """What is exported: images of `size` or, if `dynamic_size`, of any height and width that are multiples of the
     network's own; k-space of `num_coils`, which a model with signal.coils=all knows itself. A batch may have any
-    size."""
+    size, of whole stacks."""
 
     size: tuple[int, int]
     dynamic_size: bool = False
@@ -64,9 +64,9 @@ def export_model(model: Model, path: Path, config: ExportConfig) -> Exported:
     batches of one and more; else nothing is left. Raises `InputError` for that, and for what cannot be exported.
     """
     _check(model, path, config)
-    inputs = _random_inputs(model, config.size, 2, _num_coils(model, config))
+    inputs = _random_inputs(model, config.size, 2 * model.physics.stack, _num_coils(model, config))
     program = _traced(model, inputs, config.dynamic_size)
-    shapes = _shapes(inputs, config.dynamic_size)
+    shapes = _shapes(inputs, config.dynamic_size, model.physics.stack)
     write = _write_onnx if path.suffix == ".onnx" else _write_pt2
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".larmor-", dir=path.parent) as scratch:
@@ -150,12 +150,15 @@ def _random_inputs(model: Model, size: tuple[int, int], batch: int, num_coils: i
 def _phantom_inputs(model: Model, size: tuple[int, int], num_coils: int) -> Inputs:
     """A Shepp-Logan head as coils would measure a third of it."""
     head = torch.from_numpy(resize(shepp_logan_phantom(), size).astype(np.float32))[None, None]
-    mask = torch.from_numpy(make_mask(MaskConfig(kind="gaussian2d", sampling_ratio=0.3), size))[None, None]
+    stack = model.physics.stack
+    head = head * torch.linspace(1, 0.8, stack).view(-1, 1, 1, 1)
+    mask = torch.from_numpy(make_mask(MaskConfig(kind="gaussian2d", sampling_ratio=0.3), size))
+    mask = mask.expand(stack, 1, *size)
     maps = None
     if num_coils > 1:
         turns = torch.arange(num_coils) / num_coils + torch.linspace(0, 0.5, size[1])[None, :, None]
         maps = torch.polar(torch.full_like(turns, num_coils**-0.5), 2 * torch.pi * turns)
-        maps = maps.permute(2, 0, 1)[None].expand(1, num_coils, size[0], size[1])
+        maps = maps.permute(2, 0, 1)[None].expand(stack, num_coils, size[0], size[1])
     kspace = fft2c(sense_expand(torch.complex(head, 0.3 * head), maps)) * mask
     maps = maps if _takes_maps(model) else None
     zero_filled = complex_to_channels(sense_reduce(ifft2c(kspace), maps))
@@ -184,7 +187,10 @@ def _errors(model: Model, run: Program, config: ExportConfig) -> list[float]:
     for size in sizes:
         for inputs in (
             _phantom_inputs(model, size, _num_coils(model, config)),
-            *(_random_inputs(model, size, batch, _num_coils(model, config), seed=batch) for batch in (1, 3)),
+            *(
+                _random_inputs(model, size, batch * model.physics.stack, _num_coils(model, config), seed=batch)
+                for batch in (1, 3)
+            ),
         ):
             with torch.no_grad():
                 expected = _expected(model, inputs).numpy()
@@ -224,7 +230,9 @@ def _traced(model: Model, inputs: Inputs, dynamic_size: bool) -> Any:
     batch = torch.export.Dim("batch", min=1, max=_LARGEST)
     # a feature map of one row or column is traced as one for ever
     rows, columns = (torch.export.Dim(name, min=2, max=_LARGEST) for name in ("rows", "columns"))
-    dims = {0: batch, **({2: step * rows, 3: step * columns} if dynamic_size else {})}
+    dims = {0: _times(model.physics.stack, batch)}
+    if dynamic_size:
+        dims |= {2: _times(step, rows), 3: _times(step, columns)}
     network = portable(model.generator.cpu()).eval()
     try:
         with torch.no_grad(), _quiet():
@@ -234,23 +242,29 @@ def _traced(model: Model, inputs: Inputs, dynamic_size: bool) -> Any:
         raise InputError(f"this network cannot be exported so ({str(error).splitlines()[0]}); {remedy}") from error
 
 
-def _shapes(inputs: Inputs, dynamic_size: bool) -> dict[str, tuple[int | str, ...]]:
+def _times(step: int, dimension: Any) -> Any:
+    return dimension if step == 1 else step * dimension
+
+
+def _shapes(inputs: Inputs, dynamic_size: bool, stack: int) -> dict[str, tuple[int | str, ...]]:
     def named(shape: tuple[int, ...]) -> tuple[int | str, ...]:
         size = ("height", "width") if dynamic_size else shape[2:4]
-        return ("batch", shape[1], *size, *shape[4:])
+        return ("batch" if stack == 1 else f"{stack} * stacks", shape[1], *size, *shape[4:])
 
     return {name: named(tuple(tensor.shape)) for name, tensor in inputs.items()}
 
 
 def _about(model: Model, config: ExportConfig, shapes: Mapping[str, tuple[int | str, ...]]) -> dict[str, Any]:
     """What a program must know to feed the model: stands in the file as JSON, under `larmor`."""
+    one = "image" if model.physics.stack == 1 else f"stack of {model.physics.stack} consecutive images"
     return {
         "larmor": larmor_version(),
         "system": model.recipe.system,
         "inputs": shapes,
         "output": "reconstruction, of the shape and in the units of the first input",
         "start": model.recipe.generator.start.model_dump(mode="json"),
-        "units": "each image and its k-space divided by the largest magnitude of its zero-filled image",
+        "units": f"each {one} and its k-space divided by the largest magnitude of its zero-filled image",
+        "stack": model.physics.stack,
         "channels": _channel_names(model),
         "kspace": "centred orthonormal FFT of the image in those units, 0 where not mask; last axis real, imaginary",
         "size_multiple": _network(model).multiple if config.dynamic_size else None,

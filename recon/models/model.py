@@ -51,7 +51,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         recipe = Recipe.model_validate({key: content[key] for key in Recipe.model_fields if key in content})
     except (yaml.YAMLError, UnicodeDecodeError, ValidationError, TypeError) as error:
         raise InputError(f"{config_path}: is not the configuration of a model ({error}); pull it again") from error
-    generator = build_generator(recipe.generator, recipe.signal.channels)
+    generator = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack)
     try:
         generator.load_state_dict(load_file(weights_path))
     except (SafetensorError, RuntimeError) as error:
@@ -61,7 +61,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     expected = record.get("sha256", {}).get(weights_path.name)
     if expected and file_digest(weights_path) != expected:
         raise InputError(f"{weights_path}: has changed since it was pulled (SHA-256, metrics.json); pull it again")
-    physics = Physics(recipe.data.crop, recipe.mask, recipe.signal)
+    physics = Physics(recipe.data.crop, recipe.mask, recipe.signal, recipe.data.stack)
     return Model(generator.eval().to(choose_device(device)), physics, recipe, record, folder)
 
 

@@ -20,8 +20,10 @@ from larmor.recon.networks.unet import UNetGenerator
 from larmor.recon.recipe.settings import CriticConfig, GeneratorConfig
 
 
-def build_generator(config: GeneratorConfig, channels: int = 1) -> nn.Module:
+def build_generator(config: GeneratorConfig, channels: int = 1, stack: int = 1) -> nn.Module:
     """A generator for images of 1 (magnitude) or 2 (complex) channels, or 2 for each of several coils.
+
+    `stack` consecutive images belong together; networks of single images treat each alone.
 
     It is called with zero_filled (batch, channels, height, width), kspace, mask, for several coils maps, and where it
     has one a start that is known already (see `samples.Sample`); it ignores what it does not need.

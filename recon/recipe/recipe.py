@@ -24,7 +24,9 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_steps: int = Field(10_000, ge=1)
-    global_batch_size: int = Field(16, ge=1, description="slices per optimiser step, over all workers")
+    global_batch_size: int = Field(
+        16, ge=1, description="slices, or stacks of data.stack, per optimiser step, over all workers"
+    )
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
     schedule: Literal["constant", "cosine", "halving", "decay"] = Field(
         "constant", description="of both learning rates"
@@ -188,7 +190,7 @@ class Recipe(BaseModel):
         return 1 if self.loss.critic_sees == "measurement" else self.signal.channels
 
     def micro_batch_size(self, world_size: int) -> int:
-        """Slices of one forward on one rank.
+        """Slices, or stacks, of one forward on one rank.
 
         Raises `ValueError` if the batch does not divide evenly, or leaves a single slice where two are compared.
         """

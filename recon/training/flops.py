@@ -24,27 +24,27 @@ def flops_per_step(recipe: Recipe) -> int:
     FFTs, losses, the optimiser, the preparation of the samples) does not. Takes a second, draws no random number.
     """
     batch = recipe.training.global_batch_size
-    critic_flops, generator_flops = _of_one_slice(recipe)
+    critic_flops, generator_flops = _of_one_sample(recipe)
     return batch * (recipe.critic.steps * critic_flops + generator_flops)
 
 
-def _of_one_slice(recipe: Recipe) -> tuple[int, int]:
-    """Of a critic step (0 without a critic) and of a generator step, on one slice."""
-    channels = recipe.signal.channels
+def _of_one_sample(recipe: Recipe) -> tuple[int, int]:
+    """Of a critic step (0 without a critic) and of a generator step, on one slice or stack."""
+    channels, stack = recipe.signal.channels, recipe.data.stack
     with torch.device("meta"):
-        image = torch.empty(1, channels, *recipe.data.crop)
-        kspace = torch.empty(1, recipe.signal.kspace_coils, *recipe.data.crop, dtype=torch.complex64)
-        measurement: list[Tensor | None] = [image, kspace, torch.empty(1, 1, *recipe.data.crop, dtype=torch.bool)]
+        image = torch.empty(stack, channels, *recipe.data.crop)
+        kspace = torch.empty(stack, recipe.signal.kspace_coils, *recipe.data.crop, dtype=torch.complex64)
+        measurement: list[Tensor | None] = [image, kspace, torch.empty(stack, 1, *recipe.data.crop, dtype=torch.bool)]
         if recipe.generator.start.enabled:  # known before the step
             measurement += [None, image]
-        prefix, part = trained_part(build_generator(recipe.generator, channels))
+        prefix, part = trained_part(build_generator(recipe.generator, channels, stack))
         generator = _counted(part)
         if prefix:  # a denoiser, on an image and its level of noise
-            measurement = [image, torch.empty(1, 1, 1, 1)]
+            measurement = [image, torch.empty(stack, 1, 1, 1)]
         critics = [_counted(build_critic(recipe.critic, channels)) for _ in recipe.loss.critics]
     penalty = None
     if recipe.critic.lipschitz == "gradient_penalty":
-        penalty = recipe.critic.penalty_weight, torch.empty(1, 1, 1, 1, device="meta")
+        penalty = recipe.critic.penalty_weight, torch.empty(stack, 1, 1, 1, device="meta")
     score = partial(critic_loss, kind=recipe.loss.adversarial)
     objective = partial(generator_loss, image, config=recipe.loss)
     with FlopCounterMode(display=False) as counted:

@@ -40,7 +40,7 @@ class Gan:
             )
         torch.manual_seed(recipe.seed)
         roles = recipe.loss.critics
-        self.whole = build_generator(recipe.generator, recipe.signal.channels)
+        self.whole = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack)
         self._prefix, part = trained_part(self.whole)
         networks = [part]
         networks += [build_critic(recipe.critic, recipe.critic_channels) for _ in roles]

@@ -31,6 +31,7 @@ from larmor.recon.training.worker import Worker
 from larmor.storage.loading.config import open_loader, open_reader
 from larmor.storage.loading.loader import Share
 from larmor.storage.loading.reader import SliceReader
+from larmor.storage.loading.stacks import check_stack
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,6 +58,9 @@ def train(recipe: Recipe, worker: Worker) -> bool:
             )
             for split in (recipe.data.train_split, recipe.data.validation_split)
         )
+        stack = recipe.data.stack
+        for reader in (train_reader, validation_reader):
+            check_stack(reader.info, stack)
         if worker.rank == 0:
             _count_constant(train_reader, validation_reader)
         share = Share(worker.rank, worker.world_size, config.global_batch_size, config.gradient_accumulation)
@@ -69,7 +73,7 @@ def train(recipe: Recipe, worker: Worker) -> bool:
         coils = coils_of_split(train_reader, recipe.signal)
         fed = feed(resources.enter_context(contextlib.closing(batches)), worker.device)
         change = partial(augment, config=recipe.augment, seed=recipe.seed) if recipe.augment.enabled else None
-        num_slices = config.global_batch_size * gan.critic_steps
+        num_slices = config.global_batch_size * gan.critic_steps * stack
         speed = Speed(recipe, worker, loader, clock, num_slices, state.training_seconds)
         starts = Starts(gan.whole, recipe, train_reader.info.identity)
         log = History(worker, recipe, train_reader.info, speed)
@@ -80,7 +84,9 @@ def train(recipe: Recipe, worker: Worker) -> bool:
             for _ in range(gan.critic_steps):
                 clock.enter("data", state.step)
                 prepared = (
-                    prepare(coils(next(fed)), recipe.data.crop, recipe.mask, worker.device, change, recipe.signal)
+                    prepare(
+                        coils(next(fed)), recipe.data.crop, recipe.mask, worker.device, change, recipe.signal, stack
+                    )
                     for _ in range(config.gradient_accumulation)
                 )
                 samples = [starts.add(sample) for sample in prepared]

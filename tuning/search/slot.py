@@ -97,7 +97,7 @@ class TrialTraining:
             last=self._last,
             seed=self.experiment.seed,
             steps=steps,
-            num_images=steps * training.global_batch_size,
+            num_images=steps * training.global_batch_size * self.experiment.data.stack,
         )
 
 
