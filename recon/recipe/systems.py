@@ -1,4 +1,5 @@
-"""The compared systems by name: what each puts in place of an experiment's defaults."""
+"""The compared systems by name: what each puts in place of an experiment's defaults. `tigan`, which decodes, is in
+`decoding.py`."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ System = Literal[
     "drgan",
     "fda_cnn",
     "dilated_gan",
+    "tigan",
 ]
 
 _ADAM = {"name": "adam", "learning_rate": 1e-4, "beta1": 0.5}
