@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,11 +28,11 @@ def ranking_loss(image_code: Tensor, bold_code: Tensor, stimulus: Tensor, margin
 
 
 def generator_loss(
-    stimulus: Tensor, output: Tensor, fake_scores: Tensor | None, config: DecodingConfig
+    stimulus: Tensor, output: Tensor, fake_scores: Sequence[Tensor], config: DecodingConfig
 ) -> dict[str, Tensor]:
     """The terms for the `output` of `Tigan` in training; the key `loss` is what is minimised.
 
-    `fake_scores` are the critic's of the decoded images, None where there is no critic.
+    `fake_scores` are the critic's of the decoded images, empty where there is no critic.
     """
     parts = unpacked(output, stimulus.shape[-1])
     terms = {
@@ -38,7 +40,7 @@ def generator_loss(
         "autoencoder": F.l1_loss(parts.again, stimulus),
         "ranking": ranking_loss(parts.image_code, parts.bold_code, stimulus, config.margin),
     }
-    if fake_scores is not None:
-        terms["adversarial"] = adversarial_loss(fake_scores, "bce")
+    for scores in fake_scores:
+        terms["adversarial"] = adversarial_loss(scores, "bce")
     loss = sum((getattr(config, name) * term for name, term in terms.items()), torch.zeros((), device=output.device))
     return {"loss": loss, **terms}

@@ -30,7 +30,7 @@ class TrialBatch:
 
 
 class TiganTraining:
-    """The engines of a decoding recipe; `critic` is None where `decoding.adversarial` is 0."""
+    """The engines of a decoding recipe; `critics` is empty where `decoding.adversarial` is 0, else it has one."""
 
     average: AveragedWeights | None = None
 
@@ -46,12 +46,12 @@ class TiganTraining:
         )
         build = partial(build_engine, settings=settings, device=device, backend=training.backend)
         self.generator: Engine = build(networks[0], recipe.generator_optimizer)
-        self.critic: Engine | None = build(networks[1], recipe.critic_optimizer) if len(networks) > 1 else None
+        self.critics: list[Engine] = [build(network, recipe.critic_optimizer) for network in networks[1:]]
 
     @property
     def engines(self) -> dict[str, Engine]:
         """The engines by name."""
-        return {"generator": self.generator, **({"critic": self.critic} if self.critic else {})}
+        return dict(zip(("generator", "critic"), (self.generator, *self.critics), strict=False))
 
     def close(self) -> None:
         """Give the engines' memory back."""
@@ -66,26 +66,26 @@ class TiganTraining:
         """The learning rates of generator step `step`, counted from 0."""
         factor = learning_rate_factor(self._recipe.training, step)
         self.generator.set_learning_rate(self._recipe.generator_optimizer.learning_rate * factor)
-        if self.critic:
-            self.critic.set_learning_rate(self._recipe.critic_optimizer.learning_rate * factor)
+        for critic in self.critics:
+            critic.set_learning_rate(self._recipe.critic_optimizer.learning_rate * factor)
 
     def train_critic(self, batches: Sequence[TrialBatch]) -> list[dict[str, Tensor]]:
         """One critic update; the loss terms of each micro-batch, none without a critic."""
         score = partial(critic_loss, kind="bce")
-        if self.critic is None:
-            return []
-        return [
-            critic_step(self.generator, self.critic, (batch.bold, batch.stimulus), batch.stimulus, score, self._decoded)
-            for batch in batches
-        ]
+        terms: list[dict[str, Tensor]] = [{} for _ in batches]
+        for critic in self.critics:
+            for batch, found in zip(batches, terms, strict=True):
+                inputs = (batch.bold, batch.stimulus)
+                found |= critic_step(self.generator, critic, inputs, batch.stimulus, score, self._decoded)
+        return terms
 
     def train_generator(self, batches: Sequence[TrialBatch]) -> list[dict[str, Tensor]]:
         """One generator update; the loss terms of each micro-batch."""
         terms = []
         for batch in batches:
             objective = partial(generator_loss, batch.stimulus, config=self._config)
-            inputs = (batch.bold, batch.stimulus)
-            terms.append(generator_step(self.generator, self.critic, inputs, objective, self._decoded)[1])
+            critics = [(critic, self._decoded) for critic in self.critics]
+            terms.append(generator_step(self.generator, critics, (batch.bold, batch.stimulus), objective)[1])
         return terms
 
     @torch.no_grad()

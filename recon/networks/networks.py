@@ -7,8 +7,8 @@ from torch import nn
 from larmor.recon.networks.critic import ResNet50Critic
 from larmor.recon.networks.dagan import DaganDiscriminator, DaganGenerator
 from larmor.recon.networks.data_consistency import ConsistentGenerator
-from larmor.recon.networks.drgan import DrganGenerator
 from larmor.recon.networks.dilated import DilatedGenerator
+from larmor.recon.networks.drgan import DrganGenerator
 from larmor.recon.networks.fda import FdaGenerator
 from larmor.recon.networks.generator import ResNet50Generator
 from larmor.recon.networks.lipschitz import apply_spectral_norm

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -148,8 +148,10 @@ class EarlyStop:
 class Trained(Protocol):
     """As much of `Gan`, or of what another task trains, as a checkpoint needs."""
 
-    critic: Engine | None
     average: AveragedWeights | None
+
+    @property
+    def critics(self) -> Sequence[Any]: ...
 
     @property
     def engines(self) -> dict[str, Engine]: ...

@@ -45,7 +45,7 @@ def test_every_term_counts_with_its_weight() -> None:
     torch.manual_seed(0)
     config = DecodingConfig(width=4, units=8, code=6, content=3, autoencoder=5, ranking=7, adversarial=2)
     network = Tigan(TrialShape(5, 7, 16), config)
-    terms = generator_loss(STIMULI, network(torch.randn(4, 5, 7), STIMULI), torch.zeros(4, 1), config)
+    terms = generator_loss(STIMULI, network(torch.randn(4, 5, 7), STIMULI), [torch.zeros(4, 1)], config)
     weighted = 3 * terms["content"] + 5 * terms["autoencoder"] + 7 * terms["ranking"] + 2 * terms["adversarial"]
     torch.testing.assert_close(terms["loss"], weighted)
-    assert "adversarial" not in generator_loss(STIMULI, network(torch.randn(4, 5, 7), STIMULI), None, config)
+    assert "adversarial" not in generator_loss(STIMULI, network(torch.randn(4, 5, 7), STIMULI), [], config)
