@@ -12,6 +12,7 @@ from larmor.cluster.runs.lease import Say, hold, refuse_if_held
 from larmor.cluster.runs.origin import check_origin, pinned, record_origin
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.runs.run_result import RunResult
+from larmor.recon.decoding.trials import open_trials, split_trials
 from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.recon.recipe.signal import check_phase
 from larmor.storage.dataset.dataset import read_split
@@ -43,6 +44,9 @@ def check_data(experiment: Experiment) -> None:
     the phase."""
     data = ObjectStore(experiment.data.url)
     data.check_access()
+    if experiment.decoding is not None:
+        split_trials(open_trials(experiment.data), experiment.decoding)
+        return
     crop = experiment.data.crop
     for split in (experiment.data.train_split, experiment.data.validation_split):
         info = read_split(data, split)

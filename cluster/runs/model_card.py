@@ -46,6 +46,7 @@ def write_card(folder: Path, name: str, evaluation: Path | None = None, method: 
         sources=_sources(data) if data else [],
         num_more=len(data["sources"]) - _MOST_SOURCES if data else 0,
         mask=origin.get("mask"),
+        decoding=setting("decoding", None),
         training=_training(record, setting),
         environments=environments,
         versions=_versions(environments),

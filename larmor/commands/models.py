@@ -203,11 +203,16 @@ def export(
     `InputError` for a file that exists (unless `overwrite`) and for a model that cannot be exported.
     """
     from larmor.recon.models.export import ExportConfig, describe_export, export_model
-    from larmor.recon.models.model import load_model
+    from larmor.recon.models.model import load_model, read_recipe
 
     place = Path(to)
     if place.exists() and not overwrite:
         raise InputError(f"{place}: already exists; pass --overwrite or choose another --to")
+    if read_recipe(Path(model_dir))[0].decoding is not None:
+        from larmor.recon.decoding.export import export_decoding_model
+        from larmor.recon.decoding.model import load_decoding_model
+
+        return list(describe_export(export_decoding_model(load_decoding_model(Path(model_dir)), place)))
     model = load_model(Path(model_dir))
     config = ExportConfig(size or model.physics.crop, dynamic_size, coils)
     return list(describe_export(export_model(model, place, config)))

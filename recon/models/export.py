@@ -7,7 +7,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,18 +67,30 @@ def export_model(model: Model, path: Path, config: ExportConfig) -> Exported:
     inputs = _random_inputs(model, config.size, 2 * model.physics.stack, _num_coils(model, config))
     program = _traced(model, inputs, config.dynamic_size)
     shapes = _shapes(inputs, config.dynamic_size, model.physics.stack)
+    errors = write_program(program, path, _about(model, config, shapes), lambda run: _errors(model, run, config))
+    return Exported(path, shapes, max(errors), len(errors))
+
+
+def write_program(
+    program: Any, path: Path, about: Mapping[str, Any], errors_of: Callable[[Program], Sequence[float]]
+) -> Sequence[float]:
+    """Write an exported program as ONNX or for `torch.export`, by its suffix, with `about` in its metadata.
+
+    The file is read back: `errors_of` gives its differences from the model, which are returned. Raises `InputError`,
+    and leaves nothing, if one is above 1e-4.
+    """
     write = _write_onnx if path.suffix == ".onnx" else _write_pt2
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".larmor-", dir=path.parent) as scratch:
         partial = Path(scratch, path.name)
-        errors = _errors(model, write(program, partial, json.dumps(_about(model, config, shapes))), config)
+        errors = errors_of(write(program, partial, json.dumps(about)))
         if not max(errors) <= TOLERANCE:
             raise InputError(
                 f"{path}: the exported program differs from the model by up to {max(errors):.2g}, more than "
                 f"{TOLERANCE:g}, so it was removed; try the other of {' and '.join(SUFFIXES)}"
             )
         partial.replace(path)
-    return Exported(path, shapes, max(errors), len(errors))
+    return errors
 
 
 def describe_export(exported: Exported) -> list[str]:
@@ -91,11 +103,16 @@ def describe_export(exported: Exported) -> list[str]:
     ]
 
 
-def _check(model: Model, path: Path, config: ExportConfig) -> None:
+def check_suffix(path: Path) -> None:
+    """Raises `InputError` for a name of no known format, and for ONNX where its libraries are not installed."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: expected a name that ends in {' or '.join(SUFFIXES)}")
     if path.suffix == ".onnx":
         _onnxruntime()
+
+
+def _check(model: Model, path: Path, config: ExportConfig) -> None:
+    check_suffix(path)
     step = _network(model).multiple
     if config.dynamic_size and any(length % step or not 2 * step <= length <= _LARGEST for length in config.size):
         raise InputError(
@@ -213,7 +230,7 @@ def _measurement(inputs: Inputs) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No log of the exporter, about itself."""
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():
@@ -235,7 +252,7 @@ def _traced(model: Model, inputs: Inputs, dynamic_size: bool) -> Any:
         dims |= {2: _times(step, rows), 3: _times(step, columns)}
     network = portable(model.generator.cpu()).eval()
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             return torch.export.export(network, tuple(inputs.values()), dynamic_shapes=dict.fromkeys(inputs, dims))
     except (RuntimeError, ValueError, torch._dynamo.exc.UserError) as error:
         remedy = "leave out --dynamic-size" if dynamic_size else "choose another --size"
@@ -297,7 +314,7 @@ def _write_pt2(program: Any, path: Path, about: str) -> Program:
 
 def _write_onnx(program: Any, path: Path, about: str) -> Program:
     runtime = _onnxruntime()
-    with _quiet():
+    with quiet():
         try:
             converted = torch.onnx.export(program, dynamo=True, verbose=False)
         except Exception as error:  # of torch.onnx's own kinds, which are not public

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from larmor.recon.recipe.decoding import DECODERS, VALIDATED, DecodingConfig
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.metric import check_metric
 from larmor.recon.recipe.settings import AugmentConfig, CriticConfig, GeneratorConfig, LossConfig, OptimizerConfig
@@ -15,6 +16,7 @@ from larmor.recon.recipe.signal import SignalConfig
 from larmor.recon.recipe.systems import SYSTEMS, System, merged
 from larmor.storage.loading.config import DataConfig
 
+_OF_RECONSTRUCTION = ("augment", "signal", "mask", "generator", "critic", "loss")
 MetricName = Annotated[str, AfterValidator(check_metric)]
 
 
@@ -84,13 +86,37 @@ class Recipe(BaseModel):
     generator_optimizer: OptimizerConfig = OptimizerConfig()
     critic_optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
+    decoding: DecodingConfig | None = Field(None, description="of system=tigan alone, whose task is decoding")
 
     @model_validator(mode="before")
     @classmethod
     def _keys_of_the_system(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or given.get("system", "gan_resnet50") not in SYSTEMS:
+        systems = {**SYSTEMS, **DECODERS}
+        if not isinstance(given, Mapping) or given.get("system", "gan_resnet50") not in systems:
             return given
-        return merged(SYSTEMS[given.get("system", "gan_resnet50")], given)
+        return merged(systems[given.get("system", "gan_resnet50")], given)
+
+    @model_validator(mode="after")
+    def _one_task(self) -> Recipe:
+        if self.decoding is None and self.system not in DECODERS:
+            return self
+        if self.decoding is None or self.system not in DECODERS:
+            raise ValueError(f"the section decoding belongs to system={', '.join(DECODERS)}, and to no other system")
+        if self.training.best_metric not in VALIDATED:
+            raise ValueError(
+                f"training.best_metric={self.training.best_metric}: a decoding is validated by {', '.join(VALIDATED)}; "
+                "choose one of them"
+            )
+        idle = [name for name in _OF_RECONSTRUCTION if getattr(self, name) != Recipe.model_fields[name].default]
+        if idle:
+            raise ValueError(
+                f"{', '.join(idle)}: of no use to system={self.system}, which decodes and reconstructs nothing; its "
+                "networks and losses are in the section decoding"
+            )
+        for name, off in (("ema_decay", 0.0), ("cuda_graphs", False), ("compile", False)):
+            if getattr(self.training, name) != off:
+                raise ValueError(f"training.{name} does not work with system={self.system}; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:

@@ -1,4 +1,5 @@
-"""The compared systems by name: what each puts in place of an experiment's defaults."""
+"""The compared systems by name: what each puts in place of an experiment's defaults. `tigan`, which decodes, is in
+`decoding.py`."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ System = Literal[
     "fda_cnn",
     "dilated_gan",
     "deepcomplexmri",
+    "tigan",
 ]
 
 _ADAM = {"name": "adam", "learning_rate": 1e-4, "beta1": 0.5}

@@ -6,20 +6,22 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from larmor.recon.engines.engine import Engine
 from larmor.recon.physics.augment import augment
 from larmor.recon.physics.coils import coils_of_split
 from larmor.recon.physics.feed import feed, page_locked
 from larmor.recon.physics.samples import prepare
 from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.recon.recipe.recipe import Recipe, TrainingConfig
+from larmor.recon.training.average import AveragedWeights
 from larmor.recon.training.communication import listening
 from larmor.recon.training.gan import Gan
 from larmor.recon.training.history import History
@@ -151,10 +153,24 @@ class EarlyStop:
             self.in_vain += 1
 
 
+class Trained(Protocol):
+    """As much of `Gan`, or of what another task trains, as a checkpoint needs."""
+
+    average: AveragedWeights | None
+
+    @property
+    def critics(self) -> Sequence[Any]: ...
+
+    @property
+    def engines(self) -> dict[str, Engine]: ...
+
+    def weights(self) -> dict[str, torch.Tensor]: ...
+
+
 class TrainingState:
     """Everything that must be the same after a restart: engines, averaged weights, counters, random state."""
 
-    def __init__(self, gan: Gan, worker: Worker, early_stop: EarlyStop) -> None:
+    def __init__(self, gan: Trained, worker: Worker, early_stop: EarlyStop) -> None:
         self.gan, self.worker, self.early_stop = gan, worker, early_stop
         self.step = 0
         self.training_seconds = 0.0

@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import requests
@@ -58,7 +58,8 @@ class Head:
 
     @property
     def file_name(self) -> str:
-        return self.subject + (".nii.gz" if self.member.endswith(".nii.gz") else ".nii")
+        suffixes = PurePosixPath(self.member).suffixes
+        return self.subject + "".join(suffixes[-2:] if suffixes[-1] == ".gz" else suffixes[-1:])
 
 
 def _bold5000(number: int, sha256: str) -> Head:
