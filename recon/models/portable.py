@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from larmor.recon.networks.data_consistency import ConsistentGenerator
+from larmor.recon.networks.idpcnn import IdpGenerator
 from larmor.recon.physics.fourier import mirrored
 
 
@@ -43,28 +44,14 @@ class PortableConsistentGenerator(nn.Module):
         return self._reconstruct(zero_filled, kspace, mask, maps)
 
     def _reconstruct(self, image: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None) -> Tensor:
-        if image.shape[1] == 1 and maps is None:
-            conjugate = mirrored(kspace, (-3, -2)) * kspace.new_tensor([1.0, -1.0])
-            kspace, mask = torch.where(mask.unsqueeze(-1), kspace, conjugate), mask | mirrored(mask)
+        kspace, mask = _whole(image, kspace, mask, maps)
         weight = None if self.log_weight is None else self.log_weight.exp()
         for _ in range(self.iterations):
             for network in self.networks:
                 image = network(image)
                 if self.is_consistent:
-                    image = self._consistent(image, kspace, mask, maps, weight)
+                    image = _put_back(image, kspace, mask, maps, weight)
         return image
-
-    def _consistent(
-        self, image: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None, weight: Tensor | None = None
-    ) -> Tensor:
-        parts = (image, torch.zeros_like(image)) if image.shape[1] == 1 else image.chunk(2, dim=1)
-        whole = torch.stack(parts, dim=-1)
-        predicted = centred_dft(whole if maps is None else _times(maps, whole))
-        measured = kspace if weight is None else (predicted + weight * kspace) / (1 + weight)
-        corrected = centred_dft(torch.where(mask.unsqueeze(-1), measured, predicted), inverse=True)
-        if maps is not None:
-            corrected = _times(maps * maps.new_tensor([1.0, -1.0]), corrected).sum(dim=1, keepdim=True)
-        return corrected[..., 0] if image.shape[1] == 1 else torch.cat([corrected[..., 0], corrected[..., 1]], dim=1)
 
 
 class PortableStartedGenerator(PortableConsistentGenerator):
@@ -74,12 +61,47 @@ class PortableStartedGenerator(PortableConsistentGenerator):
         return self._reconstruct(start, kspace, mask, maps)
 
 
+class PortableIdpGenerator(nn.Module):
+    """IDPCNN's loop; inputs as those of `PortableConsistentGenerator`."""
+
+    def __init__(self, generator: IdpGenerator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, zero_filled: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
+        kspace, mask = _whole(zero_filled, kspace, mask, maps)
+
+        def put_back(image: Tensor, weight: Tensor) -> Tensor:
+            return _put_back(image, kspace, mask, maps, weight.unsqueeze(-1))
+
+        return self.generator.iterate(zero_filled, put_back)
+
+
 def portable(generator: nn.Module) -> nn.Module:
     """`generator` with real inputs and outputs and the same weights."""
     if isinstance(generator, ConsistentGenerator):
         started = generator.start_config.enabled
         return PortableStartedGenerator(generator) if started else PortableConsistentGenerator(generator)
-    return PortableGenerator(generator)
+    return PortableIdpGenerator(generator) if isinstance(generator, IdpGenerator) else PortableGenerator(generator)
+
+
+def _whole(image: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What was measured and where; of a real image seen by one coil each point counts at its mirrored place as well."""
+    if image.shape[1] > 1 or maps is not None:
+        return kspace, mask
+    conjugate = mirrored(kspace, (-3, -2)) * kspace.new_tensor([1.0, -1.0])
+    return torch.where(mask.unsqueeze(-1), kspace, conjugate), mask | mirrored(mask)
+
+
+def _put_back(image: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None, weight: Tensor | None = None) -> Tensor:
+    parts = (image, torch.zeros_like(image)) if image.shape[1] == 1 else image.chunk(2, dim=1)
+    whole = torch.stack(parts, dim=-1)
+    predicted = centred_dft(whole if maps is None else _times(maps, whole))
+    measured = kspace if weight is None else (predicted + weight * kspace) / (1 + weight)
+    corrected = centred_dft(torch.where(mask.unsqueeze(-1), measured, predicted), inverse=True)
+    if maps is not None:
+        corrected = _times(maps * maps.new_tensor([1.0, -1.0]), corrected).sum(dim=1, keepdim=True)
+    return corrected[..., 0] if image.shape[1] == 1 else torch.cat([corrected[..., 0], corrected[..., 1]], dim=1)
 
 
 def centred_dft(image: Tensor, inverse: bool = False) -> Tensor:

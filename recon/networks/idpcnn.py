@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -49,20 +51,26 @@ class IdpGenerator(nn.Module):
         super().__init__()
         self.denoiser = LevelDenoiser(width, channels, norm)
         self.turns = turns
+        self.multiple = 1  # of which height and width are made
 
     def forward(self, zero_filled: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
         measured = Measured(kspace, mask, maps, zero_filled.shape[1])
-        image = zero_filled.float()
+        return self.iterate(zero_filled.float(), measured.put_back).to(zero_filled.dtype)
+
+    def iterate(self, image: Tensor, put_back: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The loop, from `image` (batch, channels, height, width) float32. `put_back(image, weight)` mixes the measured
+        points in, with a weight (batch, 1, 1, 1) beside the image's own."""
+        dtype = next(self.denoiser.parameters(), image).dtype
         rho = torch.full_like(image[:, :1, :1, :1], _FIRST_RHO)
         before = torch.full_like(rho, torch.inf)
         done = torch.zeros_like(rho, dtype=torch.bool)
         for _ in range(self.turns):
-            found = self.denoiser(image.to(zero_filled.dtype), (_LAMBDA / rho).sqrt()).float()
-            found = measured.put_back(found, 1 / (_PROJECTION * rho))
+            found = self.denoiser(image.to(dtype), (_LAMBDA / rho).sqrt()).float()
+            found = put_back(found, 1 / (_PROJECTION * rho))
             change = (found - image).square().mean(dim=(1, 2, 3), keepdim=True)
             image = torch.where(done, image, found)
             rho = torch.where(~done & (change > _SLACK * before), _GROWTH * rho, rho)
             done, before = done | (change < _ENOUGH), change
             if not torch.compiler.is_exporting() and bool(done.all()):
                 break
-        return image.to(zero_filled.dtype)
+        return image
