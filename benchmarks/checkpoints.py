@@ -58,7 +58,7 @@ class Bench:
 
     def step(self) -> None:
         samples = [next(self.samples)]
-        self.gan.train_critic(samples, self.state.global_batches)
+        self.gan.train_critics(samples, self.state.global_batches)
         self.gan.train_generator(samples)
         self.state.global_batches += 1
         self.state.step += 1

@@ -91,8 +91,7 @@ def cost(source: str, overrides: Sequence[str], num_steps: int = 12) -> None:
     for step in range(num_steps + 1):
         began = time.perf_counter()
         samples = [starts.add(prepare(batch, recipe.data.crop, recipe.mask, cpu, signal=recipe.signal))]
-        if gan.critic:
-            gan.train_critic(samples, step)
+        gan.train_critics(samples, step)
         gan.train_generator(samples)
         stepped = time.perf_counter()
         gan.balance(samples)

@@ -71,7 +71,7 @@ def make_step(experiment: SweepExperiment) -> Step:
 
     def step(batch: Batch) -> None:
         samples = [prepare(batch, experiment.data.crop, experiment.mask, CPU)]
-        gan.train_critic(samples, 0)
+        gan.train_critics(samples, 0)
         gan.train_generator(samples)
 
     return step

@@ -82,7 +82,7 @@ class BareLoop:
 
         self.critic.requires_grad_(False)
         reconstruction = self.generator(sample.zero_filled)
-        terms = generator_loss(sample.target, reconstruction, self.critic(reconstruction), experiment.loss)
+        terms = generator_loss(sample.target, reconstruction, [self.critic(reconstruction)], experiment.loss)
         terms["loss"].backward()
         self.for_generator.step()
         self.for_generator.zero_grad()

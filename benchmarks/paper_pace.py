@@ -47,8 +47,7 @@ def cost_of_image(recipe: Recipe, device: torch.device) -> Cost:
             _wait(device)
             began = time.perf_counter()
         samples = [prepare(batch, recipe.data.crop, recipe.mask, device, signal=recipe.signal)]
-        if gan.critic:
-            gan.train_critic(samples, step)
+        gan.train_critics(samples, step)
         gan.train_generator(samples)
     launched = time.perf_counter() - began
     _wait(device)

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
-from larmor.cluster.comparison.grid_cell import FilledCell, Say, fill_cell
+from larmor.cluster.comparison.grid_cell import FilledCell, Say, fill_cells
 from larmor.cluster.experiments.experiment import Experiment, build, change, read_content, set_dotted
 from larmor.recon.evaluation.evaluate import Evaluation
 from larmor.recon.evaluation.tables import write_tables
@@ -43,6 +43,10 @@ class GridConfig(BaseModel):
     sizes: tuple[tuple[int, int], ...] = Field(min_length=1)
     masks: tuple[str, ...] = Field(min_length=1)
     ratios: tuple[float, ...] = Field(min_length=1)
+    noises: tuple[float, ...] = Field(
+        (),
+        description="standard deviations of noise at which each cell is evaluated, as in signal.noise; none: without",
+    )
     classical: tuple[str, ...] = ()
     num_images: int = Field(ge=1)
     num_validations: int = Field(4, ge=1, description="in each training, the last at its end")
@@ -143,7 +147,8 @@ def slug_of(label: str) -> str:
 
 
 def _with_budget(content: dict[str, Any], grid: GridConfig) -> dict[str, Any]:
-    steps = max(1, grid.num_images // content.get("training", {}).get("global_batch_size", 16))
+    step_images = content.get("training", {}).get("global_batch_size", 16) * content.get("data", {}).get("stack", 1)
+    steps = max(1, grid.num_images // step_images)
     validate = -(-steps // grid.num_validations)
     checkpoint = validate if grid.keep_runs else steps
     for key, value in (("num_steps", steps), ("validate_every", validate), ("checkpoint_every", checkpoint)):
@@ -169,7 +174,9 @@ def fill(
     data = DataConfig(url=data_url, memory_cache_bytes=0, disk_cache_bytes=0)
     with contextlib.closing(open_reader(data, "test")) as reader:
         filled = [
-            fill_cell(
+            each
+            for cell in cells(grid)
+            for each in fill_cells(
                 experiments(grid, cell, name, data_url, output_url),
                 grid.classical,
                 reader,
@@ -179,8 +186,8 @@ def fill(
                 overwrite=overwrite,
                 keep_runs=grid.keep_runs,
                 every=grid.every,
+                noises=grid.noises,
             )
-            for cell in cells(grid)
         ]
     write_grid(filled, folder)
     return [cell.result for cell in filled]
@@ -230,10 +237,10 @@ def _about(filled: Sequence[FilledCell]) -> str:
         if " (seed " in name:
             continue
         with torch.device("meta"):  # only counted
-            generator = build_generator(recipe.generator, recipe.signal.channels)
-            critic = build_critic(recipe.critic, recipe.signal.channels) if recipe.loss.adversarial != "none" else None
+            generator = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack)
+            critics = [build_critic(recipe.critic, recipe.critic_channels) for _ in recipe.loss.critics]
         row = [name, recipe.generator.name, str(recipe.generator.width), _millions(generator)]
-        row += [recipe.critic.name, str(recipe.critic.width), _millions(critic)] if critic else ["–"] * 3
+        row += [recipe.critic.name, str(recipe.critic.width), _millions(*critics)] if critics else ["–"] * 3
         lines.append("| " + " | ".join(row) + " |")
     diverged = [f"{', '.join(cell.diverged)} ({cell.result.label})" for cell in filled if cell.diverged]
     if diverged:
@@ -242,8 +249,10 @@ def _about(filled: Sequence[FilledCell]) -> str:
 
 
 def _images(experiment: Experiment) -> int:
-    return experiment.training.num_steps * experiment.training.global_batch_size
+    return experiment.training.num_steps * experiment.training.global_batch_size * experiment.data.stack
 
 
-def _millions(network: nn.Module) -> str:
-    return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f} M"
+def _millions(*networks: nn.Module) -> str:
+    """The parameters of a network, or of several alike, such as "2 × 1.47 M"."""
+    each = sum(parameter.numel() for parameter in networks[0].parameters()) / 1e6
+    return f"{len(networks)} × {each:.2f} M" if len(networks) > 1 else f"{each:.2f} M"

@@ -16,7 +16,7 @@ from larmor.cluster.runs.pull import pull_run
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.recon.evaluation.evaluate import Evaluation, evaluate
 from larmor.recon.evaluation.evaluation_file import Facts, load_evaluation, save_evaluation, saved_facts
-from larmor.recon.evaluation.methods import classical_method
+from larmor.recon.evaluation.methods import classical_method, noisy_signal
 from larmor.recon.evaluation.tables import slug, text_table
 from larmor.recon.inference.figures import comparison
 from larmor.recon.inference.inference import ZERO_FILLED, Method, Physics, network_method
@@ -39,7 +39,7 @@ class FilledCell:
     diverged: tuple[str, ...] = ()
 
 
-def fill_cell(
+def fill_cells(
     trained: Mapping[str, Experiment],
     classical: Sequence[str],
     reader: SliceReader,
@@ -49,9 +49,12 @@ def fill_cell(
     overwrite: bool = False,
     keep_runs: bool = True,
     every: int = 1,
-) -> FilledCell:
-    """Train each system and evaluate all; what `folder` and the runs already have is not repeated, unless the data set,
-    the mask or the evaluating code is another one now.
+    noises: Sequence[float] = (),
+) -> list[FilledCell]:
+    """Train each system and evaluate all, at each level of `noises` or without noise.
+
+    What `folder` and the runs already have is not repeated, unless the data set, the mask or the evaluating code is
+    another one now.
 
     A system whose training diverges is left out, since that says something of it and nothing of the others.
     Writes the evaluations and a figure to `folder`. Raises what training and evaluation raise, and `InputError` if
@@ -68,24 +71,50 @@ def fill_cell(
         else:
             models[system] = model
     physics = physics_of(next(iter(trained.values())))
+    signals = [noisy_signal(physics.signal, level) for level in noises] or [physics.signal]
+    return [
+        FilledCell(
+            _evaluated(
+                models, classical, dataclasses.replace(physics, signal=signal), reader, folder, device, every, say
+            ),
+            trained,
+            tuple(diverged),
+        )
+        for signal in signals
+    ]
+
+
+def _evaluated(
+    models: Mapping[str, Path],
+    classical: Sequence[str],
+    physics: Physics,
+    reader: SliceReader,
+    folder: Path,
+    device: str,
+    every: int,
+    say: Say,
+) -> Evaluation:
     without = rate_classical(classical, physics, reader, folder, every)
     weights = {name: file_digest(model / "generator.safetensors") for name, model in models.items()}
     facts = {"models": weights, "every": every, "data": reader.info.identity, **_rated_with(physics)}
     path = folder / "cells" / f"{slug(physics)}.json"
     if saved_facts(path) == facts:
-        return FilledCell(_joined(without, load_evaluation(path)), trained, tuple(diverged))
+        return _joined(without, load_evaluation(path))
     methods = {name: network_method(load_model(model, device).generator) for name, model in models.items()}
-    found = _rate(methods, physics, reader, path, facts, device, every)
-    result = _joined(without, found)
+    result = _joined(without, _rate(methods, physics, reader, path, facts, device, every))
     comparison(result.examples, folder / f"comparison-{slug(physics)}.png")
     for line in text_table(result):
         say(line)
-    return FilledCell(result, trained, tuple(diverged))
+    return result
 
 
 def physics_of(experiment: Experiment) -> Physics:
-    """How the slices of a cell are undersampled: with one mask for all, also where a system was trained with many."""
-    return Physics(experiment.data.crop, experiment.mask.model_copy(update={"per_slice": False}))
+    """How the slices of a cell are undersampled: with one mask for all, also where a system was trained with many, and
+    without the noise that one was trained with; the frames of stacks as in training."""
+    mask = experiment.mask
+    if experiment.data.stack == 1:
+        mask = mask.model_copy(update={"per_slice": False})
+    return Physics(experiment.data.crop, mask, experiment.signal.with_noise(0, 0), experiment.data.stack)
 
 
 def rate_classical(

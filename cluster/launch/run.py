@@ -12,10 +12,12 @@ from larmor.cluster.runs.lease import Say, hold, refuse_if_held
 from larmor.cluster.runs.origin import check_origin, pinned, record_origin
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.runs.run_result import RunResult
+from larmor.recon.decoding.trials import open_trials, split_trials
 from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.recon.recipe.signal import check_phase
 from larmor.storage.dataset.dataset import read_split
 from larmor.storage.loading.config import check_identity
+from larmor.storage.loading.stacks import check_stack
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 
@@ -42,11 +44,15 @@ def check_data(experiment: Experiment) -> None:
     the phase."""
     data = ObjectStore(experiment.data.url)
     data.check_access()
+    if experiment.decoding is not None:
+        split_trials(open_trials(experiment.data), experiment.decoding)
+        return
     crop = experiment.data.crop
     for split in (experiment.data.train_split, experiment.data.validation_split):
         info = read_split(data, split)
         check_identity(experiment.data, info.identity)
         check_phase(experiment.signal, split, info.image_volumes)
+        check_stack(info, experiment.data.stack)
         height, width = info.largest_matrix
         if crop[0] > height or crop[1] > width:
             raise InputError(

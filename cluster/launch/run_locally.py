@@ -11,10 +11,10 @@ from larmor.cluster.runs.lease import Say
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.ranks import Ranks
 from larmor.cluster.worker.stopping import Stopped, StopRequest, withdraw_stop_order
+from larmor.cluster.worker.training import train_recipe
 from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.engines.device import choose_device
 from larmor.recon.training.history import TrainingDiverged
-from larmor.recon.training.train import train
 from larmor.storage.objects.errors import InputError
 
 
@@ -42,7 +42,7 @@ def train_locally(experiment: Experiment, run: RunFolder, device: str, say: Say 
         worker = RunWorker(Ranks(), run, experiment.training, chosen, request)
         try:
             with worker.watched(cluster.hang_seconds), worker:
-                finished = train(experiment, worker)
+                finished = train_recipe(experiment, worker)
         except TrainingDiverged as error:
             run.write_failure(str(error))
             raise

@@ -11,9 +11,9 @@ from larmor.cluster.on_ray.attempt import AttemptEnd, WorkConfig
 from larmor.cluster.runs.lease import LeaseLost
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.ranks import Ranks
+from larmor.cluster.worker.training import train_recipe
 from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.training.history import TrainingDiverged
-from larmor.recon.training.train import train
 
 
 def preemption_notice() -> str | None:
@@ -41,7 +41,7 @@ def work(config: WorkConfig) -> AttemptEnd:
         ranks, device = Ranks(), ray.train.torch.get_device()
         worker = RunWorker(ranks, run, experiment.training, device, request, preemption_notice)
         with worker.watched(cluster.hang_seconds), contextlib.closing(ranks), worker:
-            finished = train(experiment, worker)
+            finished = train_recipe(experiment, worker)
             reasons = [reason for reason in worker.gather(request.reason) if reason]
     except LeaseLost:
         return AttemptEnd("failed")  # the driver sees it too

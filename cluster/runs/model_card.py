@@ -46,6 +46,7 @@ def write_card(folder: Path, name: str, evaluation: Path | None = None, method: 
         sources=_sources(data) if data else [],
         num_more=len(data["sources"]) - _MOST_SOURCES if data else 0,
         mask=origin.get("mask"),
+        decoding=setting("decoding", None),
         training=_training(record, setting),
         environments=environments,
         versions=_versions(environments),
@@ -120,6 +121,7 @@ def _sources(data: Mapping[str, Any]) -> list[Row]:
 
 def _training(record: Mapping[str, Any], setting: _Settings) -> list[Row]:
     batch = setting("training.global_batch_size", None)
+    batch = batch and batch * setting("data.stack", 1)
     critic_steps = setting("critic.steps") if setting("loss.adversarial") != "none" else "–"
     rows: list[Row] = [
         ("generator steps until this checkpoint", str(record["step"])),

@@ -95,7 +95,7 @@ def check_origin(experiment: Experiment, folder: Folder) -> None:
         else "these settings gave another mask then, with other versions (see environments/ of the run)",
     }
     for part, what in changed.items():
-        if known[part]["sha256"] != now[part]["sha256"]:
+        if part in now and known[part]["sha256"] != now[part]["sha256"]:
             raise InputError(
                 f"{folder.store.url}: was started with another {'data set' if part == 'data' else 'mask'}: {what} "
                 f"(SHA-256 {known[part]['sha256'][:12]}…, now {now[part]['sha256'][:12]}…); restore the old one, "
@@ -123,7 +123,7 @@ def _origin(experiment: Experiment) -> dict[str, Any]:
     from larmor.storage.dataset.dataset import read_root
 
     data = ObjectStore(experiment.data.url)
-    root = read_root(data)
+    root = read_root(data, kind=None)
     splits = {
         name: {"num_slices": entry["num_slices"], "subjects": entry["subjects"], "volumes": entry["volumes"]}
         for name, entry in root["splits"].items()
@@ -135,7 +135,7 @@ def _origin(experiment: Experiment) -> dict[str, Any]:
             "splits": splits,
             "sources": root["sources"],
         },
-        "mask": describe_mask(experiment.mask, experiment.data.crop),
+        **({} if experiment.decoding else {"mask": describe_mask(experiment.mask, experiment.data.crop)}),
     }
 
 

@@ -15,7 +15,12 @@ from larmor.storage.objects.progress import Progress
 
 console = Console(highlight=False, soft_wrap=True)
 TIME_SHARES = ("compute", "communication", "data", "validation", "checkpoint", "report")
-GRADIENT_SHARES = {"share/adversarial": "critic", "share/content": "content", "share/frequency": "frequency"}
+GRADIENT_SHARES = {
+    "share/adversarial": "critic",
+    "share/adversarial_residual": "residual critic",
+    "share/content": "content",
+    "share/frequency": "frequency",
+}
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -89,6 +94,8 @@ def _losses(row: Mapping[str, float], between: str) -> str:
     shares = [f"{title} {row[key]:.1%}" for key, title in GRADIENT_SHARES.items() if key in row]
     if shares:
         parts.append("gradient " + ", ".join(shares))
-    if "score/real" in row:
-        parts.append(f"scores real {row['score/real']:+.3g}, fake {row['score/fake']:+.3g}")
+    for suffix, whose in (("", "scores"), ("_residual", "of residuals")):
+        if f"score/real{suffix}" in row:
+            real, fake = row[f"score/real{suffix}"], row[f"score/fake{suffix}"]
+            parts.append(f"{whose} real {real:+.3g}, fake {fake:+.3g}")
     return between.join(parts)

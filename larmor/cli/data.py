@@ -41,6 +41,13 @@ def convert(
     min_foreground: Annotated[
         float, typer.Option(min=0, max=1, help="Smallest fraction of foreground pixels in slices cut from images.")
     ] = 0.15,
+    plane: Annotated[
+        str,
+        typer.Option(
+            help="Of slices cut from images: coronal, or native, in which the file stores them. A series in time (4-D "
+            "NIfTI) needs native: each slice becomes a volume of frames."
+        ),
+    ] = "coronal",
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave bad volumes out instead of stopping.")
     ] = False,
@@ -62,6 +69,7 @@ def convert(
     from larmor.commands.feedback import Feedback
     from larmor.storage.conversion.convert import ConvertOptions, describe_reports
     from larmor.storage.conversion.notes import describe_notes
+    from larmor.storage.formats.source import check_plane
     from larmor.storage.objects.parallel import default_threads
 
     if if_missing and is_converted(to):
@@ -75,6 +83,7 @@ def convert(
         skip_invalid=skip_invalid,
         sensitivity_maps=sensitivity_maps,
         num_threads=threads or default_threads(),
+        plane=check_plane(plane),
     )
     with progress_bar() as show:
         feedback = Feedback(partial(console.print, markup=False), show)

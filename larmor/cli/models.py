@@ -77,6 +77,9 @@ def reconstruct(
     mask: Annotated[
         Path | None, typer.Option(help="The measured points of k-space: .npy (height, width), 1 or 0.", **LOCAL)
     ] = None,
+    plane: Annotated[
+        str, typer.Option(help="Of slices cut from images: coronal, or native, as for `larmor convert`.")
+    ] = "coronal",
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave bad scans out instead of failing.")
     ] = False,
@@ -90,8 +93,9 @@ def reconstruct(
     from larmor.commands.models import reconstruct as reconstruct_source
     from larmor.recon.models.reconstruct import describe_speed
     from larmor.storage.conversion.notes import describe_notes
+    from larmor.storage.formats.source import check_plane
 
-    options = ReconstructOptions(split, undersample, mask, batch_size)
+    options = ReconstructOptions(split, undersample, mask, batch_size, check_plane(plane))
     with progress_bar() as show:
         began = time.perf_counter()
         feedback = Feedback(partial(console.print, markup=False), show)
@@ -142,6 +146,13 @@ def evaluate(
     size: Annotated[list[str] | None, typer.Option(help="HEIGHTxWIDTH instead of the models' own; repeatable.")] = None,
     mask: Annotated[list[str] | None, typer.Option(help="Kind of mask instead of their own; repeatable.")] = None,
     ratio: Annotated[list[float] | None, typer.Option(help="Sampling ratio instead of their own; repeatable.")] = None,
+    noise: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Add noise of this standard deviation, as a fraction of the largest magnitude, to the measured "
+            "k-space: a table for each; repeatable."
+        ),
+    ] = None,
     segmentation: Annotated[
         bool,
         typer.Option("--segmentation", help="Also evaluate tissue segmentations (Dice). Takes a minute per volume."),
@@ -168,7 +179,16 @@ def evaluate(
 
     sizes = [parse_size(text) for text in size or []]
     options = EvaluateOptions(
-        method or [], sizes, mask or [], ratio or [], segmentation, every, split, preset, batch_size
+        methods=method or [],
+        sizes=sizes,
+        masks=mask or [],
+        ratios=ratio or [],
+        noises=noise or [],
+        segmentation=segmentation,
+        every=every,
+        split=split,
+        preset=preset,
+        batch_size=batch_size,
     )
     with progress_bar() as show:
         evaluated = evaluate_models(

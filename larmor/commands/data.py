@@ -34,8 +34,9 @@ def convert(
     sources, for impossible splits and for a data set that already exists (unless `options.overwrite`).
     """
     given = [sources] if isinstance(sources, str | Path) else sources
-    found = find_sources([str(source) for source in given], feedback.say, subject)
-    return conversion.convert(found, to, options or ConvertOptions(), feedback.progress)
+    chosen = options or ConvertOptions()
+    found = find_sources([str(source) for source in given], feedback.say, subject, chosen.plane)
+    return conversion.convert(found, to, chosen, feedback.progress)
 
 
 def is_converted(url: str) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from larmor.cluster.runs.model_card import write_card
 from larmor.cluster.runs.pull import Pulled, pull_run
 from larmor.commands.feedback import QUIET, Feedback
+from larmor.storage.formats.source import Plane
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.choice import choose_run
 
@@ -70,13 +71,15 @@ class ReconstructOptions:
     """What to reconstruct, and how.
 
     `split`: of a data set, default test. `undersample`: measured k-space is fully sampled and is undersampled with the
-    model's mask. `mask`: a .npy (height, width) of the measured points.
+    model's mask. `mask`: a .npy (height, width) of the measured points. `plane`: of slices cut from images, as for
+    `convert`.
     """
 
     split: str | None = None
     undersample: bool = False
     mask: Path | None = None
     batch_size: int = 8
+    plane: Plane = "coronal"
 
 
 def reconstruct(
@@ -103,7 +106,8 @@ def reconstruct(
     model = load_model(Path(model_dir), device)
     check_places(source, Path(to))
     mask = str(chosen.mask) if chosen.mask else None
-    with open_scans(source, model.physics, chosen.split, chosen.undersample, mask, feedback.say) as scans:
+    undersample, plane = chosen.undersample, chosen.plane
+    with open_scans(source, model.physics, chosen.split, undersample, mask, feedback.say, plane) as scans:
         return reconstruct_scans(model, scans, Path(to), chosen.batch_size, feedback.progress)
 
 
@@ -111,15 +115,16 @@ def reconstruct(
 class EvaluateOptions:
     """What to evaluate, and how.
 
-    `methods`: those without training, of wavelet, total_variation, alternating, bart. `sizes`, `masks` and `ratios`
-    replace the models' own. `every`: one slice in so many of each volume is evaluated. `preset`: paper or fastmri
-    (`metric.py`).
+    `methods`: those without training, of wavelet, total_variation, alternating, bart. `sizes`, `masks`, `ratios` and
+    `noises` replace the models' own; a noise is a standard deviation, as a fraction of the image's largest magnitude.
+    `every`: one slice in so many of each volume is evaluated. `preset`: paper or fastmri (`metric.py`).
     """
 
     methods: Sequence[str] = ()
     sizes: Sequence[tuple[int, int]] = ()
     masks: Sequence[str] = ()
     ratios: Sequence[float] = ()
+    noises: Sequence[float] = ()
     segmentation: bool = False
     every: int = 1
     split: str = "test"
@@ -161,7 +166,7 @@ def evaluate(
     chosen = options or EvaluateOptions()
     folders = [Path(folder) for folder in ([model_dirs] if isinstance(model_dirs, str | Path) else model_dirs)]
     models = named([load_model(folder, device) for folder in folders])
-    cells = table_cells(models, chosen.methods, chosen.sizes, chosen.masks, chosen.ratios)
+    cells = table_cells(models, chosen.methods, chosen.sizes, chosen.masks, chosen.ratios, chosen.noises)
     with_maps = any(cell.physics.signal.needs_maps for cell in cells)
     data = DataConfig(url=url, memory_cache_bytes=0, disk_cache_bytes=0)
     reader = open_reader(data, chosen.split, with_maps=with_maps)
@@ -198,11 +203,16 @@ def export(
     `InputError` for a file that exists (unless `overwrite`) and for a model that cannot be exported.
     """
     from larmor.recon.models.export import ExportConfig, describe_export, export_model
-    from larmor.recon.models.model import load_model
+    from larmor.recon.models.model import load_model, read_recipe
 
     place = Path(to)
     if place.exists() and not overwrite:
         raise InputError(f"{place}: already exists; pass --overwrite or choose another --to")
+    if read_recipe(Path(model_dir))[0].decoding is not None:
+        from larmor.recon.decoding.export import export_decoding_model
+        from larmor.recon.decoding.model import load_decoding_model
+
+        return list(describe_export(export_decoding_model(load_decoding_model(Path(model_dir)), place)))
     model = load_model(Path(model_dir))
     config = ExportConfig(size or model.physics.crop, dynamic_size, coils)
     return list(describe_export(export_model(model, place, config)))

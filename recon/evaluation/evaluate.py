@@ -25,6 +25,7 @@ from larmor.recon.inference.metrics import slice_metrics, volume_metrics
 from larmor.recon.recipe.metric import DICE, METRICS, Preset
 from larmor.storage.dataset.dataset import SplitInfo
 from larmor.storage.loading.reader import SliceReader
+from larmor.storage.loading.stacks import check_stack, in_stacks
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.progress import Count
 
@@ -82,8 +83,13 @@ class Evaluation:
             words.append(f"seed {mask.seed}")
         if mask.per_slice:
             words.append("a mask per slice")
+        if self.physics.stack > 1:
+            words.append(f"stacks of {self.physics.stack}")
         if self.physics.signal.mode == "complex":
             words.append(f"complex ({self.physics.signal.coils})")
+        low, high = (100 * level for level in self.physics.signal.noise)
+        if high:
+            words.append(f"noise {high:g} %" if low == high else f"noise {low:g} to {high:g} %")
         return ", ".join(words)
 
     def mean(self, method: str) -> dict[str, float]:
@@ -129,7 +135,7 @@ def evaluate(
     every: int = 1,
 ) -> Evaluation:
     """Reconstruct the slices of the reader's split with every method, zero-filled first, and evaluate them: all, or
-    every `every`-th one of each volume to save time.
+    every `every`-th one (of stacks, every `every`-th stack) of each volume to save time.
 
     `paper`: means over slices, data range 1. `fastmri`: one figure for each volume, in the intensities of
     the source, data range = maximum of the target volume. With `segmentation` volumes are also evaluated by Dice: the
@@ -143,6 +149,7 @@ def evaluate(
     if segmentation and every > 1:
         raise InputError(f"--segmentation needs whole volumes, not one slice in {every}; leave --every out")
     _check_size(info, physics)
+    check_stack(info, physics.stack)
     names = (ZERO_FILLED, *methods)
     last, count = len(info.volumes) - 1, min(len(info.volumes), _MOST_PICTURED)
     pictured = {info.volumes[place] for place in np.linspace(0, last, count).astype(int)}
@@ -151,14 +158,17 @@ def evaluate(
     examples = []
     segmented = []
     subjects = {}
-    done, chosen_of = 0, {volume: info.slices_of(volume)[::every] for volume in info.volumes}
-    total = sum(map(len, chosen_of.values()))
-    for volume, indices in chosen_of.items():
+    done, chosen_of = 0, {volume: in_stacks(info.slices_of(volume), physics.stack, every) for volume in info.volumes}
+    total = sum(len(np.unique(stacks)) for stacks in chosen_of.values())
+    for volume, stacks in chosen_of.items():
+        indices = np.unique(stacks)
         places = np.linspace(0.3, 0.7, 3 if len(info.volumes) == 1 else 1) * (len(indices) - 1)
         shown = set(indices[places.astype(int)]) if volume in pictured else set()
         batches = []
         chosen = [int(index) for index in indices]
-        for batch in reconstruct_split(methods, reader, chosen, physics, batch_size, torch.device(device)):
+        for batch in reconstruct_split(
+            methods, reader, stacks.reshape(-1).tolist(), physics, batch_size, torch.device(device)
+        ):
             check_finite(batch, lambda index: f"slice {int(info.index[index])} of {info.volumes[info.volume[index]]}")
             slices += _slice_rows(batch, volume)
             batches.append(batch)

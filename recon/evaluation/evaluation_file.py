@@ -27,6 +27,7 @@ def save_evaluation(result: Evaluation, path: Path, facts: Facts) -> None:
         "size": list(result.physics.crop),
         "mask": result.physics.mask.model_dump(),
         "signal": result.physics.signal.model_dump(),
+        "stack": result.physics.stack,
         "preset": result.preset,
         "methods": list(result.methods),
         "subject_of": dict(result.subject_of),
@@ -58,7 +59,10 @@ def load_evaluation(path: Path) -> Evaluation:
     content = json.loads(path.read_text())
     height, width = content["size"]
     physics = Physics(
-        (height, width), MaskConfig.model_validate(content["mask"]), SignalConfig.model_validate(content["signal"])
+        (height, width),
+        MaskConfig.model_validate(content["mask"]),
+        SignalConfig.model_validate(content["signal"]),
+        content.get("stack", 1),
     )
     slices, volumes = ([Row(**row) for row in content[part]] for part in ("slices", "volumes"))
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as images:

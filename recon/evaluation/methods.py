@@ -18,6 +18,7 @@ from larmor.recon.networks.data_consistency import Measured
 from larmor.recon.physics.samples import Sample
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.settings import StartConfig
+from larmor.recon.recipe.signal import SignalConfig
 from larmor.storage.objects.errors import InputError
 
 CLASSICAL = ("wavelet", "total_variation", "alternating", "bart")
@@ -66,25 +67,38 @@ def table_cells(
     sizes: Sequence[tuple[int, int]] = (),
     kinds: Sequence[str] = (),
     ratios: Sequence[float] = (),
+    noises: Sequence[float] = (),
 ) -> list[Cell]:
     """The tables of some models and of methods that need no training.
 
-    Without sizes, kinds and ratios of masks every model is evaluated on what it was trained for, equals together. With
-    some, every model is evaluated on each combination; what is not given stays as the model has it.
-    Raises `InputError` for a method that there is not and for masks that cannot be.
+    Without sizes, kinds and ratios of masks and `noises` (standard deviations as in `signal.noise`) every model is
+    evaluated on what it was trained for, equals together. With some, every model is evaluated on each combination;
+    what is not given stays as the model has it. Raises `InputError` for a method that there is not and for masks or
+    noise that cannot be.
     """
     members: dict[Physics, dict[str, Method]] = {}
     for name, model in models.items():
         own = model.physics
-        for size, kind, ratio in itertools.product(
-            sizes or [own.crop], kinds or [own.mask.kind], ratios or [own.mask.sampling_ratio]
+        signals = [noisy_signal(own.signal, level) for level in noises] or [own.signal]
+        for size, kind, ratio, signal in itertools.product(
+            sizes or [own.crop], kinds or [own.mask.kind], ratios or [own.mask.sampling_ratio], signals
         ):
-            physics = Physics(size, mask_of(own.mask, kind, ratio), own.signal)
+            physics = Physics(size, mask_of(own.mask, kind, ratio), signal, own.stack)
             members.setdefault(physics, {})[name] = network_method(model.generator)
     return [
         Cell(physics, {**{name: classical_method(name, physics) for name in classical}, **networks})
         for physics, networks in members.items()
     ]
+
+
+def noisy_signal(own: SignalConfig, level: float) -> SignalConfig:
+    """A signal as `own`, with noise of one standard deviation. Raises `InputError` if there is no such noise."""
+    if not 0 <= level <= 1:
+        raise InputError(
+            f"--noise {level:g}: the standard deviation is a fraction of the image's largest magnitude; give a number "
+            "between 0 and 1, such as 0.05"
+        )
+    return own.with_noise(level, level)
 
 
 def mask_of(own: MaskConfig, kind: str, ratio: float) -> MaskConfig:

@@ -60,7 +60,8 @@ def caption(result: Evaluation) -> str:
     subjects = len(set(result.subject_of.values()))
     slices = _counted(len(result.slices) // len(result.methods), "slice")
     if result.every > 1:
-        slices += f", one in {result.every} of each volume, the same ones in every row"
+        one = "one stack" if result.physics.stack > 1 else "one"
+        slices += f", {one} in {result.every} of each volume, the same ones in every row"
     parts = [_counted(len(result.subject_of), "volume"), slices]
     if result.num_constant:
         parts.append(f"{result.num_constant} constant ones left out")
@@ -175,6 +176,7 @@ def write_evaluation(
                 "size": list(result.physics.crop),
                 "mask": describe_mask(result.physics.mask, result.physics.crop),
                 "signal": result.physics.signal.model_dump(),
+                "stack": result.physics.stack,
                 "mean": {method: result.mean(method) for method in result.methods},
                 "interval": {method: result.interval(method) for method in result.methods},
                 "figure": figure,
@@ -200,7 +202,8 @@ def slug(physics: Physics) -> str:
     """Size and mask as a part of a file's name, with a checksum: masks differ in more than kind and ratio."""
     height, width = physics.crop
     mask = physics.mask
-    whole = repr((mask.model_dump(), physics.signal.model_dump())).encode()
+    stack = [physics.stack] if physics.stack > 1 else []
+    whole = repr((mask.model_dump(), physics.signal.model_dump(), *stack)).encode()
     checksum = hashlib.sha256(whole).hexdigest()[:8]
     return f"{height}x{width}-{mask.kind}-{100 * mask.sampling_ratio:g}-{checksum}"
 

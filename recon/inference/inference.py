@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,21 @@ class Reconstructed:
         """(batch,) bool: False for a target that is constant, of which there are no figures."""
         return ~is_constant(self.scale[:, 0], self.scale[:, 1])
 
+    def without(self, seen: Container[int]) -> Reconstructed:
+        """The same without the slices `seen` and without repeats, and without their part of the time."""
+        first = {index: row for row, index in reversed(list(enumerate(self.indices))) if index not in seen}
+        rows = sorted(first.values())
+        if len(rows) == len(self.indices):
+            return self
+        part = len(rows) / len(self.indices)
+        return Reconstructed(
+            tuple(self.indices[row] for row in rows),
+            self.target[rows],
+            {name: images[rows] for name, images in self.images.items()},
+            self.scale[rows],
+            {name: seconds * part for name, seconds in self.seconds.items()},
+        )
+
 
 @dataclass(frozen=True)
 class Physics:
@@ -55,6 +70,7 @@ class Physics:
     crop: tuple[int, int]
     mask: MaskConfig
     signal: SignalConfig = MAGNITUDE
+    stack: int = 1
 
 
 def network_method(generator: nn.Module) -> Method:
@@ -75,20 +91,33 @@ def reconstruct_split(
     batch_size: int,
     device: torch.device,
 ) -> Iterator[Reconstructed]:
-    """Undersample and reconstruct the slices `indices` of a split, in order, `batch_size` at a time."""
+    """Undersample and reconstruct the slices `indices` of a split, in order, about `batch_size` at a time.
+
+    Stacks of `physics.stack` follow each other in `indices` (see `in_stacks`); a slice that is in two is given once.
+    """
+    seen: set[int] = set()
     for chosen, sample in undersampled_split(reader, indices, physics, batch_size, device):
-        yield reconstruct_sample(methods, sample, chosen)
+        yield reconstruct_sample(methods, sample, chosen).without(seen)
+        seen.update(chosen)
 
 
 def undersampled_split(
     reader: SliceReader, indices: Sequence[int], physics: Physics, batch_size: int, device: torch.device
 ) -> Iterator[tuple[tuple[int, ...], Sample]]:
-    """The slices `indices` of a split as samples on the device, in order, `batch_size` at a time, with their places."""
-    coils = coils_of_split(reader, physics.signal)
-    for first in range(0, len(indices), batch_size):
-        chosen = tuple(int(index) for index in indices[first : first + batch_size])
+    """The slices `indices` of a split as samples on the device, in order, `batch_size` at a time, with their places.
+
+    Stacks stay whole: a batch holds as many as have room in `batch_size`, and one at least.
+    """
+    coils, size = coils_of_split(reader, physics.signal), whole_stacks(batch_size, physics.stack)
+    for first in range(0, len(indices), size):
+        chosen = tuple(int(index) for index in indices[first : first + size])
         batch = coils(to_device(Batch.read(reader, np.array([(0, index) for index in chosen])), device))
-        yield chosen, prepare(batch, physics.crop, physics.mask, device, signal=physics.signal)
+        yield chosen, prepare(batch, physics.crop, physics.mask, device, signal=physics.signal, stack=physics.stack)
+
+
+def whole_stacks(batch_size: int, stack: int) -> int:
+    """The images of a batch of whole stacks, about `batch_size`."""
+    return max(1, batch_size // stack) * stack
 
 
 @dataclass(frozen=True)
@@ -117,7 +146,7 @@ def reconstruct_sample(methods: Mapping[str, Method], sample: Sample, indices: t
 @torch.no_grad()
 def rate_sample(methods: Mapping[str, Method], sample: Sample) -> Rated:
     """Run every method on one prepared batch; results stay on its device."""
-    target, scale = normalize(_intensities(sample.target, sample))
+    target, scale = normalize(_intensities(sample.target, sample), sample.stack)
     images, seconds = {ZERO_FILLED: _rated(sample.zero_filled, sample, scale)}, {}
     for name, method in methods.items():
         _synchronize(sample.target.device)

@@ -7,7 +7,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ Program = Callable[[Inputs], np.ndarray]
 class ExportConfig:
     """What is exported: images of `size` or, if `dynamic_size`, of any height and width that are multiples of the
     network's own; k-space of `num_coils`, which a model with signal.coils=all knows itself. A batch may have any
-    size."""
+    size, of whole stacks."""
 
     size: tuple[int, int]
     dynamic_size: bool = False
@@ -64,21 +64,33 @@ def export_model(model: Model, path: Path, config: ExportConfig) -> Exported:
     batches of one and more; else nothing is left. Raises `InputError` for that, and for what cannot be exported.
     """
     _check(model, path, config)
-    inputs = _random_inputs(model, config.size, 2, _num_coils(model, config))
+    inputs = _random_inputs(model, config.size, 2 * model.physics.stack, _num_coils(model, config))
     program = _traced(model, inputs, config.dynamic_size)
-    shapes = _shapes(inputs, config.dynamic_size)
+    shapes = _shapes(inputs, config.dynamic_size, model.physics.stack)
+    errors = write_program(program, path, _about(model, config, shapes), lambda run: _errors(model, run, config))
+    return Exported(path, shapes, max(errors), len(errors))
+
+
+def write_program(
+    program: Any, path: Path, about: Mapping[str, Any], errors_of: Callable[[Program], Sequence[float]]
+) -> Sequence[float]:
+    """Write an exported program as ONNX or for `torch.export`, by its suffix, with `about` in its metadata.
+
+    The file is read back: `errors_of` gives its differences from the model, which are returned. Raises `InputError`,
+    and leaves nothing, if one is above 1e-4.
+    """
     write = _write_onnx if path.suffix == ".onnx" else _write_pt2
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".larmor-", dir=path.parent) as scratch:
         partial = Path(scratch, path.name)
-        errors = _errors(model, write(program, partial, json.dumps(_about(model, config, shapes))), config)
+        errors = errors_of(write(program, partial, json.dumps(about)))
         if not max(errors) <= TOLERANCE:
             raise InputError(
                 f"{path}: the exported program differs from the model by up to {max(errors):.2g}, more than "
                 f"{TOLERANCE:g}, so it was removed; try the other of {' and '.join(SUFFIXES)}"
             )
         partial.replace(path)
-    return Exported(path, shapes, max(errors), len(errors))
+    return errors
 
 
 def describe_export(exported: Exported) -> list[str]:
@@ -91,11 +103,16 @@ def describe_export(exported: Exported) -> list[str]:
     ]
 
 
-def _check(model: Model, path: Path, config: ExportConfig) -> None:
+def check_suffix(path: Path) -> None:
+    """Raises `InputError` for a name of no known format, and for ONNX where its libraries are not installed."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: expected a name that ends in {' or '.join(SUFFIXES)}")
     if path.suffix == ".onnx":
         _onnxruntime()
+
+
+def _check(model: Model, path: Path, config: ExportConfig) -> None:
+    check_suffix(path)
     step = _network(model).multiple
     if config.dynamic_size and any(length % step or not 2 * step <= length <= _LARGEST for length in config.size):
         raise InputError(
@@ -150,12 +167,15 @@ def _random_inputs(model: Model, size: tuple[int, int], batch: int, num_coils: i
 def _phantom_inputs(model: Model, size: tuple[int, int], num_coils: int) -> Inputs:
     """A Shepp-Logan head as coils would measure a third of it."""
     head = torch.from_numpy(resize(shepp_logan_phantom(), size).astype(np.float32))[None, None]
-    mask = torch.from_numpy(make_mask(MaskConfig(kind="gaussian2d", sampling_ratio=0.3), size))[None, None]
+    stack = model.physics.stack
+    head = head * torch.linspace(1, 0.8, stack).view(-1, 1, 1, 1)
+    mask = torch.from_numpy(make_mask(MaskConfig(kind="gaussian2d", sampling_ratio=0.3), size))
+    mask = mask.expand(stack, 1, *size)
     maps = None
     if num_coils > 1:
         turns = torch.arange(num_coils) / num_coils + torch.linspace(0, 0.5, size[1])[None, :, None]
         maps = torch.polar(torch.full_like(turns, num_coils**-0.5), 2 * torch.pi * turns)
-        maps = maps.permute(2, 0, 1)[None].expand(1, num_coils, size[0], size[1])
+        maps = maps.permute(2, 0, 1)[None].expand(stack, num_coils, size[0], size[1])
     kspace = fft2c(sense_expand(torch.complex(head, 0.3 * head), maps)) * mask
     maps = maps if _takes_maps(model) else None
     zero_filled = complex_to_channels(sense_reduce(ifft2c(kspace), maps))
@@ -184,7 +204,10 @@ def _errors(model: Model, run: Program, config: ExportConfig) -> list[float]:
     for size in sizes:
         for inputs in (
             _phantom_inputs(model, size, _num_coils(model, config)),
-            *(_random_inputs(model, size, batch, _num_coils(model, config), seed=batch) for batch in (1, 3)),
+            *(
+                _random_inputs(model, size, batch * model.physics.stack, _num_coils(model, config), seed=batch)
+                for batch in (1, 3)
+            ),
         ):
             with torch.no_grad():
                 expected = _expected(model, inputs).numpy()
@@ -207,7 +230,7 @@ def _measurement(inputs: Inputs) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No log of the exporter, about itself."""
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():
@@ -224,33 +247,41 @@ def _traced(model: Model, inputs: Inputs, dynamic_size: bool) -> Any:
     batch = torch.export.Dim("batch", min=1, max=_LARGEST)
     # a feature map of one row or column is traced as one for ever
     rows, columns = (torch.export.Dim(name, min=2, max=_LARGEST) for name in ("rows", "columns"))
-    dims = {0: batch, **({2: step * rows, 3: step * columns} if dynamic_size else {})}
+    dims = {0: _times(model.physics.stack, batch)}
+    if dynamic_size:
+        dims |= {2: _times(step, rows), 3: _times(step, columns)}
     network = portable(model.generator.cpu()).eval()
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             return torch.export.export(network, tuple(inputs.values()), dynamic_shapes=dict.fromkeys(inputs, dims))
     except (RuntimeError, ValueError, torch._dynamo.exc.UserError) as error:
         remedy = "leave out --dynamic-size" if dynamic_size else "choose another --size"
         raise InputError(f"this network cannot be exported so ({str(error).splitlines()[0]}); {remedy}") from error
 
 
-def _shapes(inputs: Inputs, dynamic_size: bool) -> dict[str, tuple[int | str, ...]]:
+def _times(step: int, dimension: Any) -> Any:
+    return dimension if step == 1 else step * dimension
+
+
+def _shapes(inputs: Inputs, dynamic_size: bool, stack: int) -> dict[str, tuple[int | str, ...]]:
     def named(shape: tuple[int, ...]) -> tuple[int | str, ...]:
         size = ("height", "width") if dynamic_size else shape[2:4]
-        return ("batch", shape[1], *size, *shape[4:])
+        return ("batch" if stack == 1 else f"{stack} * stacks", shape[1], *size, *shape[4:])
 
     return {name: named(tuple(tensor.shape)) for name, tensor in inputs.items()}
 
 
 def _about(model: Model, config: ExportConfig, shapes: Mapping[str, tuple[int | str, ...]]) -> dict[str, Any]:
     """What a program must know to feed the model: stands in the file as JSON, under `larmor`."""
+    one = "image" if model.physics.stack == 1 else f"stack of {model.physics.stack} consecutive images"
     return {
         "larmor": larmor_version(),
         "system": model.recipe.system,
         "inputs": shapes,
         "output": "reconstruction, of the shape and in the units of the first input",
         "start": model.recipe.generator.start.model_dump(mode="json"),
-        "units": "each image and its k-space divided by the largest magnitude of its zero-filled image",
+        "units": f"each {one} and its k-space divided by the largest magnitude of its zero-filled image",
+        "stack": model.physics.stack,
         "channels": _channel_names(model),
         "kspace": "centred orthonormal FFT of the image in those units, 0 where not mask; last axis real, imaginary",
         "size_multiple": _network(model).multiple if config.dynamic_size else None,
@@ -283,7 +314,7 @@ def _write_pt2(program: Any, path: Path, about: str) -> Program:
 
 def _write_onnx(program: Any, path: Path, about: str) -> Program:
     runtime = _onnxruntime()
-    with _quiet():
+    with quiet():
         try:
             converted = torch.onnx.export(program, dynamo=True, verbose=False)
         except Exception as error:  # of torch.onnx's own kinds, which are not public

@@ -33,16 +33,18 @@ def measured_sample(batch: Batch | DeviceBatch, model: Model, device: torch.devi
     (group,) = (batch if isinstance(batch, DeviceBatch) else to_device(batch, device)).groups
     measured, maps = group.kspace, group.maps
     mask = (measured != 0).any(dim=1, keepdim=True)
-    signal, network = model.physics.signal, model.recipe.generator
+    signal, network, stack = model.physics.signal, model.recipe.generator, model.physics.stack
     exact = network.data_consistency != "none" or network.start.enabled
     if signal.needs_maps:
         zero_filled = sense_reduce(ifft2c(measured), maps)
-        return scaled(Sample(zero_filled, zero_filled, measured, mask, torch.empty(0), batch.samples, maps))
+        return scaled(
+            Sample(zero_filled, zero_filled, measured, mask, torch.empty(0), batch.samples, maps, stack=stack)
+        )
     if signal.keeps_coils:
         missing = signal.num_coils - measured.shape[1]
         measured = torch.nn.functional.pad(measured, (0, 0, 0, 0, 0, missing))
         images = ifft2c(measured)
-        return scaled(Sample(images, images, measured, mask, torch.empty(0), batch.samples))
+        return scaled(Sample(images, images, measured, mask, torch.empty(0), batch.samples, stack=stack))
     if exact and measured.shape[1] > 1:
         raise InputError(
             f"k-space of {measured.shape[1]} coils: this model puts the measured points of a magnitude image back and "
@@ -52,7 +54,7 @@ def measured_sample(batch: Batch | DeviceBatch, model: Model, device: torch.devi
     image = magnitude(measured)
     image = image if exact else centre_fit(image, model.physics.crop)
     phase = phase_map(measured, mask) if exact else None
-    return scaled(Sample(image, image, measured, mask, torch.empty(0), batch.samples, phase))
+    return scaled(Sample(image, image, measured, mask, torch.empty(0), batch.samples, phase, stack=stack))
 
 
 def calibrated_maps(kspace: np.ndarray) -> np.ndarray:

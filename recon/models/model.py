@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from larmor.recon.engines.device import choose_device
 from larmor.recon.inference.inference import Physics
@@ -21,6 +23,8 @@ from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.file_digest import file_digest
 
 MODEL_FORMAT = 1
+WEIGHTS = "generator.safetensors"
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,24 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     """Read a model directory made by `larmor pull`.
 
     Raises `InputError` if a file is missing, does not match its suffix, does not fit the others, has changed since it
-    was pulled, or was written by a newer Larmor.
+    was pulled, or was written by a newer Larmor; and for a model that decodes.
     """
-    config_path, weights_path = folder / "config.yaml", folder / "generator.safetensors"
-    for path in (config_path, weights_path):
+    recipe, record = read_recipe(folder)
+    if recipe.decoding is not None:
+        raise InputError(
+            f"{folder}: system={recipe.system} decodes fMRI trials and reconstructs no MRI; evaluate it with "
+            "`larmor decode evaluate`"
+        )
+    generator = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack)
+    load_weights(folder, record, lambda _: generator)
+    physics = Physics(recipe.data.crop, recipe.mask, recipe.signal, recipe.data.stack)
+    return Model(generator.eval().to(choose_device(device)), physics, recipe, record, folder)
+
+
+def read_recipe(folder: Path) -> tuple[Recipe, dict[str, Any]]:
+    """What a model directory was trained with, and what `larmor pull` wrote of it. Raises as `load_model` does."""
+    config_path = folder / "config.yaml"
+    for path in (config_path, folder / WEIGHTS):
         if not path.is_file():
             raise InputError(f"{path}: no such file; a model directory is made by `larmor pull`")
     record = _record(folder / "metrics.json")
@@ -51,18 +69,27 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         recipe = Recipe.model_validate({key: content[key] for key in Recipe.model_fields if key in content})
     except (yaml.YAMLError, UnicodeDecodeError, ValidationError, TypeError) as error:
         raise InputError(f"{config_path}: is not the configuration of a model ({error}); pull it again") from error
-    generator = build_generator(recipe.generator, recipe.signal.channels)
+    return recipe, record
+
+
+def load_weights(folder: Path, record: dict[str, Any], build: Callable[[dict[str, Tensor]], Network]) -> Network:
+    """The network that `build` makes for the weights of a model directory, with these weights.
+
+    Raises `InputError` for weights that do not fit, or have changed since they were pulled.
+    """
+    path = folder / WEIGHTS
     try:
-        generator.load_state_dict(load_file(weights_path))
-    except (SafetensorError, RuntimeError) as error:
+        weights = load_file(path)
+        network = build(weights)
+        network.load_state_dict(weights)
+    except (SafetensorError, RuntimeError, KeyError) as error:
         # torch lists every tensor that does not fit: the first one says enough
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
-        raise InputError(f"{weights_path}: does not fit {config_path.name} ({reason}); pull it again") from error
-    expected = record.get("sha256", {}).get(weights_path.name)
-    if expected and file_digest(weights_path) != expected:
-        raise InputError(f"{weights_path}: has changed since it was pulled (SHA-256, metrics.json); pull it again")
-    physics = Physics(recipe.data.crop, recipe.mask, recipe.signal)
-    return Model(generator.eval().to(choose_device(device)), physics, recipe, record, folder)
+        raise InputError(f"{path}: does not fit config.yaml ({reason}); pull it again") from error
+    expected = record.get("sha256", {}).get(path.name)
+    if expected and file_digest(path) != expected:
+        raise InputError(f"{path}: has changed since it was pulled (SHA-256, metrics.json); pull it again")
+    return network
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from larmor.recon.inference.inference import (
     check_finite,
     network_method,
     reconstruct_sample,
+    whole_stacks,
 )
 from larmor.recon.models.measured import measured_sample
 from larmor.recon.models.model import Model
@@ -27,6 +29,7 @@ from larmor.recon.models.scans import Scan, Slices
 from larmor.recon.physics.feed import to_device
 from larmor.recon.physics.samples import denormalize, prepare
 from larmor.storage.loading.loader import Batch
+from larmor.storage.loading.stacks import in_stacks
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.progress import Count, Progress, silent
 from larmor.storage.objects.store_errors import StoreAway
@@ -98,6 +101,11 @@ def describe_speed(reports: Sequence[ScanReport], seconds: float, device: str) -
 def _reconstruct(model: Model, name: str, slices: Slices, folder: Path, batch_size: int, progress: Count) -> ScanReport:
     if not slices.num_slices:
         raise InputError(f"{name}: holds no slices to reconstruct")
+    if slices.num_slices < model.physics.stack:
+        raise InputError(
+            f"{name}: has {slices.num_slices} slices or frames, and the model sees {model.physics.stack} together "
+            "(data.stack); reconstruct longer scans, or train a model with a smaller data.stack"
+        )
     results = _results(model, slices, batch_size)
     with tempfile.TemporaryDirectory(prefix=".larmor-", dir=folder) as scratch:
         images, pictures = Path(scratch, f"{name}-reconstruction.npy"), _Pictures(slices.num_slices)
@@ -105,7 +113,7 @@ def _reconstruct(model: Model, name: str, slices: Slices, folder: Path, batch_si
         files = [images]
         if slices.affine is not None:
             files = [images.with_suffix(".nii.gz")]
-            write_nifti(np.load(images, mmap_mode="r"), slices.affine, files[0])
+            write_nifti(np.load(images, mmap_mode="r"), slices.affine, files[0], slices.seconds)
         files.append(images.with_suffix(".png"))
         pictures.write(files[1])
         written = tuple(file.replace(folder / file.name) for file in files)
@@ -114,25 +122,28 @@ def _reconstruct(model: Model, name: str, slices: Slices, folder: Path, batch_si
 
 def _results(model: Model, slices: Slices, batch_size: int) -> Iterator[Reconstructed]:
     device, physics = next(model.generator.parameters()).device, model.physics
+    noiseless = physics.signal.with_noise(0, 0)  # a scan has its own
     methods = {_MODEL: network_method(model.generator)}
-    for batch in _read_ahead(slices, batch_size):
+    seen: set[int] = set()
+    for batch in _read_ahead(slices, batch_size, physics.stack):
         moved = slices.coils(to_device(batch, device))
         if slices.measured:
             sample = measured_sample(moved, model, device)
         else:
-            sample = prepare(moved, physics.crop, physics.mask, device, signal=physics.signal)
-        result = reconstruct_sample(methods, sample, tuple(int(place) for place in batch.samples[:, 1]))
+            sample = prepare(moved, physics.crop, physics.mask, device, signal=noiseless, stack=physics.stack)
+        result = reconstruct_sample(methods, sample, tuple(int(place) for place in batch.samples[:, 1])).without(seen)
+        seen.update(result.indices)
         check_finite(result, "slice {}".format)
         yield result
 
 
-def _read_ahead(slices: Slices, batch_size: int) -> Iterator[Batch]:
-    """All slices in order; the next batch is read while one is reconstructed."""
+def _read_ahead(slices: Slices, batch_size: int, stack: int) -> Iterator[Batch]:
+    """All slices in order, in stacks (see `in_stacks`); the next batch is read while one is reconstructed."""
+    order, size = in_stacks(range(slices.num_slices), stack).reshape(-1).tolist(), whole_stacks(batch_size, stack)
     ahead: Future[Batch] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="larmor-scan") as pool:
-        for first in range(0, slices.num_slices, batch_size):
-            places = range(first, min(first + batch_size, slices.num_slices))
-            reading = pool.submit(slices.read, places)
+        for first in range(0, len(order), size):
+            reading = pool.submit(slices.read, order[first : first + size])
             if ahead:
                 yield ahead.result()
             ahead = reading
@@ -190,12 +201,19 @@ class _Pictures:
         contact_sheet([image for image, _ in shown], [title for _, title in shown], len(self.shown), path)
 
 
-def write_nifti(images: np.ndarray, affine: np.ndarray, path: Path) -> None:
-    """Coronal images (slice, height, width) as a NIfTI volume (left→right, posterior→anterior, inferior→superior).
+def write_nifti(images: np.ndarray, affine: np.ndarray, path: Path, seconds: float | None = None) -> None:
+    """Images (slice, height, width) as a NIfTI volume (of coronal ones left→right, posterior→anterior,
+    inferior→superior); with `seconds` between them, as frames of one slice, a 4-D NIfTI (width, height, 1, frame).
 
     Images that are mapped from a file are written plane by plane.
     """
     import nibabel
 
     volume = images[:, ::-1, ::-1].transpose(2, 0, 1)
-    nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32, copy=False), affine), path)
+    if seconds is not None:
+        volume, affine = volume.transpose(0, 2, 1)[:, :, None], affine[:, [0, 2, 1, 3]]
+    written: Any = nibabel.Nifti1Image(volume.astype(np.float32, copy=False), affine)
+    if seconds is not None:
+        written.header["pixdim"][4] = seconds
+        written.header.set_xyzt_units("mm", "sec")
+    nibabel.save(written, path)

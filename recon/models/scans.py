@@ -18,9 +18,10 @@ from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.signal import no_phase
 from larmor.storage.formats.arrays import MagnitudeImages
 from larmor.storage.formats.measured import MeasuredKspace
+from larmor.storage.formats.nifti_series import SeriesSource
 from larmor.storage.formats.recognise import find_sources, open_source
 from larmor.storage.formats.sensitivity import estimate_sensitivity_maps
-from larmor.storage.formats.source import Source, SourceOptions, SourceRef
+from larmor.storage.formats.source import Plane, Source, SourceOptions, SourceRef
 from larmor.storage.formats.volumes import VolumeSource
 from larmor.storage.loading.config import DataConfig, open_reader
 from larmor.storage.loading.loader import Batch
@@ -39,7 +40,8 @@ class Slices:
 
     `measured`: the k-space is as it was measured, zero where nothing was; else it is whole and is undersampled.
     `coils` is what a batch on the device goes through (see `coils_of_split`).
-    `affine` (4, 4) is that of all slices as a volume (see `slice_affine`), if they are of one; `notes` are those of
+    `affine` (4, 4) is that of all slices as a volume (see `slice_affine`), if they are of one; of the frames of a
+    series, that of their one slice, with `seconds` between them; `notes` are those of
     `Source`; `offset` is the intensity that the source's images have beyond these.
     """
 
@@ -50,6 +52,7 @@ class Slices:
     affine: np.ndarray | None = None
     notes: Sequence[str] = ()
     offset: float = 0.0
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,14 @@ def open_scans(
     undersample: bool = False,
     mask: str | None = None,
     say: Callable[[str], object] = lambda line: None,
+    plane: Plane = "coronal",
 ) -> Iterator[Sequence[Scan]]:
     """The scans that `source` names: a file, folder, pattern or URL (see `find_sources`), or a data set's split.
 
-    Images, and the slices of a data set (`split`: test, if it is not given), are whole. The k-space of other files is
-    taken as measured, where the .npy file `mask` says (see `MaskConfig`), else where the scan says, else where it holds
-    more than a residue; with `undersample` it is to be whole too. `say` is told what is
-    passed over.
+    Images, and the slices of a data set (`split`: test, if it is not given), are whole. The k-space of other files
+    is taken as measured, where the .npy file `mask` says (see `MaskConfig`), else where the scan says, else where
+    it holds more than a residue; with `undersample` it is to be whole too. `plane` is that of slices cut from
+    images. `say` is told what is passed over.
 
     Raises `InputError` if there is nothing of the kind.
     """
@@ -84,9 +88,9 @@ def open_scans(
     if not _is_dataset(source):
         if split is not None:
             raise InputError(f"--split {split}: {source} is not a data set, which alone has splits; leave it out")
-        refs = find_sources([source], say)
+        refs = find_sources([source], say, plane=plane)
         _check_names(source, [ref.name for ref in refs], "give the arrays in it other names")
-        yield [Scan(ref.name, partial(_open_file, ref, physics, undersample, mask)) for ref in refs]
+        yield [Scan(ref.name, partial(_open_file, ref, physics, undersample, mask, plane)) for ref in refs]
         return
     config = DataConfig(url=source, memory_cache_bytes=0, disk_cache_bytes=0)
     with_maps = physics.signal.needs_maps
@@ -125,9 +129,10 @@ def _open_volume(reader: SliceReader, name: str, physics: Physics) -> Iterator[S
 
 
 @contextmanager
-def _open_file(ref: SourceRef, physics: Physics, undersample: bool, mask: str | None) -> Iterator[Slices]:
+def _open_file(ref: SourceRef, physics: Physics, undersample: bool, mask: str | None, plane: Plane) -> Iterator[Slices]:
     matrix = (max(_MATRIX, physics.crop[0]), max(_MATRIX, physics.crop[1]))
-    with open_source(ref, SourceOptions(matrix, min_foreground=0.0, undersampled=not undersample)) as source:
+    options = SourceOptions(matrix, min_foreground=0.0, undersampled=not undersample, plane=plane)
+    with open_source(ref, options) as source:
         file = source if isinstance(source, MeasuredKspace) and not isinstance(source, MagnitudeImages) else None
         whole = undersample or file is None
         if whole and mask is not None:
@@ -150,7 +155,8 @@ def _open_file(ref: SourceRef, physics: Physics, undersample: bool, mask: str | 
 
         coils = coils_of_scan(lambda places: list(read_kspace(places)), source.num_slices, physics.signal)
         affine = source.affine(physics.crop) if isinstance(source, VolumeSource) else None
-        yield Slices(source.num_slices, read, not whole, coils, affine, source.notes, source.offset)
+        seconds = source.position(1) if isinstance(source, SeriesSource) else None
+        yield Slices(source.num_slices, read, not whole, coils, affine, source.notes, source.offset, seconds)
 
 
 def _read_kspace(

@@ -13,6 +13,7 @@ from torch import Tensor
 from larmor.recon.physics.feed import DeviceBatch, DeviceGroup, to_device
 from larmor.recon.physics.fourier import fft2c, ifft2c
 from larmor.recon.physics.masks import make_mask
+from larmor.recon.physics.noise import measurement_noise
 from larmor.recon.physics.sense import complex_to_channels, sense_reduce
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.signal import SignalConfig
@@ -35,6 +36,8 @@ class Sample:
     elsewhere; `mask` (batch, 1, height, width) bool; `scale` (batch, 2): 0 and that largest magnitude in the source's
     intensities; `maps` as `kspace`, None for a single coil; `samples` (batch, 2): epoch and slice index. `start` is the
     image that the generator begins with, as `zero_filled`, where it is known already (`recon/training/starts.py`).
+
+    The batch holds stacks of `stack` consecutive images, which share their scale: the largest magnitude is the stack's.
     """
 
     target: Tensor
@@ -45,6 +48,7 @@ class Sample:
     samples: np.ndarray
     maps: Tensor | None = None
     start: Tensor | None = None
+    stack: int = 1
 
     @property
     def measurement(self) -> tuple[Tensor | None, ...]:
@@ -64,13 +68,22 @@ def centre_fit(image: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.nn.functional.pad(image, pads)
 
 
-def normalize(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. (1) with the target range [0, 1], per image of (batch, 1, height, width): in which images are evaluated.
+def normalize(image: Tensor, stack: int = 1) -> tuple[Tensor, Tensor]:
+    """Eq. (1) with the target range [0, 1], per image of (batch, 1, height, width), or per stack of `stack` images:
+    in which images are evaluated.
 
     Returns the image and (batch, 2) minimum and maximum, which `denormalize` takes. A constant image → 0.
     """
-    scale = torch.stack([image.amin(dim=(1, 2, 3)), image.amax(dim=(1, 2, 3))], dim=1)
+    scale = of_stacks(torch.stack([image.amin(dim=(1, 2, 3)), image.amax(dim=(1, 2, 3))], dim=1), stack)
     return normalize_by(image, scale), scale
+
+
+def of_stacks(scale: Tensor, stack: int) -> Tensor:
+    """Minimum and maximum (batch, 2) of each image → those of its stack of `stack` consecutive images."""
+    if stack == 1:
+        return scale
+    low, high = (scale[:, side].unflatten(0, (-1, stack)) for side in (0, 1))
+    return torch.stack([low.amin(dim=1), high.amax(dim=1)], dim=1).repeat_interleave(stack, dim=0)
 
 
 def normalize_by(image: Tensor, scale: Tensor) -> Tensor:
@@ -111,13 +124,15 @@ def prepare(
     device: torch.device,
     augment: Augment | None = None,
     signal: SignalConfig = MAGNITUDE,
+    stack: int = 1,
 ) -> Sample:
     """Fit the images to `crop`, undersample their k-space, scale both; all of it on `device`.
 
     `augment` changes the images (n, coil, height, width) of the samples (n, 2), and their maps alike, before they are
     cut. With maps the target is Σ conj(map) · coil image; where `signal` has all coils together, it is their images,
-    with images of zeros for missing ones. Reproducible from (seeds, epoch, slice index) alone. Raises `InputError` for
-    several coils without maps where `signal` wants them.
+    with images of zeros for missing ones. `signal.noise` is added to k-space before the mask; the target stays as it
+    is. Reproducible from (seeds, epoch, slice index) alone. Raises `InputError` for several coils without maps where
+    `signal` wants them.
     """
     moved = batch if isinstance(batch, DeviceBatch) else to_device(batch, device)
     magnitudes, sense = signal.mode == "magnitude", signal.needs_maps
@@ -126,27 +141,42 @@ def prepare(
         image = magnitude(group.kspace) if magnitudes else ifft2c(group.kspace)
         maps = _wanted_maps(group) if sense else None
         if augment:
-            image, maps = _augmented(augment, image, maps, moved.samples[group.rows])
+            # the images of a stack are moved as its first one
+            image, maps = _augmented(augment, image, maps, moved.samples[group.rows - group.rows % stack])
         parts.append(_cut(image, crop))
         map_parts.append(None if maps is None else centre_fit(maps, crop))
     rows = [group.rows for group in moved.groups]
     images, maps = _in_order(parts, rows, signal.kspace_coils), _maps_in_order(map_parts, rows)
     measured = _masks(mask, crop, moved.samples, device)
-    kspace = fft2c(images) * measured
-    if sense:
-        target, zero_filled = (sense_reduce(coils, maps) for coils in (images, ifft2c(kspace)))
-    elif signal.keeps_coils:
-        assert images.shape[1] == signal.num_coils, "more coils are compressed before (`coils_of_split`)"
-        target, zero_filled = images, ifft2c(kspace)
-    else:
-        target, zero_filled = images if magnitudes else root_sum_of_squares(images), magnitude(kspace)
-    return scaled(Sample(target, zero_filled, kspace, measured, torch.empty(0), moved.samples, maps))
+    assert not signal.keeps_coils or images.shape[1] == signal.num_coils, "compressed before (`coils_of_split`)"
+    target, kspace = _target(images, maps, signal), fft2c(images)
+    if signal.noisy:
+        largest = root_sum_of_squares(target).amax(dim=(1, 2, 3))
+        kspace = kspace + measurement_noise(signal, moved.samples, kspace, largest)
+    kspace = kspace * measured
+    zero_filled = _zero_filled(kspace, maps, signal)
+    return scaled(Sample(target, zero_filled, kspace, measured, torch.empty(0), moved.samples, maps, stack=stack))
+
+
+def _target(images: Tensor, maps: Tensor | None, signal: SignalConfig) -> Tensor:
+    """The fully sampled image of coil images or, in `magnitude` mode, of a magnitude image."""
+    if signal.needs_maps:
+        return sense_reduce(images, maps)
+    return images if signal.mode == "magnitude" or signal.keeps_coils else root_sum_of_squares(images)
+
+
+def _zero_filled(kspace: Tensor, maps: Tensor | None, signal: SignalConfig) -> Tensor:
+    """What the measured points alone show."""
+    if signal.needs_maps:
+        return sense_reduce(ifft2c(kspace), maps)
+    return ifft2c(kspace) if signal.keeps_coils else magnitude(kspace)
 
 
 def scaled(sample: Sample) -> Sample:
     """A sample in its units, from one in the source's intensities whose images may be complex (see `Sample`)."""
     zero_filled = sample.zero_filled
-    scale = _largest(root_sum_of_squares(zero_filled) if zero_filled.shape[1] > 1 else zero_filled.abs())
+    shown = root_sum_of_squares(zero_filled) if zero_filled.shape[1] > 1 else zero_filled.abs()
+    scale = of_stacks(_largest(shown), sample.stack)
     span = torch.where(scale[:, 1] > 0, scale[:, 1], 1).view(-1, 1, 1, 1)
     target, zero_filled = (
         complex_to_channels(image / span) if image.is_complex() else image / span

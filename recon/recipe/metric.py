@@ -97,5 +97,6 @@ def check_metric(name: str) -> str:
 
 def brief_figures(figures: Mapping[str, float]) -> str:
     """The metrics among `figures` (`val/psnr` → value) that stand in one line: `PSNR 30.12 dB, SSIM 0.9000`."""
-    named = ((metric.brief, figures.get(f"val/{name}")) for name, metric in METRICS.items())
+    named = [(metric.brief, figures.get(f"val/{name}")) for name, metric in METRICS.items()]
+    named.append(("identification {:.3f}", figures.get("val/identification")))  # of a decoding alone
     return ", ".join(brief.format(value) for brief, value in named if brief and value is not None)

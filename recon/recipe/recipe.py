@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from larmor.recon.recipe.decoding import DECODERS, VALIDATED, DecodingConfig
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.metric import check_metric
 from larmor.recon.recipe.settings import AugmentConfig, CriticConfig, GeneratorConfig, LossConfig, OptimizerConfig
@@ -15,6 +16,7 @@ from larmor.recon.recipe.signal import SignalConfig
 from larmor.recon.recipe.systems import SYSTEMS, System, merged
 from larmor.storage.loading.config import DataConfig
 
+_OF_RECONSTRUCTION = ("augment", "signal", "mask", "generator", "critic", "loss")
 MetricName = Annotated[str, AfterValidator(check_metric)]
 
 
@@ -24,7 +26,9 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_steps: int = Field(10_000, ge=1)
-    global_batch_size: int = Field(16, ge=1, description="slices per optimiser step, over all workers")
+    global_batch_size: int = Field(
+        16, ge=1, description="slices, or stacks of data.stack, per optimiser step, over all workers"
+    )
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
     schedule: Literal["constant", "cosine", "halving", "decay"] = Field(
         "constant", description="of both learning rates"
@@ -82,13 +86,37 @@ class Recipe(BaseModel):
     generator_optimizer: OptimizerConfig = OptimizerConfig()
     critic_optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
+    decoding: DecodingConfig | None = Field(None, description="of system=tigan alone, whose task is decoding")
 
     @model_validator(mode="before")
     @classmethod
     def _keys_of_the_system(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or given.get("system", "gan_resnet50") not in SYSTEMS:
+        systems = {**SYSTEMS, **DECODERS}
+        if not isinstance(given, Mapping) or given.get("system", "gan_resnet50") not in systems:
             return given
-        return merged(SYSTEMS[given.get("system", "gan_resnet50")], given)
+        return merged(systems[given.get("system", "gan_resnet50")], given)
+
+    @model_validator(mode="after")
+    def _one_task(self) -> Recipe:
+        if self.decoding is None and self.system not in DECODERS:
+            return self
+        if self.decoding is None or self.system not in DECODERS:
+            raise ValueError(f"the section decoding belongs to system={', '.join(DECODERS)}, and to no other system")
+        if self.training.best_metric not in VALIDATED:
+            raise ValueError(
+                f"training.best_metric={self.training.best_metric}: a decoding is validated by {', '.join(VALIDATED)}; "
+                "choose one of them"
+            )
+        idle = [name for name in _OF_RECONSTRUCTION if getattr(self, name) != Recipe.model_fields[name].default]
+        if idle:
+            raise ValueError(
+                f"{', '.join(idle)}: of no use to system={self.system}, which decodes and reconstructs nothing; its "
+                "networks and losses are in the section decoding"
+            )
+        for name, off in (("ema_decay", 0.0), ("cuda_graphs", False), ("compile", False)):
+            if getattr(self.training, name) != off:
+                raise ValueError(f"training.{name} does not work with system={self.system}; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
@@ -104,6 +132,16 @@ class Recipe(BaseModel):
         ):
             raise ValueError(
                 f"critic.lipschitz={self.critic.lipschitz} works on whole weights; set training.zero_stage=2 or lower"
+            )
+        if self.generator.name == "idpcnn" and (stage == 3 or self.loss.adversarial != "none"):
+            raise ValueError(
+                "generator.name=idpcnn trains a denoiser, and its images are done one by one; set "
+                "loss.adversarial=none and training.zero_stage=2 or lower"
+            )
+        if self.generator.name == "idpcnn" and not self.signal.measured:
+            raise ValueError(
+                "generator.name=idpcnn puts measured points back, which signal.coils=rss has lost; set "
+                "signal.coils=sense"
             )
         if self.training.compile and self.critic.lipschitz == "gradient_penalty":
             raise ValueError(
@@ -172,8 +210,13 @@ class Recipe(BaseModel):
             )
         return self
 
+    @property
+    def critic_channels(self) -> int:
+        """Channels of the images that critics see."""
+        return 1 if self.loss.critic_sees == "measurement" else self.signal.channels
+
     def micro_batch_size(self, world_size: int) -> int:
-        """Slices of one forward on one rank.
+        """Slices, or stacks, of one forward on one rank.
 
         Raises `ValueError` if the batch does not divide evenly, or leaves a single slice where two are compared.
         """

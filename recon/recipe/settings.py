@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from larmor.recon.recipe.critic_role import CriticRole, Sight
+
 Norm = Literal["group", "instance", "none"]
 Content = Literal["normalized_root_mse", "mse", "l1", "complex_l1", "dssim"]
 
@@ -36,7 +38,18 @@ class StartConfig(BaseModel):
 class GeneratorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["gan_resnet50", "dagan", "unet", "residual_unet", "fda", "dilated", "deepcomplex"] = "gan_resnet50"
+    name: Literal[
+        "gan_resnet50",
+        "dagan",
+        "unet",
+        "residual_unet",
+        "drgan",
+        "fda",
+        "dilated",
+        "similar_patches",
+        "idpcnn",
+        "deepcomplex",
+    ] = "gan_resnet50"
     width: int = Field(64, ge=4, description="channels of the first layer; the system's default is as published")
     norm: Norm = "group"
     subbands: Literal["none", "wavelet"] = Field("none", description="work on the four Haar subbands")
@@ -49,6 +62,17 @@ class GeneratorConfig(BaseModel):
         1, ge=1, description="how often network and data consistency alternate with the same weights (MoDL)"
     )
     cascades: int = Field(1, ge=1, description="how often they alternate with separate weights (deep cascade)")
+
+    turns: int = Field(100, ge=1, description="of idpcnn: largest number of denoisings of an image")
+
+    @model_validator(mode="after")
+    def _has_its_own_consistency(self) -> GeneratorConfig:
+        if self.name == "idpcnn" and (self.data_consistency != "none" or self.start.enabled):
+            raise ValueError(
+                "name=idpcnn puts the measured points back by itself and starts from the zero-filled image; set "
+                "data_consistency=none and start.method=none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _turns_need_consistency(self) -> GeneratorConfig:
@@ -101,17 +125,47 @@ class LossConfig(BaseModel):
 
     `content` takes the place of L_N in other systems. With `critic_sees: measurement` nothing is compared with the
     target: the critic tells zero-filled images of real measurements from those of the reconstruction undersampled
-    anew (Cole et al., unsupervised), and content and frequency terms are off.
+    anew (Cole et al., unsupervised), and content and frequency terms are off. With `critic_sees: residual` the critic
+    sees what the generator adds to the zero-filled image; `residual_critic` is a second critic that does so beside
+    the first, as Du et al. have it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     adversarial: Literal["wasserstein", "bce", "none"] = "wasserstein"
-    critic_sees: Literal["image", "measurement"] = "image"
+    critic_sees: Sight = Field("image", description="image, or what it adds to the zero-filled image (residual)")
+    residual_critic: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of a second critic, which sees the residual map; null: no second critic",
+    )
     content: Content = "normalized_root_mse"
     a: float = Field(15.0, ge=0, description="weight of the content loss, by default eq. (7)", allow_inf_nan=False)
     b: float = Field(0.1, ge=0, description="weight of the frequency loss, eq. (8)", allow_inf_nan=False)
     frequency: Literal["magnitude", "complex"] = "magnitude"
+
+    @property
+    def critics(self) -> tuple[CriticRole, ...]:
+        """The critics, in the order of their updates; none without an adversarial loss."""
+        if self.adversarial == "none":
+            return ()
+        first = CriticRole("", self.critic_sees, 1.0)
+        return (
+            (first,)
+            if self.residual_critic is None
+            else (first, CriticRole("_residual", "residual", self.residual_critic))
+        )
+
+    @model_validator(mode="after")
+    def _second_critic_beside_a_first(self) -> LossConfig:
+        if self.residual_critic is not None and (self.adversarial == "none" or self.critic_sees != "image"):
+            raise ValueError(
+                f"residual_critic={self.residual_critic:g} is the second critic beside one that sees images, but "
+                f"adversarial={self.adversarial} and critic_sees={self.critic_sees}; set adversarial=wasserstein and "
+                "critic_sees=image, or residual_critic=null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> LossConfig:

@@ -17,6 +17,8 @@ class SignalConfig(BaseModel):
     channels) and combined with the stored sensitivity maps, which single-coil data do not need; with `rss` they are
     the root sum of squares over the coils (one channel); with `all` they are the complex images of all coils, the real
     parts first (2 · `num_coils` channels), and no maps are read.
+
+    `noise` is added to the measurement, never to the target. The network is not told its level.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,6 +31,31 @@ class SignalConfig(BaseModel):
         le=128,
         description="of coils=all: scans with more coils are compressed to so many, with fewer filled with zeros",
     )
+    noise: tuple[float, float] = Field(
+        (0.0, 0.0),
+        description="least and largest standard deviation of the noise in the measured k-space, per real and imaginary "
+        "part, as a fraction of the image's largest magnitude; drawn between them for each image",
+    )
+    noise_seed: int = Field(0, ge=0, description="of the noise")
+
+    @model_validator(mode="after")
+    def _noise_is_a_range(self) -> SignalConfig:
+        low, high = self.noise
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"noise=[{low:g}, {high:g}] is no range of standard deviations; give the least and the largest, both "
+                "between 0 and 1, such as [0, 0.1]"
+            )
+        return self
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise is added to the measurement."""
+        return self.noise[1] > 0
+
+    def with_noise(self, low: float, high: float) -> SignalConfig:
+        """The same with other noise. Raises `ValidationError` if that is none."""
+        return SignalConfig.model_validate({**self.model_dump(), "noise": (low, high)})
 
     @model_validator(mode="after")
     def _coil_images_are_complex(self) -> SignalConfig:

@@ -1,4 +1,5 @@
-"""The compared systems by name: what each puts in place of an experiment's defaults."""
+"""The compared systems by name: what each puts in place of an experiment's defaults. `tigan`, which decodes, is in
+`decoding.py`."""
 
 from __future__ import annotations
 
@@ -15,9 +16,13 @@ System = Literal[
     "unet",
     "unet_dssim",
     "unsupervised_gan",
+    "drgan",
+    "rician_cnn",
+    "idpcnn",
     "fda_cnn",
     "dilated_gan",
     "deepcomplexmri",
+    "tigan",
 ]
 
 _ADAM = {"name": "adam", "learning_rate": 1e-4, "beta1": 0.5}
@@ -77,6 +82,28 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
         "mask": {"per_slice": True},
         "generator_optimizer": _ADAM,
         "critic_optimizer": _ADAM,
+    },
+    # Du et al. 2020, published for PET: a residual map, judged by a critic of its own beside the image's
+    "drgan": {
+        "generator": {"name": "drgan"},
+        "critic": {"steps": 1, "lipschitz": "gradient_penalty"},
+        "loss": {"adversarial": "wasserstein", "residual_critic": 1.0, "a": 15.0, "b": 0.0},
+        "generator_optimizer": _ADAM,
+        "critic_optimizer": _ADAM,
+    },
+    # after Manimala et al. 2021: noise in the measurement, groups of similar patches; the level is never told
+    "rician_cnn": {
+        "generator": {"name": "similar_patches", "data_consistency": "soft", "iterations": 2},
+        "signal": {"noise": (0.0, 0.1)},
+        "loss": {"adversarial": "none", "content": "mse", "a": 1.0, "b": 0.0},
+        "generator_optimizer": _ALONE,
+        "training": {"schedule": "cosine"},
+    },
+    # Hou & Li 2022: a denoiser that is trained without any mask, in a loop with the measured points
+    "idpcnn": {
+        "generator": {"name": "idpcnn"},
+        "loss": {"adversarial": "none", "content": "mse", "a": 1.0, "b": 0.0},
+        "generator_optimizer": _ALONE,
     },
     # Hossain et al. 2023: dense blocks, attention gates, mean squared error
     "fda_cnn": {

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from larmor.recon.engines.engine import Engine
-from larmor.recon.networks.networks import build_critic, build_generator
+from larmor.recon.networks.networks import build_critic, build_generator, trained_part
 from larmor.recon.recipe.recipe import Recipe
-from larmor.recon.training.gan_step import critic_step, generator_step
+from larmor.recon.training.gan_step import as_it_is, critic_step, generator_step
 from larmor.recon.training.losses import critic_loss, generator_loss
 
 
@@ -24,32 +24,34 @@ def flops_per_step(recipe: Recipe) -> int:
     FFTs, losses, the optimiser, the preparation of the samples) does not. Takes a second, draws no random number.
     """
     batch = recipe.training.global_batch_size
-    critic_flops, generator_flops = _of_one_slice(recipe)
+    critic_flops, generator_flops = _of_one_sample(recipe)
     return batch * (recipe.critic.steps * critic_flops + generator_flops)
 
 
-def _of_one_slice(recipe: Recipe) -> tuple[int, int]:
-    """Of a critic step (0 without a critic) and of a generator step, on one slice."""
-    channels = recipe.signal.channels
+def _of_one_sample(recipe: Recipe) -> tuple[int, int]:
+    """Of a critic step (0 without a critic) and of a generator step, on one slice or stack."""
+    channels, stack = recipe.signal.channels, recipe.data.stack
     with torch.device("meta"):
-        image = torch.empty(1, channels, *recipe.data.crop)
-        kspace = torch.empty(1, recipe.signal.kspace_coils, *recipe.data.crop, dtype=torch.complex64)
-        measurement: list[Tensor | None] = [image, kspace, torch.empty(1, 1, *recipe.data.crop, dtype=torch.bool)]
+        image = torch.empty(stack, channels, *recipe.data.crop)
+        kspace = torch.empty(stack, recipe.signal.kspace_coils, *recipe.data.crop, dtype=torch.complex64)
+        measurement: list[Tensor | None] = [image, kspace, torch.empty(stack, 1, *recipe.data.crop, dtype=torch.bool)]
         if recipe.generator.start.enabled:  # known before the step
             measurement += [None, image]
-        generator, critic = _counted(build_generator(recipe.generator, channels)), None
-        if recipe.loss.adversarial != "none":
-            critic = _counted(build_critic(recipe.critic, channels))
+        prefix, part = trained_part(build_generator(recipe.generator, channels, stack))
+        generator = _counted(part)
+        if prefix:  # a denoiser, on an image and its level of noise
+            measurement = [image, torch.empty(stack, 1, 1, 1)]
+        critics = [_counted(build_critic(recipe.critic, channels)) for _ in recipe.loss.critics]
     penalty = None
     if recipe.critic.lipschitz == "gradient_penalty":
-        penalty = recipe.critic.penalty_weight, torch.empty(1, 1, 1, 1, device="meta")
+        penalty = recipe.critic.penalty_weight, torch.empty(stack, 1, 1, 1, device="meta")
     score = partial(critic_loss, kind=recipe.loss.adversarial)
     objective = partial(generator_loss, image, config=recipe.loss)
     with FlopCounterMode(display=False) as counted:
-        if critic:
+        for critic in critics:
             critic_step(generator, critic, measurement, image, score, penalty=penalty)
         critic_flops = counted.get_total_flops()
-        generator_step(generator, critic, measurement, objective)
+        generator_step(generator, [(critic, as_it_is) for critic in critics], measurement, objective)
         return critic_flops, counted.get_total_flops() - critic_flops
 
 

@@ -1,6 +1,7 @@
 """The two halves of a GAN update, for one micro-batch each.
 
-The order of the calls is what makes them right. With two engines, others either crash in ZeRO 2 and
+Each critic is updated by a `critic_step` of its own, one after another; the generator hears all of them at once. The
+order of the calls is what makes them right. With several engines, others either crash in ZeRO 2 and
 3 or train silently on wrong gradients: an unfrozen critic in ZeRO 1, a critic scored through its
 engine in ZeRO 3, two `backward` calls before one `step` in ZeRO 1 and 2.
 """
@@ -17,8 +18,8 @@ from larmor.recon.networks.lipschitz import gradient_penalty, interpolate
 CriticLoss = Callable[[Tensor, Tensor], Tensor]
 """(real scores, fake scores), each (batch, 1) → scalar to minimise."""
 
-GeneratorLoss = Callable[[Tensor, Tensor | None], dict[str, Tensor]]
-"""(reconstruction, fake scores or None without a critic) → named scalar terms; "loss" is minimised."""
+GeneratorLoss = Callable[[Tensor, Sequence[Tensor]], dict[str, Tensor]]
+"""(reconstruction, fake scores of each critic) → named scalar terms; "loss" is minimised."""
 
 View = Callable[[Tensor], Tensor]
 """A reconstruction → what the critic sees of it."""
@@ -67,29 +68,28 @@ def critic_step(
 
 def generator_step(
     generator: Engine,
-    critic: Engine | None,
+    critics: Sequence[tuple[Engine, View]],
     inputs: Sequence[Tensor | None],
     loss_fn: GeneratorLoss,
-    view: View = as_it_is,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Train the generator on one micro-batch; returns the reconstruction and the loss terms, detached.
 
-    Arguments as in `critic_step`; `critic` is None where nothing adversarial is wanted. The critic is frozen
-    meanwhile and called bare: gradients pass through it to the images, its own weights collect none and its
-    engine notices nothing.
+    Arguments as in `critic_step`; `critics` are those that judge the reconstruction and what each of them sees of it,
+    none where nothing adversarial is wanted. All are frozen meanwhile and called bare: gradients pass through them to
+    the images, their own weights collect none and their engines notice nothing.
     """
-    with frozen(critic):
+    with frozen(*(critic for critic, _ in critics)):
         reconstruction = generator(*inputs)
-        terms = loss_fn(reconstruction, None if critic is None else critic.bare_forward(view(reconstruction)))
+        terms = loss_fn(reconstruction, [critic.bare_forward(view(reconstruction)) for critic, view in critics])
         generator.backward(terms["loss"])
         generator.step()
     return reconstruction.detach(), {name: term.detach() for name, term in terms.items()}
 
 
 @contextmanager
-def frozen(critic: Engine | None) -> Iterator[None]:
-    """No gradient reaches the weights of `critic` meanwhile."""
-    parameters = () if critic is None else critic.module.parameters()
+def frozen(*critics: Engine) -> Iterator[None]:
+    """No gradient reaches the weights of `critics` meanwhile."""
+    parameters = [parameter for critic in critics for parameter in critic.module.parameters()]
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)

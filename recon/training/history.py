@@ -26,9 +26,12 @@ class TrainingDiverged(InputError):
 
 
 class History:
-    """Collects the loss terms of each step and reports their means over micro-batches and ranks."""
+    """Collects the loss terms of each step and reports their means over micro-batches and ranks.
 
-    def __init__(self, worker: Worker, recipe: Recipe, info: SplitInfo, speed: Speed) -> None:
+    `info` says of which slices a training is, to name those that are broken; without it none are looked for.
+    """
+
+    def __init__(self, worker: Worker, recipe: Recipe, info: SplitInfo | None, speed: Speed) -> None:
         self.metrics: dict[str, float] = {}
         self.validated: dict[str, float] = {}
         self._worker, self._recipe, self._info, self._speed = worker, recipe, info, speed
@@ -44,7 +47,7 @@ class History:
         samples: Sequence[Sample],
     ) -> None:
         """The loss terms of one step and what it was trained on; dictionaries and a sample for each micro-batch."""
-        rows = [{**ours, **critics} for ours, critics in zip(terms, critic_terms or [{}] * len(terms), strict=True)]
+        rows = [{**ours, **critics} for ours, critics in zip(terms, critic_terms, strict=True)]
         self._rows.append((step, {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}))
         # sums stay on the device: only if a loss is not finite are they looked at
         self._inputs += [(sample.samples, sample.target.sum(dim=(1, 2, 3))) for sample in samples]
@@ -93,14 +96,14 @@ class History:
                 raise InputError(
                     f"training stopped at step {step}: values that are not finite in {', '.join(broken[:5])}"
                     f"{f' and {len(broken) - 5} more' if len(broken) > 5 else ''} of {self._recipe.data.url} "
-                    f"({self._info.name}); `larmor verify` "
+                    f"({self._info.name if self._info else ''}); `larmor verify` "
                     "shows what else is broken; the checkpoints before this step are kept"
                 )
             self._refuse(step, row)
         limit = self._recipe.training.largest_critic_loss
-        if abs(row.get("critic_loss", 0.0)) > limit:
+        for name in (name for name in row if name.startswith("critic_loss") and abs(row[name]) > limit):
             raise TrainingDiverged(
-                f"the critic diverged: critic_loss is {row['critic_loss']:.4g} at step {step}, more than "
+                f"the critic diverged: {name} is {row[name]:.4g} at step {step}, more than "
                 f"training.largest_critic_loss={limit:g}; lower critic_optimizer.learning_rate or critic.clip, or "
                 "choose another critic.lipschitz; the checkpoints before this step are kept"
             )
@@ -117,8 +120,10 @@ class History:
 
     def _broken_slices(self) -> list[str]:
         """The slices since the last flush, of this rank, whose image is not finite."""
+        if (info := self._info) is None:
+            return []
         return [
-            f"slice {int(self._info.index[index])} of {self._info.volumes[int(self._info.volume[index])]}"
+            f"slice {int(info.index[index])} of {info.volumes[int(info.volume[index])]}"
             for samples, sums in self._inputs
             for (_, index), finite in zip(samples.tolist(), torch.isfinite(sums).tolist(), strict=True)
             if not finite

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -79,16 +81,18 @@ def content_loss(target: Tensor, reconstruction: Tensor, kind: Content) -> Tenso
 
 
 def generator_loss(
-    target: Tensor, reconstruction: Tensor, fake_scores: Tensor | None, config: LossConfig
+    target: Tensor, reconstruction: Tensor, fake_scores: Sequence[Tensor], config: LossConfig
 ) -> dict[str, Tensor]:
-    """Eq. (9) and its terms; the key `loss` is what is minimised. `fake_scores` is None where there is no critic.
+    """Eq. (9) and its terms; the key `loss` is what is minimised.
 
-    The terms are `adversarial`, `frequency` and one called as `config.content`.
+    `fake_scores` are those of each of `config.critics`, in that order; empty to leave the adversarial terms out. The
+    terms are one for each critic (`adversarial`, `adversarial_residual`), `frequency` and one called as
+    `config.content`.
     """
     terms: dict[str, Tensor] = {}
-    if fake_scores is not None:
-        terms["adversarial"] = adversarial_loss(fake_scores, config.adversarial)
-    if config.critic_sees == "image":
+    for role, scores in zip(config.critics, fake_scores, strict=bool(fake_scores)):
+        terms[role.term] = adversarial_loss(scores, config.adversarial)
+    if config.critic_sees != "measurement":
         terms[config.content] = content_loss(target, reconstruction, config.content)
         terms["frequency"] = frequency_loss(target, reconstruction, config.frequency)
     weights = term_weights(config)
@@ -98,4 +102,4 @@ def generator_loss(
 
 def term_weights(config: LossConfig) -> dict[str, float]:
     """The weights of eq. (9): of each term that `generator_loss` may give."""
-    return {"adversarial": 1.0, config.content: config.a, "frequency": config.b}
+    return {role.term: role.weight for role in config.critics} | {config.content: config.a, "frequency": config.b}

@@ -32,11 +32,17 @@ class Speed:
     """Takes the laps of one rank and makes figures of the laps of all.
 
     `training_seconds` are the seconds in the steps up to now, each counted once however often it was trained: they
-    are part of a checkpoint.
+    are part of a checkpoint. `loader` is None where all data are in memory; operations are not counted then.
     """
 
     def __init__(
-        self, recipe: Recipe, worker: Worker, loader: Loader, clock: StepClock, num_slices: int, training_seconds: float
+        self,
+        recipe: Recipe,
+        worker: Worker,
+        loader: Loader | None,
+        clock: StepClock,
+        num_slices: int,
+        training_seconds: float,
     ) -> None:
         self.training_seconds = training_seconds
         self._recipe, self._worker, self._loader, self._clock = recipe, worker, loader, clock
@@ -50,7 +56,8 @@ class Speed:
 
     def lap(self) -> Lap:
         """Of this rank. On a GPU it waits for what was begun."""
-        waited, read = self._loader.seconds_waiting, self._loader.counts.bytes_read
+        loader = self._loader
+        waited, read = (loader.seconds_waiting, loader.counts.bytes_read) if loader else (0.0, 0)
         on_gpu = self._worker.device.type == "cuda"
         memory = torch.cuda.max_memory_allocated(self._worker.device) if on_gpu else 0
         lap = Lap(self._clock.lap(), waited - self._waited, read - self._bytes, memory)
@@ -62,7 +69,8 @@ class Speed:
         figures = figures_of(laps, num_steps, self._num_slices)
         self.training_seconds += figures["step_seconds"] * num_steps
         figures["training_seconds"] = self.training_seconds
-        if self._worker.rank == 0 and self.training_seconds - self._began_at > _COUNT_AFTER:
+        counted = self._loader is not None  # what trains on data in memory is so small that its share says nothing
+        if counted and self._worker.rank == 0 and self.training_seconds - self._began_at > _COUNT_AFTER:
             if self._flops is None:
                 from larmor.recon.training.flops import flops_per_step  # not before: a start is waited for
 

@@ -6,20 +6,22 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from larmor.recon.engines.engine import Engine
 from larmor.recon.physics.augment import augment
 from larmor.recon.physics.coils import coils_of_split
 from larmor.recon.physics.feed import feed, page_locked
 from larmor.recon.physics.samples import prepare
 from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.recon.recipe.recipe import Recipe, TrainingConfig
+from larmor.recon.training.average import AveragedWeights
 from larmor.recon.training.communication import listening
 from larmor.recon.training.gan import Gan
 from larmor.recon.training.history import History
@@ -31,6 +33,7 @@ from larmor.recon.training.worker import Worker
 from larmor.storage.loading.config import open_loader, open_reader
 from larmor.storage.loading.loader import Share
 from larmor.storage.loading.reader import SliceReader
+from larmor.storage.loading.stacks import check_stack
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,6 +60,9 @@ def train(recipe: Recipe, worker: Worker) -> bool:
             )
             for split in (recipe.data.train_split, recipe.data.validation_split)
         )
+        stack = recipe.data.stack
+        for reader in (train_reader, validation_reader):
+            check_stack(reader.info, stack)
         if worker.rank == 0:
             _count_constant(train_reader, validation_reader)
         share = Share(worker.rank, worker.world_size, config.global_batch_size, config.gradient_accumulation)
@@ -69,9 +75,9 @@ def train(recipe: Recipe, worker: Worker) -> bool:
         coils = coils_of_split(train_reader, recipe.signal)
         fed = feed(resources.enter_context(contextlib.closing(batches)), worker.device)
         change = partial(augment, config=recipe.augment, seed=recipe.seed) if recipe.augment.enabled else None
-        num_slices = config.global_batch_size * gan.critic_steps
+        num_slices = config.global_batch_size * gan.critic_steps * stack
         speed = Speed(recipe, worker, loader, clock, num_slices, state.training_seconds)
-        starts = Starts(gan.generator.module, recipe, train_reader.info.identity)
+        starts = Starts(gan.whole, recipe, train_reader.info.identity)
         log = History(worker, recipe, train_reader.info, speed)
 
         stopping = False
@@ -80,12 +86,14 @@ def train(recipe: Recipe, worker: Worker) -> bool:
             for _ in range(gan.critic_steps):
                 clock.enter("data", state.step)
                 prepared = (
-                    prepare(coils(next(fed)), recipe.data.crop, recipe.mask, worker.device, change, recipe.signal)
+                    prepare(
+                        coils(next(fed)), recipe.data.crop, recipe.mask, worker.device, change, recipe.signal, stack
+                    )
                     for _ in range(config.gradient_accumulation)
                 )
                 samples = [starts.add(sample) for sample in prepared]
                 clock.enter("critic", state.step)
-                critic_terms = gan.train_critic(samples, state.global_batches) if gan.critic else []
+                critic_terms = gan.train_critics(samples, state.global_batches)
                 state.global_batches += 1
             clock.enter("generator", state.step)
             terms = gan.train_generator(samples)
@@ -145,10 +153,24 @@ class EarlyStop:
             self.in_vain += 1
 
 
+class Trained(Protocol):
+    """As much of `Gan`, or of what another task trains, as a checkpoint needs."""
+
+    average: AveragedWeights | None
+
+    @property
+    def critics(self) -> Sequence[Any]: ...
+
+    @property
+    def engines(self) -> dict[str, Engine]: ...
+
+    def weights(self) -> dict[str, torch.Tensor]: ...
+
+
 class TrainingState:
     """Everything that must be the same after a restart: engines, averaged weights, counters, random state."""
 
-    def __init__(self, gan: Gan, worker: Worker, early_stop: EarlyStop) -> None:
+    def __init__(self, gan: Trained, worker: Worker, early_stop: EarlyStop) -> None:
         self.gan, self.worker, self.early_stop = gan, worker, early_stop
         self.step = 0
         self.training_seconds = 0.0
@@ -163,7 +185,7 @@ class TrainingState:
         if self.worker.rank == 0:
             counters = {
                 "step": self.step,
-                "critic_steps": self.global_batches if self.gan.critic else 0,
+                "critic_steps": self.global_batches if self.gan.critics else 0,
                 "global_batches": self.global_batches,
                 "world_size": self.worker.world_size,
                 "training_seconds": self.training_seconds,

@@ -10,7 +10,9 @@ from larmor.recon.inference.inference import Physics, network_method, rate_sampl
 from larmor.recon.recipe.metric import METRICS
 from larmor.recon.recipe.recipe import Recipe
 from larmor.recon.training.worker import Worker
+from larmor.storage.dataset.dataset import SplitInfo
 from larmor.storage.loading.reader import SliceReader
+from larmor.storage.loading.stacks import in_stacks
 from larmor.storage.objects.errors import InputError
 
 
@@ -18,6 +20,14 @@ def validation_indices(num_slices: int, wanted: int | None) -> np.ndarray:
     """All slices, or `wanted` evenly spaced ones."""
     count = min(num_slices, wanted or num_slices)
     return np.linspace(0, num_slices - 1, count).round().astype(int)
+
+
+def validation_stacks(info: SplitInfo, wanted: int | None, size: int) -> np.ndarray:
+    """(num_stacks, size): all slices in stacks (see `in_stacks`), or evenly spaced stacks of `wanted` slices in all."""
+    if size == 1:
+        return validation_indices(info.num_slices, wanted)[:, None]
+    stacks = np.concatenate([in_stacks(info.slices_of(volume), size) for volume in info.volumes])
+    return stacks[validation_indices(len(stacks), None if wanted is None else max(1, wanted // size))]
 
 
 def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: Worker, step: int) -> dict[str, float]:
@@ -29,12 +39,13 @@ def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: 
     Raises `InputError`, on all ranks alike, if every slice is constant.
     """
     worker.progress(step, "validation")
-    indices = validation_indices(reader.info.num_slices, recipe.training.validation_slices)
-    mine = indices[worker.rank :: worker.world_size]
-    longest = -(-len(indices) // worker.world_size)
-    padded = np.concatenate([mine, np.repeat(indices[:1], longest - len(mine))])
-    physics = Physics(recipe.data.crop, recipe.mask, recipe.signal)
-    batch_size = recipe.micro_batch_size(worker.world_size)
+    size = recipe.data.stack
+    stacks = validation_stacks(reader.info, recipe.training.validation_slices, size)
+    mine = stacks[worker.rank :: worker.world_size]
+    longest = -(-len(stacks) // worker.world_size)
+    padded = np.concatenate([mine, np.repeat(stacks[:1], longest - len(mine), axis=0)]).reshape(-1)
+    physics = Physics(recipe.data.crop, recipe.mask, recipe.signal, size)
+    batch_size = size * recipe.micro_batch_size(worker.world_size)
     was_training = generator.training
     generator.eval()
     rows: list[tuple[int, dict[str, float] | None]] = []  # None: the target shows nothing
@@ -46,13 +57,18 @@ def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: 
         rated = zip(chosen, found.shows, figures, strict=True)
         rows += [(index, row if shows else None) for index, shows, row in rated]
     generator.train(was_training)
-    by_slice = {index: row for part in worker.gather(rows[: len(mine)]) for index, row in part}
-    # in the order of the slices, so that the figure does not depend on who computed what
-    shown = [row for index in indices if (row := by_slice[int(index)]) is not None]
+    parts = worker.gather(rows[: mine.size])
+    by_slice: dict[int, dict[str, float] | None] = {}
+    for number in range(len(stacks)):
+        # in the order of the stacks, so that the figure does not depend on who computed what
+        first = number // worker.world_size * size
+        for index, row in parts[number % worker.world_size][first : first + size]:
+            by_slice.setdefault(index, row)
+    shown = [row for row in by_slice.values() if row is not None]
     if not shown:
         height, width = physics.crop
         raise InputError(
-            f"{reader.info.name}: none of its {len(indices)} slices shows anything within {height}×{width}; raise "
+            f"{reader.info.name}: none of its {len(by_slice)} slices shows anything within {height}×{width}; raise "
             "data.crop, or validate with other volumes"
         )
     return {f"val/{name}": float(np.mean([row[name] for row in shown])) for name in METRICS}

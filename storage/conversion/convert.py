@@ -19,7 +19,7 @@ from larmor.storage.dataset import dataset, layout, writing
 from larmor.storage.dataset.layout import SplitLayout, StoredVolume
 from larmor.storage.dataset.writing import StoredShard
 from larmor.storage.formats.provenance import larmor_version
-from larmor.storage.formats.source import SourceOptions, SourceRef
+from larmor.storage.formats.source import Plane, SourceOptions, SourceRef
 from larmor.storage.formats.staging import FileFacts, file_facts
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
@@ -33,12 +33,12 @@ ArrayKey = tuple[str, int]
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """`matrix` (height, width) and `min_foreground` say how images are cut into slices (see `SourceOptions`).
+    """`matrix` (height, width), `min_foreground` and `plane` say how images are cut into slices (see `SourceOptions`).
 
     `held_out` names the subjects of `validation` and `test` (see `assign_splits`); if it names none, folders of splits
     count (see `splits_of_folders`). With `sensitivity_maps`,
-    coil sensitivity maps are stored beside k-space of several coils. Each thread may hold three shards and
-    a source (twice the k-space of one scan) in memory.
+    coil sensitivity maps are stored beside k-space of several coils. Each thread may hold three shards and a source
+    (twice the k-space of one scan) in memory.
     """
 
     matrix: tuple[int, int] = (256, 256)
@@ -48,6 +48,7 @@ class ConvertOptions:
     skip_invalid: bool = False
     sensitivity_maps: bool = False
     num_threads: int = field(default_factory=default_threads)
+    plane: Plane = "coronal"
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _plan(
         }
         for ref, files in zip(refs, facts, strict=True)
     ]
-    names = ("matrix", "min_foreground", "skip_invalid", "sensitivity_maps")
+    names = ("matrix", "min_foreground", "skip_invalid", "sensitivity_maps", "plane")
     return {
         "format": dataset.FORMAT_VERSION,
         "larmor": larmor_version(),
@@ -172,7 +173,7 @@ class _Conversion:
 
     @property
     def _passes(self) -> PassOptions:
-        source = SourceOptions(self.options.matrix, self.options.min_foreground)
+        source = SourceOptions(self.options.matrix, self.options.min_foreground, plane=self.options.plane)
         return PassOptions(source, self.options.skip_invalid, self.options.sensitivity_maps, self.options.num_threads)
 
     def examine(self) -> list[Examined]:

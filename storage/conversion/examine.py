@@ -101,7 +101,7 @@ def examine_sources(
         return found
 
     found = run_in_threads(work, range(len(refs)), options.num_threads, done)
-    errors = [one.left_out for one in found if one.left_out]
+    errors = list(dict.fromkeys(one.left_out for one in found if one.left_out))  # the slices of a series share one
     if errors and not options.skip_invalid:
         raise InputError("\n".join([*errors, "nothing was written; repair the sources or pass --skip-invalid"]))
     return found

@@ -39,6 +39,12 @@ SPLITS = ("train", "validation", "test")
 KINDS = ("kspace", "sensitivity_maps")  # in the order of the column `crc`
 CHUNK_CODECS = ("bytes", "crc32c")
 JOURNAL = "conversion"
+KSPACE, TRIALS = "kspace", "trials"
+_KIND_OF_DATA = {
+    KSPACE: "k-space slices, made by `larmor convert`, from which systems such as larmor or gan_resnet50 reconstruct",
+    TRIALS: "trials of an fMRI experiment, made by `larmor decode fetch` or `larmor decode convert`, which "
+    "system=tigan decodes",
+}
 # with their dimensions
 COLUMNS = {"volume": 1, "subject": 1, "index": 1, "position": 1, "scale": 2, "bucket": 1, "row": 1, "crc": 2}
 
@@ -142,13 +148,24 @@ def root_record(store: ObjectStore) -> tuple[dict[str, Any], str]:
     return record, hashlib.sha256(content).hexdigest()
 
 
-def read_root(store: ObjectStore) -> dict[str, Any]:
+def read_root(store: ObjectStore, kind: str | None = KSPACE) -> dict[str, Any]:
     """The data set's own record: format, splits, sources.
 
-    Raises `InputError` if there is no (whole) data set, it is not Larmor's, or its format is another one.
+    Raises `InputError` if there is no (whole) data set, it is not Larmor's, its format is another one, or it is of
+    another kind than `kind` (None: any).
     """
     store.check_access()
-    return _checked_root(store)[0]
+    record = _checked_root(store)[0]
+    if kind is not None:
+        _check_kind(store, record, kind)
+    return record
+
+
+def _check_kind(store: ObjectStore, record: Mapping[str, Any], kind: str) -> None:
+    found = record.get("kind", KSPACE)
+    if found != kind:
+        what = _KIND_OF_DATA.get(found, f"data of the kind '{found}', which this Larmor does not know")
+        raise InputError(f"{store.url}: holds {what}; needed here are {_KIND_OF_DATA[kind]}")
 
 
 def read_identity(store: ObjectStore) -> str:
@@ -191,6 +208,7 @@ def read_split(store: ObjectStore, split: str) -> SplitInfo:
 def read_split_as_it_is(store: ObjectStore, split: str) -> tuple[SplitInfo, str]:
     """`read_split` without a look at the columns' checksum; and the one that the root document states."""
     root, identity = _checked_root(store)
+    _check_kind(store, root, KSPACE)
     if split not in root["splits"]:
         raise InputError(f"{store.url}: has no split '{split}'; it has {', '.join(sorted(root['splits'])) or 'none'}")
     entry = root["splits"][split]

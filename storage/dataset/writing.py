@@ -14,6 +14,7 @@ from larmor.storage.dataset.dataset import (
     JOURNAL,
     KINDS,
     SPLITS,
+    TRIALS,
     columns_checksum,
     root_record,
     shard_checksum,
@@ -147,7 +148,7 @@ def refuse_occupied(store: ObjectStore, overwrite: bool) -> None:
     """Raises `InputError` if a whole data set stands at `store` and `overwrite` is False, or something else does."""
     store.check_access()
     if not store.exists("zarr.json"):
-        foreign = [path for path in store.list() if path.split("/")[0] not in (*SPLITS, JOURNAL)]
+        foreign = [path for path in store.list() if path.split("/")[0] not in (*SPLITS, TRIALS, JOURNAL)]
         if not foreign:
             return
         if "zarr.json" not in foreign:  # else it was published between the two looks
@@ -160,7 +161,7 @@ def refuse_occupied(store: ObjectStore, overwrite: bool) -> None:
 def remove(store: ObjectStore) -> None:
     """Delete a data set, whole or not; the journal of a conversion stays."""
     store.delete("zarr.json")  # unpublish first: readers see no data set rather than half of one
-    for split in SPLITS:
+    for split in (*SPLITS, TRIALS):
         store.delete(split)
 
 

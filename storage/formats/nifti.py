@@ -30,8 +30,12 @@ def subject_of(path: Path) -> str:
 
 
 def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -> VolumeSource:
-    """The coronal slices of one NIfTI file. Raises `InputError` as `read_volume` does."""
+    """The slices of one NIfTI file, or the frames of one slice of a series. Raises `InputError` as `read_volume`."""
     (path,) = files
+    if ref.part:
+        from larmor.storage.formats.nifti_series import open_part
+
+        return open_part(path, ref.part, options)
     return VolumeSource(read_volume(path), options)
 
 
@@ -51,28 +55,41 @@ def read_voxels(path: Path, header_path: Path) -> Volume:
     """The volume whose voxels lie in `path`, and whose header in `header_path`. Raises as `read_volume` does."""
     from nibabel.orientations import OrientationError
 
-    header = _read_header(header_path)
+    header = read_header(header_path)
     stored = header.stored
     shape = tuple(int(size) for size in stored.get_data_shape())
     if len(shape) != 3 and not (len(shape) == 4 and shape[3] == 1):
-        raise InputError(f"{path}: has shape {shape}; one 3-D volume is expected")
-    if min(shape) < 1:
-        raise InputError(f"{path}: its header is invalid (shape {shape}); export the volume again")
-    if stored.get_data_dtype().kind not in "iuf":
-        raise InputError(f"{path}: has voxels of type {stored.get_data_dtype()}; one real number each is expected")
-    try:
-        data = gather_slabs(path, shape[:3], _slabs(path, stored))
-    except InputError:
-        raise
-    except (EOFError, zlib.error, OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read to its end ({error}); truncated? fetch or export it again") from error
+        series = "; the frames of a series are converted with --plane native" if len(shape) == 4 else ""
+        raise InputError(f"{path}: has shape {shape}; one 3-D volume is expected{series}")
+    check_voxels(path, header)
+    data = gather(path, shape[:3], _slabs(path, stored))
     try:
         return canonical_volume(data, header.affine, header.notes)
     except (OrientationError, np.linalg.LinAlgError, OverflowError) as error:
         raise InputError(f"{path}: its header is invalid ({error}); export the volume again") from error
 
 
-def _read_header(path: Path) -> NiftiHeader:
+def check_voxels(path: Path, header: NiftiHeader) -> None:
+    """Raises `InputError` for an impossible shape, and for anything but one real number per voxel."""
+    shape, kind = tuple(header.stored.get_data_shape()), header.stored.get_data_dtype()
+    if min(shape) < 1:
+        raise InputError(f"{path}: its header is invalid (shape {shape}); export the volume again")
+    if kind.kind not in "iuf":
+        raise InputError(f"{path}: has voxels of type {kind}; one real number each is expected")
+
+
+def gather(path: Path, shape: tuple[int, int, int], slabs: Iterator[np.ndarray]) -> np.ndarray:
+    """`gather_slabs` of a NIfTI file. Raises `InputError` for a file that is cut short or damaged, too."""
+    try:
+        return gather_slabs(path, shape, slabs)
+    except InputError:
+        raise
+    except (EOFError, zlib.error, OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read to its end ({error}); truncated? fetch or export it again") from error
+
+
+def read_header(path: Path) -> NiftiHeader:
+    """The checked header of a file. Raises `InputError` for one that is none, or makes no sense."""
     try:
         with open_unpacked(path) as file:
             return parse_header(path, file.read(LARGEST_HEADER))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -13,7 +14,7 @@ from larmor.storage.formats.alike_names import tell_apart
 from larmor.storage.formats.listing import Listing, describe_passed_over, list_argument
 from larmor.storage.formats.provenance import about_file
 from larmor.storage.formats.s3_objects import is_s3, look_into_hdf5, look_into_npz
-from larmor.storage.formats.source import Source, SourceOptions, SourceRef
+from larmor.storage.formats.source import Plane, Source, SourceOptions, SourceRef
 from larmor.storage.formats.staging import staged
 from larmor.storage.formats.subjects import Candidate, bids_subject, name_subjects, warn_of_alike
 from larmor.storage.formats.suffixes import files_of, format_of, identity, stem_of, suffix_of
@@ -24,12 +25,14 @@ _MODULES = dict.fromkeys(("analyze", "mgh", "minc", "parrec"), "nibabel_volume")
 Say = Callable[[str], object]
 
 
-def find_sources(arguments: Sequence[str], say: Say = lambda line: None, subject: str | None = None) -> list[SourceRef]:
+def find_sources(
+    arguments: Sequence[str], say: Say = lambda line: None, subject: str | None = None, plane: Plane = "coronal"
+) -> list[SourceRef]:
     """The scans named by files, folders (searched whole), patterns (`*`, `?`, `[…]`, `**`) and `s3://` URLs.
 
     Sorted by name. In folders and patterns, files of other kinds are passed over, and hidden ones. `subject` says who
     they show (see `name_subjects`); without it headers, names and folders do. `say` is told what is passed over, and
-    what of persons is doubtful.
+    what of persons is doubtful. In the `native` plane each slice of a series in time (4-D NIfTI) is a scan.
 
     Raises `InputError` for a path that does not exist, a folder or pattern without scans, a named file of an
     unknown kind, two scans of one name in one folder, and a `subject` that does not fit.
@@ -39,7 +42,7 @@ def find_sources(arguments: Sequence[str], say: Say = lambda line: None, subject
     for listing in listings:
         for file in listing.files:
             files.setdefault(identity(file), file)
-    refs = _who_is_who([*_dicom_series(files.values()), *_single_files(files.values())], say, subject)
+    refs = _who_is_who([*_dicom_series(files.values()), *_single_files(files.values(), plane)], say, subject)
     used = {identity(file) for ref in refs for file in ref.files}
     for listing in listings:
         if not any(identity(file) in used for file in listing.files):
@@ -53,7 +56,8 @@ def _who_is_who(found: Sequence[Candidate], say: Say, subject: str | None) -> li
     if subject is not None:
         return name_subjects([one.ref for one in tell_apart(found, lambda line: None)], subject)
     told = tell_apart(found, say)
-    if warning := warn_of_alike([one.ref for one in told if not one.is_known]):
+    # one scan of each file: those of a file show one person, and are named alike in every file
+    if warning := warn_of_alike(list({one.ref.files: one.ref for one in told if not one.is_known}.values())):
         say(warning)
     return [one.ref for one in told]
 
@@ -104,7 +108,7 @@ def _dicom_series(files: Iterable[str]) -> list[Candidate]:
     return [Candidate(ref, is_known=True) for ref in find_series(wanted)]
 
 
-def _single_files(files: Iterable[str]) -> list[Candidate]:
+def _single_files(files: Iterable[str], plane: Plane) -> list[Candidate]:
     found: list[Candidate] = []
     persons: dict[str, str] = {}
     for file in sorted(files, key=lambda file: (os.path.basename(file), file)):
@@ -115,6 +119,8 @@ def _single_files(files: Iterable[str]) -> list[Candidate]:
             kind, parts, person = _look_into_hdf5(file)
         elif suffix_of(file) == ".npz":
             parts = _look_into_npz(file)
+        elif kind == "nifti" and plane == "native":
+            parts = _look_into_nifti(file)
         stem = stem_of(file)
         subject = bids_subject(stem)
         is_known = bool(person or subject)
@@ -122,7 +128,7 @@ def _single_files(files: Iterable[str]) -> list[Candidate]:
             subject = persons.setdefault(person, subject or _unused(stem, persons.values()))
         # all parts of a file show one person, whatever they are named
         for part in parts:
-            name = f"{stem}-{part}" if part else stem
+            name = f"{stem}{'_' if kind == 'nifti' else '-'}{part}" if part else stem
             found.append(Candidate(SourceRef(str(kind), name, subject or stem, files_of(file), part), is_known))
     return found
 
@@ -157,6 +163,17 @@ def _look_into_npz(file: str) -> list[str]:
     except StoreAway:
         raise
     except InputError:
+        return [""]
+
+
+def _look_into_nifti(file: str) -> list[str]:
+    from larmor.storage.formats import nifti_series
+
+    try:
+        return nifti_series.list_parts(file)
+    except StoreAway:
+        raise
+    except (InputError, OSError, EOFError, zlib.error):
         return [""]
 
 

@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, cast, get_args
 
 import numpy as np
 
+from larmor.storage.objects.errors import InputError
+
 Fact = str | int | float | None | Sequence["Fact"]
 Facts = dict[str, Fact]
+Plane = Literal["coronal", "native"]
 """What a scan says of itself, by name, for the provenance in JSON; nothing that identifies a person."""
+
+
+def check_plane(name: str) -> Plane:
+    """`name`, if it is a plane. Raises `InputError` for another word."""
+    for plane in get_args(Plane):
+        if name == plane:
+            return cast(Plane, plane)
+    raise InputError(f"--plane {name}: choose one of {', '.join(get_args(Plane))}")
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,8 @@ class SourceRef:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How images are cut into slices: `matrix` (height, width), and the least share of foreground pixels.
+    """How images are cut into slices: `matrix` (height, width), the least share of foreground pixels, and the plane:
+    coronal, or the `native` one, in which the file's slices follow each other.
 
     Measured k-space is kept as it is; neither applies to it. It is refused if lines are missing, unless
     `undersampled` says that no target is to be made of it.
@@ -40,13 +52,14 @@ class SourceOptions:
     matrix: tuple[int, int] = (256, 256)
     min_foreground: float = 0.15
     undersampled: bool = False
+    plane: Plane = "coronal"
 
 
 class Source(Protocol):
     """The slices of one scan, from local files. Opened by a format's `open_source`; closed by who opened it.
 
     `slice_shape` is (coil, height, width), the same for all slices; `voxel_size` is in mm, (row, column,
-    slice) of the stored slices, None where the file does not say; `plane` is "coronal" for images that
+    slice) of the stored slices, None where the file does not say; `plane` is "coronal" or "native" for images that
     are cut here and "acquired" for measured k-space; `about` holds further facts for the provenance
     (nothing that identifies a person). `notes` are sentences for the user: what was repaired in the file, or
     taken for what it does not say. `offset` is the intensity that was taken off every pixel of an image before its
@@ -68,7 +81,8 @@ class Source(Protocol):
         ...
 
     def position(self, index: int) -> float:
-        """Distance of a slice from the first face of the volume, in mm (index where the spacing is unknown)."""
+        """Distance of a slice from the first face of the volume in mm, or of a frame from the first one in seconds
+        (index where the spacing is unknown)."""
         ...
 
     def kspace(self, index: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,13 +19,28 @@ class Volume:
 
     `data` is float32 (left→right, posterior→anterior, inferior→superior), in the file's own intensity
     unit, finite and not constant; `voxel_size` is in mm, in the same order; `affine` maps its voxel
-    indices to RAS+ mm; `notes` are sentences about its file, see `Source`.
+    indices to RAS+ mm; `notes` are sentences about its file, see `Source`. `native_axis` is the axis along which the
+    file's slices follow each other.
     """
 
     data: np.ndarray
     voxel_size: tuple[float, float, float]
     affine: np.ndarray
     notes: tuple[str, ...] = ()
+    native_axis: int = 1
+
+    def with_slices_along(self, axis: int) -> Volume:
+        """The same volume with `axis` in the second place, where slices are cut; the other two stay in order."""
+        order = [*(other for other in range(3) if other != axis)]
+        order.insert(1, axis)
+        sizes = self.voxel_size
+        return replace(
+            self,
+            data=self.data.transpose(order),
+            voxel_size=(sizes[order[0]], sizes[order[1]], sizes[order[2]]),
+            affine=self.affine[:, [*order, 3]],
+            native_axis=order.index(self.native_axis),
+        )
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,7 @@ def canonical_volume(data: np.ndarray, affine: np.ndarray, notes: tuple[str, ...
     canonical = affine @ inv_ornt_aff(orientation, data.shape)
     # affines are stored in float32: without rounding, pixels that are square would look almost square
     x_size, y_size, z_size = (float(f"{size:.6g}") for size in voxel_sizes(canonical))
-    return Volume(turned, (x_size, y_size, z_size), canonical, notes)
+    return Volume(turned, (x_size, y_size, z_size), canonical, notes, int(orientation[2, 0]))
 
 
 @dataclass(frozen=True)
@@ -118,22 +133,23 @@ def foreground_threshold(volume: Volume) -> float:
 
 
 class VolumeSource:
-    """The coronal slices of a volume as a `Source`; one slice at a time is in memory beside the volume.
+    """The coronal or native slices of a volume as a `Source`; one slice at a time is in memory beside the volume.
 
     `voxel_size` is the size of the stored pixels (square) and the slice distance; `about` holds the
     volume's own `voxel_size_mm` (left–right, posterior–anterior, inferior–superior) and what is given.
     """
 
-    plane = "coronal"
-
     def __init__(self, volume: Volume, options: SourceOptions, about: Facts | None = None) -> None:
+        self.about: Facts = {"voxel_size_mm": list(volume.voxel_size), **(about or {})}
+        self.plane: str = options.plane
+        if options.plane == "native":
+            volume = volume.with_slices_along(volume.native_axis)
         self._volume: Volume | None = volume
         self._options = options
         self.num_slices: int = volume.data.shape[1]
         self.slice_shape = (1, *options.matrix)
         pixel = min(volume.voxel_size[0], volume.voxel_size[2])
         self.voxel_size: tuple[float, float, float] | None = (pixel, pixel, volume.voxel_size[1])
-        self.about: Facts = {"voxel_size_mm": list(volume.voxel_size), **(about or {})}
         self.notes: Sequence[str] = volume.notes
 
     def kept_slices(self) -> Sequence[int]:
@@ -144,7 +160,7 @@ class VolumeSource:
         return self._kept
 
     def position(self, index: int) -> float:
-        """Distance of a slice from the volume's posterior face in mm."""
+        """Distance of a slice from the volume's first face (of coronal slices the posterior one) in mm."""
         assert self.voxel_size is not None
         return index * self.voxel_size[2]
 
@@ -176,12 +192,15 @@ class VolumeSource:
 
     @cached_property
     def _kept(self) -> list[int]:
-        threshold = foreground_threshold(self._open_volume)
-        return [
-            index
-            for index in range(self.num_slices)
-            if float((self.cut(index).image > threshold).mean()) >= self._options.min_foreground
-        ]
+        return [index for index in range(self.num_slices) if self.shows(index)]
+
+    def shows(self, index: int) -> bool:
+        """Whether a slice has enough foreground (see `kept_slices`)."""
+        return float((self.cut(index).image > self._threshold).mean()) >= self._options.min_foreground
+
+    @cached_property
+    def _threshold(self) -> float:
+        return foreground_threshold(self._open_volume)
 
 
 def image_to_kspace(image: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from larmor.storage.dataset.dataset import SplitInfo, read_split
@@ -12,6 +13,7 @@ from larmor.storage.loading.cache import DiskCache
 from larmor.storage.loading.loader import Allocate, Loader, Share
 from larmor.storage.loading.order import SampleOrder, num_lanes
 from larmor.storage.loading.reader import ReadOptions, SliceReader, check_maps
+from larmor.storage.loading.stacks import stack_starts
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.home import cache_home
 from larmor.storage.objects.object_store import Client, ObjectStore
@@ -35,6 +37,11 @@ class DataConfig(BaseModel):
     )
     crop: tuple[CropSize, CropSize] = Field(
         (256, 256), description="height and width of the images; larger ones are cropped, smaller ones padded"
+    )
+    stack: int = Field(
+        1,
+        ge=1,
+        description="consecutive slices of a volume, or frames of a series, that are seen together: one sample",
     )
     train_split: str = "train"
     validation_split: str = "validation"
@@ -106,15 +113,22 @@ def _open_cache(config: DataConfig, info: SplitInfo, part: str) -> DiskCache | N
 def open_loader(
     config: DataConfig, reader: SliceReader, share: Share, seed: int, allocate: Allocate | None = None
 ) -> Loader:
-    """The batches of one rank in the order that `config` and `seed` give, the same for every world size."""
+    """The batches of one rank in the order that `config` and `seed` give, the same for every world size.
+
+    Raises `InputError` for a stack that is longer than a volume.
+    """
     largest = max(bucket.chunk_bytes for bucket in reader.info.buckets)
     kinds = 2 if reader.maps else 1
     pool = max(1, config.shuffle_bytes // (kinds * max(config.block_bytes, largest)))
     num_blocks = int(reader.block_of.max()) + 1
     batch_blocks = share.global_batch_size * num_blocks // len(reader.block_of)
     lanes = num_lanes(share.global_batch_size, min(batch_blocks, num_blocks))
-    order = SampleOrder(reader.block_of, seed, pool, lanes)
-    return Loader(reader, order, share, config.read_ahead_bytes, allocate)
+    if config.stack == 1:
+        order = SampleOrder(reader.block_of, seed, pool, lanes)
+        return Loader(reader, order, share, config.read_ahead_bytes, allocate)
+    starts = stack_starts(reader.info, config.stack)
+    order = SampleOrder(np.unique(reader.block_of[starts], return_inverse=True)[1], seed, pool, lanes)
+    return Loader(reader, order, share, config.read_ahead_bytes, allocate, starts, config.stack)
 
 
 def _cache_folder(config: DataConfig) -> Path:

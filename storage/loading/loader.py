@@ -16,6 +16,7 @@ import numpy as np
 from larmor.storage.loading.buffers import Recycler
 from larmor.storage.loading.order import SampleOrder
 from larmor.storage.loading.reader import SliceReader
+from larmor.storage.loading.stacks import members
 
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
 _IDLE_BYTES = 64 * 2**20
@@ -103,7 +104,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of a global batch a rank trains on, and in how many micro-batches."""
+    """Which part of a global batch, of slices or of stacks, a rank trains on, and in how many micro-batches."""
 
     rank: int
     world_size: int
@@ -123,6 +124,9 @@ class Loader:
 
     Slices are received where they belong in their batches. Memory: the batches that this rank's part of the order's
     windows reaches, and `read_ahead_bytes`.
+
+    With `starts` the order is one of stacks: number n of it is the stack of `stack` slices from `starts[n]` on, which
+    is read in one request, and whose slices follow each other in a batch.
     """
 
     def __init__(
@@ -132,14 +136,17 @@ class Loader:
         share: Share,
         read_ahead_bytes: int = 64 * 2**20,
         allocate: Allocate | None = None,
+        starts: np.ndarray | None = None,
+        stack: int = 1,
     ) -> None:
         self.seconds_waiting = 0.0
+        self._starts, self._stack = starts, stack
         self.counts = reader.counts
         self._reader, self._order, self._share = reader, order, share
         self._memory = Recycler(_IDLE_BYTES)
         self._allocate = allocate or self._recycled
         largest = (2 if reader.maps else 1) * max(bucket.chunk_bytes for bucket in reader.info.buckets)
-        ahead = -(-read_ahead_bytes // (largest * share.micro_batch_size))
+        ahead = -(-read_ahead_bytes // (largest * share.micro_batch_size * stack))
         epoch = -(-order.num_samples // (share.world_size * share.micro_batch_size))  # of few slices many fit
         self._num_ahead = max(_LEAST_AHEAD, min(ahead, epoch))
 
@@ -181,7 +188,7 @@ class Loader:
 
         def micro_batch(number: int) -> _MicroBatch:
             if number not in begun:
-                samples = order.samples(places_of(number))
+                samples = self._slices(order.samples(places_of(number)))
                 shapes = [self._reader.info.bucket_of(index).shape for index in samples[:, 1]]
                 begun[number] = _MicroBatch(Batch.empty(shapes, samples, self._allocate, len(readers) > 1))
             return begun[number]
@@ -198,15 +205,34 @@ class Loader:
                 if piece not in wanted:  # requested with an earlier slice of it
                     continue
                 slices, at = wanted.pop(piece)
-                into: list[dict[int, np.ndarray]] = [{} for _ in readers]
                 numbers, rows = np.divmod((epoch * order.num_samples + at - start) // stride, size)
-                for index, batch, row in zip(slices.tolist(), numbers.tolist(), rows.tolist(), strict=True):
-                    for targets, array in zip(into, micro_batch(batch).places[row], strict=True):
-                        targets[index] = array
-                sources = [reader.fetch(targets) for reader, targets in zip(readers, into, strict=True)]
-                for batch in np.unique(numbers).tolist():
-                    begun[batch].sources += sources
+                for request in self._requests(slices, numbers, rows):
+                    into: list[dict[int, np.ndarray]] = [{} for _ in readers]
+                    for index, batch, row in request:
+                        for targets, array in zip(into, micro_batch(batch).places[row], strict=True):
+                            targets[index] = array
+                    sources = [reader.fetch(targets) for reader, targets in zip(readers, into, strict=True)]
+                    for batch in {batch: None for _, batch, _ in request}:
+                        begun[batch].sources += sources
             yield begun.pop(number)
+
+    def _slices(self, samples: np.ndarray) -> np.ndarray:
+        """Epoch and slice index of each image, for samples of the order."""
+        if self._starts is None:
+            return samples
+        return members(np.stack([samples[:, 0], self._starts[samples[:, 1]]], axis=1), self._stack)
+
+    def _requests(self, found: np.ndarray, numbers: np.ndarray, rows: np.ndarray) -> list[list[tuple[int, int, int]]]:
+        """What is read together, as (slice index, micro-batch, row): the slices of a piece, or each of its stacks,
+        which may overlap."""
+        each = zip(found.tolist(), numbers.tolist(), rows.tolist(), strict=True)
+        if self._starts is None:
+            return [list(each)]
+        first, size = self._starts, self._stack
+        return [
+            [(int(first[stack]) + place, batch, row * size + place) for place in range(size)]
+            for stack, batch, row in each
+        ]
 
     def _recycled(self, shape: tuple[int, ...]) -> np.ndarray:
         return self._memory.empty(8 * math.prod(shape)).view(np.complex64).reshape(shape)

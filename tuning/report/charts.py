@@ -60,6 +60,8 @@ def run_charts(history: Sequence[Mapping[str, float]]) -> list[Chart]:
     """Loss terms of every step, validation metrics, and how fast it went."""
     content = {"loss": "L_G, eq. (9)", "normalized_root_mse": "L_N, eq. (7)", "frequency": "L_F, eq. (8)"}
     adversarial = {"critic_loss": "critic, eq. (5)", "adversarial": "L_A, eq. (6)"}
+    adversarial |= {"critic_loss_residual": "residual critic", "adversarial_residual": "L_A of residuals"}
+    adversarial = {name: title for name, title in adversarial.items() if any(name in row for row in history)}
     charts = [
         chart("Training losses", "Global mean of every step.", _lines(history, content, "loss", "log"), width="half"),
         chart("Adversarial terms", "Global mean of every step.", _lines(history, adversarial, "loss"), width="half"),

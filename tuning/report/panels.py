@@ -34,13 +34,16 @@ def _write(run: RunFolder, metric: str, folder: Path, picture: Path) -> str:
     from larmor.recon.inference.inference import network_method, reconstruct_split
     from larmor.recon.models.model import load_model
     from larmor.storage.loading.config import open_reader
+    from larmor.storage.loading.stacks import stack_starts
 
     pulled = pull_run(run, metric, folder)
     model = load_model(folder)
     data = model.recipe.data.model_copy(update={"disk_cache_bytes": 0, "memory_cache_bytes": 0})
     with contextlib.closing(open_reader(data, data.validation_split)) as reader:
         info = reader.info
-        places = np.unique(np.linspace(0.25, 0.75, _NUM_SLICES) * (info.num_slices - 1)).astype(int)
+        starts = stack_starts(info, model.physics.stack)
+        shown = starts[np.unique(np.linspace(0.25, 0.75, _NUM_SLICES) * (len(starts) - 1)).astype(int)]
+        places = (shown[:, None] + np.arange(model.physics.stack)).reshape(-1)
         methods = {"reconstruction": network_method(model.generator)}
         (batch,) = reconstruct_split(methods, reader, places.tolist(), model.physics, len(places), torch.device("cpu"))
     examples = [
@@ -50,6 +53,7 @@ def _write(run: RunFolder, metric: str, folder: Path, picture: Path) -> str:
             {name: images[place] for name, images in batch.images.items()},
         )
         for place, index in enumerate(batch.indices)
+        if index in shown
     ]
     comparison(examples, picture)
     return (

@@ -118,7 +118,9 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
 
 def _run(run: RunFolder) -> dict[str, Any]:
     config = run.config_yaml()
-    training = yaml.safe_load(config).get("training", {})
+    content = yaml.safe_load(config)
+    training = content.get("training", {})
+    step_images = training.get("global_batch_size", 0) * content.get("data", {}).get("stack", 1)
     history, result, failure = run.history(), run.result(), run.failure()
     checkpoints, attempts = run.checkpoints(), first_and_last(run.store)
     metric = f"val/{training.get('best_metric', 'psnr')}"
@@ -132,7 +134,7 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "result": result,
         "step": int(history[-1]["step"]) if history else 0,
         "num_steps": training.get("num_steps"),
-        "images": int(history[-1]["step"]) * training.get("global_batch_size", 0) if history else 0,
+        "images": int(history[-1]["step"]) * step_images if history else 0,
         "goodput": (last_report(run.store) or {}).get("goodput"),
         "restarts": attempts[1].number - 1 if attempts else 0,
         "checkpoints": checkpoints,

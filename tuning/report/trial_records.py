@@ -205,7 +205,10 @@ def _read(
         metrics=metrics,
         step=step,
         num_steps=int(_dotted(own, "training.num_steps") or 0),
-        num_images=int((record and record.num_images) or step * (_dotted(own, "training.global_batch_size") or 0)),
+        num_images=int(
+            (record and record.num_images)
+            or step * (_dotted(own, "training.global_batch_size") or 0) * (_dotted(own, "data.stack") or 1)
+        ),
         seconds=record.seconds if record else None,
         history=history,
         seeds=[end.metrics for end in record.seeds] if record else (),

@@ -19,6 +19,7 @@ from larmor.cluster.runs.lease import LeaseLost
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.ranks import Ranks
 from larmor.cluster.worker.stopping import StopRequest
+from larmor.cluster.worker.training import train_recipe
 from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.storage.objects.errors import InputError
@@ -97,7 +98,7 @@ class TrialTraining:
             last=self._last,
             seed=self.experiment.seed,
             steps=steps,
-            num_images=steps * training.global_batch_size,
+            num_images=steps * training.global_batch_size * self.experiment.data.stack,
         )
 
 
@@ -174,7 +175,6 @@ def _train_trial(base: Experiment, folder: SweepFolder, job: Job, num_seeds: int
 def _train_seed(training: TrialTraining, slot: SlotRank) -> TrainingEnd:
     """How one training of a trial ended (see `TrialTraining.conclude`); the same on all ranks."""
     from larmor.recon.training.history import TrainingDiverged
-    from larmor.recon.training.train import train
 
     experiment, ranks, request = training.experiment, slot.ranks, slot.request
     worker = RunWorker(
@@ -185,7 +185,7 @@ def _train_seed(training: TrialTraining, slot: SlotRank) -> TrainingEnd:
     try:
         with worker.watched(experiment.cluster.hang_seconds), worker:
             try:
-                if not training.claim() and not train(experiment, worker):
+                if not training.claim() and not train_recipe(experiment, worker):
                     if training.stop_reason:
                         end = TrainingEnd(state="stopped", reason=training.stop_reason)
                     else:

@@ -9,7 +9,7 @@ they must equal: one process, plain PyTorch, written without any of Larmor's tra
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ class Case:
     backend: Backend = "deepspeed"
     dtype: Precision = "float32"
     resume: bool = False
+    critics: int = 1
     variant: str = "right"
 
     @property
@@ -53,7 +54,7 @@ class Case:
         kind = "" if self.variant == "right" else f"-{self.variant}"
         return (
             f"{self.backend}-{self.dtype}-zero{self.zero_stage}-accumulation{self.accumulation}"
-            f"-critic{self.critic_steps}-{self.optimizer}{kind}"
+            f"-critic{self.critic_steps}{f'x{self.critics}' if self.critics > 1 else ''}-{self.optimizer}{kind}"
         )
 
 
@@ -64,6 +65,7 @@ def matrix(backend: Backend) -> Iterator[Case]:
                 resume = accumulation == 2 and critic_steps == 3
                 yield Case(stage, accumulation, critic_steps, backend=backend, resume=resume)
         yield Case(stage, accumulation=2, optimizer="adam", backend=backend)
+        yield Case(stage, accumulation=2, critic_steps=2, backend=backend, resume=True, critics=2)
 
 
 PARITY = [*matrix("deepspeed"), *matrix("plain")]
@@ -81,6 +83,7 @@ MISTAKES = [
     Case(1, 1, 1, variant="everything_clipped"),
     Case(1, 2, 1, optimizer="adam", variant="double_gradient"),
     Case(2, 2, 1, optimizer="adam", variant="default_gradient_clipping"),
+    Case(1, 2, 2, critics=2, variant="unfrozen_critic"),
 ]
 
 
@@ -135,9 +138,17 @@ class Critic(nn.Module):
         return GAIN * self.dense(features.mean(dim=(2, 3)))
 
 
-def networks(seed: int = 0) -> tuple[Generator, Critic]:
+def networks(seed: int = 0, critics: int = 1) -> tuple[Generator, list[Critic]]:
     torch.manual_seed(seed)
-    return Generator(), Critic()
+    return Generator(), [Critic() for _ in range(critics)]
+
+
+CRITICS = ["critic", "critic_residual"]
+
+
+def seen(critic: int, image: Tensor, zero_filled: Tensor) -> Tensor:
+    """What a critic sees of an image: the first the image, the second the residual map."""
+    return image - zero_filled if critic else image
 
 
 def images(step: int, draw: int, size: int) -> tuple[Tensor, Tensor]:
@@ -152,11 +163,11 @@ def critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
     return fake_scores.mean() - real_scores.mean()
 
 
-def generator_loss(target: Tensor, reconstruction: Tensor, fake_scores: Tensor) -> dict[str, Tensor]:
+def generator_loss(target: Tensor, reconstruction: Tensor, fake_scores: Sequence[Tensor]) -> dict[str, Tensor]:
     error = (target - reconstruction).flatten(1).norm(dim=1) / target.flatten(1).norm(dim=1)
     spectra = (torch.fft.fft2(image, norm="ortho").abs() for image in (target, reconstruction))
     frequency = torch.sub(*spectra).square().mean()
-    adversarial = -fake_scores.mean()
+    adversarial = -torch.stack([scores.mean() for scores in fake_scores]).sum()
     loss = adversarial + IMAGE_WEIGHT * error.mean() + FREQUENCY_WEIGHT * frequency
     return {"loss": loss, "adversarial": adversarial}
 
@@ -178,12 +189,10 @@ def rates_after(name: str) -> tuple[float, float]:
 # ---- the reference ----
 
 
-def reference(global_batch: int, critic_steps: int, optimizer: str) -> dict[str, Any]:
+def reference(global_batch: int, critic_steps: int, optimizer: str, num_critics: int = 1) -> dict[str, Any]:
     """The run in plain PyTorch: whole global batches, no engine, no accumulation, no ranks."""
-    generator, critic = networks()
-    with torch.no_grad():
-        for parameter in critic.clipped:
-            parameter.clamp_(-CLIP, CLIP)
+    generator, critics = networks(critics=num_critics)
+    clip_weights(critics)
     settings = optimizer_settings(optimizer)
     rate, epsilon = settings["learning_rate"], settings["epsilon"]
 
@@ -192,32 +201,43 @@ def reference(global_batch: int, critic_steps: int, optimizer: str) -> dict[str,
             return torch.optim.RMSprop(parameters, lr=rate, alpha=settings["alpha"], eps=epsilon)
         return torch.optim.Adam(parameters, lr=rate, betas=(settings["beta1"], settings["beta2"]), eps=epsilon)
 
-    generator_optimizer, critic_optimizer = make(generator.parameters()), make(critic.parameters())
+    generator_optimizer = make(generator.parameters())
+    critic_optimizers = [make(critic.parameters()) for critic in critics]
     losses = []
     for step in range(NUM_STEPS):
         if step == NEW_RATES_AT:
-            generator_optimizer.param_groups[0]["lr"], critic_optimizer.param_groups[0]["lr"] = rates_after(optimizer)
+            generator_optimizer.param_groups[0]["lr"], rate = rates_after(optimizer)
+            for own in critic_optimizers:
+                own.param_groups[0]["lr"] = rate
         row = []
         for draw in range(critic_steps):
             zero_filled, target = images(step, draw, global_batch)
             fake = generator(zero_filled).detach()
-            loss = critic(fake).mean() - critic(target).mean()
-            critic_optimizer.zero_grad()
-            loss.backward()
-            critic_optimizer.step()
-            with torch.no_grad():
-                for parameter in critic.clipped:
-                    parameter.clamp_(-CLIP, CLIP)
-            row.append(loss.detach())
+            for number, (critic, own) in enumerate(zip(critics, critic_optimizers, strict=True)):
+                views = (seen(number, image, zero_filled) for image in (fake, target))
+                loss = torch.sub(*(critic(view).mean() for view in views))
+                own.zero_grad()
+                loss.backward()
+                own.step()
+                clip_weights([critic])
+                row.append(loss.detach())
         zero_filled, target = images(step, critic_steps, global_batch)
         reconstruction = generator(zero_filled)
-        terms = generator_loss(target, reconstruction, critic(reconstruction))
+        scores = [critic(seen(number, reconstruction, zero_filled)) for number, critic in enumerate(critics)]
+        terms = generator_loss(target, reconstruction, scores)
         generator_optimizer.zero_grad()
         terms["loss"].backward()
         generator_optimizer.step()
         losses.append(torch.stack([*row, terms["loss"].detach(), terms["adversarial"].detach()]))
-    state = {"generator": generator.state_dict(), "critic": critic.state_dict()}
-    return {"losses": torch.stack(losses).double(), **state}
+    states = {name: critic.state_dict() for name, critic in zip(CRITICS, critics, strict=False)}
+    return {"losses": torch.stack(losses).double(), "generator": generator.state_dict(), **states}
+
+
+@torch.no_grad()
+def clip_weights(critics: Sequence[Critic]) -> None:
+    for critic in critics:
+        for parameter in critic.clipped:
+            parameter.clamp_(-CLIP, CLIP)
 
 
 # ---- the same through Larmor ----
@@ -236,7 +256,7 @@ class Trainer:
         self.losses: list[Tensor] = []
         self.extremes: list[tuple[float, float]] = []
         # All ranks but the first start elsewhere: the engines have to copy the first one's weights.
-        generator, critic = networks(seed + 10 * rank)
+        generator, critics = networks(seed + 10 * rank, case.critics)
         # ZeRO 3 in float32 partitions every parameter; in bfloat16 all these small ones stay whole, as by default.
         threshold = 0 if case.dtype == "float32" else EngineSettings.persistence_threshold
         settings = EngineSettings(micro_batch, case.accumulation, case.zero_stage, case.dtype, threshold)
@@ -245,48 +265,64 @@ class Trainer:
             deepspeed_engine.parameter_groups = lambda module, clip: [{"params": list(module.parameters())}]
         clip = 2 * CLIP if case.variant == "double_clip" else CLIP
         self.generator = build_engine(generator, config, settings, "cpu", backend=case.backend)
-        self.critic = build_engine(critic, config, settings, "cpu", clip=clip, backend=case.backend)
+        self.critics = [
+            build_engine(critic, config, settings, "cpu", clip=clip, backend=case.backend) for critic in critics
+        ]
 
     def train(self, start: int, stop: int) -> None:
         from larmor.recon.training.gan_step import critic_step
 
-        engines = self.generator, self.critic
         for step in range(start, stop):
             if step == NEW_RATES_AT:
-                for engine, rate in zip(engines, rates_after(self.case.optimizer), strict=True):
-                    engine.set_learning_rate(rate)
+                own, of_critics = rates_after(self.case.optimizer)
+                self.generator.set_learning_rate(own)
+                for engine in self.critics:
+                    engine.set_learning_rate(of_critics)
             row = []
             for draw in range(self.case.critic_steps):
-                terms = [critic_step(*engines, [n], i, critic_loss) for n, i in self.micro_batches(step, draw)]
-                row.append(torch.stack([term["critic_loss"] for term in terms]).mean())
+                for number, engine in enumerate(self.critics):
+                    terms = [
+                        critic_step(
+                            self.generator,
+                            engine,
+                            [zero_filled],
+                            seen(number, target, zero_filled),
+                            critic_loss,
+                            partial(seen, number, zero_filled=zero_filled),
+                        )
+                        for zero_filled, target in self.micro_batches(step, draw)
+                    ]
+                    row.append(torch.stack([term["critic_loss"] for term in terms]).mean())
             parts = [self.generator_terms(*pair) for pair in self.micro_batches(step, self.case.critic_steps)]
             self.losses.append(self.mean_over_ranks(torch.stack([*row, *torch.stack(parts).mean(0)]).double()))
             if self.case.dtype == "bfloat16":
-                self.extremes.append(largest_weights(self.critic, self.case))
+                self.extremes.append(largest_weights(self.critics[0], self.case))
 
     def generator_terms(self, zero_filled: Tensor, target: Tensor) -> Tensor:
         from larmor.recon.training.gan_step import generator_step
 
+        views = [partial(seen, number, zero_filled=zero_filled) for number in range(len(self.critics))]
+        critics = list(zip(self.critics, views, strict=True))
         if self.case.variant == "unfrozen_critic":
             reconstruction = self.generator(zero_filled)
-            terms = generator_loss(target, reconstruction, self.critic.bare_forward(reconstruction))
+            scores = [critic.bare_forward(view(reconstruction)) for critic, view in critics]
+            terms = generator_loss(target, reconstruction, scores)
             self.generator.backward(terms["loss"])
             self.generator.step()
         elif self.case.variant == "double_gradient":
 
-            def doubled(reconstruction: Tensor, scores: Tensor | None) -> dict[str, Tensor]:
-                assert scores is not None
+            def doubled(reconstruction: Tensor, scores: Sequence[Tensor]) -> dict[str, Tensor]:
                 return {name: 2 * term for name, term in generator_loss(target, reconstruction, scores).items()}
 
-            _, terms = generator_step(self.generator, self.critic, [zero_filled], doubled)
+            _, terms = generator_step(self.generator, critics, [zero_filled], doubled)
             terms = {name: term / 2 for name, term in terms.items()}
         else:
             objective = partial(generator_loss, target)
-            reconstruction, terms = generator_step(self.generator, self.critic, [zero_filled], objective)
+            reconstruction, terms = generator_step(self.generator, critics, [zero_filled], objective)
             assert reconstruction.dtype == torch.float32
             assert reconstruction.shape == target.shape
             assert not reconstruction.requires_grad
-            assert all(parameter.requires_grad for parameter in self.critic.module.parameters())
+            assert all(p.requires_grad for critic in self.critics for p in critic.module.parameters())
         return torch.stack([terms["loss"], terms["adversarial"]]).detach()
 
     def micro_batches(self, step: int, draw: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -301,17 +337,21 @@ class Trainer:
             dist.all_reduce(values)
         return values / self.world_size
 
+    @property
+    def engines(self) -> dict[str, Any]:
+        return {"generator": self.generator, **dict(zip(CRITICS, self.critics, strict=False))}
+
     def save(self, folder: Path) -> None:
-        self.generator.save(folder / "generator")
-        self.critic.save(folder / "critic")
+        for name, engine in self.engines.items():
+            engine.save(folder / name)
 
     def load(self, folder: Path) -> None:
-        self.generator.load(folder / "generator")
-        self.critic.load(folder / "critic")
+        for name, engine in self.engines.items():
+            engine.load(folder / name)
 
     def result(self) -> dict[str, Any]:
-        state = {"generator": self.generator.state_dict(), "critic": self.critic.state_dict()}
-        return {"losses": torch.stack(self.losses), "extremes": torch.tensor(self.extremes), **state}
+        states = {name: engine.state_dict() for name, engine in self.engines.items()}
+        return {"losses": torch.stack(self.losses), "extremes": torch.tensor(self.extremes), **states}
 
 
 def largest_weights(engine: Any, case: Case) -> tuple[float, float]:
@@ -368,7 +408,7 @@ def refusals(case: Case, rank: int, world_size: int, folder: Path) -> dict[str, 
                 (copy / file.name).write_bytes(file.read_bytes()[:-1])
     damaged["other network"] = complete.parent / "generator"
     messages = {}
-    engine = Trainer(case, rank, world_size).critic
+    engine = Trainer(case, rank, world_size).critics[0]
     for what, path in damaged.items():
         try:
             engine.load(path)

@@ -27,14 +27,14 @@ def score(image: Tensor) -> Tensor:
 
 def report(target: Tensor, found: Tensor, config: LossConfig, parts: int = 1) -> dict[str, float]:
     pieces = zip(target.chunk(parts), found.chunk(parts), strict=True)
-    return figures([measure(t, f, config, Judge(score, score(t))) for t, f in pieces])
+    return figures([measure(t, f, config, [Judge(score, score(t))]) for t, f in pieces])
 
 
 @pytest.mark.parametrize("adversarial", ["wasserstein", "bce"])
 def test_shares_are_the_norms_of_the_terms_gradients(adversarial: Any) -> None:
     config = LossConfig(adversarial=adversarial, a=3.0, b=0.7)
     target, found = images(0), images(1).requires_grad_()
-    terms = generator_loss(target, found, score(found), config)
+    terms = generator_loss(target, found, [score(found)], config)
     weighted = {
         "adversarial": terms["adversarial"],
         "content": 3.0 * normalized_root_mse_loss(target, found),
@@ -63,16 +63,16 @@ def test_ranks_and_micro_batches_do_not_matter() -> None:
 def test_terms_without_weight_or_company_are_left_out() -> None:
     target, found = images(0), images(1)
     assert "share/frequency" not in report(target, found, LossConfig(b=0.0))
-    alone = figures([measure(target, found, LossConfig(adversarial="none", b=0.0), None)])
+    alone = figures([measure(target, found, LossConfig(adversarial="none", b=0.0))])
     assert alone == {}, "one term has all of the gradient: no figure that cannot move"
-    pair = figures([measure(target, found, LossConfig(adversarial="none"), None)])
+    pair = figures([measure(target, found, LossConfig(adversarial="none"))])
     assert set(pair) == {"share/content", "share/frequency"}
 
 
 def test_nothing_is_left_in_the_gradients_of_a_critic() -> None:
     critic = nn.Sequential(nn.Flatten(), nn.Linear(80, 1)).requires_grad_(False)
     target, found = images(0), images(1)
-    measure(target, found, LossConfig(), Judge(critic, critic(target)))
+    measure(target, found, LossConfig(), [Judge(critic, critic(target))])
     assert all(parameter.grad is None for parameter in critic.parameters())
 
 
@@ -85,6 +85,14 @@ def test_a_silent_critic_is_told_once_with_the_remedy() -> None:
     assert messages[2] == told[0], "after three reports in a row"
     assert "Raise critic.clip" in told[0]
     assert "0.10%" in told[0]
+
+
+def test_each_silent_critic_is_told_by_its_name() -> None:
+    silent = SilentCritic()
+    row = {"share/adversarial": 0.3, "share/adversarial_residual": 0.001}
+    told = [message for step in range(5) if (message := silent.add({"step": step, **row}))]
+    assert len(told) == 1
+    assert "The residual critic has 0.10%" in told[0]
 
 
 def test_a_critic_with_a_say_is_not_told() -> None:

@@ -17,13 +17,14 @@ from larmor.recon.training.gan import Gan
 SIZE = (64, 96)
 
 
-def recipe(system: str, batch: int = 6, **critic: Any) -> Recipe:
+def recipe(system: str, batch: int = 6, loss: dict[str, Any] | None = None, **critic: Any) -> Recipe:
     return Recipe.model_validate(
         {
             "system": system,
             "data": {"url": "unused", "crop": SIZE},
             "generator": {"width": 4},
             "critic": {"width": 4, **critic},
+            "loss": loss or {},
             "training": {"global_batch_size": batch, "backend": "plain", "zero_stage": 0},
         }
     )
@@ -33,14 +34,15 @@ def signal_of(coils: int) -> SignalConfig:
     return SignalConfig(mode="complex", coils="all", num_coils=coils)
 
 
-def test_a_step_is_counted_as_it_is_computed() -> None:
-    one = recipe("gan_resnet50", steps=1)
+@pytest.mark.parametrize("loss", [{}, {"residual_critic": 1.0}], ids=["one critic", "two critics"])
+def test_a_step_is_counted_as_it_is_computed(loss: dict[str, Any]) -> None:
+    one = recipe("gan_resnet50", loss=loss, steps=1)
     gan = Gan(one, torch.device("cpu"))
     images = torch.rand(6, 1, *SIZE)
     mask = torch.ones(6, 1, *SIZE, dtype=torch.bool)
     sample = Sample(images, images, images.to(torch.complex64), mask, torch.zeros(6, 2), torch.zeros(6, 2).numpy())
     with FlopCounterMode(display=False) as counted:
-        gan.train_critic([sample], 0)
+        gan.train_critics([sample], 0)
         gan.train_generator([sample])
     assert flops_per_step(one) == counted.get_total_flops() > 0
 

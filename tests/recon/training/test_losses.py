@@ -121,7 +121,7 @@ def test_critic_and_generator_pull_the_scores_apart(kind: str) -> None:
 def test_eq_9_adds_the_weighted_terms(adversarial: Any, frequency: Any) -> None:
     target, found, scores = images(0), images(1), FAKE[:2]
     config = LossConfig(adversarial=adversarial, frequency=frequency, a=3.0, b=0.7)
-    terms = generator_loss(target, found, scores, config)
+    terms = generator_loss(target, found, [scores], config)
     assert terms["adversarial"] == adversarial_loss(scores, adversarial)
     assert terms["normalized_root_mse"] == normalized_root_mse_loss(target, found)
     assert terms["frequency"] == frequency_loss(target, found, frequency)
@@ -142,7 +142,7 @@ def test_every_term_has_a_gradient_that_lowers_it(frequency: str) -> None:
 
 def test_a_perfect_reconstruction_has_finite_gradients() -> None:
     found = images(0).requires_grad_()
-    terms = generator_loss(images(0), found, found.mean(dim=(1, 2, 3))[:, None], LossConfig())
+    terms = generator_loss(images(0), found, [found.mean(dim=(1, 2, 3))[:, None]], LossConfig())
     terms["loss"].backward()
     assert found.grad is not None
     assert torch.isfinite(found.grad).all()

@@ -61,7 +61,7 @@ def trained(found: Recipe, device: torch.device, steps: range, gan: Gan | None =
     for step in steps:
         gan.set_learning_rates(step)
         batch = samples(found, step, device)
-        terms = [*(gan.train_critic(batch, step) if gan.critic else []), *gan.train_generator(batch)]
+        terms = [*gan.train_critics(batch, step), *gan.train_generator(batch)]
         losses += [float(value) for row in terms for value in row.values()]
     return gan, losses
 

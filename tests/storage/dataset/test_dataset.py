@@ -325,7 +325,7 @@ def test_a_removal_unpublishes_first(store: ObjectStore, monkeypatch: pytest.Mon
     deleted: list[str] = []
     monkeypatch.setattr(store, "delete", deleted.append)
     writing.remove(store)
-    assert deleted == ["zarr.json", *dataset.SPLITS]
+    assert deleted == ["zarr.json", *dataset.SPLITS, dataset.TRIALS]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
