@@ -21,6 +21,7 @@ from torch import Tensor
 from larmor.recon.models.model import Model
 from larmor.recon.models.portable import portable
 from larmor.recon.networks.data_consistency import ConsistentGenerator
+from larmor.recon.networks.idpcnn import IdpGenerator
 from larmor.recon.physics.fourier import fft2c, ifft2c
 from larmor.recon.physics.masks import make_mask
 from larmor.recon.physics.sense import complex_to_channels, sense_expand, sense_reduce
@@ -137,7 +138,8 @@ def _num_coils(model: Model, config: ExportConfig) -> int:
 
 
 def _consistent(model: Model) -> bool:
-    return isinstance(model.generator, ConsistentGenerator)
+    """Whether the generator puts measured points back."""
+    return isinstance(model.generator, ConsistentGenerator | IdpGenerator)
 
 
 def _takes_maps(model: Model) -> bool:

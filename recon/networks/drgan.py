@@ -24,6 +24,7 @@ class DrganGenerator(nn.Module):
 
     def __init__(self, width: int, channels: int = 1) -> None:
         super().__init__()
+        self.multiple = 2**_LEVELS  # of which height and width are made
         self.first = nn.Conv2d(channels, width, kernel_size=3, padding=1)
         self.down_blocks = nn.ModuleList(ResidualDenseBlock(width) for _ in range(_LEVELS))
         self.downs = nn.ModuleList(
@@ -41,7 +42,7 @@ class DrganGenerator(nn.Module):
 
     def residual(self, image: Tensor) -> Tensor:
         """The residual map of (batch, channels, height, width): what `forward` adds to its input."""
-        padded, (height, width) = pad_to_multiple(image, 2**_LEVELS)
+        padded, (height, width) = pad_to_multiple(image, self.multiple)
         hidden, skips = self.first(padded), []
         for block, down in zip(self.down_blocks, self.downs, strict=True):
             skips.append(block(hidden))

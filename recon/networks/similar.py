@@ -22,6 +22,7 @@ class SimilarPatchesGenerator(nn.Module):
 
     def __init__(self, width: int, channels: int = 1, norm: Norm = "group") -> None:
         super().__init__()
+        self.multiple = 1  # of which height and width are made
         self.network = DnCnn(GROUP * channels, channels, width, norm)
 
     def forward(self, image: Tensor, *_measurement: Tensor | None) -> Tensor:
