@@ -32,7 +32,7 @@ def simulate_coils(
         float, typer.Option(min=0, max=1, help="Smallest fraction of foreground pixels in slices cut from volumes.")
     ] = 0.15,
     every: Annotated[int, typer.Option(min=1, help="Measure one slice in so many of each volume.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other coils and phases.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other coils, positions and phases.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn images into fully sampled k-space of several coils (.npy), with smooth maps and phase, for `convert`."""

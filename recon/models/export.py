@@ -138,6 +138,7 @@ def _num_coils(model: Model, config: ExportConfig) -> int:
 
 
 def _consistent(model: Model) -> bool:
+    """Whether the generator puts measured points back."""
     return isinstance(model.generator, ConsistentGenerator | IdpGenerator)
 
 

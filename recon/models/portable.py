@@ -44,14 +44,52 @@ class PortableConsistentGenerator(nn.Module):
         return self._reconstruct(zero_filled, kspace, mask, maps)
 
     def _reconstruct(self, image: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None) -> Tensor:
-        kspace, mask = _whole(image, kspace, mask, maps)
+        measured = PortableMeasured(kspace, mask, maps, image.shape[1])
         weight = None if self.log_weight is None else self.log_weight.exp()
         for _ in range(self.iterations):
             for network in self.networks:
                 image = network(image)
                 if self.is_consistent:
-                    image = _put_back(image, kspace, mask, maps, weight)
+                    image = measured.put_back(image, weight)
         return image
+
+
+class PortableMeasured:
+    """`Measured`, of real numbers: `kspace` and `maps` (batch, coil, height, width, 2), `mask` (batch, 1, height,
+    width)."""
+
+    def __init__(self, kspace: Tensor, mask: Tensor, maps: Tensor | None, channels: int) -> None:
+        if channels == 1 and maps is None:
+            conjugate = mirrored(kspace, (-3, -2)) * kspace.new_tensor([1.0, -1.0])
+            kspace, mask = torch.where(mask.unsqueeze(-1), kspace, conjugate), mask | mirrored(mask)
+        self._kspace, self._mask, self._maps = kspace, mask.unsqueeze(-1), maps
+
+    def put_back(self, image: Tensor, weight: Tensor | None = None) -> Tensor:
+        """As `Measured.put_back`; `weight` has one axis, or (batch, 1, 1, 1)."""
+        parts = (image, torch.zeros_like(image)) if image.shape[1] == 1 else image.chunk(2, dim=1)
+        whole = torch.stack(parts, dim=-1)
+        predicted = centred_dft(whole if self._maps is None else _times(self._maps, whole))
+        measured = self._kspace
+        if weight is not None:
+            share = weight.unsqueeze(-1)
+            measured = (predicted + share * measured) / (1 + share)
+        corrected = centred_dft(torch.where(self._mask, measured, predicted), inverse=True)
+        if self._maps is not None:
+            conjugate = self._maps * self._maps.new_tensor([1.0, -1.0])
+            corrected = _times(conjugate, corrected).sum(dim=1, keepdim=True)
+        return corrected[..., 0] if image.shape[1] == 1 else torch.cat([corrected[..., 0], corrected[..., 1]], dim=1)
+
+
+class PortableLoop(nn.Module):
+    """The loop of `idpcnn`: inputs as those of a generator with data consistency."""
+
+    def __init__(self, generator: IdpGenerator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, zero_filled: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
+        measured = PortableMeasured(kspace, mask, maps, zero_filled.shape[1])
+        return self.generator.loop(zero_filled, measured.put_back)
 
 
 class PortableStartedGenerator(PortableConsistentGenerator):
@@ -61,47 +99,12 @@ class PortableStartedGenerator(PortableConsistentGenerator):
         return self._reconstruct(start, kspace, mask, maps)
 
 
-class PortableIdpGenerator(nn.Module):
-    """IDPCNN's loop; inputs as those of `PortableConsistentGenerator`."""
-
-    def __init__(self, generator: IdpGenerator) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, zero_filled: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
-        kspace, mask = _whole(zero_filled, kspace, mask, maps)
-
-        def put_back(image: Tensor, weight: Tensor) -> Tensor:
-            return _put_back(image, kspace, mask, maps, weight.unsqueeze(-1))
-
-        return self.generator.iterate(zero_filled, put_back)
-
-
 def portable(generator: nn.Module) -> nn.Module:
     """`generator` with real inputs and outputs and the same weights."""
     if isinstance(generator, ConsistentGenerator):
         started = generator.start_config.enabled
         return PortableStartedGenerator(generator) if started else PortableConsistentGenerator(generator)
-    return PortableIdpGenerator(generator) if isinstance(generator, IdpGenerator) else PortableGenerator(generator)
-
-
-def _whole(image: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What was measured and where; of a real image seen by one coil each point counts at its mirrored place as well."""
-    if image.shape[1] > 1 or maps is not None:
-        return kspace, mask
-    conjugate = mirrored(kspace, (-3, -2)) * kspace.new_tensor([1.0, -1.0])
-    return torch.where(mask.unsqueeze(-1), kspace, conjugate), mask | mirrored(mask)
-
-
-def _put_back(image: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None, weight: Tensor | None = None) -> Tensor:
-    parts = (image, torch.zeros_like(image)) if image.shape[1] == 1 else image.chunk(2, dim=1)
-    whole = torch.stack(parts, dim=-1)
-    predicted = centred_dft(whole if maps is None else _times(maps, whole))
-    measured = kspace if weight is None else (predicted + weight * kspace) / (1 + weight)
-    corrected = centred_dft(torch.where(mask.unsqueeze(-1), measured, predicted), inverse=True)
-    if maps is not None:
-        corrected = _times(maps * maps.new_tensor([1.0, -1.0]), corrected).sum(dim=1, keepdim=True)
-    return corrected[..., 0] if image.shape[1] == 1 else torch.cat([corrected[..., 0], corrected[..., 1]], dim=1)
+    return PortableLoop(generator) if isinstance(generator, IdpGenerator) else PortableGenerator(generator)
 
 
 def centred_dft(image: Tensor, inverse: bool = False) -> Tensor:

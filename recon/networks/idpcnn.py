@@ -49,23 +49,21 @@ class IdpGenerator(nn.Module):
 
     def __init__(self, width: int, channels: int = 1, norm: Norm = "group", turns: int = 100) -> None:
         super().__init__()
+        self.multiple = 1  # of which height and width are made
         self.denoiser = LevelDenoiser(width, channels, norm)
         self.turns = turns
-        self.multiple = 1  # of which height and width are made
 
     def forward(self, zero_filled: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
-        measured = Measured(kspace, mask, maps, zero_filled.shape[1])
-        return self.iterate(zero_filled.float(), measured.put_back).to(zero_filled.dtype)
+        return self.loop(zero_filled, Measured(kspace, mask, maps, zero_filled.shape[1]).put_back)
 
-    def iterate(self, image: Tensor, put_back: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """The loop, from `image` (batch, channels, height, width) float32. `put_back(image, weight)` mixes the measured
-        points in, with a weight (batch, 1, 1, 1) beside the image's own."""
-        dtype = next(self.denoiser.parameters(), image).dtype
+    def loop(self, zero_filled: Tensor, put_back: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The turns, with a projection (image, weight of the measured points (batch, 1, 1, 1)) → image."""
+        image = zero_filled.float()
         rho = torch.full_like(image[:, :1, :1, :1], _FIRST_RHO)
         before = torch.full_like(rho, torch.inf)
         done = torch.zeros_like(rho, dtype=torch.bool)
         for _ in range(self.turns):
-            found = self.denoiser(image.to(dtype), (_LAMBDA / rho).sqrt()).float()
+            found = self.denoiser(image.to(zero_filled.dtype), (_LAMBDA / rho).sqrt()).float()
             found = put_back(found, 1 / (_PROJECTION * rho))
             change = (found - image).square().mean(dim=(1, 2, 3), keepdim=True)
             image = torch.where(done, image, found)
@@ -73,4 +71,4 @@ class IdpGenerator(nn.Module):
             done, before = done | (change < _ENOUGH), change
             if not torch.compiler.is_exporting() and bool(done.all()):
                 break
-        return image
+        return image.to(zero_filled.dtype)

@@ -28,7 +28,7 @@ _KEPT = ("package", "version", "member", "licence")  # of what stands beside an 
 class CoilOptions:
     """How coils see the images: how many, and the standard deviation of the `noise` in real and imaginary part of each
     point of k-space, as a part of the scan's largest magnitude. `matrix` and `min_foreground` cut volumes into slices,
-    of which one in `every` is measured. Another `seed` gives other coils and phases."""
+    of which one in `every` is measured. Another `seed` gives another array, other positions and phases."""
 
     num_coils: int = 8
     noise: float = 0.0
@@ -48,8 +48,8 @@ def simulate_coils(
     """For each scan of images `NAME.npy` in `folder`, fully sampled k-space (slice, coil, height, width) complex64, and
     `NAME.json` beside it, which says that it is simulated. `larmor convert` reads both.
 
-    The object has a smooth phase, the coils' maps (`smooth_maps`) are those of the scan, whose name and the seed decide
-    them. Memory: the slices as images, and one slice of all coils.
+    All scans are measured by one array of coils (`smooth_maps`), which the seed decides. How the head lies in it and
+    its smooth phase depend on the seed and the scan's name. Memory: the slices as images, and one slice of all coils.
 
     Raises `InputError` for scans that are not images, for options that are impossible, and for a file that exists,
     unless `overwrite`.
@@ -86,7 +86,8 @@ def _measure(ref: SourceRef, source: Source, path: Path, options: CoilOptions) -
         )
     size = source.slice_shape[1:]
     rng = np.random.default_rng([options.seed, zlib.crc32(ref.name.encode())])
-    maps, phase = smooth_maps(options.num_coils, size, rng), _ObjectPhase(size, rng)
+    maps = smooth_maps(options.num_coils, size, np.random.default_rng(options.seed), Lie.drawn(rng))
+    phase = _ObjectPhase(size, rng)
     images = [to_image(source.kspace(int(index))[0]).real for index in kept]
     noise = options.noise * max(float(np.abs(image).max()) for image in images)
     with tempfile.TemporaryDirectory(prefix=".coils-", dir=path.parent) as scratch:
@@ -115,19 +116,38 @@ def _about(ref: SourceRef, source: Source, options: CoilOptions) -> dict[str, ob
     }
 
 
-def smooth_maps(num_coils: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+@dataclass(frozen=True)
+class Lie:
+    """How a head lies among the coils: their circle is moved by `shift` (rows, columns), of half the image, and turned
+    by `turn` radians."""
+
+    shift: tuple[float, float] = (0.0, 0.0)
+    turn: float = 0.0
+
+    @staticmethod
+    def drawn(rng: np.random.Generator) -> Lie:
+        """A few per cent off the middle, a few degrees turned."""
+        rows, columns, turn = rng.uniform(-0.05, 0.05, 3).tolist()
+        return Lie((rows, columns), turn)
+
+
+def smooth_maps(
+    num_coils: int, size: tuple[int, int], array: np.random.Generator, lie: Lie | None = None
+) -> np.ndarray:
     """Sensitivity maps (coil, height, width) complex64 of coils on a circle around the image, Σ|map|² = 1.
 
-    A coil's sensitivity falls with distance and turns its phase along the way; where the first coil stands, how strong
-    each is and its phase are drawn.
+    A coil's sensitivity falls with distance and turns its phase along the way. `array` draws where the first coil
+    stands, how strong each is and its phase: what is the same for all heads in it.
     """
+    lie = lie or Lie()
     rows, columns = np.meshgrid(*(np.linspace(-1, 1, length) for length in size), indexing="ij")
-    angles = 2 * np.pi * (np.arange(num_coils) / num_coils + rng.random())[:, None, None]
-    y, x = _RADIUS * np.sin(angles), _RADIUS * np.cos(angles)
-    strength = rng.uniform(0.8, 1.2, (num_coils, 1, 1))
+    first = array.random()
+    each = (num_coils, 1, 1)
+    strength, slope, offset = array.uniform(0.8, 1.2, each), array.uniform(0.5, 1, each), array.uniform(-3, 3, each)
+    angles = 2 * np.pi * (np.arange(num_coils) / num_coils + first)[:, None, None] + lie.turn
+    y, x = _RADIUS * np.sin(angles) + lie.shift[0], _RADIUS * np.cos(angles) + lie.shift[1]
     distance = (rows - y) ** 2 + (columns - x) ** 2
-    turns = (rows * np.sin(angles) + columns * np.cos(angles)) * rng.uniform(0.5, 1.0, (num_coils, 1, 1))
-    phase = turns + rng.uniform(-np.pi, np.pi, (num_coils, 1, 1))
+    phase = slope * (rows * np.sin(angles) + columns * np.cos(angles)) + offset
     maps = strength * np.exp(-distance / (2 * _REACH**2) + 1j * phase)
     return (maps / np.linalg.norm(maps, axis=0)).astype(np.complex64)
 

@@ -10,7 +10,7 @@ import pytest
 
 from larmor.storage.conversion.convert import ConvertOptions, convert
 from larmor.storage.dataset.dataset import read_split
-from larmor.storage.examples.coils import CoilOptions, simulate_coils, smooth_maps
+from larmor.storage.examples.coils import CoilOptions, Lie, simulate_coils, smooth_maps
 from larmor.storage.formats.centred_fft import to_image, to_kspace
 from larmor.storage.formats.recognise import find_sources, open_source
 from larmor.storage.formats.source import SourceOptions
@@ -58,6 +58,17 @@ def test_the_coils_together_see_the_image(heads: Path, tmp_path: Path) -> None:
         assert kspace.shape[1:] == (5, 40, 40)
         seen = np.linalg.norm(to_image(kspace), axis=1)
         np.testing.assert_allclose(seen, images_of(heads, name), atol=1e-2)
+
+
+def test_one_array_measures_all_scans_which_lie_differently_in_it(heads: Path, tmp_path: Path) -> None:
+    """Its coils keep their order: the strongest coil of a place is that, or the next one, of every scan."""
+    seen = [np.abs(to_image(scan))[4, :, 20, 13:27] for scan in simulated(heads, tmp_path / "coils")]
+    shares = [coils / np.linalg.norm(coils, axis=0) for coils in seen]
+    for other in shares[1:]:
+        assert 1e-4 < np.abs(other - shares[0]).max() < 0.3
+    array, turned = (smooth_maps(8, (40, 40), np.random.default_rng(0), Lie(turn=turn)) for turn in (0, np.pi / 4))
+    places = [np.abs(maps).reshape(8, -1).argmax(axis=1) for maps in (array, turned)]
+    assert (places[0] != places[1]).all(), "an eighth of a turn further"
 
 
 def test_the_object_has_a_smooth_phase_that_drifts(heads: Path, tmp_path: Path) -> None:
