@@ -187,6 +187,22 @@ class Recipe(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _frames_belong_together(self) -> Recipe:
+        if self.data.stack > 1:
+            return self
+        if self.generator.name == "conv_lstm":
+            raise ValueError(
+                "generator.name=conv_lstm joins the frames of a stack, and data.stack=1 leaves each alone; set "
+                "data.stack=8"
+            )
+        if self.generator.start.shares_views:
+            raise ValueError(
+                f"generator.start.method={self.generator.start.method} takes what an image lacks from others of its "
+                "stack, and data.stack=1 leaves each alone; set data.stack=8, or generator.start.method=none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _measurements_differ(self) -> Recipe:
         if self.loss.critic_sees != "measurement":
             return self
