@@ -190,9 +190,9 @@ def test_all_systems_of_a_cell_see_the_same(data: str, grid_file: str) -> None:
     assert len({experiment.name for _, experiment in found}) == 4
 
 
-@pytest.mark.parametrize("name", ["laptop", "paper"])
+@pytest.mark.parametrize("name", ["laptop", "paper", "systems"])
 def test_shipped_grids_hold_every_system(name: str) -> None:
-    assert set(shipped_grids()) == {"ablation", "laptop", "paper"}
+    assert set(shipped_grids()) == {"ablation", "coils", "dynamic", "laptop", "paper", "pet", "systems"}
     grid = load_grid(name, {})
     of_images = {
         name for name, given in SYSTEMS.items() if given.get("signal", {}).get("coils") != "all" and "data" not in given
