@@ -203,7 +203,10 @@ def evaluate(
 
 @benchmark_app.command("tables")
 def benchmark_tables(
-    preset: Annotated[str, typer.Option(help="A shipped grid, laptop or paper, or a YAML file.")] = "laptop",
+    preset: Annotated[
+        str,
+        typer.Option(help="A shipped grid (laptop, paper, systems, coils, dynamic, pet, ablation) or a YAML file."),
+    ] = "laptop",
     data: Annotated[str, typer.Option(help="A data set made by `larmor convert`.")] = "s3://larmor/heads",
     output: Annotated[str, typer.Option(help="Where to store the trainings: a folder or s3://BUCKET.")] = "s3://larmor",
     to: Annotated[Path, typer.Option(help="Folder for models, tables and figures.", **LOCAL)] = Path("tables"),
