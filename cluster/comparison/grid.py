@@ -23,6 +23,7 @@ from larmor.recon.evaluation.tables import write_tables
 from larmor.recon.networks.networks import build_critic, build_generator
 from larmor.recon.recipe.metric import TABLE_METRICS
 from larmor.recon.recipe.systems import SYSTEMS
+from larmor.recon.training.flops import flops_per_image
 from larmor.storage.loading.config import DataConfig, open_reader
 from larmor.storage.objects.errors import InputError
 
@@ -126,9 +127,11 @@ def experiments(grid: GridConfig, cell: Cell, name: str, data_url: str, output_u
             "output_url": output_url,
             "data.url": data_url,
             "data.crop": list(cell.size),
-            "mask.kind": cell.kind,
-            "mask.sampling_ratio": cell.ratio,
         }
+        if grid.overrides.get("signal.mode") == "pet":  # no k-space, no mask
+            content.pop("mask", None)
+        else:
+            given |= {"mask.kind": cell.kind, "mask.sampling_ratio": cell.ratio}
         change(content, {**given, **grid.overrides, **own})
         found[label] = build(_with_budget(content, grid), Experiment, grid.experiment)
     return found
@@ -172,7 +175,8 @@ def fill(
     evaluation raise, and `InputError` if something else lies where a run belongs; `overwrite` trains all anew.
     """
     data = DataConfig(url=data_url, memory_cache_bytes=0, disk_cache_bytes=0)
-    with contextlib.closing(open_reader(data, "test")) as reader:
+    first = next(iter(experiments(grid, cells(grid)[0], name, data_url, output_url).values()))
+    with contextlib.closing(open_reader(data, "test", with_maps=first.signal.needs_maps)) as reader:
         filled = [
             each
             for cell in cells(grid)
@@ -228,10 +232,11 @@ def _about(filled: Sequence[FilledCell]) -> str:
     if len(set(seen.values())) > 1:
         budget = "equally many images of a cell (" + "; ".join(f"{each}: {n}" for each, n in seen.items()) + ")"
     lines = [
-        f"Every system saw {budget} (generator steps × batch) of the same split, from the same seeds.",
+        f"Every system saw {budget} (generator steps × batch) of the same split, from the same seeds. Operations are "
+        "the convolutions and matrix products of one reconstruction.",
         "",
-        "| system | generator | width | parameters | critic | width | parameters |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| system | generator | width | parameters | GFLOP / image | critic | width | parameters |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, recipe in filled[0].trained.items():
         if " (seed " in name:
@@ -240,6 +245,7 @@ def _about(filled: Sequence[FilledCell]) -> str:
             generator = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack)
             critics = [build_critic(recipe.critic, recipe.critic_channels) for _ in recipe.loss.critics]
         row = [name, recipe.generator.name, str(recipe.generator.width), _millions(generator)]
+        row.append(f"{flops_per_image(recipe) / 1e9:.2f}")
         row += [recipe.critic.name, str(recipe.critic.width), _millions(*critics)] if critics else ["–"] * 3
         lines.append("| " + " | ".join(row) + " |")
     diverged = [f"{', '.join(cell.diverged)} ({cell.result.label})" for cell in filled if cell.diverged]

@@ -14,7 +14,7 @@ from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.runs.run_result import RunResult
 from larmor.recon.decoding.trials import open_trials, split_trials
 from larmor.recon.recipe.metric import HIGHER_IS_BETTER
-from larmor.recon.recipe.signal import check_phase
+from larmor.recon.recipe.signal import check_modality, check_phase
 from larmor.storage.dataset.dataset import read_split
 from larmor.storage.loading.config import check_identity
 from larmor.storage.loading.stacks import check_stack
@@ -51,6 +51,7 @@ def check_data(experiment: Experiment) -> None:
     for split in (experiment.data.train_split, experiment.data.validation_split):
         info = read_split(data, split)
         check_identity(experiment.data, info.identity)
+        check_modality(info.modality, experiment.signal)
         check_phase(experiment.signal, split, info.image_volumes)
         check_stack(info, experiment.data.stack)
         height, width = info.largest_matrix

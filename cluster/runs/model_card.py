@@ -47,6 +47,7 @@ def write_card(folder: Path, name: str, evaluation: Path | None = None, method: 
         num_more=len(data["sources"]) - _MOST_SOURCES if data else 0,
         mask=origin.get("mask"),
         decoding=setting("decoding", None),
+        pet=setting("signal.mode", None) == "pet" and setting("signal.pet"),
         training=_training(record, setting),
         environments=environments,
         versions=_versions(environments),
@@ -90,7 +91,9 @@ def _evaluated(cell: Mapping[str, Any], method: str) -> tuple[Row, list[Row]]:
     """Heading and rows of one cell of an evaluation: the model, and the zero-filled image below it."""
     methods = [method, *(["zero_filled"] if "zero_filled" in cell["mean"] else [])]
     names = [name for name in cell["mean"][method] if name != "seconds"]
-    rows: list[Row] = [(row, *(_with_interval(cell, row, name) for name in names)) for row in methods]
+    is_pet = cell.get("signal", {}).get("mode") == "pet"  # there zero-filled is filtered back-projection
+    titles = {"zero_filled": "FBP"} if is_pet else {}
+    rows: list[Row] = [(titles.get(row, row), *(_with_interval(cell, row, name) for name in names)) for row in methods]
     return ("", *(_title(name) for name in names)), rows
 
 

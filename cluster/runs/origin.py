@@ -135,7 +135,11 @@ def _origin(experiment: Experiment) -> dict[str, Any]:
             "splits": splits,
             "sources": root["sources"],
         },
-        **({} if experiment.decoding else {"mask": describe_mask(experiment.mask, experiment.data.crop)}),
+        **(
+            {}
+            if experiment.decoding or experiment.signal.mode == "pet"
+            else {"mask": describe_mask(experiment.mask, experiment.data.crop)}
+        ),
     }
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import NoReturn
 
-from larmor.cli import data, decoding, jobs, models, simulate, store, training
+from larmor.cli import data, decoding, jobs, models, pet, simulate, store, training
 from larmor.cli.app import app
 from larmor.storage.objects.errors import InputError
 
@@ -21,6 +21,7 @@ app.add_typer(store.fetch_app, name="fetch")
 app.add_typer(simulate.simulate_app, name="simulate")
 app.add_typer(models.benchmark_app, name="benchmark")
 app.add_typer(decoding.decode_app, name="decode")
+app.add_typer(pet.pet_app, name="pet")
 
 
 def main() -> None:

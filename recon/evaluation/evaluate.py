@@ -23,6 +23,7 @@ from larmor.recon.inference.inference import (
 )
 from larmor.recon.inference.metrics import slice_metrics, volume_metrics
 from larmor.recon.recipe.metric import DICE, METRICS, Preset
+from larmor.recon.recipe.signal import check_modality
 from larmor.storage.dataset.dataset import SplitInfo
 from larmor.storage.loading.reader import SliceReader
 from larmor.storage.loading.stacks import check_stack, in_stacks
@@ -69,6 +70,11 @@ class Evaluation:
         """The names of the figures that the volumes have."""
         return (*METRICS, DICE) if DICE in self.volumes[0].metrics else tuple(METRICS)
 
+    def title(self, method: str) -> str:
+        """What a method is called in a table: what MRI calls zero-filled is filtered back-projection of few counts in
+        PET."""
+        return "FBP" if method == ZERO_FILLED and self.physics.signal.mode == "pet" else method
+
     @property
     def size(self) -> str:
         return f"{self.physics.crop[0]}×{self.physics.crop[1]}"
@@ -76,6 +82,8 @@ class Evaluation:
     @property
     def label(self) -> str:
         """Size, mask and kind of image in words."""
+        if self.physics.signal.mode == "pet":
+            return f"simulated FDG PET, {self.size}, {self.physics.signal.pet.label}"
         mask = self.physics.mask
         kind = f"file {mask.file}" if mask.kind == "file" else f"{mask.kind} {100 * mask.sampling_ratio:g} %"
         words = [self.size, kind]
@@ -148,6 +156,7 @@ def evaluate(
     info = reader.info
     if segmentation and every > 1:
         raise InputError(f"--segmentation needs whole volumes, not one slice in {every}; leave --every out")
+    check_modality(info.modality, physics.signal)
     _check_size(info, physics)
     check_stack(info, physics.stack)
     names = (ZERO_FILLED, *methods)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import ValidationError
 from torch import Tensor
@@ -16,6 +17,7 @@ from larmor.recon.models.model import Model
 from larmor.recon.networks.classical_start import classical_start
 from larmor.recon.networks.data_consistency import Measured
 from larmor.recon.physics.samples import Sample
+from larmor.recon.physics.views import mean_view, shared_views
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.settings import StartConfig
 from larmor.recon.recipe.signal import SignalConfig
@@ -42,6 +44,23 @@ def classical_method(name: str, physics: Physics) -> Method:
         return solve(sample.kspace, sample.mask, config, sample.maps).to(sample.target.device)
 
     return reconstruct
+
+
+def dynamic_methods(physics: Physics) -> dict[str, Method]:
+    """The rows that every table of stacks has: what needs no training and is hard to beat where little moves.
+
+    `view_sharing`: each point of k-space from the image of the stack nearest in time that measured it.
+    `temporal_mean`: one image for all of a stack, of each point's mean over those that measured it.
+    """
+    if physics.stack == 1:
+        return {}
+    ways = {"view_sharing": shared_views, "temporal_mean": mean_view}
+    return {name: partial(_combined, combine) for name, combine in ways.items()}
+
+
+def _combined(combine: Callable[..., Tensor], sample: Sample) -> Tensor:
+    measured = Measured(sample.kspace, sample.mask, sample.maps, sample.target.shape[1])
+    return measured.views(partial(combine, stack=sample.stack))
 
 
 def _alternating(sample: Sample) -> Tensor:
@@ -76,6 +95,11 @@ def table_cells(
     what is not given stays as the model has it. Raises `InputError` for a method that there is not and for masks or
     noise that cannot be.
     """
+    if any(model.physics.signal.mode == "pet" for model in models.values()) and (classical or kinds or ratios):
+        raise InputError(
+            "--method, --mask and --ratio are about k-space, and a model with signal.mode=pet has none; leave them "
+            "out: filtered back-projection is always in the table"
+        )
     members: dict[Physics, dict[str, Method]] = {}
     for name, model in models.items():
         own = model.physics
@@ -86,9 +110,13 @@ def table_cells(
             physics = Physics(size, mask_of(own.mask, kind, ratio), signal, own.stack)
             members.setdefault(physics, {})[name] = network_method(model.generator)
     return [
-        Cell(physics, {**{name: classical_method(name, physics) for name in classical}, **networks})
+        Cell(physics, {**dynamic_methods(physics), **_classical(classical, physics), **networks})
         for physics, networks in members.items()
     ]
+
+
+def _classical(names: Sequence[str], physics: Physics) -> dict[str, Method]:
+    return {name: classical_method(name, physics) for name in names}
 
 
 def noisy_signal(own: SignalConfig, level: float) -> SignalConfig:

@@ -6,12 +6,13 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from larmor.recon.evaluation.evaluate import Evaluation
 from larmor.recon.evaluation.segmentation_figure import write_segmentation_figure
-from larmor.recon.inference.figures import comparison
+from larmor.recon.inference.figures import Example, comparison
 from larmor.recon.inference.inference import ZERO_FILLED, Physics
 from larmor.recon.physics.masks import describe_mask
 from larmor.recon.recipe.metric import DICE, METRICS, PRESETS, TABLE_METRICS
@@ -32,7 +33,8 @@ PAPER_NOTE = "paper: its own figures, on unpublished heads with an unpublished m
 
 def table_text(result: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Heading and rows of one evaluation, as text. The paper's column stands where it has this size and ratio."""
-    theirs = PAPER.get((result.physics.crop, round(result.physics.mask.sampling_ratio, 6)), {})
+    is_mri = result.physics.signal.modality == "mri"
+    theirs = PAPER.get((result.physics.crop, round(result.physics.mask.sampling_ratio, 6)), {}) if is_mri else {}
     heading = [
         "",
         *(TABLE_METRICS[name].heading for name in result.metrics),
@@ -42,7 +44,7 @@ def table_text(result: Evaluation) -> tuple[list[str], list[list[str]]]:
     rows = []
     for method in result.methods:
         mean, interval = result.mean(method), result.interval(method)
-        row = [method]
+        row = [result.title(method)]
         for name in result.metrics:
             write = TABLE_METRICS[name].write
             row.append(
@@ -164,7 +166,7 @@ def write_evaluation(
     cells, figures = [], []
     for result in results:
         figure = f"comparison-{slug(result.physics)}.png"
-        comparison(result.examples, folder / figure)
+        comparison([_titled(result, example) for example in result.examples], folder / figure)
         figures.append(figure)
         if result.segmented:
             figures.append(f"segmentation-{slug(result.physics)}.png")
@@ -205,7 +207,12 @@ def slug(physics: Physics) -> str:
     stack = [physics.stack] if physics.stack > 1 else []
     whole = repr((mask.model_dump(), physics.signal.model_dump(), *stack)).encode()
     checksum = hashlib.sha256(whole).hexdigest()[:8]
-    return f"{height}x{width}-{mask.kind}-{100 * mask.sampling_ratio:g}-{checksum}"
+    what = "pet" if physics.signal.mode == "pet" else f"{mask.kind}-{100 * mask.sampling_ratio:g}"
+    return f"{height}x{width}-{what}-{checksum}"
+
+
+def _titled(result: Evaluation, example: Example) -> Example:
+    return replace(example, images={result.title(name): image for name, image in example.images.items()})
 
 
 def _is_papers(result: Evaluation) -> bool:

@@ -40,8 +40,8 @@ Program = Callable[[Inputs], np.ndarray]
 @dataclass(frozen=True)
 class ExportConfig:
     """What is exported: images of `size` or, if `dynamic_size`, of any height and width that are multiples of the
-    network's own; k-space of `num_coils`, which a model with signal.coils=all knows itself. A batch may have any
-    size, of whole stacks."""
+    network's own; k-space of `num_coils`, which a model with signal.coils=all knows itself. A batch may have any size;
+    of stacks any number in ONNX, in `torch.export`, which tells one from several for ever, a single one."""
 
     size: tuple[int, int]
     dynamic_size: bool = False
@@ -65,10 +65,16 @@ def export_model(model: Model, path: Path, config: ExportConfig) -> Exported:
     batches of one and more; else nothing is left. Raises `InputError` for that, and for what cannot be exported.
     """
     _check(model, path, config)
-    inputs = _random_inputs(model, config.size, 2 * model.physics.stack, _num_coils(model, config))
-    program = _traced(model, inputs, config.dynamic_size)
-    shapes = _shapes(inputs, config.dynamic_size, model.physics.stack)
-    errors = write_program(program, path, _about(model, config, shapes), lambda run: _errors(model, run, config))
+    stack = model.physics.stack
+    fixed = path.suffix != ".onnx" and stack > 1
+    inputs = _random_inputs(model, config.size, stack if fixed else 2 * stack, _num_coils(model, config))
+    program = _traced(model, inputs, config.dynamic_size, fixed)
+    shapes = _shapes(inputs, config.dynamic_size, stack if fixed else "batch" if stack == 1 else f"{stack} * stacks")
+
+    def errors_of(run: Program) -> list[float]:
+        return _errors(model, run, config, fixed)
+
+    errors = write_program(program, path, _about(model, config, shapes), errors_of)
     return Exported(path, shapes, max(errors), len(errors))
 
 
@@ -197,7 +203,7 @@ def _real(model: Model, zero_filled: Tensor, kspace: Tensor, mask: Tensor, maps:
     return inputs if maps is None else {**inputs, "maps": torch.view_as_real(maps.contiguous())}
 
 
-def _errors(model: Model, run: Program, config: ExportConfig) -> list[float]:
+def _errors(model: Model, run: Program, config: ExportConfig, fixed: bool) -> list[float]:
     """The largest difference from the model for each of several inputs, of several sizes if they may vary."""
     sizes, step = [config.size], _network(model).multiple
     if config.dynamic_size:
@@ -208,7 +214,7 @@ def _errors(model: Model, run: Program, config: ExportConfig) -> list[float]:
             _phantom_inputs(model, size, _num_coils(model, config)),
             *(
                 _random_inputs(model, size, batch * model.physics.stack, _num_coils(model, config), seed=batch)
-                for batch in (1, 3)
+                for batch in ((1,) if fixed else (1, 3))
             ),
         ):
             with torch.no_grad():
@@ -243,13 +249,13 @@ def quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def _traced(model: Model, inputs: Inputs, dynamic_size: bool) -> Any:
-    """The exported program. Raises `InputError` if the network cannot be traced."""
+def _traced(model: Model, inputs: Inputs, dynamic_size: bool, fixed: bool) -> Any:
+    """The exported program, for a `fixed` batch or any. Raises `InputError` if the network cannot be traced."""
     step = _network(model).multiple
     batch = torch.export.Dim("batch", min=1, max=_LARGEST)
     # a feature map of one row or column is traced as one for ever
     rows, columns = (torch.export.Dim(name, min=2, max=_LARGEST) for name in ("rows", "columns"))
-    dims = {0: _times(model.physics.stack, batch)}
+    dims = {} if fixed else {0: _times(model.physics.stack, batch)}
     if dynamic_size:
         dims |= {2: _times(step, rows), 3: _times(step, columns)}
     network = portable(model.generator.cpu()).eval()
@@ -265,10 +271,10 @@ def _times(step: int, dimension: Any) -> Any:
     return dimension if step == 1 else step * dimension
 
 
-def _shapes(inputs: Inputs, dynamic_size: bool, stack: int) -> dict[str, tuple[int | str, ...]]:
+def _shapes(inputs: Inputs, dynamic_size: bool, batch: int | str) -> dict[str, tuple[int | str, ...]]:
     def named(shape: tuple[int, ...]) -> tuple[int | str, ...]:
         size = ("height", "width") if dynamic_size else shape[2:4]
-        return ("batch" if stack == 1 else f"{stack} * stacks", shape[1], *size, *shape[4:])
+        return (batch, shape[1], *size, *shape[4:])
 
     return {name: named(tuple(tensor.shape)) for name, tensor in inputs.items()}
 

@@ -34,7 +34,7 @@ def measured_sample(batch: Batch | DeviceBatch, model: Model, device: torch.devi
     measured, maps = group.kspace, group.maps
     mask = (measured != 0).any(dim=1, keepdim=True)
     signal, network, stack = model.physics.signal, model.recipe.generator, model.physics.stack
-    exact = network.data_consistency != "none" or network.start.enabled
+    exact = network.data_consistency != "none" or network.start.enabled or network.name == "idpcnn"
     if signal.needs_maps:
         zero_filled = sense_reduce(ifft2c(measured), maps)
         return scaled(

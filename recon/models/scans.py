@@ -15,7 +15,7 @@ from larmor.recon.models.measured import calibrated_maps
 from larmor.recon.physics.coils import Change, coils_of_scan
 from larmor.recon.physics.masks import make_mask
 from larmor.recon.recipe.mask_config import MaskConfig
-from larmor.recon.recipe.signal import no_phase
+from larmor.recon.recipe.signal import check_modality, no_phase
 from larmor.storage.formats.arrays import MagnitudeImages
 from larmor.storage.formats.measured import MeasuredKspace
 from larmor.storage.formats.nifti_series import SeriesSource
@@ -85,6 +85,11 @@ def open_scans(
     if mask is not None and (undersample or _is_dataset(source)):
         other = "--undersample says that all was measured" if undersample else f"{source} is a data set, which is whole"
         raise InputError(f"--mask {mask} says what of k-space was measured, but {other}; leave one of them out")
+    if physics.signal.mode == "pet" and not _is_dataset(source):
+        raise InputError(
+            f"{source}: a model with signal.mode=pet reconstructs simulated scans of a data set; make one with `larmor "
+            "pet simulate` and `larmor convert`, and name it"
+        )
     if not _is_dataset(source):
         if split is not None:
             raise InputError(f"--split {split}: {source} is not a data set, which alone has splits; leave it out")
@@ -95,6 +100,7 @@ def open_scans(
     config = DataConfig(url=source, memory_cache_bytes=0, disk_cache_bytes=0)
     with_maps = physics.signal.needs_maps
     with closing(open_reader(config, split or "test", with_maps=with_maps, constant=True)) as reader:
+        check_modality(reader.info.modality, physics.signal)
         _check_names(source, reader.info.volumes, "convert it again")
         yield [Scan(name, partial(_open_volume, reader, name, physics)) for name in reader.info.volumes]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from larmor.recon.networks.classical_start import classical_start
 from larmor.recon.physics.fourier import fft2c, ifft2c, mirrored
+from larmor.recon.physics.samples import root_sum_of_squares
 from larmor.recon.physics.sense import channels_to_complex, complex_to_channels, sense_expand, sense_reduce
+from larmor.recon.physics.views import shared_views
 from larmor.recon.recipe.settings import StartConfig
 from larmor.storage.objects.errors import InputError
 
@@ -42,14 +45,27 @@ class Measured:
             kspace, mask = self._half(kspace), self._half(mask | mirrored_mask)
         self._kspace, self._mask = kspace, mask
 
+    def views(self, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The images (batch, channels, height, width) of the k-space that `combine` makes of points and mask.
+
+        Of several coils without maps the root sum of squares.
+        """
+        points = combine(self._kspace, self._mask)
+        if self._is_half:
+            return self._half_to_image(points, (points.shape[-2], self._width))
+        coils = ifft2c(points)
+        if self._channels == 1 and not self.is_one_image:
+            return root_sum_of_squares(coils)
+        image = sense_reduce(coils, self._maps)
+        return complex_to_channels(image) if self._channels > 1 else image.real
+
     def put_back(self, image: Tensor, weight: Tensor | None = None) -> Tensor:
         """`image` (batch, channels, height, width) float32 with the measured points in place of its own or, with
         `weight` λ, (its own + λ · measured) / (1 + λ)."""
         if self._is_half:
             predicted = torch.fft.rfft2(torch.fft.ifftshift(image, dim=(-2, -1)), norm="ortho")
             mixed = torch.where(self._mask, self._mixed(predicted, weight), predicted)
-            corrected = torch.fft.irfft2(mixed, s=image.shape[-2:], norm="ortho")
-            return torch.fft.fftshift(corrected, dim=(-2, -1))
+            return self._half_to_image(mixed, image.shape[-2:])
         whole = channels_to_complex(image) if self._channels > 1 else torch.complex(image, torch.zeros_like(image))
         predicted = fft2c(sense_expand(whole, self._maps))
         points = self._mixed(predicted, weight)
@@ -63,6 +79,11 @@ class Measured:
 
     def _mixed(self, predicted: Tensor, weight: Tensor | None) -> Tensor:
         return self._kspace if weight is None else (predicted + weight * self._kspace) / (1 + weight)
+
+    @staticmethod
+    def _half_to_image(points: Tensor, size: Sequence[int]) -> Tensor:
+        """The real image of the half of k-space that `_half` gives."""
+        return torch.fft.fftshift(torch.fft.irfft2(points, s=list(size), norm="ortho"), dim=(-2, -1))
 
     def _half(self, points: Tensor) -> Tensor:
         """The half of centred k-space that `torch.fft.rfft2` gives, in its order."""
@@ -93,7 +114,7 @@ class DataConsistency(nn.Module):
 
 
 class ConsistentGenerator(nn.Module):
-    """Networks that take turns with data consistency, from a start that is zero-filled or classical.
+    """Networks that take turns with data consistency, from a start that is zero-filled, classical or of shared views.
 
     (zero_filled, kspace, mask, maps, start) → reconstruction; shapes as in `DataConsistency.forward`. Each of
     `networks` has its own weights (Schlemper et al., A deep cascade of convolutional neural networks for MR image
@@ -107,10 +128,11 @@ class ConsistentGenerator(nn.Module):
         kind: Literal["none", "soft", "hard"],
         iterations: int = 1,
         start: StartConfig | None = None,
+        stack: int = 1,
     ) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        self.iterations = iterations
+        self.iterations, self.stack = iterations, stack
         self.start_config = start or StartConfig()
         self.consistency = None if kind == "none" else DataConsistency(kind)
 
@@ -146,4 +168,8 @@ class ConsistentGenerator(nn.Module):
                 f"generator.start.method={self.start_config.method} needs the sensitivity maps of the coils; convert "
                 "the data with --sensitivity-maps, or set generator.start.method=none"
             )
+        if self.start_config.shares_views:
+            causal = self.start_config.method == "causal_view_sharing"
+            shared = measured.views(partial(shared_views, stack=self.stack, causal=causal))
+            return shared.detach().to(zero_filled.dtype)
         return classical_start(zero_filled.float(), measured.put_back, self.start_config).to(zero_filled.dtype)

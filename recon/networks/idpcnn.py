@@ -69,6 +69,6 @@ class IdpGenerator(nn.Module):
             image = torch.where(done, image, found)
             rho = torch.where(~done & (change > _SLACK * before), _GROWTH * rho, rho)
             done, before = done | (change < _ENOUGH), change
-            if not torch.compiler.is_exporting() and bool(done.all()):
+            if not (torch.compiler.is_exporting() or image.is_meta) and bool(done.all()):
                 break
         return image.to(zero_filled.dtype)

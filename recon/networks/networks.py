@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from larmor.recon.networks.conv_lstm import ConvLstmStage
 from larmor.recon.networks.critic import ResNet50Critic
 from larmor.recon.networks.dagan import DaganDiscriminator, DaganGenerator
 from larmor.recon.networks.data_consistency import ConsistentGenerator
@@ -15,6 +16,7 @@ from larmor.recon.networks.generator import ResNet50Generator
 from larmor.recon.networks.idpcnn import IdpGenerator
 from larmor.recon.networks.lipschitz import apply_spectral_norm
 from larmor.recon.networks.residual_unet import ResidualUNet
+from larmor.recon.networks.sat_net import SatNet
 from larmor.recon.networks.similar import SimilarPatchesGenerator
 from larmor.recon.networks.unet import UNetGenerator
 from larmor.recon.recipe.settings import CriticConfig, GeneratorConfig
@@ -29,9 +31,9 @@ def build_generator(config: GeneratorConfig, channels: int = 1, stack: int = 1) 
     has one a start that is known already (see `samples.Sample`); it ignores what it does not need.
     """
     if config.data_consistency == "none" and not config.start.enabled:
-        return _network(config, channels)
-    networks = [_network(config, channels) for _ in range(config.cascades)]
-    return ConsistentGenerator(networks, config.data_consistency, config.iterations, config.start)
+        return _network(config, channels, stack)
+    networks = [_network(config, channels, stack) for _ in range(config.cascades)]
+    return ConsistentGenerator(networks, config.data_consistency, config.iterations, config.start, stack)
 
 
 def trained_part(generator: nn.Module) -> tuple[str, nn.Module]:
@@ -42,7 +44,7 @@ def trained_part(generator: nn.Module) -> tuple[str, nn.Module]:
     return ("denoiser.", generator.denoiser) if isinstance(generator, IdpGenerator) else ("", generator)
 
 
-def _network(config: GeneratorConfig, channels: int) -> nn.Module:
+def _network(config: GeneratorConfig, channels: int, stack: int) -> nn.Module:
     if config.name == "dagan":
         return DaganGenerator(config.width, channels, config.norm)
     if config.name == "unet":
@@ -61,6 +63,10 @@ def _network(config: GeneratorConfig, channels: int) -> nn.Module:
         return DilatedGenerator(config.width, channels, config.norm)
     if config.name == "deepcomplex":
         return DeepComplexBlock(config.width, channels)
+    if config.name == "conv_lstm":
+        return ConvLstmStage(config.width, channels, stack)
+    if config.name == "sat_net":
+        return SatNet(config.width, channels, stack, config.norm, config.attention_from_level)
     return ResNet50Generator(config, channels)
 
 

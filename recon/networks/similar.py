@@ -22,8 +22,8 @@ class SimilarPatchesGenerator(nn.Module):
 
     def __init__(self, width: int, channels: int = 1, norm: Norm = "group") -> None:
         super().__init__()
-        self.multiple = 1  # of which height and width are made
         self.network = DnCnn(GROUP * channels, channels, width, norm)
+        self.multiple = 8  # of sizes that vary: 16 at least, because the periodic padding reaches 10 pixels
 
     def forward(self, image: Tensor, *_measurement: Tensor | None) -> Tensor:
         return image - self.network(similar_patches(image))

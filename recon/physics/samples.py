@@ -14,8 +14,10 @@ from larmor.recon.physics.feed import DeviceBatch, DeviceGroup, to_device
 from larmor.recon.physics.fourier import fft2c, ifft2c
 from larmor.recon.physics.masks import make_mask
 from larmor.recon.physics.noise import measurement_noise
+from larmor.recon.physics.pet import pet_images
 from larmor.recon.physics.sense import complex_to_channels, sense_reduce
 from larmor.recon.recipe.mask_config import MaskConfig
+from larmor.recon.recipe.pet import PetConfig
 from larmor.recon.recipe.signal import SignalConfig
 from larmor.storage.dataset.constant import ROUNDING
 from larmor.storage.loading.loader import Batch
@@ -147,6 +149,8 @@ def prepare(
         map_parts.append(None if maps is None else centre_fit(maps, crop))
     rows = [group.rows for group in moved.groups]
     images, maps = _in_order(parts, rows, signal.kspace_coils), _maps_in_order(map_parts, rows)
+    if signal.mode == "pet":
+        return _pet_sample(images, moved.samples, signal.pet, stack)
     measured = _masks(mask, crop, moved.samples, device)
     assert not signal.keeps_coils or images.shape[1] == signal.num_coils, "compressed before (`coils_of_split`)"
     target, kspace = _target(images, maps, signal), fft2c(images)
@@ -170,6 +174,15 @@ def _zero_filled(kspace: Tensor, maps: Tensor | None, signal: SignalConfig) -> T
     if signal.needs_maps:
         return sense_reduce(ifft2c(kspace), maps)
     return ifft2c(kspace) if signal.keeps_coils else magnitude(kspace)
+
+
+def _pet_sample(images: Tensor, samples: np.ndarray, config: PetConfig, stack: int) -> Sample:
+    """A sample of PET: `zero_filled` is the reconstruction from few counts, `kspace` its sinogram."""
+    crop = (images.shape[-2], images.shape[-1])
+    target, found, sinogram = pet_images(centre_fit(images.abs(), (max(crop), max(crop))), samples, config)
+    measured = torch.ones((len(images), 1, *crop), dtype=torch.bool, device=images.device)
+    target, found = centre_fit(target, crop), centre_fit(found, crop)
+    return scaled(Sample(target, found, sinogram.to(torch.complex64), measured, torch.empty(0), samples, stack=stack))
 
 
 def scaled(sample: Sample) -> Sample:

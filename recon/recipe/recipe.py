@@ -153,6 +153,8 @@ class Recipe(BaseModel):
                 "training.cuda_graphs records the steps of one worker without DeepSpeed or torch.compile; set "
                 "training.backend=plain, training.zero_stage=0 and training.compile=false"
             )
+        if self.signal.mode == "pet":
+            self._check_pet()
         if self.generator.data_consistency != "none" and not self.signal.measured:
             raise ValueError(
                 f"generator.data_consistency={self.generator.data_consistency} compares with the measured "
@@ -164,6 +166,22 @@ class Recipe(BaseModel):
                 "k-space, which signal.coils=rss has lost; set signal.coils=sense, or generator.start.method=none"
             )
         return self
+
+    def _check_pet(self) -> None:
+        """Raises `ValueError` for what works on k-space, which PET does not have."""
+        for name, off in (("data_consistency", "none"), ("start.method", "none")):
+            value = self.generator.start.method if name == "start.method" else self.generator.data_consistency
+            if value != off:
+                raise ValueError(
+                    f"generator.{name}={value} works on measured k-space, and signal.mode=pet has none; set "
+                    f"generator.{name}=none, as system=drgan does"
+                )
+        if self.loss.critic_sees == "measurement":
+            raise ValueError(
+                "loss.critic_sees=measurement needs k-space, and signal.mode=pet has none; set it to image"
+            )
+        if self.mask != MaskConfig():
+            raise ValueError("mask: of no use with signal.mode=pet, which has no k-space; leave the section out")
 
     @model_validator(mode="after")
     def _images_have_what_is_used(self) -> Recipe:
@@ -183,6 +201,22 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"generator.start.method={self.generator.start.method} needs the sensitivity maps of the coils, which "
                 "signal.coils=all does not read; set signal.coils=sense, or generator.start.method=none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _frames_belong_together(self) -> Recipe:
+        if self.data.stack > 1:
+            return self
+        if self.generator.name == "conv_lstm":
+            raise ValueError(
+                "generator.name=conv_lstm joins the frames of a stack, and data.stack=1 leaves each alone; set "
+                "data.stack=8"
+            )
+        if self.generator.start.shares_views:
+            raise ValueError(
+                f"generator.start.method={self.generator.start.method} takes what an image lacks from others of its "
+                "stack, and data.stack=1 leaves each alone; set data.stack=8, or generator.start.method=none"
             )
         return self
 

@@ -14,12 +14,16 @@ Content = Literal["normalized_root_mse", "mse", "l1", "complex_l1", "dssim"]
 
 
 class StartConfig(BaseModel):
-    """The image that the network starts from in place of the zero-filled one: compressed sensing, on the device."""
+    """The image that the network starts from in place of the zero-filled one: compressed sensing, on the device, or
+    what the frames of a stack lend each other.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["none", "wavelet", "total_variation", "alternating"] = Field(
-        "none", description="what is sparse: wavelets, differences (total variation), or both in turn"
+    method: Literal["none", "wavelet", "total_variation", "alternating", "view_sharing", "causal_view_sharing"] = Field(
+        "none",
+        description="what is sparse: wavelets, differences (total variation), or both in turn; or view sharing: each "
+        "point of k-space from the frame nearest in time, or the last one, that measured it",
     )
     iterations: int = Field(100, ge=1)
     weight: float = Field(1e-4, gt=0, description="λ, for images scaled to [0, 1]", allow_inf_nan=False)
@@ -33,6 +37,10 @@ class StartConfig(BaseModel):
     @property
     def enabled(self) -> bool:
         return self.method != "none"
+
+    @property
+    def shares_views(self) -> bool:
+        return self.method in ("view_sharing", "causal_view_sharing")
 
 
 class GeneratorConfig(BaseModel):
@@ -49,11 +57,16 @@ class GeneratorConfig(BaseModel):
         "similar_patches",
         "idpcnn",
         "deepcomplex",
+        "conv_lstm",
+        "sat_net",
     ] = "gan_resnet50"
     width: int = Field(64, ge=4, description="channels of the first layer; the system's default is as published")
     norm: Norm = "group"
     subbands: Literal["none", "wavelet"] = Field("none", description="work on the four Haar subbands")
     levels: int = Field(3, ge=1, le=6, description="of residual_unet: sizes that it works at, each half of the last")
+    attention_from_level: int = Field(
+        0, ge=0, le=4, description="of sat_net: its finest size with self-attention; 0 is full resolution, 4 is none"
+    )
     start: StartConfig = StartConfig()
     data_consistency: Literal["none", "soft", "hard"] = Field(
         "none", description="put the measured points back: mixed with the network's (soft) or in their place (hard)"

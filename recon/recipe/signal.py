@@ -7,7 +7,22 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from larmor.recon.recipe.pet import PetConfig
 from larmor.storage.objects.errors import InputError
+
+_MODALITIES = {
+    "mri": "MRI, made by `larmor convert`; signal.mode=magnitude or complex",
+    "pet": "activity and attenuation, made by `larmor pet simulate` and `larmor convert`; signal.mode=pet",
+}
+
+
+def check_modality(found: str, signal: SignalConfig) -> None:
+    """Raises `InputError` for data of another modality than `signal` is about, naming the right ones."""
+    if found != signal.modality:
+        raise InputError(
+            f"the data set holds {_MODALITIES.get(found, found)}. signal.mode={signal.mode} needs "
+            f"{_MODALITIES[signal.modality]}"
+        )
 
 
 class SignalConfig(BaseModel):
@@ -19,11 +34,14 @@ class SignalConfig(BaseModel):
     parts first (2 · `num_coils` channels), and no maps are read.
 
     `noise` is added to the measurement, never to the target. The network is not told its level.
+
+    `pet` is no MRI: the data are activity and attenuation, and the images are reconstructions from simulated counts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mode: Literal["magnitude", "complex"] = "magnitude"
+    mode: Literal["magnitude", "complex", "pet"] = "magnitude"
+    pet: PetConfig = Field(PetConfig(), description="of `pet` alone: counts and geometry of the scan")
     coils: Literal["sense", "rss", "all"] = Field("sense", description="how `complex` combines the coils")
     num_coils: int = Field(
         12,
@@ -48,6 +66,15 @@ class SignalConfig(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _noise_is_of_kspace(self) -> SignalConfig:
+        if self.mode == "pet" and self.noise[1] > 0:
+            raise ValueError(
+                f"noise=[{self.noise[0]:g}, {self.noise[1]:g}] is added to k-space, which mode=pet does not have; set "
+                "pet.counts instead"
+            )
+        return self
+
     @property
     def noisy(self) -> bool:
         """Whether noise is added to the measurement."""
@@ -65,6 +92,11 @@ class SignalConfig(BaseModel):
                 "mode=complex"
             )
         return self
+
+    @property
+    def modality(self) -> str:
+        """What the data have to be, as `storage/dataset/dataset.py`: `SplitInfo` has it."""
+        return "pet" if self.mode == "pet" else "mri"
 
     @property
     def channels(self) -> int:
@@ -91,7 +123,7 @@ class SignalConfig(BaseModel):
     @property
     def measured(self) -> bool:
         """Whether image and k-space belong together linearly, which data consistency needs."""
-        return self.mode == "magnitude" or self.coils != "rss"
+        return self.mode == "magnitude" or (self.mode == "complex" and self.coils != "rss")
 
 
 def check_phase(signal: SignalConfig, split: str, image_volumes: Sequence[str]) -> None:

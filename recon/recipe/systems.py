@@ -23,6 +23,8 @@ System = Literal[
     "dilated_gan",
     "deepcomplexmri",
     "tigan",
+    "conv_lstm",
+    "sat_net",
 ]
 
 _ADAM = {"name": "adam", "learning_rate": 1e-4, "beta1": 0.5}
@@ -125,6 +127,28 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
         "generator": {"name": "deepcomplex", "width": 32, "data_consistency": "hard", "cascades": 10},
         "loss": {"adversarial": "none", "content": "complex_l1", "a": 1.0, "b": 0.0},
         "generator_optimizer": {"name": "adam", "learning_rate": 1e-4, "beta1": 0.9},
+    },
+    # after Yakkundi & Subha 2020, an abstract: frames in time, from shared views
+    "conv_lstm": {
+        "data": {"stack": 8},
+        "mask": {"per_slice": True},
+        "generator": {
+            "name": "conv_lstm",
+            "width": 32,
+            "start": {"method": "view_sharing"},
+            "data_consistency": "hard",
+            "cascades": 3,
+        },
+        "loss": {"adversarial": "none", "content": "l1", "a": 1.0, "b": 0.0},
+        "generator_optimizer": _ALONE,
+        "training": {"schedule": "cosine"},
+    },
+    # after Wu et al. 2019, an abstract: self-attention in every layer; with data.stack=8 in slabs of slices
+    "sat_net": {
+        "generator": {"name": "sat_net", "width": 32, "data_consistency": "hard"},
+        "loss": {"adversarial": "none", "content": "l1", "a": 1.0, "b": 0.0},
+        "generator_optimizer": _ALONE,
+        "training": {"schedule": "cosine"},
     },
 }
 

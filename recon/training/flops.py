@@ -28,15 +28,32 @@ def flops_per_step(recipe: Recipe) -> int:
     return batch * (recipe.critic.steps * critic_flops + generator_flops)
 
 
+def flops_per_image(recipe: Recipe) -> int:
+    """Operations of one reconstruction, counted as in `flops_per_step`; a classical start does not count."""
+    stack = recipe.data.stack
+    with torch.device("meta"):
+        generator = build_generator(recipe.generator, recipe.signal.channels, stack)
+        measurement = _measurement(recipe)
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        generator(*measurement)
+    return int(counted.get_total_flops()) // stack
+
+
+def _measurement(recipe: Recipe) -> list[Tensor | None]:
+    """What a generator takes for one image or stack, without content."""
+    stack, crop = recipe.data.stack, recipe.data.crop
+    image = torch.empty(stack, recipe.signal.channels, *crop)
+    kspace = torch.empty(stack, recipe.signal.kspace_coils, *crop, dtype=torch.complex64)
+    known = [None, image] if recipe.generator.start.enabled else []  # a start is made before the step
+    return [image, kspace, torch.empty(stack, 1, *crop, dtype=torch.bool), *known]
+
+
 def _of_one_sample(recipe: Recipe) -> tuple[int, int]:
     """Of a critic step (0 without a critic) and of a generator step, on one slice or stack."""
     channels, stack = recipe.signal.channels, recipe.data.stack
     with torch.device("meta"):
+        measurement = _measurement(recipe)
         image = torch.empty(stack, channels, *recipe.data.crop)
-        kspace = torch.empty(stack, recipe.signal.kspace_coils, *recipe.data.crop, dtype=torch.complex64)
-        measurement: list[Tensor | None] = [image, kspace, torch.empty(stack, 1, *recipe.data.crop, dtype=torch.bool)]
-        if recipe.generator.start.enabled:  # known before the step
-            measurement += [None, image]
         prefix, part = trained_part(build_generator(recipe.generator, channels, stack))
         generator = _counted(part)
         if prefix:  # a denoiser, on an image and its level of noise

@@ -55,7 +55,8 @@ class SplitInfo:
 
     `identity` names the content, bit for bit; `made_from` the sources and options, whatever machine converted them.
     `num_constant` slices of the data set are constant, and are not among these; `offsets` has the intensity that was
-    taken off the images of each volume. `image_volumes` were made from magnitude images, not from measured k-space.
+    taken off the images of each volume. `image_volumes` were made from magnitude images, not from measured k-space;
+    `modality` is what the sources say of themselves, such as pet, else mri.
     """
 
     name: str
@@ -75,6 +76,7 @@ class SplitInfo:
     num_constant: int = 0
     offsets: Mapping[str, float] = field(default_factory=dict)
     image_volumes: tuple[str, ...] = ()
+    modality: str = "mri"
 
     @property
     def num_slices(self) -> int:
@@ -244,6 +246,7 @@ def read_split_as_it_is(store: ObjectStore, split: str) -> tuple[SplitInfo, str]
         num_constant=0,
         offsets=offsets,
         image_volumes=tuple(name for name in volumes if name in _made_from_images(root["sources"])),
+        modality=_modality(root["sources"]),
         **columns,
     )
     return info, columns_stated
@@ -256,6 +259,10 @@ def _made_from_images(sources: Iterable[Mapping[str, Any]]) -> set[str]:
         for source in sources
         if source.get("plane", "acquired") != "acquired" or source.get("content") == "magnitude images"
     }
+
+
+def _modality(sources: Iterable[Mapping[str, Any]]) -> str:
+    return " and ".join(sorted({str(source.get("modality", "mri")) for source in sources})) or "mri"
 
 
 def _read_columns(store: ObjectStore, split: str, buckets: Iterable[Bucket]) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from larmor.storage.formats.suffixes import stem_of
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.file_digest import file_digest
 
-_STATED = ("package", "version", "member", "licence", "source", "synthetic")
+_STATED = ("package", "version", "member", "licence", "source", "synthetic", "modality")
 _MOST_FILES = 16  # of one scan that are named each; a DICOM series has hundreds, and every reader loads this
 
 

@@ -31,7 +31,7 @@ def load(tmp_path: Path, text: str, *overrides: str) -> SweepExperiment:
 
 
 def test_the_papers_sizes_and_a_small_one_are_shipped() -> None:
-    assert set(SHIPPED) == {"laptop", "paper_64x128", "paper_128x256", "paper_256x256", "tigan"}
+    assert set(SHIPPED) == {"laptop", "paper_64x128", "paper_128x256", "paper_256x256", "pet", "tigan"}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -54,10 +54,12 @@ class TestShipped:
         experiment = load_sweep_experiment(name, [])
         trial = with_values(experiment, experiment.sweep.overrides)
         keys = {dimension.key for dimension in parse_space(experiment.sweep.space, trial)}
-        assert keys >= ({"decoding.ranking"} if name == "tigan" else {"loss.a", "loss.b", "critic.clip"})
+        own = {"tigan": {"decoding.ranking"}, "pet": {"loss.a", "loss.residual_critic"}}
+        assert keys >= own.get(name, {"loss.a", "loss.b", "critic.clip"})
 
     def test_it_comes_back_from_its_dump(self, name: str, tmp_path: Path) -> None:
-        changes = ["decoding.margin=0.1"] if name == "tigan" else ["critic.clip=null", "mask.seed=7"]
+        own = {"tigan": "decoding.margin=0.1", "pet": "signal.pet.counts=1e5"}
+        changes = [own[name]] if name in own else ["critic.clip=null", "mask.seed=7"]
         experiment = load_sweep_experiment(name, changes)
         assert load(tmp_path, dump_yaml(experiment)) == experiment
         (tmp_path / "part.yaml").write_text(dump_yaml(experiment.training_part()))

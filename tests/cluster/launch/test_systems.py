@@ -66,7 +66,7 @@ class PoisonedWorker(RunWorker):
 @pytest.fixture(scope="module")
 def kspace_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("data") / "set"
-    splits = {"train": random_kspace(12, (1, 32, 40)), "validation": random_kspace(3, (1, 32, 40), 1)}
+    splits = {"train": random_kspace(12, (1, 32, 40)), "validation": random_kspace(4, (1, 32, 40), 1)}
     write_dataset(ObjectStore(str(folder)), splits)
     return str(folder)
 
@@ -108,7 +108,8 @@ def trained(experiment: Experiment, run: RunFolder, worker: type[RunWorker] = Ru
 
 
 CASES = [
-    *([f"system={system}"] for system in SYSTEMS),
+    *([f"system={system}", *(["data.stack=2"] if "data" in content else [])] for system, content in SYSTEMS.items()),
+    ["system=sat_net", "data.stack=2", "augment.rotation=10", "mask.per_slice=true"],
     ["critic.lipschitz=gradient_penalty"],
     ["critic.lipschitz=spectral_norm"],
     ["generator.subbands=wavelet", "generator.data_consistency=soft"],

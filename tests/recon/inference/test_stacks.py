@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,6 +17,7 @@ from torch import nn
 
 from larmor.recon.evaluation.evaluate import evaluate
 from larmor.recon.evaluation.evaluation_file import load_evaluation, save_evaluation
+from larmor.recon.evaluation.methods import dynamic_methods, table_cells
 from larmor.recon.evaluation.tables import caption, slug
 from larmor.recon.inference.inference import Physics, reconstruct_split
 from larmor.recon.models.model import Model
@@ -26,6 +28,7 @@ from larmor.recon.physics.samples import Sample, normalize, prepare
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.recipe import Recipe
 from larmor.recon.recipe.settings import AugmentConfig
+from larmor.recon.recipe.signal import SignalConfig
 from larmor.recon.training.validate import validate, validation_stacks
 from larmor.recon.training.worker import Worker
 from larmor.storage.formats.volumes import image_to_kspace
@@ -129,6 +132,31 @@ class TestSplits:
         some = evaluate({"place": place_in_stack}, physics, reader, "paper", 8, lambda *_: None, every=2)
         assert {row.slice_index for row in some.slices} == {0, 1, 2, 3, 6, 7, 8, 9}
         assert "one stack in 2" in caption(some)
+
+    def test_every_table_of_stacks_has_what_is_hard_to_beat(self, reader: SliceReader) -> None:
+        model = stack_model(EACH)
+        (cell,) = table_cells({"model": model}, [])
+        assert list(cell.methods) == ["view_sharing", "temporal_mean", "model"]
+        table = evaluate(cell.methods, cell.physics, reader, "paper", 8, lambda *_: None)
+        assert table.methods == ("zero_filled", "view_sharing", "temporal_mean", "model")
+        psnr = {method: table.mean(method)["psnr"] for method in table.methods}
+        assert psnr["view_sharing"] > psnr["zero_filled"] + 3, "frames differ in brightness alone"
+        assert psnr["model"] == pytest.approx(psnr["zero_filled"]), "it changes nothing"
+        alone = dataclasses.replace(model, physics=dataclasses.replace(model.physics, stack=1))
+        (single,) = table_cells({"model": alone}, [])
+        assert list(single.methods) == ["model"]
+
+    @pytest.mark.parametrize("mode", ["magnitude", "complex"])
+    def test_what_stands_still_is_found_where_it_was_measured_at_all(self, mode: str) -> None:
+        """Every frame measures other columns, and all of them together measure all: both rows are exact."""
+        still = Batch.of(np.repeat(batch_of(1).groups[0].kspace, 24, axis=0), np.array([(0, n) for n in range(24)]))
+        signal = SignalConfig.model_validate({"mode": mode})
+        physics = Physics(CROP, stack=24, mask=EACH, signal=signal)
+        mask = MaskConfig(kind="random1d", sampling_ratio=0.3, per_slice=True)
+        sample = prepare(still, CROP, mask, CPU, signal=signal, stack=24)
+        assert sample.mask.any(dim=0).all()
+        for method in dynamic_methods(physics).values():
+            torch.testing.assert_close(method(sample), sample.target, rtol=0, atol=1e-5)
 
     def test_a_stack_longer_than_the_series_is_refused(self, reader: SliceReader) -> None:
         with pytest.raises(InputError, match=r"data.stack=11 is more than the 10 slices or frames of test0"):

@@ -37,11 +37,11 @@ ALL_COILS = {
 def make_model(**sections: Any) -> Model:
     recipe = small_recipe(**{"generator": UNET, **sections})
     torch.manual_seed(0)
-    generator = build_generator(recipe.generator, recipe.signal.channels).eval()
+    generator = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack).eval()
     for parameter in generator.parameters():
-        if parameter.ndim == 4 and not parameter.any():  # of an untrained last layer
+        if not parameter.any():  # of an untrained last layer
             torch.nn.init.normal_(parameter, std=0.05)
-    physics = Physics(recipe.data.crop, recipe.mask, recipe.signal)
+    physics = Physics(recipe.data.crop, recipe.mask, recipe.signal, recipe.data.stack)
     return Model(generator, physics, recipe, {"step": 7}, Path("model"))
 
 
@@ -69,6 +69,32 @@ def test_onnx_carries_what_its_users_must_know(tmp_path: Path) -> None:
     assert about["trained_on"]["mask"]["kind"] == "gaussian1d"
     assert about["model"] == {"step": 7}
     assert about["units"] == "each image and its k-space divided by the largest magnitude of its zero-filled image"
+
+
+SERIES = {"data": {"url": "unused", "crop": [16, 16], "stack": 3}}
+SLAB = {**SERIES, "generator": {"name": "sat_net", "width": 4, "data_consistency": "hard"}}
+FRAMES = {**SERIES, "generator": {"name": "conv_lstm", "width": 4, "data_consistency": "hard", "cascades": 2}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "suffix"),
+    [(SLAB, ".pt2"), (FRAMES, ".pt2"), (FRAMES, ".onnx"), pytest.param(SLAB, ".onnx", marks=pytest.mark.slow)],
+)
+def test_a_batch_holds_whole_stacks(tmp_path: Path, sections: dict[str, Any], suffix: str) -> None:
+    exported = export_model(make_model(**sections), tmp_path / f"model{suffix}", ExportConfig((16, 16)))
+    assert exported.inputs["zero_filled"] == ("3 * stacks" if suffix == ".onnx" else 3, 1, 16, 16)
+    if suffix == ".onnx":
+        stored = onnx.load(tmp_path / "model.onnx")
+        about = json.loads({item.key: item.value for item in stored.metadata_props}["larmor"])
+        assert about["stack"] == 3
+        assert about["units"].startswith("each stack of 3 consecutive images")
+
+
+def test_shared_views_are_an_input(tmp_path: Path) -> None:
+    generator = {**FRAMES["generator"], "start": {"method": "view_sharing"}}
+    model = make_model(**{**FRAMES, "generator": generator})
+    exported = export_model(model, tmp_path / "model.pt2", ExportConfig((18, 16), dynamic_size=True))
+    assert exported.inputs["start"] == (3, 1, "height", "width")
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
@@ -120,6 +146,10 @@ def test_torch_export_takes_any_size_and_coils(tmp_path: Path) -> None:
         ({"generator": {"name": "dagan", "width": 4}}, (256, 256), 1),
         ({"generator": {"name": "fda", "width": 4}}, (64, 32), 1),
         ({"generator": {"name": "dilated", "width": 4}}, (40, 27), 1),
+        ({"generator": {"name": "drgan", "width": 4}}, (40, 32), 1),
+        ({"generator": {"name": "similar_patches", "width": 4}}, (40, 32), 1),
+        ({"system": "idpcnn", "generator": {"width": 4, "turns": 4}}, (40, 27), 1),
+        ({"system": "idpcnn", "generator": {"width": 4, "turns": 2}, "signal": {"mode": "complex"}}, (24, 17), 1),
         (SENSE, (32, 32), 4),
         (ALL_COILS, (24, 17), 1),
         ({"generator": {"name": "drgan", "width": 4}}, (32, 40), 1),

@@ -1,0 +1,151 @@
+"""Simulated FDG of a real head: activity and attenuation maps from the tissues that its T1 image is segmented into.
+
+What it is not: real PET. The activity is constant within a tissue but for a texture and lesions that are drawn, bone
+(dark in T1) attenuates as soft tissue does, and the segmentation takes some muscle for brain in low slices.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+
+from larmor.recon.evaluation.segmentation import TISSUES, SegmentationConfig, segment
+from larmor.storage.formats.nifti import SUFFIXES, read_volume
+from larmor.storage.formats.provenance import write_about
+from larmor.storage.formats.volumes import Volume, centre_fit, image_to_kspace
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.progress import Progress, silent
+
+# relative to white matter; what is of the head and not of the brain counts as scalp
+ACTIVITY: Mapping[str, float] = {"csf": 0.2, "grey_matter": 4.0, "white_matter": 1.0, "scalp": 0.6}
+ATTENUATION = 0.096  # per cm, of water at 511 keV
+_LEAST_BRAIN = 2000.0  # mm² of a slice that is kept
+_TEXTURE = 0.1
+_ABOUT = (
+    "simulated FDG PET: activity (grey : white : scalp : CSF = 4 : 1 : 0.6 : 0.2) and attenuation from the tissues of "
+    "a T1 image, with drawn texture and lesions; no real PET"
+)
+
+
+@dataclass(frozen=True)
+class FdgOptions:
+    """`pixel_mm` of the maps in all three axes, `matrix` height and width of a slice; one in `every` slices is kept."""
+
+    pixel_mm: float = 2.0
+    matrix: int = 128
+    every: int = 1
+    seed: int = 0
+
+
+def find_heads(places: Sequence[Path]) -> list[Path]:
+    """NIfTI files, and those in folders, by name. Raises `InputError` where there is none."""
+    found: list[Path] = []
+    for place in places:
+        inside = sorted(path for path in place.iterdir() if path.name.endswith(SUFFIXES)) if place.is_dir() else [place]
+        if not inside:
+            raise InputError(f"{place}: holds no NIfTI file; `larmor fetch heads` brings some")
+        found += inside
+    return found
+
+
+def simulate_pet(
+    heads: Sequence[Path], folder: Path, options: FdgOptions, overwrite: bool = False, progress: Progress = silent
+) -> list[Path]:
+    """Write `<head>.npy` for each head, which `larmor convert` reads, with `<head>.json` beside; their paths.
+
+    An array is (slice, 2, matrix, matrix) complex64: the centred transforms of activity and attenuation (per cm) of
+    axial slices, anterior at the top. Raises `InputError` for a file that is no NIfTI head, for one without brain, and
+    for a file that already exists (unless `overwrite`).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, head in enumerate(heads):
+        progress("heads", number, len(heads))
+        name = head.name.partition(".")[0]
+        target = folder / f"{name}.npy"
+        if target.exists() and not overwrite:
+            raise InputError(f"{target}: already exists; pass --overwrite, or choose another --to")
+        maps = fdg_maps(read_volume(head), options, np.random.default_rng([options.seed, number]))
+        if not len(maps):
+            raise InputError(f"{head}: no brain is found in it; leave it out")
+        fitted = centre_fit(maps[:: options.every], (options.matrix, options.matrix))
+        np.save(target, image_to_kspace(fitted))
+        write_about(folder, name, {"subject": name, "modality": "pet", "synthetic": _ABOUT, **_stated(head, name)})
+        written.append(target)
+        progress("heads", number + 1, len(heads))
+    return written
+
+
+def _stated(head: Path, name: str) -> dict[str, Any]:
+    """Licence and origin of a head, as they stand beside it."""
+    beside = head.with_name(f"{name}.json")
+    found = json.loads(beside.read_text()) if beside.is_file() else {}
+    return {key: found[key] for key in ("package", "version", "member", "licence", "source") if key in found}
+
+
+def fdg_maps(head: Volume, options: FdgOptions, random: np.random.Generator) -> np.ndarray:
+    """(slice, 2, height, width) float32: activity and attenuation of the axial slices with brain, inferior first."""
+    even = _resampled(head, options.pixel_mm)
+    classes = _tissues(even, options.pixel_mm)
+    brain = (classes > 0).sum(axis=(0, 1)) * options.pixel_mm**2 >= _LEAST_BRAIN
+    maps = maps_of_tissues(classes, _head(even), options.pixel_mm, random)[:, ::-1, ::-1, brain]
+    return np.ascontiguousarray(maps.transpose(3, 0, 2, 1))
+
+
+def maps_of_tissues(classes: np.ndarray, head: np.ndarray, pixel: float, random: np.random.Generator) -> np.ndarray:
+    """(2, x, y, z) float32: activity and attenuation of `classes` (0, then `TISSUES`) in the bool mask `head`."""
+    inside = head | (classes > 0)
+    activity = np.where(inside, ACTIVITY["scalp"], 0).astype(np.float32)
+    for tissue, name in enumerate(TISSUES, start=1):
+        activity[classes == tissue] = ACTIVITY[name]
+    activity *= _texture(activity.shape, pixel, random)
+    _add_lesions(activity, np.argwhere(classes > 1), pixel, random)
+    return np.stack([activity, np.where(inside, ATTENUATION, 0).astype(np.float32)])
+
+
+def _resampled(head: Volume, pixel: float) -> np.ndarray:
+    """(x, y, z) as `Volume` has it, at cubes of `pixel` mm; smoothed before where it has finer voxels."""
+    ratios = [size / pixel for size in head.voxel_size]
+    smooth = ndimage.gaussian_filter(head.data, [max(0.0, 0.5 * (1 / ratio - 1)) for ratio in ratios])
+    return np.asarray(ndimage.zoom(smooth, ratios, order=1, mode="nearest", grid_mode=True))
+
+
+def _tissues(image: np.ndarray, pixel: float) -> np.ndarray:
+    """(x, y, z) uint8: 0, then `TISSUES`; segmented as a volume of coronal slices, which `segment` expects."""
+    stack = image[::-1, :, ::-1].transpose(1, 2, 0)
+    low, high = float(stack.min()), float(stack.max())
+    scale = np.tile([low, high], (len(stack), 1))
+    found = segment((stack - low) / (high - low), SegmentationConfig(spacing=(pixel, pixel, pixel)), scale)
+    return found.classes.transpose(2, 0, 1)[::-1, :, ::-1]
+
+
+def _head(image: np.ndarray) -> np.ndarray:
+    """(x, y, z) bool: what is no air, its largest piece, without holes in an axial slice."""
+    bright = np.sqrt(np.maximum(image - image.min(), 0))
+    solid = ndimage.binary_closing(bright > threshold_otsu(bright), iterations=2)
+    pieces, count = ndimage.label(solid)
+    largest = pieces == 1 + int(np.argmax(ndimage.sum_labels(solid, pieces, np.arange(1, count + 1))))
+    return np.stack([ndimage.binary_fill_holes(largest[..., z]) for z in range(image.shape[2])], axis=-1)
+
+
+def _texture(shape: tuple[int, ...], pixel: float, random: np.random.Generator) -> np.ndarray:
+    """Smooth factors about 1, 10 % more or less."""
+    field = ndimage.gaussian_filter(random.standard_normal(shape, dtype=np.float32), 8 / pixel)
+    return 1 + _TEXTURE * field / field.std()
+
+
+def _add_lesions(activity: np.ndarray, brain: np.ndarray, pixel: float, random: np.random.Generator) -> None:
+    """Up to three balls of 4 to 10 mm radius within the brain, hot or cold, in place."""
+    for _ in range(random.integers(0, 4) if len(brain) else 0):
+        centre, radius = brain[random.integers(len(brain))], random.uniform(4, 10) / pixel
+        factor = random.uniform(1.5, 2) if random.random() < 0.5 else random.uniform(0.3, 0.7)
+        axes = np.ogrid[tuple(slice(size) for size in activity.shape)]
+        distance = sum((axis - place) ** 2 for axis, place in zip(axes, centre, strict=True))
+        activity[distance <= radius**2] *= factor
