@@ -185,6 +185,14 @@ class TestConvert:
         refused(("convert", "heads", "notes.txt", "--to", "data"), "notes.txt", "not a file of a known kind", ".dcm")
         refused(("convert", "ftp://host/heads", "--to", "data"), "ftp://host/heads", "no such file or folder")
 
+    def test_a_series(self, heads: list[Path], refused: Refused, tmp_path: Path) -> None:
+        path = write_volume(tmp_path / "heads" / "bold.nii", np.stack([ellipsoid((28, 14, 30))] * 3, axis=3))
+        refused(("convert", "heads", "--to", "data", *SMALL), "bold.nii", "(28, 14, 30, 3)", "--plane native")
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        refused(
+            ("convert", "heads", "--to", "data", "--plane", "native", *SMALL), "bold.nii: cannot be read to its end"
+        )
+
     def test_a_name_that_two_files_have(self, heads: list[Path], refused: Refused, tmp_path: Path) -> None:
         write_volume(heads[0].parent / "ann.nii", ellipsoid((28, 14, 30)))
         parts = ("volume ann comes from several files", "heads/ann.nii.gz", "heads/ann.nii", "a name of its own")
@@ -200,6 +208,7 @@ class TestConvert:
             (("--splits", "heads/ann.nii.gz"), ("heads/ann.nii.gz", "is not YAML")),
             (("--min-foreground", "0.9"), ("90%", "'train'", "lower --min-foreground")),
             (("--matrix", "8"), ("--matrix", "32")),
+            (("--plane", "axial"), ("--plane axial", "coronal, native")),
         ],
     )
     def test_splits_and_limits(
@@ -427,6 +436,7 @@ class TestTrain:
             ("data.crop=[32,0]", ("data.crop", "=0", "greater than or equal to 8")),
             ("data.crop=[-8,32]", ("data.crop", "=-8", "greater than or equal to 8")),
             ("data.crop=[128,32]", ("data.crop=128×32", "64×64", "lower it")),
+            ("data.stack=300", ("data.stack=300", "slices or frames of ann", "set data.stack to at most")),
             ("data.validation_split=nothere", ("'nothere'", "test, train, validation")),
             ("data.url=nodata", ("nodata", "there is no data set here", "larmor convert")),
             ("output_url=occupied", ("occupied", "is a file", "another place")),

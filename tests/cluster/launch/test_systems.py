@@ -214,6 +214,18 @@ def test_complex_convolutions_are_the_same_with_deepspeed(coils_url: str, tmp_pa
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("system", ["conv_lstm", "sat_net"])
+def test_stacks_are_the_same_with_deepspeed(kspace_url: str, tmp_path: Path, system: str, zero_stage: int) -> None:
+    """A kernel that is used for every frame; attention whose γ begins at 0."""
+    overrides = [f"system={system}", "data.stack=2", "training.gradient_accumulation=2", "training.num_steps=2"]
+    plain = trained(tiny(kspace_url, *overrides), run_in(tmp_path)).history()
+    engines = ["training.backend=deepspeed", f"training.zero_stage={zero_stage}"]
+    found = trained(tiny(kspace_url, *overrides, *engines), run_in(tmp_path)).history()
+    for row, expected in zip(found, plain, strict=True):
+        assert row == pytest.approx(expected, rel=2e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_larmor_is_the_same_with_deepspeed(kspace_url: str, tmp_path: Path, zero_stage: int) -> None:
     """A start without a gradient, cascades with weights of their own."""
     overrides = ["system=larmor", "generator.cascades=2", "training.gradient_accumulation=2", "mask.per_slice=false"]
@@ -378,6 +390,8 @@ def test_a_critic_that_runs_away_stops_the_training(kspace_url: str, tmp_path: P
         (["critic.lipschitz=gradient_penalty", "training.compile=true"], ["training.compile=false"]),
         (["generator.name=unet", "generator.subbands=wavelet"], ["subbands=wavelet", "gan_resnet50"]),
         (["loss.adversarial=none", "loss.a=0", "loss.b=0"], ["nothing to minimise"]),
+        (["system=conv_lstm", "data.stack=1"], ["data.stack=1 leaves each alone", "set data.stack=8"]),
+        (["generator.start.method=view_sharing"], ["view_sharing", "set data.stack=8"]),
         (["system=vae"], ["system='vae'", "wdagan"]),
     ],
 )
