@@ -32,7 +32,8 @@ def pet_simulate(
     from larmor.recon.evaluation.fdg_phantom import FdgOptions, find_heads, simulate_pet
 
     with progress_bar() as show:
-        paths = simulate_pet(find_heads(heads), to, FdgOptions(pixel, matrix, every, seed), overwrite, show)
-    for path in paths:
-        console.print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+        found = simulate_pet(find_heads(heads), to, FdgOptions(pixel, matrix, every, seed), overwrite, show)
+    for one in found:
+        line = f"{one.path}  {one.path.stat().st_size / 1e6:.1f} MB" if one.path else one.problem
+        console.print(line, markup=False)
     console.print(f"Next: larmor convert {to} --to URL, with the same --splits as for the heads", markup=False)

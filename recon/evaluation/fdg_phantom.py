@@ -27,6 +27,9 @@ from larmor.storage.objects.progress import Progress, silent
 ACTIVITY: Mapping[str, float] = {"csf": 0.2, "grey_matter": 4.0, "white_matter": 1.0, "scalp": 0.6}
 ATTENUATION = 0.096  # per cm, of water at 511 keV
 _LEAST_BRAIN = 2000.0  # mm² of a slice that is kept
+_LEAST_HEAD = 500.0  # mm² of the highest slice of a head
+_HEIGHT = 150.0  # mm from the top of a head to below its brain
+_BRAIN = (0.8, 2.2)  # litres: with less the segmentation has lost a part, with more it holds muscle
 _TEXTURE = 0.1
 _ABOUT = (
     "simulated FDG PET: activity (grey : white : scalp : CSF = 4 : 1 : 0.6 : 0.2) and attenuation from the tissues of "
@@ -36,12 +39,23 @@ _ABOUT = (
 
 @dataclass(frozen=True)
 class FdgOptions:
-    """`pixel_mm` of the maps in all three axes, `matrix` height and width of a slice; one in `every` slices is kept."""
+    """`pixel_mm` of the maps in all three axes, `matrix` height and width of a slice; one in `every` slices is kept.
+    Tissues are found at `fine_mm`, for which `SegmentationConfig` is made."""
 
     pixel_mm: float = 2.0
     matrix: int = 128
     every: int = 1
     seed: int = 0
+    fine_mm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What became of a head: the file that was written, or the reason why none was."""
+
+    head: Path
+    path: Path | None = None
+    problem: str = ""
 
 
 def find_heads(places: Sequence[Path]) -> list[Path]:
@@ -57,30 +71,35 @@ def find_heads(places: Sequence[Path]) -> list[Path]:
 
 def simulate_pet(
     heads: Sequence[Path], folder: Path, options: FdgOptions, overwrite: bool = False, progress: Progress = silent
-) -> list[Path]:
-    """Write `<head>.npy` for each head, which `larmor convert` reads, with `<head>.json` beside; their paths.
+) -> list[Simulated]:
+    """Write `<head>.npy` for each head, which `larmor convert` reads, with `<head>.json` beside.
 
     An array is (slice, 2, matrix, matrix) complex64: the centred transforms of activity and attenuation (per cm) of
-    axial slices, anterior at the top. Raises `InputError` for a file that is no NIfTI head, for one without brain, and
-    for a file that already exists (unless `overwrite`).
+    axial slices, anterior at the top. A head whose brain is not found whole is left out, with a problem. Raises
+    `InputError` for a file that is no NIfTI head, for one that already exists (unless `overwrite`), and if no head is
+    left.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for number, head in enumerate(heads):
+    names = [head.name.partition(".")[0] for head in heads]
+    for name in names:
+        if (folder / f"{name}.npy").exists() and not overwrite:
+            raise InputError(f"{folder / name}.npy: already exists; pass --overwrite, or choose another --to")
+    found = []
+    for number, (name, head) in enumerate(zip(names, heads, strict=True)):
         progress("heads", number, len(heads))
-        name = head.name.partition(".")[0]
-        target = folder / f"{name}.npy"
-        if target.exists() and not overwrite:
-            raise InputError(f"{target}: already exists; pass --overwrite, or choose another --to")
-        maps = fdg_maps(read_volume(head), options, np.random.default_rng([options.seed, number]))
-        if not len(maps):
-            raise InputError(f"{head}: no brain is found in it; leave it out")
+        maps, brain = fdg_maps(read_volume(head), options, np.random.default_rng([options.seed, number]))
+        if not _BRAIN[0] <= brain <= _BRAIN[1]:
+            limits = f"{_BRAIN[0]:g} to {_BRAIN[1]:g}"
+            found.append(Simulated(head, problem=f"{head}: {brain:.2f} L of brain are found, not {limits}; left out"))
+            continue
         fitted = centre_fit(maps[:: options.every], (options.matrix, options.matrix))
-        np.save(target, image_to_kspace(fitted))
+        np.save(folder / f"{name}.npy", image_to_kspace(fitted))
         write_about(folder, name, {"subject": name, "modality": "pet", "synthetic": _ABOUT, **_stated(head, name)})
-        written.append(target)
-        progress("heads", number + 1, len(heads))
-    return written
+        found.append(Simulated(head, folder / f"{name}.npy"))
+    progress("heads", len(heads), len(heads))
+    if not any(one.path for one in found):
+        raise InputError("\n".join(one.problem for one in found))
+    return found
 
 
 def _stated(head: Path, name: str) -> dict[str, Any]:
@@ -90,13 +109,27 @@ def _stated(head: Path, name: str) -> dict[str, Any]:
     return {key: found[key] for key in ("package", "version", "member", "licence", "source") if key in found}
 
 
-def fdg_maps(head: Volume, options: FdgOptions, random: np.random.Generator) -> np.ndarray:
-    """(slice, 2, height, width) float32: activity and attenuation of the axial slices with brain, inferior first."""
-    even = _resampled(head, options.pixel_mm)
-    classes = _tissues(even, options.pixel_mm)
-    brain = (classes > 0).sum(axis=(0, 1)) * options.pixel_mm**2 >= _LEAST_BRAIN
-    maps = maps_of_tissues(classes, _head(even), options.pixel_mm, random)[:, ::-1, ::-1, brain]
-    return np.ascontiguousarray(maps.transpose(3, 0, 2, 1))
+def fdg_maps(head: Volume, options: FdgOptions, random: np.random.Generator) -> tuple[np.ndarray, float]:
+    """(slice, 2, height, width) float32, activity and attenuation of the axial slices with brain, inferior first; and
+    the brain's volume in litres."""
+    fine = options.fine_mm
+    even = _without_neck(_resampled(head.data, head.voxel_size, fine), fine)
+    classes = _tissues(even, fine)
+    maps = maps_of_tissues(classes, _head(even), fine, random)
+    coarse = np.stack([_resampled(part, (fine,) * 3, options.pixel_mm) for part in maps])[:, ::-1, ::-1]
+    area = (classes > 0).sum(axis=(0, 1)) * fine**2
+    middles = ((np.arange(coarse.shape[-1]) + 0.5) * options.pixel_mm / fine).astype(int)
+    brain = area[np.minimum(middles, len(area) - 1)] >= _LEAST_BRAIN
+    return np.ascontiguousarray(coarse[..., brain].transpose(3, 0, 2, 1)), float(area.sum()) * fine / 1e6
+
+
+def _without_neck(image: np.ndarray, pixel: float) -> np.ndarray:
+    """The part of (x, y, z) that is at most `_HEIGHT` mm below the top of the head: no brain reaches further, and the
+    segmentation would take muscles of the neck for brain."""
+    bright = np.sqrt(np.maximum(image - image.min(), 0))
+    area = (bright > threshold_otsu(bright)).sum(axis=(0, 1)) * pixel**2
+    top = int(np.flatnonzero(area > _LEAST_HEAD).max(initial=0))
+    return image[..., max(0, top - round(_HEIGHT / pixel)) :]
 
 
 def maps_of_tissues(classes: np.ndarray, head: np.ndarray, pixel: float, random: np.random.Generator) -> np.ndarray:
@@ -110,10 +143,10 @@ def maps_of_tissues(classes: np.ndarray, head: np.ndarray, pixel: float, random:
     return np.stack([activity, np.where(inside, ATTENUATION, 0).astype(np.float32)])
 
 
-def _resampled(head: Volume, pixel: float) -> np.ndarray:
-    """(x, y, z) as `Volume` has it, at cubes of `pixel` mm; smoothed before where it has finer voxels."""
-    ratios = [size / pixel for size in head.voxel_size]
-    smooth = ndimage.gaussian_filter(head.data, [max(0.0, 0.5 * (1 / ratio - 1)) for ratio in ratios])
+def _resampled(image: np.ndarray, sizes: Sequence[float], pixel: float) -> np.ndarray:
+    """(x, y, z) of voxels of these `sizes`, at cubes of `pixel` mm; smoothed before where the voxels are finer."""
+    ratios = [size / pixel for size in sizes]
+    smooth = ndimage.gaussian_filter(image, [max(0.0, 0.5 * (1 / ratio - 1)) for ratio in ratios])
     return np.asarray(ndimage.zoom(smooth, ratios, order=1, mode="nearest", grid_mode=True))
 
 

@@ -95,10 +95,12 @@ def table_cells(
     what is not given stays as the model has it. Raises `InputError` for a method that there is not and for masks or
     noise that cannot be.
     """
-    if any(model.physics.signal.mode == "pet" for model in models.values()) and (classical or kinds or ratios):
+    if any(model.physics.signal.mode == "pet" for model in models.values()) and (
+        classical or kinds or ratios or noises
+    ):
         raise InputError(
-            "--method, --mask and --ratio are about k-space, and a model with signal.mode=pet has none; leave them "
-            "out: filtered back-projection is always in the table"
+            "--method, --mask, --ratio and --noise are about k-space, and a model with signal.mode=pet has none; leave "
+            "them out: filtered back-projection is always in the table"
         )
     members: dict[Physics, dict[str, Method]] = {}
     for name, model in models.items():

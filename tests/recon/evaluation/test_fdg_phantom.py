@@ -24,7 +24,7 @@ from larmor.tuning.search.experiment import load_sweep_experiment
 from tests.helpers import random_kspace, small_recipe, write_dataset, write_model, write_volume
 from tests.recon.evaluation.test_segmentation import head
 
-OPTIONS = FdgOptions(pixel_mm=4, matrix=48, every=3)
+OPTIONS = FdgOptions(pixel_mm=4, matrix=48, every=3, fine_mm=4)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,7 +42,8 @@ def pet_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     write_volume(folder / "heads" / "ann.nii.gz", t1, np.diag([2, 4, 2, 1]))
     (folder / "heads" / "ann.json").write_text(json.dumps({"licence": "CC0", "source": "drawn"}))
     heads = find_heads([folder / "heads"])
-    (path,) = simulate_pet(heads, folder / "maps", OPTIONS)
+    path = simulate_pet(heads, folder / "maps", OPTIONS)[0].path
+    assert path is not None
     with pytest.raises(InputError, match="already exists; pass --overwrite"):
         simulate_pet(heads, folder / "maps", OPTIONS)
     for name in ("bob", "cat"):
