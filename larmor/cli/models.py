@@ -80,13 +80,21 @@ def reconstruct(
     plane: Annotated[
         str, typer.Option(help="Of slices cut from images: coronal, or native, as for `larmor convert`.")
     ] = "coronal",
+    format: Annotated[
+        str,
+        typer.Option(help="nifti, dicom (of DICOM), h5 or npy; auto: nifti for volumes of images, npy for k-space."),
+    ] = "auto",
+    anonymous: Annotated[bool, typer.Option("--anonymous", help="Name nobody in the DICOM series.")] = False,
+    field_of_view: Annotated[
+        str, typer.Option(help="whole, or model: cut or padded to the size that the model was trained on.")
+    ] = "whole",
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave bad scans out instead of failing.")
     ] = False,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Reconstruct images (undersampled on the fly) or measured k-space of any size. Writes NIfTI or npy, and a PNG."""
+    """Reconstruct images (undersampled on the fly) or measured k-space of any size, in place, with a PNG."""
     from larmor.cli.console import console, progress_bar
     from larmor.commands.feedback import Feedback
     from larmor.commands.models import ReconstructOptions
@@ -95,7 +103,9 @@ def reconstruct(
     from larmor.storage.conversion.notes import describe_notes
     from larmor.storage.formats.source import check_plane
 
-    options = ReconstructOptions(split, undersample, mask, batch_size, check_plane(plane))
+    options = ReconstructOptions(
+        split, undersample, mask, batch_size, check_plane(plane), format, anonymous, field_of_view
+    )
     with progress_bar() as show:
         began = time.perf_counter()
         feedback = Feedback(partial(console.print, markup=False), show)

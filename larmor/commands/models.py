@@ -72,7 +72,8 @@ class ReconstructOptions:
 
     `split`: of a data set, default test. `undersample`: measured k-space is fully sampled and is undersampled with the
     model's mask. `mask`: a .npy (height, width) of the measured points. `plane`: of slices cut from images, as for
-    `convert`.
+    `convert`. `format`: auto, nifti, dicom, h5 or npy; `anonymous`: DICOM that names nobody. `field_of_view`: whole, or
+    that of the model's training.
     """
 
     split: str | None = None
@@ -80,6 +81,9 @@ class ReconstructOptions:
     mask: Path | None = None
     batch_size: int = 8
     plane: Plane = "coronal"
+    format: str = "auto"
+    anonymous: bool = False
+    field_of_view: str = "whole"
 
 
 def reconstruct(
@@ -94,21 +98,24 @@ def reconstruct(
     """Reconstruct scans, or a data set, with a pulled model (`larmor reconstruct`).
 
     `source` is a file, folder, pattern or URL as for `convert`, or the URL of a data set. Images (undersampled first)
-    and measured k-space of any size are written as NIfTI or .npy, and a PNG, to the folder `to`. Returns a report for
-    each scan; its `problem` says why the scan could not be reconstructed. Raises `InputError` for a model or a source
-    that does not exist.
+    and measured k-space of any size are written to the folder `to`, volumes on their source's own grid,
+    with a PNG. Returns a report for each scan; its `problem` says why the scan could not be reconstructed. Raises
+    `InputError` for a model or a source that does not exist.
     """
     from larmor.recon.models.model import load_model
     from larmor.recon.models.reconstruct import check_places, reconstruct_scans
-    from larmor.recon.models.scans import open_scans
+    from larmor.recon.models.results import ResultOptions, check_format
+    from larmor.recon.models.scans import check_field_of_view, open_scans
 
     chosen = options or ReconstructOptions()
+    results = ResultOptions(check_format(chosen.format), chosen.anonymous)
+    whole = check_field_of_view(chosen.field_of_view)
     model = load_model(Path(model_dir), device)
     check_places(source, Path(to))
     mask = str(chosen.mask) if chosen.mask else None
     undersample, plane = chosen.undersample, chosen.plane
-    with open_scans(source, model.physics, chosen.split, undersample, mask, feedback.say, plane) as scans:
-        return reconstruct_scans(model, scans, Path(to), chosen.batch_size, feedback.progress)
+    with open_scans(source, model.physics, chosen.split, undersample, mask, feedback.say, plane, whole) as scans:
+        return reconstruct_scans(model, scans, Path(to), chosen.batch_size, feedback.progress, results)
 
 
 @dataclass(frozen=True)

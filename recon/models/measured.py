@@ -18,12 +18,14 @@ from larmor.storage.objects.errors import InputError
 _WIDEST = 24  # of the calibration region, as for fully sampled slices
 
 
-def measured_sample(batch: Batch | DeviceBatch, model: Model, device: torch.device) -> Sample:
+def measured_sample(
+    batch: Batch | DeviceBatch, model: Model, device: torch.device, size: tuple[int, int] | None = None
+) -> Sample:
     """Slices of one shape, zero where nothing was measured; `target` is the zero-filled image, for want of another.
 
     A model with data consistency or a classical start, or for complex images, works on the measured points themselves:
-    there the matrix stays as it is. Others see the magnitude, cut or padded to the size that they were trained on, as
-    in training.
+    there the matrix stays as it is. Others see the magnitude, cut or padded to `size`, or to the size that they were
+    trained on, as in training.
 
     Of such a magnitude model `maps` are the phase of the one coil, which its images do not have. A model of all coils
     together gets coils without signal for missing ones.
@@ -52,7 +54,7 @@ def measured_sample(batch: Batch | DeviceBatch, model: Model, device: torch.devi
             "consistency"
         )
     image = magnitude(measured)
-    image = image if exact else centre_fit(image, model.physics.crop)
+    image = image if exact else centre_fit(image, size or model.physics.crop)
     phase = phase_map(measured, mask) if exact else None
     return scaled(Sample(image, image, measured, mask, torch.empty(0), batch.samples, phase, stack=stack))
 

@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +24,9 @@ from larmor.recon.inference.inference import (
 )
 from larmor.recon.models.measured import measured_sample
 from larmor.recon.models.model import Model
+from larmor.recon.models.results import ResultOptions, write_result
 from larmor.recon.models.scans import Scan, Slices
-from larmor.recon.physics.feed import to_device
+from larmor.recon.physics.feed import DeviceBatch, to_device
 from larmor.recon.physics.samples import denormalize, prepare
 from larmor.storage.loading.loader import Batch
 from larmor.storage.loading.stacks import in_stacks
@@ -54,21 +54,28 @@ class ScanReport:
 
 
 def reconstruct_scans(
-    model: Model, scans: Sequence[Scan], folder: Path, batch_size: int, progress: Progress = silent
+    model: Model,
+    scans: Sequence[Scan],
+    folder: Path,
+    batch_size: int,
+    progress: Progress = silent,
+    options: ResultOptions | None = None,
 ) -> list[ScanReport]:
-    """Reconstruct every scan into `folder`: `NAME-reconstruction.nii.gz` for volumes of images, else `.npy` (slice,
-    height, width) float32, in the source's intensities, and a PNG. A bad scan does not stop the others.
+    """Reconstruct every scan into `folder`: `NAME-reconstruction` in the format of `options`, float32, in the source's
+    intensities, and a PNG. A bad scan does not stop the others.
 
     Memory: two batches of slices beside what the scan's format holds. Raises `StoreAway` if a store is gone, and
     `OSError` if the files cannot be written.
     """
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    reports = []
+    reports, wanted = [], options or ResultOptions()
     for number, scan in enumerate(scans, start=1):
         try:
             with scan.open() as slices:
-                reports.append(_reconstruct(model, scan.name, slices, folder, batch_size, partial(progress, "slices")))
+                wanted.check(scan.name, slices)
+                shown = partial(progress, "slices")
+                reports.append(_reconstruct(model, scan.name, slices, folder, batch_size, shown, wanted))
         except StoreAway:
             raise  # the scan may be good
         except InputError as error:
@@ -98,7 +105,9 @@ def describe_speed(reports: Sequence[ScanReport], seconds: float, device: str) -
     )
 
 
-def _reconstruct(model: Model, name: str, slices: Slices, folder: Path, batch_size: int, progress: Count) -> ScanReport:
+def _reconstruct(
+    model: Model, name: str, slices: Slices, folder: Path, batch_size: int, progress: Count, options: ResultOptions
+) -> ScanReport:
     if not slices.num_slices:
         raise InputError(f"{name}: holds no slices to reconstruct")
     if slices.num_slices < model.physics.stack:
@@ -110,14 +119,17 @@ def _reconstruct(model: Model, name: str, slices: Slices, folder: Path, batch_si
     with tempfile.TemporaryDirectory(prefix=".larmor-", dir=folder) as scratch:
         images, pictures = Path(scratch, f"{name}-reconstruction.npy"), _Pictures(slices.num_slices)
         seconds = _stream(results, images, slices, pictures, progress)
-        files = [images]
-        if slices.affine is not None:
-            files = [images.with_suffix(".nii.gz")]
-            write_nifti(np.load(images, mmap_mode="r"), slices.affine, files[0], slices.seconds)
-        files.append(images.with_suffix(".png"))
+        files = [write_result(images, slices, options), images.with_suffix(".png")]
         pictures.write(files[1])
-        written = tuple(file.replace(folder / file.name) for file in files)
+        written = tuple(_publish(file, folder / file.name) for file in files)
     return ScanReport(name, written, slices.num_slices, seconds, notes=tuple(slices.notes))
+
+
+def _publish(made: Path, place: Path) -> Path:
+    """Move a file or folder to its place. A folder of an earlier call goes where `made` was, and goes with that."""
+    if place.is_dir() and made.is_dir():
+        place.replace(made.with_name(f"{made.name}-before"))
+    return made.replace(place)
 
 
 def _results(model: Model, slices: Slices, batch_size: int) -> Iterator[Reconstructed]:
@@ -125,16 +137,28 @@ def _results(model: Model, slices: Slices, batch_size: int) -> Iterator[Reconstr
     noiseless = physics.signal.with_noise(0, 0)  # a scan has its own
     methods = {_MODEL: network_method(model.generator)}
     seen: set[int] = set()
+    file = physics.mask.file
     for batch in _read_ahead(slices, batch_size, physics.stack):
         moved = slices.coils(to_device(batch, device))
+        size = slices.size or _size_of(moved)
+        if not slices.measured and file is not None and size != physics.crop:
+            raise InputError(
+                f"the model's mask is the file {file} of {'×'.join(map(str, physics.crop))}, but the whole images are "
+                f"{'×'.join(map(str, size))} (height×width); choose --field-of-view model"
+            )
         if slices.measured:
-            sample = measured_sample(moved, model, device)
+            sample = measured_sample(moved, model, device, size)
         else:
-            sample = prepare(moved, physics.crop, physics.mask, device, signal=noiseless, stack=physics.stack)
+            sample = prepare(moved, size, physics.mask, device, signal=noiseless, stack=physics.stack)
         result = reconstruct_sample(methods, sample, tuple(int(place) for place in batch.samples[:, 1])).without(seen)
         seen.update(result.indices)
         check_finite(result, "slice {}".format)
         yield result
+
+
+def _size_of(batch: DeviceBatch) -> tuple[int, int]:
+    height, width = batch.groups[0].kspace.shape[-2:]
+    return int(height), int(width)
 
 
 def _read_ahead(slices: Slices, batch_size: int, stack: int) -> Iterator[Batch]:
@@ -163,13 +187,14 @@ def _stream(
     with path.open("wb") as file:
         for result in results:
             images, zero_filled = (_intensities(result, key) + slices.offset for key in (_MODEL, ZERO_FILLED))
+            pictures.add(done, images, zero_filled)
+            images = images if slices.volume is None else slices.volume.to_voxels(images)
             if not done:
                 shape = (slices.num_slices, *images.shape[1:])
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
             # written, not mapped: a full disk is then an error and not a crash
             file.write(np.ascontiguousarray(images, "<f4").data)
-            pictures.add(done, images, zero_filled)
             done, seconds = done + len(images), seconds + result.seconds[_MODEL]
             progress(done, slices.num_slices)
     assert done == slices.num_slices
@@ -199,21 +224,3 @@ class _Pictures:
             (self.shown[place][side], f"{kind}, slice {place}") for side, kind in kinds for place in sorted(self.shown)
         ]
         contact_sheet([image for image, _ in shown], [title for _, title in shown], len(self.shown), path)
-
-
-def write_nifti(images: np.ndarray, affine: np.ndarray, path: Path, seconds: float | None = None) -> None:
-    """Images (slice, height, width) as a NIfTI volume (of coronal ones left→right, posterior→anterior,
-    inferior→superior); with `seconds` between them, as frames of one slice, a 4-D NIfTI (width, height, 1, frame).
-
-    Images that are mapped from a file are written plane by plane.
-    """
-    import nibabel
-
-    volume = images[:, ::-1, ::-1].transpose(2, 0, 1)
-    if seconds is not None:
-        volume, affine = volume.transpose(0, 2, 1)[:, :, None], affine[:, [0, 2, 1, 3]]
-    written: Any = nibabel.Nifti1Image(volume.astype(np.float32, copy=False), affine)
-    if seconds is not None:
-        written.header["pixdim"][4] = seconds
-        written.header.set_xyzt_units("mm", "sec")
-    nibabel.save(written, path)

@@ -41,8 +41,9 @@ class Slices:
     `measured`: the k-space is as it was measured, zero where nothing was; else it is whole and is undersampled.
     `coils` is what a batch on the device goes through (see `coils_of_split`).
     `affine` (4, 4) is that of all slices as a volume (see `slice_affine`), if they are of one; of the frames of a
-    series, that of their one slice, with `seconds` between them; `notes` are those of
-    `Source`; `offset` is the intensity that the source's images have beyond these.
+    series, that of their one slice, with `seconds` between them; `volume` is the source whose slices show its whole
+    field of view, and that places them on its grid. `size` is that to which images are cut or padded; None: whole.
+    `notes` are those of `Source`; `offset` is the intensity that the source's images have beyond these.
     """
 
     num_slices: int
@@ -53,6 +54,8 @@ class Slices:
     notes: Sequence[str] = ()
     offset: float = 0.0
     seconds: float | None = None
+    size: tuple[int, int] | None = None
+    volume: VolumeSource | None = None
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,15 @@ def open_scans(
     mask: str | None = None,
     say: Callable[[str], object] = lambda line: None,
     plane: Plane = "coronal",
+    whole: bool = False,
 ) -> Iterator[Sequence[Scan]]:
     """The scans that `source` names: a file, folder, pattern or URL (see `find_sources`), or a data set's split.
 
     Images, and the slices of a data set (`split`: test, if it is not given), are whole. The k-space of other files
     is taken as measured, where the .npy file `mask` says (see `MaskConfig`), else where the scan says, else where
     it holds more than a residue; with `undersample` it is to be whole too. `plane` is that of slices cut from
-    images. `say` is told what is passed over.
+    images. `whole` shows the whole field of view; else images are cut or padded to the size that the model was trained
+    on. `say` is told what is passed over.
 
     Raises `InputError` if there is nothing of the kind.
     """
@@ -95,14 +100,21 @@ def open_scans(
             raise InputError(f"--split {split}: {source} is not a data set, which alone has splits; leave it out")
         refs = find_sources([source], say, plane=plane)
         _check_names(source, [ref.name for ref in refs], "give the arrays in it other names")
-        yield [Scan(ref.name, partial(_open_file, ref, physics, undersample, mask, plane)) for ref in refs]
+        yield [Scan(ref.name, partial(_open_file, ref, physics, undersample, mask, plane, whole)) for ref in refs]
         return
     config = DataConfig(url=source, memory_cache_bytes=0, disk_cache_bytes=0)
     with_maps = physics.signal.needs_maps
     with closing(open_reader(config, split or "test", with_maps=with_maps, constant=True)) as reader:
         check_modality(reader.info.modality, physics.signal)
         _check_names(source, reader.info.volumes, "convert it again")
-        yield [Scan(name, partial(_open_volume, reader, name, physics)) for name in reader.info.volumes]
+        yield [Scan(name, partial(_open_volume, reader, name, physics, whole)) for name in reader.info.volumes]
+
+
+def check_field_of_view(name: str) -> bool:
+    """Whether it is the whole one. Raises `InputError` for another word than `whole` and `model`."""
+    if name not in ("whole", "model"):
+        raise InputError(f"--field-of-view {name}: choose one of whole, model")
+    return name == "whole"
 
 
 def _check_names(source: str, names: Iterable[str], remedy: str) -> None:
@@ -119,7 +131,7 @@ def _is_dataset(source: str) -> bool:
 
 
 @contextmanager
-def _open_volume(reader: SliceReader, name: str, physics: Physics) -> Iterator[Slices]:
+def _open_volume(reader: SliceReader, name: str, physics: Physics, whole: bool) -> Iterator[Slices]:
     if physics.signal.keeps_coils and name in reader.info.image_volumes:
         raise no_phase(name)
     indices = reader.info.slices_of(name)
@@ -131,17 +143,22 @@ def _open_volume(reader: SliceReader, name: str, physics: Physics) -> Iterator[S
         # by the number in the scan, so that the images are those of the scan's own file
         return Batch(batch.groups, np.array([(0, reader.info.index[index]) for index in chosen]))
 
-    yield Slices(len(indices), read, measured=False, coils=coils, offset=reader.info.offsets.get(name, 0.0))
+    offset, size = reader.info.offsets.get(name, 0.0), None if whole else physics.crop
+    yield Slices(len(indices), read, measured=False, coils=coils, offset=offset, size=size)
 
 
 @contextmanager
-def _open_file(ref: SourceRef, physics: Physics, undersample: bool, mask: str | None, plane: Plane) -> Iterator[Slices]:
+def _open_file(
+    ref: SourceRef, physics: Physics, undersample: bool, mask: str | None, plane: Plane, whole: bool
+) -> Iterator[Slices]:
     matrix = (max(_MATRIX, physics.crop[0]), max(_MATRIX, physics.crop[1]))
-    options = SourceOptions(matrix, min_foreground=0.0, undersampled=not undersample, plane=plane)
+    options = SourceOptions(
+        matrix, min_foreground=0.0, undersampled=not undersample, plane=plane, whole=whole, single=True
+    )
     with open_source(ref, options) as source:
         file = source if isinstance(source, MeasuredKspace) and not isinstance(source, MagnitudeImages) else None
-        whole = undersample or file is None
-        if whole and mask is not None:
+        full = undersample or file is None
+        if full and mask is not None:
             raise InputError(
                 f"{ref.name}: holds whole images; --mask says what of measured k-space there is, leave it out"
             )
@@ -149,20 +166,25 @@ def _open_file(ref: SourceRef, physics: Physics, undersample: bool, mask: str | 
             raise no_phase(ref.name)
         measured = None if mask is None else make_mask(MaskConfig(kind="file", file=mask), source.slice_shape[1:])
 
-        read_kspace = partial(_read_kspace, source, file, whole, measured)
+        read_kspace = partial(_read_kspace, source, file, full, measured)
 
         def read(places: Sequence[int]) -> Batch:
             kspace = read_kspace(places)
             maps = None
             if physics.signal.needs_maps and kspace.shape[1] > 1:
-                estimate = estimate_sensitivity_maps if whole else calibrated_maps
+                estimate = estimate_sensitivity_maps if full else calibrated_maps
                 maps = np.stack([estimate(item) if item.any() else np.zeros_like(item) for item in kspace])
             return Batch.of(kspace, np.array([(0, place) for place in places]), maps)
 
         coils = coils_of_scan(lambda places: list(read_kspace(places)), source.num_slices, physics.signal)
-        affine = source.affine(physics.crop) if isinstance(source, VolumeSource) else None
+        size, affine, volume = None if whole else physics.crop, None, None
+        if isinstance(source, VolumeSource):
+            affine = source.affine(size or source.slice_shape[1:])
+            volume = source if whole and source.grid else None
         seconds = source.position(1) if isinstance(source, SeriesSource) else None
-        yield Slices(source.num_slices, read, not whole, coils, affine, source.notes, source.offset, seconds)
+        yield Slices(
+            source.num_slices, read, not full, coils, affine, source.notes, source.offset, seconds, size, volume
+        )
 
 
 def _read_kspace(

@@ -19,6 +19,7 @@ from larmor.storage.formats.source import Facts, Source, SourceOptions, SourceRe
 from larmor.storage.objects.errors import InputError
 
 SUFFIXES = (".npy", ".npz")
+_COLOURS = (3, 4)  # channels of a colour image
 
 
 @dataclass
@@ -72,6 +73,11 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
         raise InputError(
             f"{path}: has shape {array.shape} of {array.dtype}; {expected} or (height, width) is expected, "
             "reorder its axes"
+        )
+    if not is_kspace and array.ndim == 3 and array.shape[2] in _COLOURS and min(array.shape[:2]) > array.shape[2]:
+        raise InputError(
+            f"{path}: has shape {array.shape}, whose last axis looks like colours; grey images are expected, "
+            "(slice, height, width) or (height, width)"
         )
     stack = array[None] if array.ndim == 2 else array
     # a magnitude is not negative: what is would come back with the other sign

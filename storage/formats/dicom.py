@@ -11,6 +11,7 @@ import numpy as np
 
 from larmor.storage.formats.dicom_frames import Frame, read_frames, stack
 from larmor.storage.formats.dicom_header import UNREADABLE, read_dicom
+from larmor.storage.formats.grid import Grid
 from larmor.storage.formats.source import Facts, SourceOptions, SourceRef
 from larmor.storage.formats.volume_array import gather_slabs
 from larmor.storage.formats.volumes import VolumeSource, canonical_volume
@@ -29,11 +30,11 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
         found, facts = read_frames(path)
         frames += found
         about = about or facts
-    ordered, affine = stack(frames)
+    ordered, affine = stack(frames, options.single)
     rows, columns = ordered[0].shape
     where = files[0] if len(files) == 1 else f"{files[0].parent} ({ref.name})"
     data = gather_slabs(where, (columns, rows, len(ordered)), _pixels(ordered))
-    return VolumeSource(canonical_volume(data, affine), options, about)
+    return VolumeSource(canonical_volume(data, affine, grid=Grid(data.shape, affine, frames=ordered)), options, about)
 
 
 def _pixels(frames: Sequence[Frame]) -> Iterator[np.ndarray]:

@@ -33,8 +33,9 @@ class Frame:
     """One image of a file: `shape` (rows, columns), `position` (3,) of its first pixel in LPS mm.
 
     `directions` (2, 3) are the unit vectors along a row (columns ascending) and along a column; `spacing`
-    is in mm, (between rows, between columns); a pixel's value is `slope` · stored + `intercept`. `telling` says whose
-    and of which series it is (see `dicom_header`), `uid` which image of all: to compare only.
+    is in mm, (between rows, between columns); `thickness` is that of the slice in mm, None where it is not stated; a
+    pixel's value is `slope` · stored + `intercept`. `telling` says whose and of which series it is (see
+    `dicom_header`), `uid` which image of all: to compare only.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Frame:
     spacing: np.ndarray
     slope: float
     intercept: float
+    thickness: float | None
     telling: tuple[str, ...] = field(repr=False)
     uid: str = field(repr=False)
 
@@ -131,9 +133,16 @@ def _frame(path: Path, header: Any, index: int) -> Frame:
         spacing,
         slope=float(numbers("RescaleSlope", "PixelValueTransformationSequence", 1, 1.0)[0]),
         intercept=float(numbers("RescaleIntercept", "PixelValueTransformationSequence", 1, 0.0)[0]),
+        thickness=_thickness(header, index),
         telling=telling(header),
         uid=str(header.get("SOPInstanceUID") or ""),
     )
+
+
+def _thickness(header: Any, index: int) -> float | None:
+    holders = [*_groups(header, index, "PixelMeasuresSequence"), header]
+    stated = [holder.get("SliceThickness") for holder in holders]
+    return next((float(value) for value in stated if value not in (None, "") and float(value) > 0), None)
 
 
 def _groups(header: Any, index: int, name: str) -> list[Any]:
@@ -153,8 +162,10 @@ def _facts(header: Any) -> Facts:
     return facts
 
 
-def stack(frames: Sequence[Frame]) -> tuple[list[Frame], np.ndarray]:
+def stack(frames: Sequence[Frame], single: bool = False) -> tuple[list[Frame], np.ndarray]:
     """The frames in order along their common normal, and the affine (4, 4) from (column, row, slice) to RAS+ mm.
+
+    With `single`, one frame is a stack, as thick as its slice is (1 mm where it does not say).
 
     Raises `InputError` if they are not one evenly spaced stack of like images of one series.
     """
@@ -165,6 +176,8 @@ def stack(frames: Sequence[Frame]) -> tuple[list[Frame], np.ndarray]:
         _check_like(first, frame)
     normal = np.cross(*first.directions)
     ordered = sorted(frames, key=lambda frame: float(frame.position @ normal))
+    if single and len(ordered) == 1:
+        return ordered, LPS_TO_RAS @ _affine(first, (first.thickness or 1.0) * normal)
     if len(ordered) < 2:
         raise InputError(f"{first.path}: is the only image of its series; a volume has at least 2 slices")
     heights = np.array([frame.position @ normal for frame in ordered])
@@ -186,12 +199,19 @@ def stack(frames: Sequence[Frame]) -> tuple[list[Frame], np.ndarray]:
             f"{_name(ordered[0])}: its series is not upright: each slice is shifted by {step.round(3).tolist()} mm, "
             f"not along the normal {normal.round(3).tolist()}; resample it to NIfTI first"
         )
+    return ordered, LPS_TO_RAS @ _affine(ordered[0], step, first)
+
+
+def _affine(origin: Frame, step: np.ndarray, like: Frame | None = None) -> np.ndarray:
+    """(column, row, slice) → LPS mm: from the first pixel of `origin` on, `step` from slice to slice, pixels as those
+    of `like`."""
+    directed = like or origin
     affine = np.eye(4)
-    affine[:3, 0] = first.directions[0] * first.spacing[1]
-    affine[:3, 1] = first.directions[1] * first.spacing[0]
+    affine[:3, 0] = directed.directions[0] * directed.spacing[1]
+    affine[:3, 1] = directed.directions[1] * directed.spacing[0]
     affine[:3, 2] = step
-    affine[:3, 3] = ordered[0].position
-    return ordered, LPS_TO_RAS @ affine
+    affine[:3, 3] = origin.position
+    return affine
 
 
 def _check_one_series(frames: Sequence[Frame]) -> None:

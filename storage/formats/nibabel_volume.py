@@ -37,7 +37,7 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
             raise InputError(f"{path}: no such file{pair}")
     path = files[0]
     if len(files) > 1 and _is_nifti(files[1]):
-        return VolumeSource(read_voxels(path, files[1]), options)
+        return VolumeSource(read_voxels(path, files[1], options.single), options)
     image = _load(path)
     shape = _checked_shape(path, image)
     try:

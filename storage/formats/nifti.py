@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from larmor.storage.formats.compressed import open_unpacked, read_to_end
+from larmor.storage.formats.grid import Grid
 from larmor.storage.formats.nifti_header import LARGEST_HEADER, NiftiHeader, parse_header
 from larmor.storage.formats.source import SourceOptions, SourceRef
 from larmor.storage.formats.volume_array import gather_slabs, slab_depth
@@ -36,11 +37,11 @@ def open_source(ref: SourceRef, files: Sequence[Path], options: SourceOptions) -
         from larmor.storage.formats.nifti_series import open_part
 
         return open_part(path, ref.part, options)
-    return VolumeSource(read_volume(path), options)
+    return VolumeSource(read_volume(path, options.single), options)
 
 
-def read_volume(path: Path) -> Volume:
-    """Read one 3-D NIfTI file, check it, and turn it to the canonical orientation (RAS+).
+def read_volume(path: Path, single: bool = False) -> Volume:
+    """Read one 3-D NIfTI file, with `single` also a 2-D one, check it, and turn it to the canonical orientation (RAS+).
 
     Raises `InputError` for a file that is missing, is not NIfTI, is cut short, has an impossible header, is
     not 3-D, holds non-finite values or anything but one real number per voxel, or is constant.
@@ -48,23 +49,26 @@ def read_volume(path: Path) -> Volume:
     subject_of(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    return read_voxels(path, path)
+    return read_voxels(path, path, single)
 
 
-def read_voxels(path: Path, header_path: Path) -> Volume:
+def read_voxels(path: Path, header_path: Path, single: bool = False) -> Volume:
     """The volume whose voxels lie in `path`, and whose header in `header_path`. Raises as `read_volume` does."""
     from nibabel.orientations import OrientationError
 
     header = read_header(header_path)
     stored = header.stored
-    shape = tuple(int(size) for size in stored.get_data_shape())
+    shape = own = tuple(int(size) for size in stored.get_data_shape())
+    if single and len(shape) == 2:
+        shape = (*shape, 1)
     if len(shape) != 3 and not (len(shape) == 4 and shape[3] == 1):
         series = "; the frames of a series are converted with --plane native" if len(shape) == 4 else ""
         raise InputError(f"{path}: has shape {shape}; one 3-D volume is expected{series}")
     check_voxels(path, header)
+    stored.set_data_shape(shape)
     data = gather(path, shape[:3], _slabs(path, stored))
     try:
-        return canonical_volume(data, header.affine, header.notes)
+        return canonical_volume(data, header.affine, header.notes, Grid(own, header.affine, stored))
     except (OrientationError, np.linalg.LinAlgError, OverflowError) as error:
         raise InputError(f"{path}: its header is invalid ({error}); export the volume again") from error
 

@@ -88,7 +88,9 @@ class SeriesSource(VolumeSource):
 
     def __init__(self, series: Series, number: int, options: SourceOptions) -> None:
         frames, mean, self._place = series.slice(number)
-        coronal = SourceOptions(options.matrix, options.min_foreground)  # axes are in place already
+        coronal = SourceOptions(
+            options.matrix, options.min_foreground, whole=options.whole
+        )  # axes are in place already
         about = {"frames": frames.data.shape[1], "frame_seconds": series.seconds, "slice": number}
         super().__init__(frames, coronal, {**about, "voxel_size_mm": list(series.mean.voxel_size)})
         self.plane = "native"

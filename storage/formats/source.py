@@ -45,6 +45,8 @@ class SourceOptions:
     """How images are cut into slices: `matrix` (height, width), the least share of foreground pixels, and the plane:
     coronal, or the `native` one, in which the file's slices follow each other.
 
+    `whole` takes the whole field of view instead of `matrix`; with `single`, one image alone is a scan, too.
+
     Measured k-space is kept as it is; neither applies to it. It is refused if lines are missing, unless
     `undersampled` says that no target is to be made of it.
     """
@@ -53,6 +55,8 @@ class SourceOptions:
     min_foreground: float = 0.15
     undersampled: bool = False
     plane: Plane = "coronal"
+    whole: bool = False
+    single: bool = False
 
 
 class Source(Protocol):

@@ -10,7 +10,10 @@ import numpy as np
 from scipy import ndimage
 
 from larmor.storage.formats.centred_fft import to_kspace
+from larmor.storage.formats.grid import Grid
 from larmor.storage.formats.source import Facts, SourceOptions
+
+_LEAST_SINGULAR = 0.05  # of an interpolation, as a fraction of the largest
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Volume:
     `data` is float32 (left→right, posterior→anterior, inferior→superior), in the file's own intensity
     unit, finite and not constant; `voxel_size` is in mm, in the same order; `affine` maps its voxel
     indices to RAS+ mm; `notes` are sentences about its file, see `Source`. `native_axis` is the axis along which the
-    file's slices follow each other.
+    file's slices follow each other; `grid` is the file's own array, if there is one file of it; `order` says which
+    canonical axis each of `data` is.
     """
 
     data: np.ndarray
@@ -28,6 +32,8 @@ class Volume:
     affine: np.ndarray
     notes: tuple[str, ...] = ()
     native_axis: int = 1
+    grid: Grid | None = None
+    order: tuple[int, int, int] = (0, 1, 2)
 
     def with_slices_along(self, axis: int) -> Volume:
         """The same volume with `axis` in the second place, where slices are cut; the other two stay in order."""
@@ -40,7 +46,13 @@ class Volume:
             voxel_size=(sizes[order[0]], sizes[order[1]], sizes[order[2]]),
             affine=self.affine[:, [*order, 3]],
             native_axis=order.index(self.native_axis),
+            order=(self.order[order[0]], self.order[order[1]], self.order[order[2]]),
         )
+
+    def on_grid(self, data: np.ndarray) -> np.ndarray:
+        """An array like `data` as a view in the order and shape of the file."""
+        assert self.grid is not None
+        return self.grid.from_canonical(data.transpose(np.argsort(self.order)))
 
 
 @dataclass(frozen=True)
@@ -55,8 +67,12 @@ class CoronalSlice:
     position: float
 
 
-def canonical_volume(data: np.ndarray, affine: np.ndarray, notes: tuple[str, ...] = ()) -> Volume:
+def canonical_volume(
+    data: np.ndarray, affine: np.ndarray, notes: tuple[str, ...] = (), grid: Grid | None = None
+) -> Volume:
     """Turn an array (i, j, k) with its `affine` (4, 4) to RAS+ mm to the canonical orientation, as a view.
+
+    `grid` is the file's, if it says more than these.
 
     Raises `nibabel.orientations.OrientationError` or `numpy.linalg.LinAlgError` for an affine that is none.
     """
@@ -68,7 +84,8 @@ def canonical_volume(data: np.ndarray, affine: np.ndarray, notes: tuple[str, ...
     canonical = affine @ inv_ornt_aff(orientation, data.shape)
     # affines are stored in float32: without rounding, pixels that are square would look almost square
     x_size, y_size, z_size = (float(f"{size:.6g}") for size in voxel_sizes(canonical))
-    return Volume(turned, (x_size, y_size, z_size), canonical, notes, int(orientation[2, 0]))
+    own = grid or Grid(data.shape, affine)
+    return Volume(turned, (x_size, y_size, z_size), canonical, notes, int(orientation[2, 0]), own)
 
 
 @dataclass(frozen=True)
@@ -85,6 +102,30 @@ class _Pixels:
         count = round(num_voxels * ratio)
         return _Pixels(count, (num_voxels - 1) / 2 - (count - 1) / 2 / ratio, 1 / ratio)
 
+    def back(self, num_voxels: int) -> np.ndarray:
+        """(num_voxels, count): the voxels whose linear interpolation comes nearest to given pixels.
+
+        What interpolation nearly cancels is left out: it would come back as noise.
+        """
+        interpolation = ndimage.affine_transform(
+            np.eye(num_voxels), (self.step, 1), (self.first, 0), (self.count, num_voxels), order=1, mode="nearest"
+        )
+        return np.linalg.pinv(interpolation, rcond=_LEAST_SINGULAR)
+
+
+def _pixels_of(volume: Volume) -> tuple[_Pixels, _Pixels]:
+    """The square pixels of a slice along its height and its width: at the finer of the two sizes of its voxels."""
+    x_size, _, z_size = volume.voxel_size
+    width, _, height = volume.data.shape
+    pixel = min(x_size, z_size)
+    return _Pixels.along(height, z_size / pixel), _Pixels.along(width, x_size / pixel)
+
+
+def whole_matrix(volume: Volume) -> tuple[int, int]:
+    """(height, width) of slices that show the whole field of view."""
+    rows, columns = _pixels_of(volume)
+    return rows.count, columns.count
+
 
 def coronal_slice(volume: Volume, index: int, matrix: tuple[int, int], floor: float) -> CoronalSlice:
     """Slice `index` above the intensity `floor`, on square pixels, centred in `matrix` (height, width).
@@ -93,12 +134,9 @@ def coronal_slice(volume: Volume, index: int, matrix: tuple[int, int], floor: fl
     padded with 0.
     """
     x_size, y_size, z_size = volume.voxel_size
-    pixel = min(x_size, z_size)
     image = volume.data[::-1, index, ::-1].T - np.float32(floor)  # rows run superior → inferior, columns right → left
     if x_size != z_size:
-        rows, columns = (
-            _Pixels.along(count, size / pixel) for count, size in zip(image.shape, (z_size, x_size), strict=True)
-        )
+        rows, columns = _pixels_of(volume)
         # beyond the outermost voxels' centres there is half a voxel of theirs
         image = ndimage.affine_transform(
             image,
@@ -142,12 +180,13 @@ class VolumeSource:
     def __init__(self, volume: Volume, options: SourceOptions, about: Facts | None = None) -> None:
         self.about: Facts = {"voxel_size_mm": list(volume.voxel_size), **(about or {})}
         self.plane: str = options.plane
-        if options.plane == "native":
-            volume = volume.with_slices_along(volume.native_axis)
+        if (axis := _cut_along(volume, options)) != 1:
+            volume = volume.with_slices_along(axis)
         self._volume: Volume | None = volume
         self._options = options
+        self._matrix = whole_matrix(volume) if options.whole else options.matrix
         self.num_slices: int = volume.data.shape[1]
-        self.slice_shape = (1, *options.matrix)
+        self.slice_shape = (1, *self._matrix)
         pixel = min(volume.voxel_size[0], volume.voxel_size[2])
         self.voxel_size: tuple[float, float, float] | None = (pixel, pixel, volume.voxel_size[1])
         self.notes: Sequence[str] = volume.notes
@@ -170,11 +209,32 @@ class VolumeSource:
 
     def cut(self, index: int) -> CoronalSlice:
         """The image of one slice."""
-        return coronal_slice(self._open_volume, index, self._options.matrix, self.offset)
+        return coronal_slice(self._open_volume, index, self._matrix, self.offset)
 
     def affine(self, matrix: tuple[int, int]) -> np.ndarray:
         """That of all slices cut to `matrix`, see `slice_affine`."""
         return slice_affine(self._open_volume, matrix)
+
+    @property
+    def grid(self) -> Grid | None:
+        """The file's own array; None for a part of one."""
+        return self._open_volume.grid
+
+    def to_voxels(self, images: np.ndarray) -> np.ndarray:
+        """Slices (n, height, width) of the whole field of view → (n, rows, columns) of the volume's own voxels."""
+        return images if self._back is None else self._back[0] @ images @ self._back[1].T
+
+    @cached_property
+    def _back(self) -> tuple[np.ndarray, np.ndarray] | None:
+        width, _, height = self._open_volume.data.shape
+        rows, columns = _pixels_of(self._open_volume)
+        if (rows.count, columns.count) == (height, width):
+            return None
+        return rows.back(height).astype(np.float32), columns.back(width).astype(np.float32)
+
+    def on_grid(self, slices: np.ndarray) -> np.ndarray:
+        """All slices on the volume's own voxels (see `to_voxels`) as a view in the order and shape of the file."""
+        return self._open_volume.on_grid(slices[:, ::-1, ::-1].transpose(2, 0, 1))
 
     def close(self) -> None:
         """Release the volume."""
@@ -201,6 +261,13 @@ class VolumeSource:
     @cached_property
     def _threshold(self) -> float:
         return foreground_threshold(self._open_volume)
+
+
+def _cut_along(volume: Volume, options: SourceOptions) -> int:
+    """The axis of the slices: a single image is cut in its own plane, whatever is wanted."""
+    if options.single and 1 in volume.data.shape:
+        return volume.native_axis if volume.data.shape[volume.native_axis] == 1 else volume.data.shape.index(1)
+    return volume.native_axis if options.plane == "native" else 1
 
 
 def image_to_kspace(image: np.ndarray) -> np.ndarray:

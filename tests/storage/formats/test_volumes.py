@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nibabel.orientations import axcodes2ornt, ornt_transform
 from skimage.filters import threshold_otsu
 
-from larmor.recon.models.reconstruct import write_nifti
+from larmor.recon.models.results import write_nifti
 from larmor.storage.formats.nifti import read_volume
 from larmor.storage.formats.source import SourceOptions
 from larmor.storage.formats.volumes import (
