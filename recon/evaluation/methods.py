@@ -67,7 +67,8 @@ def _alternating(sample: Sample) -> Tensor:
     measured = Measured(sample.kspace, sample.mask, sample.maps, sample.target.shape[1])
     if not measured.is_one_image:
         raise InputError(
-            "method 'alternating' needs the sensitivity maps of the coils; convert the data with --sensitivity-maps"
+            "method 'alternating' needs the sensitivity maps of the coils; convert the data with --sensitivity-maps, "
+            "or leave the method out where signal.coils=all reads none"
         )
     return classical_start(sample.zero_filled, measured.put_back, StartConfig(method="alternating"))
 
