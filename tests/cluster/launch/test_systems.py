@@ -13,18 +13,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from larmor.cluster.experiments.experiment import Experiment
+from larmor.cluster.runs.pull import pull_run
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.ranks import Ranks
 from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.evaluation.evaluate import evaluate
 from larmor.recon.evaluation.methods import table_cells
 from larmor.recon.inference.inference import Physics
-from larmor.recon.models.model import Model
+from larmor.recon.models.model import Model, load_model
 from larmor.recon.networks.networks import build_generator
 from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.recon.recipe.systems import SYSTEMS
 from larmor.recon.training.history import TrainingDiverged
 from larmor.recon.training.train import EarlyStop, train
+from larmor.storage.examples.cine import cine_frames, draw_heart
 from larmor.storage.loading.config import DataConfig, open_reader
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
@@ -414,3 +416,24 @@ def test_a_system_is_a_set_of_defaults(kspace_url: str) -> None:
     assert experiment.generator.width == 4, "what the file says counts"
     again = type(experiment).model_validate(experiment.model_dump(mode="json"))
     assert again == experiment
+
+
+@pytest.mark.slow
+def test_frames_together_are_above_shared_views(tmp_path: Path) -> None:
+    """On hearts that beat, after 300 steps."""
+    hearts = [cine_frames(draw_heart(np.random.default_rng([0, number])))[:, 32:96, 32:96] for number in range(10)]
+    contents = {"train": np.concatenate(hearts[:8]), "validation": hearts[8], "test": hearts[9]}
+    write_images(ObjectStore(tmp_path / "data"), {name: images.astype(np.float32) for name, images in contents.items()})
+    series = ["system=conv_lstm", "data.crop=[64,64]", "data.stack=8", "generator.width=8"]
+    longer = ["training.num_steps=300", "training.validate_every=300", "training.global_batch_size=1"]
+    mask = ["mask.kind=gaussian1d", "mask.sampling_ratio=0.25"]
+    experiment = tiny(str(tmp_path / "data"), *series, *longer, *mask, "training.validation_slices=24")
+    run = trained(experiment, run_in(tmp_path))
+    pull_run(run, "val/psnr", tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    (cell,) = table_cells({"model": model}, [])
+    with contextlib.closing(open_reader(DataConfig(url=str(tmp_path / "data")), "test")) as reader:
+        table = evaluate(cell.methods, cell.physics, reader, "paper", 8, lambda *_: None)
+    psnr = {method: table.mean(method)["psnr"] for method in table.methods}
+    assert psnr["model"] > psnr["view_sharing"] + 0.3
+    assert psnr["view_sharing"] > psnr["temporal_mean"] > psnr["zero_filled"]
