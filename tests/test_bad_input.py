@@ -718,6 +718,32 @@ class TestSweepAndStore:
         refused(("store", "start", "--bucket", "My_Bucket"), "'My_Bucket'", "lower-case letters")
 
 
+class TestOtherModalities:
+    def test_trials_that_cannot_be_made(self, refused: Refused, tmp_path: Path) -> None:
+        refused(("decode", "fetch", "--source", "dreams", "--to", "data"), "'dreams'", "choose haxby or digits")
+        refused(("decode", "fetch", "--source", "digits", "--snr", "0", "--to", "data"), "snr=0", "no signal")
+        refused(("decode", "convert", "nothere.npz", "--to", "data"), "nothere.npz", "no such file")
+        np.savez(tmp_path / "half.npz", bold=np.zeros((3, 2, 2)))
+        refused(("decode", "convert", "half.npz", "--to", "data"), "half.npz", "stimulus, bold and run")
+        np.savez(tmp_path / "odd.npz", bold=np.zeros((3, 2, 2)), stimulus=np.zeros((3, 1, 20, 20)), run=np.zeros(3))
+        refused(("decode", "convert", "odd.npz", "--to", "data"), "(1, 20, 20)", "16, 32, 64, 128", "resample")
+
+    def test_a_model_that_is_none(self, data: str, refused: Refused) -> None:
+        refused(("decode", "evaluate", "nothere", data), "nothere", "`larmor pull`")
+
+    def test_heads_that_are_none(self, refused: Refused, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        refused(("pet", "simulate", "empty", "--to", "maps"), "empty", "no NIfTI file", "larmor fetch heads")
+        refused(("pet", "simulate", "nothere.nii.gz", "--to", "maps"), "nothere.nii.gz", "no such file")
+
+    def test_settings_of_another_task(self, data: str, refused: Refused) -> None:
+        refused(("train", "tigan", f"data.url={data}", "mask.seed=1"), "mask", "of no use to system=tigan")
+        refused(("train", "pet", f"data.url={data}", "generator.data_consistency=hard"), "signal.mode=pet has none")
+        refused(("train", "pet", f"data.url={data}", "signal.noise=[0,0.1]"), "added to k-space", "pet.counts")
+        refused(("train", "tigan", f"data.url={data}"), "k-space slices", "larmor decode fetch")
+        refused(("train", "pet", f"data.url={data}", "data.crop=[32,32]"), "holds MRI", "larmor pet simulate")
+
+
 def test_debugging_shows_where_it_came_from(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LARMOR_DEBUG", "1")
     with pytest.raises(InputError, match="nothere"):

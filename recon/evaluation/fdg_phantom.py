@@ -79,7 +79,6 @@ def simulate_pet(
     `InputError` for a file that is no NIfTI head, for one that already exists (unless `overwrite`), and if no head is
     left.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     names = [head.name.partition(".")[0] for head in heads]
     for name in names:
         if (folder / f"{name}.npy").exists() and not overwrite:
@@ -93,6 +92,7 @@ def simulate_pet(
             found.append(Simulated(head, problem=f"{head}: {brain:.2f} L of brain are found, not {limits}; left out"))
             continue
         fitted = centre_fit(maps[:: options.every], (options.matrix, options.matrix))
+        folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / f"{name}.npy", image_to_kspace(fitted))
         write_about(folder, name, {"subject": name, "modality": "pet", "synthetic": _ABOUT, **_stated(head, name)})
         found.append(Simulated(head, folder / f"{name}.npy"))

@@ -27,6 +27,7 @@ from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.tuning.search.experiment import load_sweep_experiment
 from tests.helpers import random_kspace, small_recipe, write_dataset, write_model
+from tests.workbench import succeed
 
 STEPS = 6
 
@@ -184,3 +185,16 @@ def test_settings_that_make_no_sense_are_refused(overrides: list[str], message: 
 def test_runs_that_are_not_there_are_named(trials_url: str, tmp_path: Path, runs: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         train(tiny(trials_url, f"decoding.validation_runs={runs}", f"output_url={tmp_path}"), local=True)
+
+
+@pytest.mark.slow
+def test_two_workers_on_ray_train_what_the_command_line_pulls(trials_url: str, tmp_path: Path) -> None:
+    settings = ["decoding.validation_runs=[4]", "decoding.test_runs=[5]", "training.num_steps=4"]
+    every = ["training.validate_every=2", "training.checkpoint_every=2", "training.global_batch_size=8"]
+    sizes = ["decoding.width=4", "cluster.num_workers=2", "training.zero_stage=2"]
+    succeed("train", "tigan", f"data.url={trials_url}", f"output_url={tmp_path}", *settings, *every, *sizes)
+    succeed("pull", f"{tmp_path}/runs/tigan", "--to", str(tmp_path / "model"))
+    found = succeed("decode", "evaluate", str(tmp_path / "model"), trials_url)
+    assert "Decoding, not reconstruction" in found
+    assert "ridge" in found
+    assert "model.onnx" in succeed("export", str(tmp_path / "model"), "--to", str(tmp_path / "model.onnx"))
