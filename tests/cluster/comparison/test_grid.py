@@ -246,7 +246,7 @@ def test_wrong_grids_are_refused(tmp_path: Path, changes: dict[str, object], wor
         load_grid(str(path), {})
     for word in words:
         assert word in str(caught.value)
-    with pytest.raises(InputError, match="shipped grids are ablation, laptop, paper"):
+    with pytest.raises(InputError, match="shipped grids are ablation, coils, dynamic, laptop, paper, pet, systems"):
         load_grid("nothere", {})
 
 

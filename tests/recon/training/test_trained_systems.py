@@ -88,7 +88,7 @@ def test_a_denoiser_that_saw_no_mask_serves_every_mask() -> None:
     }  # of 10 columns nothing is gained
     for kind, tried in ratios.items():
         for ratio in tried:
-            mask = MaskConfig(kind=kind, sampling_ratio=ratio)  # type: ignore[arg-type]
+            mask = MaskConfig(kind=kind, sampling_ratio=ratio)
             sample = prepare(heads(10**6, 4), (SIZE, SIZE), mask, CPU, signal=SignalConfig())
             with torch.no_grad():
                 found = generator(*sample.measurement)
