@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import yaml
+from pydantic import ValidationError
 
 from larmor.cluster.experiments.experiment import PINS, Experiment, differing_keys, dump_yaml
 from larmor.cluster.runs.lease import Say, hold, refuse_if_held
@@ -120,11 +121,15 @@ def _is_longer(experiment: Experiment, known_yaml: str) -> bool:
 def refuse_another(experiment: Experiment, known_yaml: str, url: str, may_differ: Sequence[str]) -> None:
     """Raises `InputError` if the configuration at `url` differs in more than keys beginning with `may_differ`.
 
-    What data set and mask are pinned is for `check_origin` to compare.
+    What data set and mask are pinned is for `check_origin` to compare. A key that an older Larmor did not have counts
+    with its default.
     """
+    known = yaml.safe_load(known_yaml)
+    with contextlib.suppress(ValidationError):  # of a newer Larmor: compared as it stands
+        known = type(experiment).model_validate(known).model_dump(mode="json")
     differing = [
         key
-        for key in differing_keys(yaml.safe_load(known_yaml), experiment.model_dump(mode="json"))
+        for key in differing_keys(known, experiment.model_dump(mode="json"))
         if not key.startswith(tuple(may_differ)) and key not in PINS.values()
     ]
     if differing:

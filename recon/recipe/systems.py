@@ -88,8 +88,9 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
     # Du et al. 2020, published for PET: a residual map, judged by a critic of its own beside the image's
     "drgan": {
         "generator": {"name": "drgan"},
-        "critic": {"steps": 1, "lipschitz": "gradient_penalty"},
-        "loss": {"adversarial": "wasserstein", "residual_critic": 1.0, "a": 15.0, "b": 0.0},
+        # no norm: it would make the score of a small residual map as steep as the map is small
+        "critic": {"steps": 1, "lipschitz": "gradient_penalty", "norm": "none"},
+        "loss": {"adversarial": "wasserstein", "residual_critic": 1.0, "a": 100.0, "b": 0.0},
         "generator_optimizer": _ADAM,
         "critic_optimizer": _ADAM,
     },

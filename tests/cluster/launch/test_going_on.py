@@ -103,3 +103,19 @@ def test_a_training_that_diverged_here_says_so_until_it_goes_on(kspace_url: str,
     with claimed(diverging, run, False, print):
         train_locally(tiny(kspace_url), run, "cpu")
     assert run.failure() is None
+
+
+def test_a_run_of_an_older_larmor_is_resumed(kspace_url: str, tmp_path: Path) -> None:  # noqa: F811
+    """Keys that did not exist count with their defaults; one that is set to something else makes another experiment."""
+    run = RunFolder(str(tmp_path))
+    with claimed(tiny(kspace_url), run, False, print):
+        pass
+    older = yaml.safe_load(run.config_yaml())
+    del older["signal"]["noise"], older["loss"]["residual_critic"], older["data"]["stack"]
+    run.replace_config(yaml.safe_dump(older))
+    assert not check(tiny(kspace_url), run, overwrite=False)
+    with claimed(tiny(kspace_url), run, False, print):
+        pass
+    run.replace_config(yaml.safe_dump(older))
+    with pytest.raises(InputError, match=r"differs in signal\.noise"):
+        check(tiny(kspace_url, "signal.noise=[0,0.1]"), run, overwrite=False)
