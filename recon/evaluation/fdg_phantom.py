@@ -162,7 +162,8 @@ def _tissues(image: np.ndarray, pixel: float) -> np.ndarray:
 def _head(image: np.ndarray) -> np.ndarray:
     """(x, y, z) bool: what is no air, its largest piece, without holes in an axial slice."""
     bright = np.sqrt(np.maximum(image - image.min(), 0))
-    solid = ndimage.binary_closing(bright > threshold_otsu(bright), iterations=2)
+    solid = np.pad(bright > threshold_otsu(bright), 2, mode="edge")  # else the closing would take the outermost slices
+    solid = ndimage.binary_closing(solid, iterations=2)[2:-2, 2:-2, 2:-2]
     pieces, count = ndimage.label(solid)
     largest = pieces == 1 + int(np.argmax(ndimage.sum_labels(solid, pieces, np.arange(1, count + 1))))
     return np.stack([ndimage.binary_fill_holes(largest[..., z]) for z in range(image.shape[2])], axis=-1)
