@@ -13,14 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from larmor.cluster.experiments.experiment import Experiment
-from larmor.cluster.runs.pull import pull_run
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.ranks import Ranks
 from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.evaluation.evaluate import evaluate
 from larmor.recon.evaluation.methods import table_cells
 from larmor.recon.inference.inference import Physics
-from larmor.recon.models.model import Model, load_model
+from larmor.recon.models.model import Model
 from larmor.recon.networks.networks import build_generator
 from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.recon.recipe.systems import SYSTEMS
@@ -429,9 +428,12 @@ def test_frames_together_are_above_shared_views(tmp_path: Path) -> None:
     mask = ["mask.kind=gaussian1d", "mask.sampling_ratio=0.25"]
     experiment = tiny(str(tmp_path / "data"), *series, *longer, *mask, "training.validation_slices=24")
     run = trained(experiment, run_in(tmp_path))
-    pull_run(run, "val/psnr", tmp_path / "model")
-    model = load_model(tmp_path / "model")
-    (cell,) = table_cells({"model": model}, [])
+    last = run.latest()
+    assert last is not None
+    generator = build_generator(experiment.generator, stack=8).eval()
+    generator.load_state_dict(load_file(Path(run.url, last.folder, "generator.safetensors")))
+    physics = Physics(experiment.data.crop, experiment.mask, stack=8)
+    (cell,) = table_cells({"model": Model(generator, physics, experiment, {}, Path("model"))}, [])
     with contextlib.closing(open_reader(DataConfig(url=str(tmp_path / "data")), "test")) as reader:
         table = evaluate(cell.methods, cell.physics, reader, "paper", 8, lambda *_: None)
     psnr = {method: table.mean(method)["psnr"] for method in table.methods}
