@@ -76,7 +76,7 @@ def expected(case: Case, world_size: int) -> dict[str, Any]:
 
 
 @functools.cache
-def cached_reference(global_batch: int, critic_steps: int, optimizer: str, critics: int) -> dict[str, Any]:
+def cached_reference(global_batch: int, critic_steps: int, optimizer: str, critics: int = 1) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     run = reference(global_batch, critic_steps, optimizer, critics)
