@@ -51,6 +51,7 @@ BROUGHT = "gan_resnet50_modl"  # the system whose generator is brought, of the f
 SHARE = 0.8  # of the time that is left; the rest is for what was not foreseen
 TINY = {
     "generator.width": 4,
+    "generator.turns": 2,
     "critic.width": 4,
     "training.global_batch_size": 4,
     "training.validation_slices": 4,

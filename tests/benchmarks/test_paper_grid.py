@@ -27,6 +27,7 @@ def paper_grid(*arguments: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_papers_grid_from_heads_to_tables(tmp_path: Path) -> None:
     pytest.importorskip("sigpy")
     heads, pack, results, home = (tmp_path / name for name in ("heads", "pack", "results", "home"))
