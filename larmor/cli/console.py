@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from larmor.recon.recipe.critic_role import CRITICS
 from larmor.recon.recipe.metric import brief_figures
 from larmor.recon.training.silent_critic import SilentCritic
 from larmor.storage.objects.progress import Progress
@@ -16,8 +17,7 @@ from larmor.storage.objects.progress import Progress
 console = Console(highlight=False, soft_wrap=True)
 TIME_SHARES = ("compute", "communication", "data", "validation", "checkpoint", "report")
 GRADIENT_SHARES = {
-    "share/adversarial": "critic",
-    "share/adversarial_residual": "residual critic",
+    **{f"share/adversarial{suffix}": name for suffix, name in CRITICS.items()},
     "share/content": "content",
     "share/frequency": "frequency",
 }
@@ -94,8 +94,9 @@ def _losses(row: Mapping[str, float], between: str) -> str:
     shares = [f"{title} {row[key]:.1%}" for key, title in GRADIENT_SHARES.items() if key in row]
     if shares:
         parts.append("gradient " + ", ".join(shares))
-    for suffix, whose in (("", "scores"), ("_residual", "of residuals")):
+    for suffix, name in CRITICS.items():
         if f"score/real{suffix}" in row:
             real, fake = row[f"score/real{suffix}"], row[f"score/fake{suffix}"]
+            whose = f"{name}'s scores" if suffix else "scores"
             parts.append(f"{whose} real {real:+.3g}, fake {fake:+.3g}")
     return between.join(parts)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
 from torch import nn
 
 from larmor.recon.networks.conv_lstm import ConvLstmStage
@@ -31,43 +34,46 @@ def build_generator(config: GeneratorConfig, channels: int = 1, stack: int = 1) 
     has one a start that is known already (see `samples.Sample`); it ignores what it does not need.
     """
     if config.data_consistency == "none" and not config.start.enabled:
-        return _network(config, channels, stack)
-    networks = [_network(config, channels, stack) for _ in range(config.cascades)]
+        return _GENERATORS[config.name](config, channels, stack)
+    networks = [_GENERATORS[config.name](config, channels, stack) for _ in range(config.cascades)]
     return ConsistentGenerator(networks, config.data_consistency, config.iterations, config.start, stack)
 
 
-def trained_part(generator: nn.Module) -> tuple[str, nn.Module]:
-    """What of a generator the training works on, and what its parameters' names begin with in the whole.
+class TrainedPart(NamedTuple):
+    """What of a generator the training works on: `module`, whose parameters' names begin with `prefix` in the whole.
 
-    It is the generator itself but for `idpcnn`: there the denoiser is trained, on noisy targets, and the loop is used.
+    A denoiser is called with a noisy image and its level, all else with what was measured.
     """
-    return ("denoiser.", generator.denoiser) if isinstance(generator, IdpGenerator) else ("", generator)
+
+    module: nn.Module
+    prefix: str = ""
+    is_denoiser: bool = False
 
 
-def _network(config: GeneratorConfig, channels: int, stack: int) -> nn.Module:
-    if config.name == "dagan":
-        return DaganGenerator(config.width, channels, config.norm)
-    if config.name == "unet":
-        return UNetGenerator(config.width, channels, config.norm)
-    if config.name == "residual_unet":
-        return ResidualUNet(config.width, config.levels, channels, config.norm)
-    if config.name == "drgan":
-        return DrganGenerator(config.width, channels)
-    if config.name == "similar_patches":
-        return SimilarPatchesGenerator(config.width, channels, config.norm)
-    if config.name == "idpcnn":
-        return IdpGenerator(config.width, channels, config.norm, config.turns)
-    if config.name == "fda":
-        return FdaGenerator(config.width, channels, config.norm)
-    if config.name == "dilated":
-        return DilatedGenerator(config.width, channels, config.norm)
-    if config.name == "deepcomplex":
-        return DeepComplexBlock(config.width, channels)
-    if config.name == "conv_lstm":
-        return ConvLstmStage(config.width, channels, stack)
-    if config.name == "sat_net":
-        return SatNet(config.width, channels, stack, config.norm, config.attention_from_level)
-    return ResNet50Generator(config, channels)
+def trained_part(generator: nn.Module) -> TrainedPart:
+    """The generator itself but for `idpcnn`: there the denoiser is trained, and the loop around it is used."""
+    if isinstance(generator, IdpGenerator):
+        return TrainedPart(generator.denoiser, "denoiser.", is_denoiser=True)
+    return TrainedPart(generator)
+
+
+_Build = Callable[[GeneratorConfig, int, int], nn.Module]
+_GENERATORS: Mapping[str, _Build] = {
+    "gan_resnet50": lambda config, channels, _: ResNet50Generator(config, channels),
+    "dagan": lambda config, channels, _: DaganGenerator(config.width, channels, config.norm),
+    "unet": lambda config, channels, _: UNetGenerator(config.width, channels, config.norm),
+    "residual_unet": lambda config, channels, _: ResidualUNet(config.width, config.levels, channels, config.norm),
+    "drgan": lambda config, channels, _: DrganGenerator(config.width, channels),
+    "similar_patches": lambda config, channels, _: SimilarPatchesGenerator(config.width, channels, config.norm),
+    "idpcnn": lambda config, channels, _: IdpGenerator(config.width, channels, config.norm, config.turns),
+    "fda": lambda config, channels, _: FdaGenerator(config.width, channels, config.norm),
+    "dilated": lambda config, channels, _: DilatedGenerator(config.width, channels, config.norm),
+    "deepcomplex": lambda config, channels, _: DeepComplexBlock(config.width, channels),
+    "conv_lstm": lambda config, channels, stack: ConvLstmStage(config.width, channels, stack),
+    "sat_net": lambda config, channels, stack: SatNet(
+        config.width, channels, stack, config.norm, config.attention_from_level
+    ),
+}
 
 
 def build_critic(config: CriticConfig, channels: int = 1) -> nn.Module:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from larmor.recon.physics.projection import back_project, project
+from larmor.recon.physics.random_stream import torch_stream
 from larmor.recon.recipe.pet import PetConfig
 from larmor.storage.objects.errors import InputError
 
@@ -61,9 +62,7 @@ def _measured(
 
 
 def _random(seed: int, epoch: int, index: int, scan: str) -> torch.Generator:
-    key = [seed, _STREAM, epoch, index, _SCANS[scan]]
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)
-    return torch.Generator().manual_seed(int(state))
+    return torch_stream([seed, _STREAM, epoch, index, _SCANS[scan]])
 
 
 def _blurred(images: Tensor, fwhm: float) -> Tensor:

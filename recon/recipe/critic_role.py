@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+CRITICS = {"": "critic", "_residual": "residual critic"}
+"""Suffix of a critic's figures → what a person calls it."""
+
 Sight = Literal["image", "measurement", "residual"]
 
 

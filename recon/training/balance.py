@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from larmor.recon.recipe.critic_role import CRITICS
 from larmor.recon.recipe.settings import LossConfig
 from larmor.recon.training.losses import adversarial_loss, generator_loss, term_weights
 
-_SUFFIXES = ("", "_residual")
-_TERMS = [*(f"adversarial{suffix}" for suffix in _SUFFIXES), "content", "frequency"]
-_SCORES = [f"{name}{suffix}" for suffix in _SUFFIXES for name in ("real", "fake", "slope")]
+_TERMS = [*(f"adversarial{suffix}" for suffix in CRITICS), "content", "frequency"]
+_SCORES = [f"{name}{suffix}" for suffix in CRITICS for name in ("real", "fake", "slope")]
 
 
 @dataclass(frozen=True)

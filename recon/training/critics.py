@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from larmor.recon.engines.engine import Engine
 from larmor.recon.networks.lipschitz import draw_shares
 from larmor.recon.physics.fourier import fft2c, ifft2c
+from larmor.recon.physics.random_stream import torch_stream
 from larmor.recon.physics.samples import Sample
 from larmor.recon.recipe.critic_role import CriticRole
 from larmor.recon.recipe.recipe import Recipe
@@ -50,11 +50,7 @@ class Critic:
         a penalty."""
         if self.recipe.critic.lipschitz != "gradient_penalty":
             return []
-        key = [self.recipe.seed, _PENALTY_STREAM, number, rank]
-        if self.role.suffix:
-            key += list(self.role.suffix.encode())
-        seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)
-        random = torch.Generator().manual_seed(int(seed))
+        random = torch_stream([self.recipe.seed, _PENALTY_STREAM, number, rank, *self.role.suffix.encode()])
         return [draw_shares(len(sample.target), random).to(sample.target.device) for sample in samples]
 
     def update(self, generator: Engine, samples: Sequence[Sample], shares: Sequence[Tensor]) -> list[dict[str, Tensor]]:

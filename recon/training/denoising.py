@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from larmor.recon.networks.idpcnn import LARGEST_LEVEL
+from larmor.recon.physics.random_stream import torch_stream
 
 _STREAM = 0x64656E6F  # of the recipe's seed: nothing else draws from it
 
@@ -18,8 +18,7 @@ def draw_noise(targets: Sequence[Tensor], seed: int, step: int, rank: int) -> li
 
     The level is drawn uniformly in [0, 25/255] for each image, a pure function of (seed, step, rank).
     """
-    key = np.random.SeedSequence([seed, _STREAM, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1)
-    random = torch.Generator().manual_seed(int(key))
+    random = torch_stream([seed, _STREAM, step, rank])
     drawn: list[Tensor] = []
     for target in targets:
         level = LARGEST_LEVEL * torch.rand(len(target), 1, 1, 1, generator=random)

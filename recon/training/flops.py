@@ -54,9 +54,9 @@ def _of_one_sample(recipe: Recipe) -> tuple[int, int]:
     with torch.device("meta"):
         measurement = _measurement(recipe)
         image = torch.empty(stack, channels, *recipe.data.crop)
-        prefix, part = trained_part(build_generator(recipe.generator, channels, stack))
-        generator = _counted(part)
-        if prefix:  # a denoiser, on an image and its level of noise
+        part = trained_part(build_generator(recipe.generator, channels, stack))
+        generator = _counted(part.module)
+        if part.is_denoiser:  # on an image and its level of noise
             measurement = [image, torch.empty(stack, 1, 1, 1)]
         critics = [_counted(build_critic(recipe.critic, channels)) for _ in recipe.loss.critics]
     penalty = None

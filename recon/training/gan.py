@@ -41,8 +41,8 @@ class Gan:
         torch.manual_seed(recipe.seed)
         roles = recipe.loss.critics
         self.whole = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack)
-        self._prefix, part = trained_part(self.whole)
-        networks = [part]
+        self._part = trained_part(self.whole)
+        networks = [self._part.module]
         networks += [build_critic(recipe.critic, recipe.critic_channels) for _ in roles]
         if config.channels_last:
             for network in networks:
@@ -91,7 +91,7 @@ class Gan:
         """The weights of `best_generator` as float32 on the CPU. Every rank calls."""
         if self.average:
             return {name: value.cpu() for name, value in self.average.module.state_dict().items()}
-        return {f"{self._prefix}{name}": value for name, value in self.generator.state_dict().items()}
+        return {f"{self._part.prefix}{name}": value for name, value in self.generator.state_dict().items()}
 
     def set_learning_rates(self, step: int) -> None:
         """The learning rates of generator step `step`, counted from 0."""
@@ -131,13 +131,13 @@ class Gan:
 
     def _draw(self, samples: Sequence[Sample]) -> list[Tensor]:
         """For a denoiser the noise and its level, of each micro-batch in turn; empty for what is trained on samples."""
-        if not self._prefix:
+        if not self._part.is_denoiser:
             return []
         return draw_noise([sample.target for sample in samples], self._recipe.seed, self._step, self._rank)
 
     def _inputs(self, samples: Sequence[Sample], draws: Sequence[Tensor]) -> list[tuple[Tensor | None, ...]]:
         """What the trained network is called with."""
-        if not self._prefix:
+        if not self._part.is_denoiser:
             return [sample.measurement for sample in samples]
         return [
             (sample.target + noise, level)

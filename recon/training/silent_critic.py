@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_SHARES = {"share/adversarial": "critic", "share/adversarial_residual": "residual critic"}
+from larmor.recon.recipe.critic_role import CRITICS
+
+_SHARES = {f"share/adversarial{suffix}": name for suffix, name in CRITICS.items()}
 
 
 class SilentCritic:

@@ -111,10 +111,10 @@ def test_the_denoiser_alone_is_trained_and_the_loop_shares_its_weights() -> None
         training={"global_batch_size": 4, "backend": "plain", "zero_stage": 0, "ema_decay": 0.5},
     )
     gan = Gan(recipe, torch.device("cpu"))
-    prefix, part = trained_part(gan.whole)
-    assert part is gan.generator.module
+    part = trained_part(gan.whole)
+    assert part.module is gan.generator.module
     weights = gan.weights()
-    assert all(name.startswith(prefix) for name in weights)
+    assert all(name.startswith(part.prefix) for name in weights)
     build_generator(recipe.generator).load_state_dict(weights)
 
 
