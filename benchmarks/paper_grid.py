@@ -192,27 +192,29 @@ def run(options: argparse.Namespace) -> None:
 def _fill(options: argparse.Namespace, count: int, data: str, work: Path, say: Log, cell: Any) -> Any:
     """Train and evaluate all systems of `cell`, in a process of its own."""
     from larmor.cluster.comparison.grid import experiments
-    from larmor.cluster.comparison.grid_cell import fill_cells
+    from larmor.cluster.comparison.grid_cell import CellOptions, CellPlace, fill_cells
     from larmor.storage.loading.config import DataConfig, open_reader
 
     grid = _grid(options).model_copy(update={"num_images": count})
     trained = experiments(grid, cell, "paper", data, str(work))
     with contextlib.closing(open_reader(DataConfig(url=data), "test")) as reader:
-        fill_cells(trained, grid.classical, reader, work / "tables", options.device, say, keep_runs=False)
+        place = CellPlace(reader, work / "tables", options.device, say)
+        fill_cells(trained, place, CellOptions(grid.classical, keep_runs=False))
     return cell
 
 
 def _write(options: argparse.Namespace, filled: Sequence[Any], count: int, data: str, work: Path) -> None:
     """The tables of the cells that are filled so far, from their files, to where they are brought from."""
     from larmor.cluster.comparison.grid import experiments, write_grid
-    from larmor.cluster.comparison.grid_cell import fill_cells
+    from larmor.cluster.comparison.grid_cell import CellOptions, CellPlace, fill_cells
     from larmor.storage.loading.config import DataConfig, open_reader
 
     grid, found = _grid(options).model_copy(update={"num_images": count}), []
     with contextlib.closing(open_reader(DataConfig(url=data), "test")) as reader:
         for cell in filled:
             trained = experiments(grid, cell, "paper", data, str(work))
-            found += fill_cells(trained, grid.classical, reader, work / "tables", "cpu", print, keep_runs=False)
+            place = CellPlace(reader, work / "tables", "cpu", print)
+            found += fill_cells(trained, place, CellOptions(grid.classical, keep_runs=False))
     write_grid(found, work / "tables")
     _bring_tables(work, options.to)
 

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
-from larmor.cluster.comparison.grid_cell import FilledCell, Say, fill_cells
+from larmor.cluster.comparison.grid_cell import CellOptions, CellPlace, FilledCell, Say, fill_cells
 from larmor.cluster.experiments.experiment import Experiment, build, change, read_content, set_dotted
 from larmor.recon.evaluation.evaluate import Evaluation
 from larmor.recon.evaluation.tables import write_tables
@@ -177,21 +177,12 @@ def fill(
     data = DataConfig(url=data_url, memory_cache_bytes=0, disk_cache_bytes=0)
     first = next(iter(experiments(grid, cells(grid)[0], name, data_url, output_url).values()))
     with contextlib.closing(open_reader(data, "test", with_maps=first.signal.needs_maps)) as reader:
+        place = CellPlace(reader, folder, device, say)
+        options = CellOptions(grid.classical, grid.noises, grid.every, grid.keep_runs, overwrite)
         filled = [
             each
             for cell in cells(grid)
-            for each in fill_cells(
-                experiments(grid, cell, name, data_url, output_url),
-                grid.classical,
-                reader,
-                folder,
-                device,
-                say,
-                overwrite=overwrite,
-                keep_runs=grid.keep_runs,
-                every=grid.every,
-                noises=grid.noises,
-            )
+            for each in fill_cells(experiments(grid, cell, name, data_url, output_url), place, options)
         ]
     write_grid(filled, folder)
     return [cell.result for cell in filled]

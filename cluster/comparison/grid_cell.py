@@ -39,44 +39,52 @@ class FilledCell:
     diverged: tuple[str, ...] = ()
 
 
-def fill_cells(
-    trained: Mapping[str, Experiment],
-    classical: Sequence[str],
-    reader: SliceReader,
-    folder: Path,
-    device: str,
-    say: Say,
-    overwrite: bool = False,
-    keep_runs: bool = True,
-    every: int = 1,
-    noises: Sequence[float] = (),
-) -> list[FilledCell]:
-    """Train each system and evaluate all, at each level of `noises` or without noise.
+@dataclass(frozen=True)
+class CellPlace:
+    """Where cells are filled: the test split, the folder of tables and models, the device, and who is told."""
 
-    What `folder` and the runs already have is not repeated, unless the data set, the mask or the evaluating code is
+    reader: SliceReader
+    folder: Path
+    device: str
+    say: Say
+
+
+@dataclass(frozen=True)
+class CellOptions:
+    """What a grid says of every cell (`GridConfig`); `overwrite` trains all anew."""
+
+    classical: Sequence[str] = ()
+    noises: Sequence[float] = ()
+    every: int = 1
+    keep_runs: bool = True
+    overwrite: bool = False
+
+
+def fill_cells(trained: Mapping[str, Experiment], place: CellPlace, options: CellOptions) -> list[FilledCell]:
+    """Train each system and evaluate all, at each level of `options.noises` or without noise.
+
+    What the folder and the runs already have is not repeated, unless the data set, the mask or the evaluating code is
     another one now.
 
     A system whose training diverges is left out, since that says something of it and nothing of the others.
-    Writes the evaluations and a figure to `folder`. Raises what training and evaluation raise, and `InputError` if
-    something else lies where a run belongs; `overwrite` trains all anew.
+    Writes the evaluations and a figure to the folder. Raises what training and evaluation raise, and `InputError` if
+    something else lies where a run belongs.
     """
     models, diverged = {}, []
     for system, experiment in trained.items():
-        model = folder / "models" / experiment.name
+        model = place.folder / "models" / experiment.name
         try:
-            _train(experiment, model, device, say, overwrite, keep_runs)
+            _train(experiment, model, place, options)
         except TrainingDiverged as error:
-            say(f"{experiment.name} is left out: {error}")
+            place.say(f"{experiment.name} is left out: {error}")
             diverged.append(system)
         else:
             models[system] = model
     physics = physics_of(next(iter(trained.values())))
-    signals = [noisy_signal(physics.signal, level) for level in noises] or [physics.signal]
+    signals = [noisy_signal(physics.signal, level) for level in options.noises] or [physics.signal]
     return [
         FilledCell(
-            _evaluated(
-                models, classical, dataclasses.replace(physics, signal=signal), reader, folder, device, every, say
-            ),
+            _evaluated(models, dataclasses.replace(physics, signal=signal), place, options),
             trained,
             tuple(diverged),
         )
@@ -84,17 +92,9 @@ def fill_cells(
     ]
 
 
-def _evaluated(
-    models: Mapping[str, Path],
-    classical: Sequence[str],
-    physics: Physics,
-    reader: SliceReader,
-    folder: Path,
-    device: str,
-    every: int,
-    say: Say,
-) -> Evaluation:
-    without = rate_classical(classical, physics, reader, folder, every)
+def _evaluated(models: Mapping[str, Path], physics: Physics, place: CellPlace, options: CellOptions) -> Evaluation:
+    reader, folder, device, every = place.reader, place.folder, place.device, options.every
+    without = rate_classical(options.classical, physics, reader, folder, every)
     weights = {name: file_digest(model / "generator.safetensors") for name, model in models.items()}
     facts = {"models": weights, "every": every, "data": reader.info.identity, **_rated_with(physics)}
     path = folder / "cells" / f"{slug(physics)}.json"
@@ -105,7 +105,7 @@ def _evaluated(
     result = _joined(without, _rate(methods, physics, reader, path, facts, device, every))
     comparison(result.examples, folder / f"comparison-{slug(physics)}.png")
     for line in text_table(result):
-        say(line)
+        place.say(line)
     return result
 
 
@@ -173,17 +173,17 @@ def _joined(classical: Evaluation | None, learned: Evaluation) -> Evaluation:
     )
 
 
-def _train(experiment: Experiment, model: Path, device: str, say: Say, overwrite: bool, keep_runs: bool) -> None:
+def _train(experiment: Experiment, model: Path, place: CellPlace, options: CellOptions) -> None:
     run = RunFolder(experiment.run_url)
-    done = check(experiment, run, overwrite)
+    done = check(experiment, run, options.overwrite)
     if not done:
-        with claimed(experiment, run, overwrite, say) as experiment:
+        with claimed(experiment, run, options.overwrite, place.say) as experiment:
             began = time.perf_counter()
-            train_locally(experiment, run, device)
+            train_locally(experiment, run, place.device)
             best = finish(experiment, run)
             seconds = time.perf_counter() - began
-        say(f"{experiment.name}: {best.metrics['val/psnr']:.2f} dB on the validation split, {seconds:.0f} s")
-    if keep_runs or not done or not (model / "generator.safetensors").is_file():
+        place.say(f"{experiment.name}: {best.metrics['val/psnr']:.2f} dB on the validation split, {seconds:.0f} s")
+    if options.keep_runs or not done or not (model / "generator.safetensors").is_file():
         pull_run(run, experiment.training.best_metric, model, overwrite=True)
-    if not keep_runs:
+    if not options.keep_runs:
         run.store.delete("checkpoints")

@@ -18,7 +18,7 @@ from skimage.filters import threshold_otsu
 
 from larmor.recon.evaluation.segmentation import TISSUES, SegmentationConfig, segment
 from larmor.storage.formats.nifti import SUFFIXES, read_volume
-from larmor.storage.formats.provenance import write_about
+from larmor.storage.formats.provenance import made_whole
 from larmor.storage.formats.volumes import Volume, centre_fit, image_to_kspace
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.progress import Progress, silent
@@ -93,8 +93,9 @@ def simulate_pet(
             continue
         fitted = centre_fit(maps[:: options.every], (options.matrix, options.matrix))
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / f"{name}.npy", image_to_kspace(fitted))
-        write_about(folder, name, {"subject": name, "modality": "pet", "synthetic": _ABOUT, **_stated(head, name)})
+        about = {"subject": name, "modality": "pet", "synthetic": _ABOUT, **_stated(head, name)}
+        with made_whole(folder / f"{name}.npy", name, about) as made:
+            np.save(made, image_to_kspace(fitted))
         found.append(Simulated(head, folder / f"{name}.npy"))
     progress("heads", len(heads), len(heads))
     if not any(one.path for one in found):

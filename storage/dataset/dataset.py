@@ -122,10 +122,10 @@ def stated_crc(info: SplitInfo, kind: str, index: int) -> bytes:
     return int(info.crc[index, KINDS.index(kind)]).to_bytes(CRC_BYTES, "little")
 
 
-def columns_checksum(columns: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of the columns' names, types and values."""
+def columns_checksum(columns: Mapping[str, np.ndarray], names: Iterable[str] = COLUMNS) -> str:
+    """SHA-256 of the names, types and values of `columns`, in the order of `names`."""
     found = hashlib.sha256()
-    for name in COLUMNS:
+    for name in names:
         values = columns[name]
         found.update(f"{name} {values.dtype.str} {values.shape} ".encode() + values.tobytes())
     return found.hexdigest()

@@ -11,14 +11,13 @@ A data set of this kind is small, and is read as a whole.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from larmor.storage.dataset.dataset import TRIALS, read_root
+from larmor.storage.dataset.dataset import TRIALS, columns_checksum, read_root
 from larmor.storage.dataset.writing import publish, refuse_occupied, remove
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
@@ -106,7 +105,12 @@ def write_trials(
     for path, value in contents.items():
         store.write(f"{TRIALS}/{path}", value.to_bytes())
     volumes = [{"name": f"run {run}", "subject": subject} for run in np.unique(trials.run)]
-    entry = {"num_slices": len(trials.run), "subjects": [subject], "volumes": volumes, "checksum": _checksum(arrays)}
+    entry = {
+        "num_slices": len(trials.run),
+        "subjects": [subject],
+        "volumes": volumes,
+        "checksum": columns_checksum(arrays, _DIMENSIONS),
+    }
     publish(store, {TRIALS: entry}, sources, kind=TRIALS, stimuli=stimuli)
 
 
@@ -114,7 +118,7 @@ def read_trials(store: ObjectStore) -> Trials:
     """The whole data set. Raises `InputError` if there is none, if it is of k-space slices, or damaged."""
     stated = read_root(store, TRIALS)["splits"][TRIALS]["checksum"]
     arrays = again_if_damaged(lambda: _read_arrays(store))
-    if _checksum(arrays) != stated:
+    if columns_checksum(arrays, _DIMENSIONS) != stated:
         raise InputError(f"{store.url}/{TRIALS}: does not match the root document; write the data set again")
     return Trials(**arrays)
 
@@ -140,12 +144,3 @@ def _arrays(trials: Trials) -> dict[str, np.ndarray]:
         field.name: np.ascontiguousarray(getattr(trials, field.name), kinds[field.name])
         for field in dataclasses.fields(trials)
     }
-
-
-def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of the arrays' names, types and values."""
-    found = hashlib.sha256()
-    for name in _DIMENSIONS:
-        values = arrays[name]
-        found.update(f"{name} {values.dtype.str} {values.shape} ".encode() + values.tobytes())
-    return found.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from larmor.storage.formats.provenance import write_about
+from larmor.storage.formats.provenance import made_whole
 from larmor.storage.objects.errors import InputError
 
 NUM_FRAMES, MATRIX, _PIXEL = 24, 128, 2.5  # pixels across; mm
@@ -49,12 +48,9 @@ def write_cine(folder: Path, num_subjects: int, seed: int) -> list[Path]:
         image.header.set_zooms((_PIXEL, _PIXEL, 8.0, heart.beat / NUM_FRAMES))
         image.header.set_xyzt_units("mm", "sec")
         about = {"subject": subject, "synthetic": True, "source": f"cine phantom of a short-axis slice, seed {seed}"}
-        with tempfile.TemporaryDirectory(prefix=".phantom-", dir=folder) as scratch:
-            made = Path(scratch) / f"{subject}.nii.gz"
+        paths.append(folder / f"{subject}.nii.gz")
+        with made_whole(paths[-1], subject, {**about, "licence": "Apache-2.0"}) as made:
             nibabel.save(image, made)
-            beside = write_about(Path(scratch), subject, {**about, "licence": "Apache-2.0"})
-            beside.replace(folder / beside.name)
-            paths.append(made.replace(folder / made.name))
     return paths
 
 

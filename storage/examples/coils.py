@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from larmor.storage.formats.arrays import MagnitudeImages
 from larmor.storage.formats.centred_fft import to_image, to_kspace
 from larmor.storage.formats.measured import MeasuredKspace
-from larmor.storage.formats.provenance import provenance, write_about
+from larmor.storage.formats.provenance import made_whole, provenance
 from larmor.storage.formats.recognise import open_source
 from larmor.storage.formats.source import Source, SourceOptions, SourceRef
 from larmor.storage.objects.errors import InputError
@@ -90,8 +89,7 @@ def _measure(ref: SourceRef, source: Source, path: Path, options: CoilOptions) -
     phase = _ObjectPhase(size, rng)
     images = [to_image(source.kspace(int(index))[0]).real for index in kept]
     noise = options.noise * max(float(np.abs(image).max()) for image in images)
-    with tempfile.TemporaryDirectory(prefix=".coils-", dir=path.parent) as scratch:
-        made = Path(scratch) / path.name
+    with made_whole(path, path.stem, _about(ref, source, options)) as made:
         shape = (len(kept), options.num_coils, *size)
         stored = np.lib.format.open_memmap(made, mode="w+", dtype=np.complex64, shape=shape)
         for place, image in enumerate(images):
@@ -100,9 +98,6 @@ def _measure(ref: SourceRef, source: Source, path: Path, options: CoilOptions) -
             stored[place] = kspace + drawn[0] + 1j * drawn[1]
         stored.flush()
         del stored
-        beside = write_about(Path(scratch), path.stem, _about(ref, source, options))
-        beside.replace(path.parent / beside.name)
-        made.replace(path)
 
 
 def _about(ref: SourceRef, source: Source, options: CoilOptions) -> dict[str, object]:

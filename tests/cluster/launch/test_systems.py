@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,25 +31,13 @@ from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.tuning.search.experiment import load_sweep_experiment
 from tests.helpers import coil_scan, ellipsoid, random_kspace, write_coil_splits, write_dataset, write_images
+from tests.interrupted import Interrupted, interrupted_after
 from tests.workbench import TINY, unique_name
 
 STEPS = 4
 # a tiny critic on images of a few pixels is chaotic: 1e-6 of its first weights is all of its score after four steps, so
 # that trainings which round differently are compared without one (tests/recon/engines/test_parity.py compares critics)
 STEADY = "loss.adversarial=none"
-
-
-class Interrupted(Exception):
-    pass
-
-
-class InterruptedWorker(RunWorker):
-    """Stops right after the checkpoint of step 2, as a kill would."""
-
-    def save(self, step: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:
-        super().save(step, metrics, write)
-        if step == 2:
-            raise Interrupted
 
 
 class PoisonedWorker(RunWorker):
@@ -168,7 +156,7 @@ def assert_resumes(url: str, tmp_path: Path, overrides: list[str]) -> None:
     experiment = tiny(url, "training.ema_decay=0.5", *overrides)
     whole, broken = trained(experiment, run_in(tmp_path)), run_in(tmp_path)
     with pytest.raises(Interrupted):
-        trained(experiment, broken, InterruptedWorker)
+        trained(experiment, broken, interrupted_after(2))
     trained(experiment, broken)
     assert len(whole.history()) == STEPS
     assert broken.history() == whole.history()
@@ -179,63 +167,55 @@ def assert_resumes(url: str, tmp_path: Path, overrides: list[str]) -> None:
     assert final[0].files["generator.safetensors"] == final[1].files["generator.safetensors"]
 
 
+def assert_the_same_with_deepspeed(url: str, folder: Path, zero_stage: int, *overrides: str) -> None:
+    """Every figure of every step, within the rounding of one engine or the other."""
+    plain = trained(tiny(url, *overrides), run_in(folder)).history()
+    found = trained(tiny(url, *overrides, *deepspeed(zero_stage)), run_in(folder)).history()
+    for row, expected in zip(found, plain, strict=True):
+        assert row == pytest.approx(expected, rel=2e-4, abs=1e-6)
+
+
+def deepspeed(zero_stage: int) -> tuple[str, str]:
+    return "training.backend=deepspeed", f"training.zero_stage={zero_stage}"
+
+
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
 @pytest.mark.parametrize("lipschitz", ["gradient_penalty", "spectral_norm"])
 def test_lipschitz_constraints_are_the_same_with_deepspeed(
     kspace_url: str, tmp_path: Path, lipschitz: str, zero_stage: int
 ) -> None:
-    overrides = [f"critic.lipschitz={lipschitz}", "training.gradient_accumulation=2"]
-    plain = trained(tiny(kspace_url, *overrides), run_in(tmp_path)).history()
-    engines = ["training.backend=deepspeed", f"training.zero_stage={zero_stage}"]
-    found = trained(tiny(kspace_url, *overrides, *engines), run_in(tmp_path)).history()
-    for row, expected in zip(found, plain, strict=True):
-        assert row == pytest.approx(expected, rel=2e-4, abs=1e-6)
+    overrides = (f"critic.lipschitz={lipschitz}", "training.gradient_accumulation=2")
+    assert_the_same_with_deepspeed(kspace_url, tmp_path, zero_stage, *overrides)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_iterations_are_the_same_with_deepspeed(kspace_url: str, tmp_path: Path, zero_stage: int) -> None:
     """Each weight is used several times before its gradient is whole."""
-    overrides = ["system=gan_resnet50_modl", "training.gradient_accumulation=2", STEADY]
-    plain = trained(tiny(kspace_url, *overrides), run_in(tmp_path)).history()
-    engines = ["training.backend=deepspeed", f"training.zero_stage={zero_stage}"]
-    found = trained(tiny(kspace_url, *overrides, *engines), run_in(tmp_path)).history()
-    for row, expected in zip(found, plain, strict=True):
-        assert row == pytest.approx(expected, rel=2e-4, abs=1e-6)
+    overrides = ("system=gan_resnet50_modl", "training.gradient_accumulation=2", STEADY)
+    assert_the_same_with_deepspeed(kspace_url, tmp_path, zero_stage, *overrides)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_complex_convolutions_are_the_same_with_deepspeed(coils_url: str, tmp_path: Path, zero_stage: int) -> None:
     """Kernels that are put together of several parameters; scans of three coils among those of four."""
-    overrides = ["system=deepcomplexmri", "signal.num_coils=4", "generator.cascades=2"]
-    plain = trained(tiny(coils_url, *overrides), run_in(tmp_path)).history()
-    engines = ["training.backend=deepspeed", f"training.zero_stage={zero_stage}"]
-    found = trained(tiny(coils_url, *overrides, *engines), run_in(tmp_path)).history()
-    for row, expected in zip(found, plain, strict=True):
-        assert row == pytest.approx(expected, rel=2e-4, abs=1e-6)
+    overrides = ("system=deepcomplexmri", "signal.num_coils=4", "generator.cascades=2")
+    assert_the_same_with_deepspeed(coils_url, tmp_path, zero_stage, *overrides)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("system", ["conv_lstm", "sat_net"])
 def test_stacks_are_the_same_with_deepspeed(kspace_url: str, tmp_path: Path, system: str, zero_stage: int) -> None:
     """A kernel that is used for every frame; attention whose γ begins at 0."""
-    overrides = [f"system={system}", "data.stack=2", "training.gradient_accumulation=2", "training.num_steps=2"]
-    plain = trained(tiny(kspace_url, *overrides), run_in(tmp_path)).history()
-    engines = ["training.backend=deepspeed", f"training.zero_stage={zero_stage}"]
-    found = trained(tiny(kspace_url, *overrides, *engines), run_in(tmp_path)).history()
-    for row, expected in zip(found, plain, strict=True):
-        assert row == pytest.approx(expected, rel=2e-4, abs=1e-6)
+    overrides = (f"system={system}", "data.stack=2", "training.gradient_accumulation=2", "training.num_steps=2")
+    assert_the_same_with_deepspeed(kspace_url, tmp_path, zero_stage, *overrides)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_larmor_is_the_same_with_deepspeed(kspace_url: str, tmp_path: Path, zero_stage: int) -> None:
     """A start without a gradient, cascades with weights of their own."""
     overrides = ["system=larmor", "generator.cascades=2", "training.gradient_accumulation=2", "mask.per_slice=false"]
-    plain = trained(tiny(kspace_url, *overrides, STEADY), run_in(tmp_path)).history()
-    engines = ["training.backend=deepspeed", f"training.zero_stage={zero_stage}"]
-    found = trained(tiny(kspace_url, *overrides, *engines, STEADY), run_in(tmp_path)).history()
-    for row, expected in zip(found, plain, strict=True):
-        assert row == pytest.approx(expected, rel=2e-4, abs=1e-6)
-    with_critic = trained(tiny(kspace_url, *overrides, *engines), run_in(tmp_path)).history()
+    assert_the_same_with_deepspeed(kspace_url, tmp_path, zero_stage, *overrides, STEADY)
+    with_critic = trained(tiny(kspace_url, *overrides, *deepspeed(zero_stage)), run_in(tmp_path)).history()
     shares = [with_critic[-1][f"share/{name}"] for name in ("adversarial", "content", "frequency")]
     assert sum(shares) == pytest.approx(1)
     assert min(shares) > 0
@@ -319,7 +299,7 @@ def test_a_validation_that_is_not_finite_is_a_divergence(kspace_url: str, tmp_pa
     experiment = tiny(kspace_url, "training.ema_decay=0.5", f"training.best_metric={metric}")
     run = run_in(tmp_path)
     with pytest.raises(Interrupted):
-        trained(experiment, run, InterruptedWorker)
+        trained(experiment, run, interrupted_after(2))
     before = run.best(f"val/{metric}", HIGHER_IS_BETTER[metric])
     with pytest.raises(TrainingDiverged, match=r"diverged: val/.* is nan at step 4.*checkpoints before this step"):
         trained(experiment, run, PoisonedWorker)

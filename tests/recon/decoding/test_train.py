@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.tuning.search.experiment import load_sweep_experiment
 from tests.helpers import random_kspace, small_recipe, write_dataset, write_model
+from tests.interrupted import Interrupted, interrupted_after
 from tests.workbench import succeed
 
 STEPS = 6
@@ -66,19 +66,6 @@ def tiny(url: str, *overrides: str) -> Experiment:
     return load_sweep_experiment("tigan", settings).training_part()
 
 
-class Interrupted(Exception):
-    pass
-
-
-class InterruptedWorker(RunWorker):
-    """Stops right after the checkpoint of step 2, as a kill would."""
-
-    def save(self, step: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:
-        super().save(step, metrics, write)
-        if step == 2:
-            raise Interrupted
-
-
 def trained(experiment: Experiment, run: RunFolder, worker: type[RunWorker] = RunWorker) -> dict[str, torch.Tensor]:
     with worker(Ranks(), run, experiment.training, torch.device("cpu")) as rank:
         train_decoding(experiment, rank)
@@ -93,7 +80,7 @@ def test_resumed_training_equals_uninterrupted_one(trials_url: str, tmp_path: Pa
     whole, parts = (RunFolder(str(tmp_path / name)) for name in ("whole", "parts"))
     expected = trained(experiment, whole)
     with pytest.raises(Interrupted):
-        trained(experiment, parts, InterruptedWorker)
+        trained(experiment, parts, interrupted_after(2))
     found = trained(experiment, parts)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert [row["loss"] for row in parts.history()] == [row["loss"] for row in whole.history()]
