@@ -16,7 +16,7 @@ from larmor.cluster.runs.pull import pull_run
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.recon.evaluation.evaluate import Evaluation, evaluate
 from larmor.recon.evaluation.evaluation_file import Facts, load_evaluation, save_evaluation, saved_facts
-from larmor.recon.evaluation.methods import classical_method, dynamic_methods, noisy_signal
+from larmor.recon.evaluation.methods import classical_method, noisy_signal, standing_methods
 from larmor.recon.evaluation.tables import slug, text_table
 from larmor.recon.inference.figures import comparison
 from larmor.recon.inference.inference import ZERO_FILLED, Method, Physics, network_method
@@ -101,7 +101,7 @@ def _evaluated(models: Mapping[str, Path], physics: Physics, place: CellPlace, o
     if saved_facts(path) == facts:
         return _joined(without, load_evaluation(path))
     learned = {name: network_method(load_model(model, device).generator) for name, model in models.items()}
-    methods = {**dynamic_methods(physics), **learned}
+    methods = {**standing_methods(physics), **learned}
     result = _joined(without, _rate(methods, physics, reader, path, facts, device, every))
     comparison(result.examples, folder / f"comparison-{slug(physics)}.png")
     for line in text_table(result):

@@ -16,6 +16,7 @@ from larmor.recon.inference.inference import Method, Physics, network_method
 from larmor.recon.models.model import Model
 from larmor.recon.networks.classical_start import classical_start
 from larmor.recon.networks.data_consistency import Measured
+from larmor.recon.physics.pet import blurred
 from larmor.recon.physics.samples import Sample
 from larmor.recon.physics.views import mean_view, shared_views
 from larmor.recon.recipe.mask_config import MaskConfig
@@ -23,6 +24,7 @@ from larmor.recon.recipe.settings import StartConfig
 from larmor.recon.recipe.signal import SignalConfig
 from larmor.storage.objects.errors import InputError
 
+SMOOTHED_MM = 6.0
 CLASSICAL = ("wavelet", "total_variation", "alternating", "bart")
 
 
@@ -46,16 +48,23 @@ def classical_method(name: str, physics: Physics) -> Method:
     return reconstruct
 
 
-def dynamic_methods(physics: Physics) -> dict[str, Method]:
-    """The rows that every table of stacks has: what needs no training and is hard to beat where little moves.
+def standing_methods(physics: Physics) -> dict[str, Method]:
+    """The rows that every table of a kind has: what needs no training, and what a result is held against.
 
-    `view_sharing`: each point of k-space from the image of the stack nearest in time that measured it.
-    `temporal_mean`: one image for all of a stack, of each point's mean over those that measured it.
+    Of stacks, `view_sharing`: each point of k-space from the image of the stack nearest in time that measured it, and
+    `temporal_mean`: one image for all of a stack, of each point's mean over those that measured it. Of PET,
+    `smoothed`: filtered back-projection after a Gaussian of 6 mm full width at half maximum.
     """
+    if physics.signal.mode == "pet":
+        return {"smoothed": partial(_smoothed, SMOOTHED_MM / physics.signal.pet.pixel_mm)}
     if physics.stack == 1:
         return {}
     ways = {"view_sharing": shared_views, "temporal_mean": mean_view}
     return {name: partial(_combined, combine) for name, combine in ways.items()}
+
+
+def _smoothed(fwhm: float, sample: Sample) -> Tensor:
+    return blurred(sample.zero_filled, fwhm)
 
 
 def _combined(combine: Callable[..., Tensor], sample: Sample) -> Tensor:
@@ -113,7 +122,7 @@ def table_cells(
             physics = Physics(size, mask_of(own.mask, kind, ratio), signal, own.stack)
             members.setdefault(physics, {})[name] = network_method(model.generator)
     return [
-        Cell(physics, {**dynamic_methods(physics), **_classical(classical, physics), **networks})
+        Cell(physics, {**standing_methods(physics), **_classical(classical, physics), **networks})
         for physics, networks in members.items()
     ]
 

@@ -32,7 +32,7 @@ def pet_images(images: Tensor, samples: np.ndarray, config: PetConfig) -> tuple[
             f"signal.mode=pet needs two images for each slice, activity and attenuation, not {images.shape[1]}; make "
             "them with `larmor pet simulate`, or set signal.mode=magnitude"
         )
-    activity = _blurred(images[:, :1], config.resolution_mm / config.pixel_mm)
+    activity = blurred(images[:, :1], config.resolution_mm / config.pixel_mm)
     attenuation = images[:, 1:] * (config.pixel_mm / 10)
     integrals = project(torch.cat([activity, attenuation], dim=1), config.num_angles)
     emitted, survival = integrals[:, :1], torch.exp(-integrals[:, 1:])
@@ -65,7 +65,7 @@ def _random(seed: int, epoch: int, index: int, scan: str) -> torch.Generator:
     return torch_stream([seed, _STREAM, epoch, index, _SCANS[scan]])
 
 
-def _blurred(images: Tensor, fwhm: float) -> Tensor:
+def blurred(images: Tensor, fwhm: float) -> Tensor:
     """(batch, 1, height, width) convolved with a Gaussian of that full width at half maximum in pixels."""
     sigma = fwhm / (2 * math.sqrt(2 * math.log(2)))
     if sigma == 0:

@@ -104,7 +104,7 @@ def test_train_pull_evaluate_and_reconstruct(pet_url: str, tmp_path: Path) -> No
     found = evaluate(model, pet_url, EvaluateOptions(every=2))
     (table,) = found.tables
     assert table.label.startswith("simulated FDG PET, 48×48, 3e+05 counts")
-    assert [row[0] for row in table_text(table)[1]] == ["FBP", "drgan"]
+    assert [row[0] for row in table_text(table)[1]] == ["FBP", "smoothed", "drgan"]
     text = (model / "evaluation" / "tables.md").read_text()
     assert "zero_filled" not in text
     card = (model / "model-card.md").read_text()

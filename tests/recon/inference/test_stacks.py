@@ -17,7 +17,7 @@ from torch import nn
 
 from larmor.recon.evaluation.evaluate import evaluate
 from larmor.recon.evaluation.evaluation_file import load_evaluation, save_evaluation
-from larmor.recon.evaluation.methods import dynamic_methods, table_cells
+from larmor.recon.evaluation.methods import standing_methods, table_cells
 from larmor.recon.evaluation.tables import caption, slug
 from larmor.recon.inference.inference import Physics, reconstruct_split
 from larmor.recon.models.model import Model
@@ -155,7 +155,7 @@ class TestSplits:
         mask = MaskConfig(kind="random1d", sampling_ratio=0.3, per_slice=True)
         sample = prepare(still, CROP, mask, CPU, signal=signal, stack=24)
         assert sample.mask.any(dim=0).all()
-        for method in dynamic_methods(physics).values():
+        for method in standing_methods(physics).values():
             torch.testing.assert_close(method(sample), sample.target, rtol=0, atol=1e-5)
 
     def test_a_stack_longer_than_the_series_is_refused(self, reader: SliceReader) -> None:

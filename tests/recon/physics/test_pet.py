@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from larmor.recon.physics.pet import pet_images
+from larmor.recon.physics.pet import blurred, pet_images
 from larmor.recon.physics.projection import back_project, project
 from larmor.recon.physics.samples import Sample, prepare
 from larmor.recon.recipe.mask_config import MaskConfig
@@ -115,3 +116,13 @@ def test_what_works_on_kspace_is_refused() -> None:
     ):
         with pytest.raises(ValidationError, match=message):
             recipe(**sections)
+
+
+@pytest.mark.parametrize("fwhm", [0.0, 2.0, 3.0])
+def test_smoothing_keeps_the_activity_and_has_its_width(fwhm: float) -> None:
+    point = torch.zeros(1, 1, 41, 41)
+    point[..., 20, 20] = 1
+    found = blurred(point, fwhm)[0, 0]
+    assert float(found.sum()) == pytest.approx(1, abs=1e-4)
+    variance = float((found.sum(0) * (torch.arange(41) - 20) ** 2).sum())
+    assert variance == pytest.approx(fwhm**2 / (8 * math.log(2)), rel=0.01, abs=1e-6)
