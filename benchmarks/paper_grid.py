@@ -57,6 +57,7 @@ TINY = {
     "training.validation_slices": 4,
     "cluster.cpus_per_worker": 1,
 }
+TINY_IMAGES = 48  # at most: a trial needs no more, however long it may take
 TINY_SIZES = ((64, 64), (32, 64), (16, 32))
 
 
@@ -164,6 +165,7 @@ def run(options: argparse.Namespace) -> None:
             cost = pool.apply(_measure, (options, wanted, say))
         batch = _grid(options).overrides["training.global_batch_size"]
         count = int(max(0.0, SHARE * (deadline - time.time()) - options.fixed) / cost) // batch * batch
+        count = min(count, TINY_IMAGES) if options.tiny else count
     if not count:
         raise SystemExit(f"no time is left to train: raise --minutes={options.minutes:g} or lower --fixed")
     say(f"{count} images for each system in each cell")

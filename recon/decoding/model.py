@@ -46,7 +46,7 @@ def load_decoding_model(folder: Path, device: torch.device | str = "cpu") -> Dec
     recipe, record = read_recipe(folder)
     if (config := recipe.decoding) is None:
         raise InputError(
-            f"{folder}: system={recipe.system} reconstructs MRI and decodes no fMRI; evaluate it with `larmor "
+            f"{folder}: system={recipe.system} reconstructs images and decodes no fMRI; evaluate it with `larmor "
             f"evaluate`. Systems that decode: {', '.join(DECODERS)}"
         )
     shapes: list[TrialShape] = []

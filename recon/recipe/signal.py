@@ -10,18 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from larmor.recon.recipe.pet import PetConfig
 from larmor.storage.objects.errors import InputError
 
-_MODALITIES = {
-    "mri": "MRI, made by `larmor convert`; signal.mode=magnitude or complex",
-    "pet": "activity and attenuation, made by `larmor pet simulate` and `larmor convert`; signal.mode=pet",
+_MODALITIES = {  # what is stored, what makes it, the modes that read it
+    "mri": ("MRI", "`larmor convert`", "signal.mode=magnitude or complex"),
+    "pet": ("activity and attenuation", "`larmor pet simulate` and `larmor convert`", "signal.mode=pet"),
 }
 
 
 def check_modality(found: str, signal: SignalConfig) -> None:
     """Raises `InputError` for data of another modality than `signal` is about, naming the right ones."""
     if found != signal.modality:
+        wanted, makers, _ = _MODALITIES[signal.modality]
+        stored, _, modes = _MODALITIES.get(found, (found, "", "another version of Larmor"))
         raise InputError(
-            f"the data set holds {_MODALITIES.get(found, found)}. signal.mode={signal.mode} needs "
-            f"{_MODALITIES[signal.modality]}"
+            f"the data set holds {stored}, but signal.mode={signal.mode} needs {wanted}, made by {makers}. For this "
+            f"data set use {modes}"
         )
 
 

@@ -137,7 +137,7 @@ def test_train_pull_evaluate_and_export(trials_url: str, tmp_path: Path) -> None
 def test_a_model_or_data_of_the_other_modality_are_refused(trials_url: str, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", small_recipe())
     with pytest.raises(
-        InputError, match=r"gan_resnet50 reconstructs MRI and decodes no fMRI; .*Systems that decode: tigan"
+        InputError, match=r"gan_resnet50 reconstructs images and decodes no fMRI; .*Systems that decode: tigan"
     ):
         evaluate(model, trials_url)
     with pytest.raises(InputError, match=r"holds trials of an fMRI experiment.*which system=tigan decodes"):
