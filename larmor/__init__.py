@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from larmor.commands.data import convert, inspect, verify
     from larmor.commands.models import evaluate, export, load_model, pull, reconstruct
     from larmor.commands.training import load_experiment, sweep, train
+    from larmor.commands.view import view
 
 __all__ = [
     "convert",
@@ -24,11 +25,13 @@ __all__ = [
     "sweep",
     "train",
     "verify",
+    "view",
 ]
 _PLACES = {
     "data": ("convert", "inspect", "verify"),
     "models": ("evaluate", "export", "load_model", "pull", "reconstruct"),
     "training": ("load_experiment", "sweep", "train"),
+    "view": ("view",),
 }
 
 

@@ -30,15 +30,29 @@ class Page:
     picture: bytes = b""
 
 
-def visit(path: Path, expressions: Sequence[str] = ()) -> Page:
-    """Open a file, evaluate JavaScript in it, and take a picture (PNG) of the whole page."""
+@dataclass(frozen=True)
+class Press:
+    """A key that is pressed and let go, in place of an expression."""
+
+    key: str
+
+
+def visit(place: Path | str, expressions: Sequence[str | Press] = ()) -> Page:
+    """Open a file or URL, evaluate JavaScript in it, and take a picture (PNG) of the whole page."""
     assert CHROMIUM is not None
     with tempfile.TemporaryDirectory(prefix="larmor-chromium-", ignore_cleanup_errors=True) as profile:
-        command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        command = [
+            CHROMIUM,
+            "--headless=new",
+            "--no-sandbox",
+            "--use-angle=swiftshader",
+            "--enable-unsafe-swiftshader",
+            "--disable-dev-shm-usage",
+        ]
         command += [f"--user-data-dir={profile}", "--remote-debugging-port=0", "--no-first-run", "about:blank"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
-            return asyncio.run(asyncio.wait_for(_visit(_address(process), path, expressions), _TIMEOUT))
+            return asyncio.run(asyncio.wait_for(_visit(_address(process), place, expressions), _TIMEOUT))
         finally:
             process.terminate()
             process.wait()
@@ -53,7 +67,7 @@ def _address(process: subprocess.Popen[str]) -> str:
     raise AssertionError("chromium ended without saying where it listens")
 
 
-async def _visit(address: str, path: Path, expressions: Sequence[str]) -> Page:
+async def _visit(address: str, place: Path | str, expressions: Sequence[str | Press]) -> Page:
     page = Page()
     async with aiohttp.ClientSession() as session:
         async with session.get(f"{address}/json") as answer:
@@ -64,9 +78,14 @@ async def _visit(address: str, path: Path, expressions: Sequence[str]) -> Page:
                 await tab.call(f"{domain}.enable")
             size = {"width": _WIDTH, "height": 900, "deviceScaleFactor": 1, "mobile": False}
             await tab.call("Emulation.setDeviceMetricsOverride", **size)
-            await tab.call("Page.navigate", url=path.resolve().as_uri())
+            await tab.call("Page.navigate", url=place if isinstance(place, str) else place.resolve().as_uri())
             await tab.until("Page.loadEventFired")
             for expression in expressions:
+                if isinstance(expression, Press):
+                    text = {"text": expression.key} if len(expression.key) == 1 else {}
+                    for kind in ("keyDown", "keyUp"):
+                        await tab.call("Input.dispatchKeyEvent", type=kind, key=expression.key, **text)
+                    continue
                 found = await tab.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
                 page.answers.append(found["result"].get("value"))
             shot = await tab.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)

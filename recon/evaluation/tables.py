@@ -14,6 +14,7 @@ from larmor.recon.evaluation.evaluate import Evaluation
 from larmor.recon.evaluation.segmentation_figure import write_segmentation_figure
 from larmor.recon.inference.figures import Example, comparison
 from larmor.recon.inference.inference import ZERO_FILLED, Physics
+from larmor.recon.inference.slices_page import example_stack, write_page
 from larmor.recon.physics.masks import describe_mask
 from larmor.recon.recipe.metric import DICE, METRICS, PRESETS, TABLE_METRICS
 from larmor.storage.dataset.dataset import SplitInfo
@@ -167,7 +168,9 @@ def write_evaluation(
     for result in results:
         figure = f"comparison-{slug(result.physics)}.png"
         comparison([_titled(result, example) for example in result.examples], folder / figure)
-        figures.append(figure)
+        page = figure.replace(".png", ".html")
+        write_page(folder / page, result.label, [example_stack(result.label, result.examples)])
+        figures += [figure, page]
         if result.segmented:
             figures.append(f"segmentation-{slug(result.physics)}.png")
             write_segmentation_figure(result.segmented, folder / figures[-1])
@@ -182,6 +185,7 @@ def write_evaluation(
                 "mean": {method: result.mean(method) for method in result.methods},
                 "interval": {method: result.interval(method) for method in result.methods},
                 "figure": figure,
+                "page": page,
             }
         )
     summary = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from larmor.recon.engines.precision import lowered
 from larmor.recon.physics.coils import coils_of_split
 from larmor.recon.physics.feed import to_device
-from larmor.recon.physics.samples import MAGNITUDE, Sample, denormalize, display, normalize, normalize_by, prepare
+from larmor.recon.physics.samples import (
+    MAGNITUDE,
+    Sample,
+    centre_fit,
+    denormalize,
+    display,
+    normalize,
+    normalize_by,
+    prepare,
+)
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.signal import SignalConfig
 from larmor.storage.dataset.constant import is_constant
@@ -46,6 +55,13 @@ class Reconstructed:
     def shows(self) -> np.ndarray:
         """(batch,) bool: False for a target that is constant, of which there are no figures."""
         return ~is_constant(self.scale[:, 0], self.scale[:, 1])
+
+    def cut(self, size: tuple[int, int]) -> Reconstructed:
+        """The same without what the images were padded by, or cut, about their centre."""
+        if self.target.shape[1:] == size:
+            return self
+        images = {name: centre_fit(torch.from_numpy(image), size).numpy() for name, image in self.images.items()}
+        return replace(self, target=centre_fit(torch.from_numpy(self.target), size).numpy(), images=images)
 
     def without(self, seen: Container[int]) -> Reconstructed:
         """The same without the slices `seen` and without repeats, and without their part of the time."""

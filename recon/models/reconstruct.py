@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +23,12 @@ from larmor.recon.inference.inference import (
     reconstruct_sample,
     whole_stacks,
 )
+from larmor.recon.inference.slices_page import TARGET, Stack, slice_content, write_page
 from larmor.recon.models.measured import measured_sample
 from larmor.recon.models.model import Model
 from larmor.recon.models.results import ResultOptions, write_result
 from larmor.recon.models.scans import Scan, Slices
-from larmor.recon.physics.feed import DeviceBatch, to_device
+from larmor.recon.physics.feed import to_device
 from larmor.recon.physics.samples import denormalize, prepare
 from larmor.storage.loading.loader import Batch
 from larmor.storage.loading.stacks import in_stacks
@@ -36,6 +38,7 @@ from larmor.storage.objects.store_errors import StoreAway
 
 _MODEL = "the model"
 _PICTURED = 8  # slices on the contact sheet
+_ON_PAGE = 24  # slices on the page
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def reconstruct_scans(
     options: ResultOptions | None = None,
 ) -> list[ScanReport]:
     """Reconstruct every scan into `folder`: `NAME-reconstruction` in the format of `options`, float32, in the source's
-    intensities, and a PNG. A bad scan does not stop the others.
+    intensities, a PNG, and a page of slices to look at. A bad scan does not stop the others.
 
     Memory: two batches of slices beside what the scan's format holds. Raises `StoreAway` if a store is gone, and
     `OSError` if the files cannot be written.
@@ -119,8 +122,9 @@ def _reconstruct(
     with tempfile.TemporaryDirectory(prefix=".larmor-", dir=folder) as scratch:
         images, pictures = Path(scratch, f"{name}-reconstruction.npy"), _Pictures(slices.num_slices)
         seconds = _stream(results, images, slices, pictures, progress)
-        files = [write_result(images, slices, options), images.with_suffix(".png")]
+        files = [write_result(images, slices, options), images.with_suffix(".png"), images.with_suffix(".html")]
         pictures.write(files[1])
+        pictures.write_page(files[2], name, slices.volume.letters if slices.volume else None)
         written = tuple(_publish(file, folder / file.name) for file in files)
     return ScanReport(name, written, slices.num_slices, seconds, notes=tuple(slices.notes))
 
@@ -140,7 +144,7 @@ def _results(model: Model, slices: Slices, batch_size: int) -> Iterator[Reconstr
     file = physics.mask.file
     for batch in _read_ahead(slices, batch_size, physics.stack):
         moved = slices.coils(to_device(batch, device))
-        size = slices.size or _size_of(moved)
+        size = slices.size_of(moved, physics.crop)
         if not slices.measured and file is not None and size != physics.crop:
             raise InputError(
                 f"the model's mask is the file {file} of {'×'.join(map(str, physics.crop))}, but the whole images are "
@@ -153,12 +157,7 @@ def _results(model: Model, slices: Slices, batch_size: int) -> Iterator[Reconstr
         result = reconstruct_sample(methods, sample, tuple(int(place) for place in batch.samples[:, 1])).without(seen)
         seen.update(result.indices)
         check_finite(result, "slice {}".format)
-        yield result
-
-
-def _size_of(batch: DeviceBatch) -> tuple[int, int]:
-    height, width = batch.groups[0].kspace.shape[-2:]
-    return int(height), int(width)
+        yield result if slices.size else result.cut(moved.size)
 
 
 def _read_ahead(slices: Slices, batch_size: int, stack: int) -> Iterator[Batch]:
@@ -188,6 +187,7 @@ def _stream(
         for result in results:
             images, zero_filled = (_intensities(result, key) + slices.offset for key in (_MODEL, ZERO_FILLED))
             pictures.add(done, images, zero_filled)
+            pictures.add_to_page(done, result, not slices.measured)
             images = images if slices.volume is None else slices.volume.to_voxels(images)
             if not done:
                 shape = (slices.num_slices, *images.shape[1:])
@@ -208,15 +208,29 @@ def _intensities(result: Reconstructed, key: str) -> np.ndarray:
 
 @dataclass
 class _Pictures:
-    """A few evenly spaced slices for a contact sheet: zero-filled above, reconstructions below."""
+    """A few evenly spaced slices for a contact sheet, zero-filled above, reconstructions below, and for a page."""
 
     num_slices: int
     shown: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    contents: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, first: int, images: np.ndarray, zero_filled: np.ndarray) -> None:
         places = np.linspace(0.15, 0.85, _PICTURED) * (self.num_slices - 1)
         for place in set(places.round().astype(int).tolist()) & set(range(first, first + len(images))):
             self.shown[place] = (zero_filled[place - first].copy(), images[place - first].copy())
+
+    def add_to_page(self, first: int, result: Reconstructed, has_target: bool) -> None:
+        """Slices in the range of their target."""
+        places = np.linspace(0.05, 0.95, _ON_PAGE) * (self.num_slices - 1)
+        for place in set(places.round().astype(int).tolist()) & set(range(first, first + len(result.indices))):
+            row = place - first
+            images = {TARGET: result.target[row]} if has_target else {}
+            images |= {ZERO_FILLED: result.images[ZERO_FILLED][row], "reconstruction": result.images[_MODEL][row]}
+            self.contents[place] = slice_content(f"slice {place}", images)
+
+    def write_page(self, path: Path, name: str, letters: Sequence[str] | None) -> None:
+        stack = Stack(name, [self.contents[place] for place in sorted(self.contents)], letters)
+        write_page(path, f"{name} – Larmor reconstruction", [stack])
 
     def write(self, path: Path) -> None:
         kinds = enumerate(("zero-filled", "reconstruction"))

@@ -13,6 +13,7 @@ import numpy as np
 from larmor.recon.inference.inference import Physics
 from larmor.recon.models.measured import calibrated_maps
 from larmor.recon.physics.coils import Change, coils_of_scan
+from larmor.recon.physics.feed import DeviceBatch
 from larmor.recon.physics.masks import make_mask
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.signal import check_modality, no_phase
@@ -57,6 +58,16 @@ class Slices:
     size: tuple[int, int] | None = None
     volume: VolumeSource | None = None
 
+    def size_of(self, batch: DeviceBatch, trained: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) at which a batch of these slices is reconstructed, by a model `trained` at a size.
+
+        Whole slices are padded to at least that size: there the model knows the mask, which is drawn for a size.
+        """
+        height, width = batch.size
+        if self.size is not None or self.measured:
+            return self.size or (height, width)
+        return max(height, trained[0]), max(width, trained[1])
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -87,15 +98,15 @@ def open_scans(
 
     Raises `InputError` if there is nothing of the kind.
     """
-    if mask is not None and (undersample or _is_dataset(source)):
+    if mask is not None and (undersample or is_dataset(source)):
         other = "--undersample says that all was measured" if undersample else f"{source} is a data set, which is whole"
         raise InputError(f"--mask {mask} says what of k-space was measured, but {other}; leave one of them out")
-    if physics.signal.mode == "pet" and not _is_dataset(source):
+    if physics.signal.mode == "pet" and not is_dataset(source):
         raise InputError(
             f"{source}: a model with signal.mode=pet reconstructs simulated scans of a data set; make one with `larmor "
             "pet simulate` and `larmor convert`, and name it"
         )
-    if not _is_dataset(source):
+    if not is_dataset(source):
         if split is not None:
             raise InputError(f"--split {split}: {source} is not a data set, which alone has splits; leave it out")
         refs = find_sources([source], say, plane=plane)
@@ -124,7 +135,8 @@ def _check_names(source: str, names: Iterable[str], remedy: str) -> None:
             raise InputError(f"{source}: has a volume '{name}', which cannot be the name of a file; {remedy}")
 
 
-def _is_dataset(source: str) -> bool:
+def is_dataset(source: str) -> bool:
+    """Whether a path or URL is that of a data set."""
     if source.startswith("s3://"):
         return ObjectStore(source).exists("zarr.json")
     return (Path(source) / "zarr.json").is_file()

@@ -28,6 +28,12 @@ class DeviceBatch:
     groups: tuple[DeviceGroup, ...]
     samples: np.ndarray
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the first slice."""
+        height, width = self.groups[0].kspace.shape[-2:]
+        return int(height), int(width)
+
 
 def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
     """Copy a batch; from page-locked memory without waiting for the copy."""

@@ -220,6 +220,12 @@ class VolumeSource:
         """The file's own array; None for a part of one."""
         return self._open_volume.grid
 
+    @property
+    def letters(self) -> tuple[str, str, str, str]:
+        """The directions at the top, the bottom, the left and the right of a slice."""
+        columns, _, rows = self._open_volume.order
+        return "RAS"[rows], "LPI"[rows], "RAS"[columns], "LPI"[columns]
+
     def to_voxels(self, images: np.ndarray) -> np.ndarray:
         """Slices (n, height, width) of the whole field of view → (n, rows, columns) of the volume's own voxels."""
         return images if self._back is None else self._back[0] @ images @ self._back[1].T

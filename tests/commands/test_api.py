@@ -68,6 +68,16 @@ def test_a_run_becomes_images_and_tables(run: tuple[str, str], tmp_path: Path) -
     )
     with pytest.raises(InputError, match="already exists"):
         larmor.export(tmp_path / "model", tmp_path / "m.pt2")
+    panes = ["target", "zero_filled", "reconstruction"]
+    pages = {data: panes[:2], url: panes, "model": panes, "images": panes, "tables": [*panes[:2], "gan_resnet50"]}
+    for place, expected in pages.items():
+        server = larmor.view(place if place in (data, url) else tmp_path / place)
+        try:
+            assert server.gallery.content(0)["count"] >= 3
+            shown = server.gallery.slice(0, 1)
+        finally:
+            server.close()
+        assert [pane["name"] for pane in shown["panes"]] == expected, place
 
 
 def test_a_model_is_loaded_where_folders_have_the_names_of_ours(run: tuple[str, str], tmp_path: Path) -> None:

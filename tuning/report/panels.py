@@ -6,32 +6,38 @@ import base64
 import contextlib
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.objects.errors import InputError
 
+if TYPE_CHECKING:
+    from larmor.recon.inference.slices_page import Stack
+
 _NUM_SLICES = 3
 
 
-def best_panels(run: RunFolder, metric: str) -> tuple[str, str]:
-    """Target, zero-filled, reconstruction and errors: (PNG as base64, caption); ("", reason) if they cannot be made."""
+def best_panels(run: RunFolder, metric: str) -> tuple[str, str, Stack | None]:
+    """Target, zero-filled, reconstruction and errors: (PNG as base64, caption, the slices to scroll); ("", reason,
+    None) if they cannot be made."""
     with tempfile.TemporaryDirectory(prefix="larmor-") as scratch:
         picture = Path(scratch) / "panels.png"
         try:
-            caption = _write(run, metric, Path(scratch) / "model", picture)
+            caption, stack = _write(run, metric, Path(scratch) / "model", picture)
         except InputError as error:
-            return "", f"No pictures: {error}."
-        return base64.b64encode(picture.read_bytes()).decode(), caption
+            return "", f"No pictures: {error}.", None
+        return base64.b64encode(picture.read_bytes()).decode(), caption, stack
 
 
-def _write(run: RunFolder, metric: str, folder: Path, picture: Path) -> str:
+def _write(run: RunFolder, metric: str, folder: Path, picture: Path) -> tuple[str, Stack]:
     import torch
 
     from larmor.cluster.runs.pull import pull_run
     from larmor.recon.inference.figures import Example, comparison
     from larmor.recon.inference.inference import network_method, reconstruct_split
+    from larmor.recon.inference.slices_page import example_stack
     from larmor.recon.models.model import load_model
     from larmor.storage.loading.config import open_reader
     from larmor.storage.loading.stacks import stack_starts
@@ -56,7 +62,8 @@ def _write(run: RunFolder, metric: str, folder: Path, picture: Path) -> str:
         if index in shown
     ]
     comparison(examples, picture)
-    return (
+    caption = (
         f"Split {data.validation_split}, step {pulled.checkpoint.step} of {run.url}. Titles: PSNR and SSIM of the "
         "slice, preset paper."
     )
+    return caption, example_stack(f"step {pulled.checkpoint.step}", examples)

@@ -22,6 +22,7 @@ from larmor.cluster.runs.attempts import first_and_last
 from larmor.cluster.runs.origin import read_origin
 from larmor.cluster.runs.reports import last_report
 from larmor.cluster.runs.run_folder import RunFolder
+from larmor.recon.inference.slices_page import Stack, read_page, script, style, viewer_html
 from larmor.recon.recipe.metric import TABLE_METRICS
 from larmor.storage.formats.provenance import larmor_version
 from larmor.storage.objects.errors import InputError
@@ -74,6 +75,7 @@ def write_report(path: Path, urls: Sequence[str], evaluation: Path | None = None
     page["title"] = " · ".join(names) or "Evaluation"
     page["csv"] = [item.name for item in written[1:]]
     page["plotly_js"] = get_plotlyjs() if page["sweeps"] or page["runs"] else ""
+    page |= {"viewer_js": script(), "viewer_css": style(), "viewer": viewer_html}
     template = importlib.resources.files("larmor.tuning.report").joinpath("report.html").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True)
     path.write_text(environment.from_string(template).render(page))
@@ -86,7 +88,9 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
     early = [trial for trial in sweep.trials if trial.state in _EARLY]
     per_step = [trial.num_images / trial.step for trial in sweep.trials if trial.step]
     spared = sum(trial.num_steps - trial.step for trial in early if trial.state == "stopped")
-    panels = best_panels(sweep.folder.trial_run(best.id), sweep.metric) if best else ("", "No trial has finished.")
+    panels = (
+        best_panels(sweep.folder.trial_run(best.id), sweep.metric) if best else ("", "No trial has finished.", None)
+    )
     return {
         "name": sweep.folder.url.rsplit("/", 1)[-1],
         "url": sweep.folder.url,
@@ -110,7 +114,7 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
         "spared": round(spared * max(per_step, default=0)),
         "charts": sweep_charts(sweep),
         "importance_missing": f"Importance of the keys takes {FEWEST} trials." if len(sweep.rated) < FEWEST else "",
-        "panels": dict(zip(("image", "caption"), panels, strict=True)),
+        "panels": _panels(*panels),
         "config": sweep.folder.config_yaml(),
         "origin": read_origin(sweep.folder.trial_run(best.id)) if best else {},
     }
@@ -125,7 +129,7 @@ def _run(run: RunFolder) -> dict[str, Any]:
     checkpoints, attempts = run.checkpoints(), first_and_last(run.store)
     metric = f"val/{training.get('best_metric', 'psnr')}"
     has_metric = any(metric in item.metrics for item in checkpoints)
-    panels = best_panels(run, metric) if has_metric else ("", "No checkpoint with a validation metric yet.")
+    panels = best_panels(run, metric) if has_metric else ("", "No checkpoint with a validation metric yet.", None)
     return {
         "name": run.url.rsplit("/", 1)[-1],
         "url": run.url,
@@ -139,10 +143,14 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "restarts": attempts[1].number - 1 if attempts else 0,
         "checkpoints": checkpoints,
         "charts": run_charts(history) if history else [],
-        "panels": dict(zip(("image", "caption"), panels, strict=True)),
+        "panels": _panels(*panels),
         "config": config,
         "origin": read_origin(run),
     }
+
+
+def _panels(image: str, caption: str, slices: Stack | None) -> dict[str, Any]:
+    return {"image": image, "caption": caption, "slices": slices and {"stacks": [slices.content()]}}
 
 
 def _beside(path: Path, url: str, what: str) -> Path:
@@ -169,4 +177,6 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     for cell in evaluation["cells"]:
         panels = inside(folder, cell["figure"])
         cell["panels"] = base64.b64encode(panels.read_bytes()).decode() if panels.is_file() else None
+        slices = inside(folder, cell["page"]) if "page" in cell else None
+        cell["slices"] = {"stacks": read_page(slices)} if slices and slices.is_file() else None
     return evaluation

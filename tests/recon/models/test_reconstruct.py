@@ -132,7 +132,9 @@ class TestVolume:
         data = ellipsoid((27, 9, 25)) + air
         affine = np.array([[0, 1.0, 0, -10], [-1.0, 0, 0, 4], [0, 0, 1.0, 7], [0, 0, 0, 1]])
         written = run(make_model(crop=crop), write_volume(tmp_path / "head.nii.gz", data, affine), tmp_path / "out")
-        assert [path.name for path in written] == ["head-reconstruction.nii.gz", "head-reconstruction.png"]
+        assert [path.name for path in written] == [
+            f"head-reconstruction.{suffix}" for suffix in ("nii.gz", "png", "html")
+        ]
         back: Any = nibabel.load(written[0])
         source = read_volume(tmp_path / "head.nii.gz")
         values = np.asarray(back.dataobj)
@@ -198,7 +200,7 @@ class TestKspace:
             kspace = kspace[:, None] * weights[:, None, None]
         np.save(tmp_path / "scan.npy", kspace)
         written = run(make_model(), tmp_path / "scan.npy", tmp_path / "out")
-        assert [path.name for path in written] == ["scan-reconstruction.npy", "scan-reconstruction.png"]
+        assert [path.name for path in written] == [f"scan-reconstruction.{suffix}" for suffix in ("npy", "png", "html")]
         found = np.load(written[0])
         assert found.dtype == np.float32
         assert np.abs(found - truth[:, 4:36, 2:34]).max() < 1e-2
@@ -501,7 +503,7 @@ class TestManyScans:
         assert "ben.nii.gz: does not match its suffix" in reports[1].problem
         assert "bob.npy: slice 3 has pixels that are not finite" in reports[2].problem
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-            f"{name}-reconstruction.{suffix}" for name in ("ann", "cid") for suffix in ("nii.gz", "png")
+            f"{name}-reconstruction.{suffix}" for name in ("ann", "cid") for suffix in ("html", "nii.gz", "png")
         ], "nothing half-written, nothing hidden"
         assert [call for call in calls if call[0] == "scans"] == [("scans", number, 4) for number in range(1, 5)]
         assert "28 slices of 2 scan(s)" in describe_speed(reports, 2.0, "cpu")

@@ -226,7 +226,7 @@ class TestDicom:
             for _ in range(2)
         ]
         assert names[0] == names[1]
-        assert {path.suffix for path in (tmp_path / "out").iterdir()} == {"", ".png"}
+        assert {path.suffix for path in (tmp_path / "out").iterdir()} == {"", ".png", ".html"}
 
 
 def smooth_scan(plane: str, degrees: float) -> Scan:
@@ -309,6 +309,6 @@ class TestBadInput:
         model = make_model()
         recipe_mask = model.physics.mask.model_copy(update={"kind": "file", "file": str(tmp_path / "mask.npy")})
         model = dataclasses.replace(model, physics=dataclasses.replace(model.physics, mask=recipe_mask))
-        source = write_volume(tmp_path / "head.nii", ellipsoid(SHAPE))
-        with pytest.raises(InputError, match=r"whole images are 17×21 .*--field-of-view model"):
+        source = write_volume(tmp_path / "head.nii", ellipsoid((40, 6, 24)))
+        with pytest.raises(InputError, match=r"whole images are 32×40 .*--field-of-view model"):
             run(model, source, tmp_path / "out")

@@ -73,7 +73,7 @@ def error(image: Tensor, sample: Sample) -> float:
     return float((image - sample.target).square().mean())
 
 
-RICIAN = {
+RICIAN: dict[str, Any] = {
     "generator": {"width": 16},
     "mask": {"kind": "gaussian2d", "sampling_ratio": 1.0},
     "signal": {"noise": (0.0, 0.1)},
@@ -89,8 +89,8 @@ def with_gaussian_noise(recipe: Recipe, step: int) -> Sample:
     return replace(clean, zero_filled=noisy, kspace=fft2c(noisy.to(torch.complex64)))
 
 
-def test_a_twin_trained_on_gaussian_noise_keeps_the_bias_of_rician_air() -> None:
-    """The noise model matters: only who has seen magnitudes of noise knows that bright air is dark."""
+def test_a_twin_trained_on_gaussian_noise_keeps_more_of_the_bias_of_rician_air() -> None:
+    """The noise model matters: who has seen magnitudes of noise knows best that bright air is dark."""
     recipe, rician = trained("rician_cnn", 300, **RICIAN)
     _, gaussian = trained("rician_cnn", 300, with_gaussian_noise, **RICIAN)
     for level in (0.05, 0.1):
@@ -100,8 +100,8 @@ def test_a_twin_trained_on_gaussian_noise_keeps_the_bias_of_rician_air() -> None
         with torch.no_grad():
             left, kept = (float(model(*sample.measurement)[air].mean()) for model in (rician, gaussian))
         bias = float(sample.zero_filled[air].mean())
-        assert left < 0.8 * bias, (level, left, bias)
-        assert kept > 0.9 * bias, (level, kept, bias)
+        assert left < 0.2 * bias, (level, left, bias)
+        assert kept > 2 * left, (level, kept, left)
 
 
 def test_one_model_removes_rician_noise_of_every_level_without_being_told() -> None:

@@ -1,0 +1,129 @@
+"""What `larmor view` shows: data sets, scans, runs, models, reconstructions and evaluations."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from larmor.cluster.runs.pull import pull_run
+from larmor.storage.formats.source import Plane
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
+from larmor.tuning.search.choice import choose_run
+
+if TYPE_CHECKING:
+    from larmor.recon.models.model import Model
+    from larmor.recon.viewing.live import Gallery
+    from larmor.recon.viewing.server import ViewServer
+
+_NIFTI = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """What to show beside the images.
+
+    `model` is a model directory or the URL of a run or sweep; `methods` are those of `EvaluateOptions`. `split`: of a
+    data set, default test (of a run: its validation split). `plane`: of slices cut from images. `port`: 0 chooses a
+    free one.
+    """
+
+    model: str | None = None
+    methods: Sequence[str] = ()
+    split: str | None = None
+    plane: Plane = "coronal"
+    port: int = 0
+
+
+def view(source: str | Path, options: ViewOptions | None = None) -> ViewServer:
+    """Serve a page about `source` on 127.0.0.1 (`larmor view`); its `url` opens it, `close` ends it.
+
+    `source` is a data set, scans as for `convert`, a run or a sweep, a model directory, or a folder that `reconstruct`
+    or `evaluate` wrote. Raises `InputError` for anything else.
+    """
+    from larmor.recon.viewing.server import ViewServer
+
+    gallery = _gallery(str(source), options or ViewOptions())
+    if not gallery.names:
+        gallery.close()
+        raise InputError(f"{source}: has nothing to show")
+    return ViewServer(gallery, (options or ViewOptions()).port)
+
+
+def _gallery(source: str, options: ViewOptions) -> Gallery:
+    local = Path(source).expanduser()
+    if "://" not in source and local.is_dir() and (stored := _stored(local)):
+        return stored
+    if _is_model(local) or _is_training(source):
+        if options.model is not None:
+            raise InputError(f"--model {options.model}: {source} is a model itself; leave it out")
+        model = _load(source)
+        split = options.split or model.recipe.data.validation_split
+        return _live(source, model.recipe.data.url, split, model, options)
+    return _live(source, source, options.split, _load(options.model) if options.model else None, options)
+
+
+def _stored(folder: Path) -> Gallery | None:
+    """The slices that the pages of a reconstruction or an evaluation hold."""
+    from larmor.recon.inference.slices_page import read_page
+    from larmor.recon.viewing.live import StoredGallery
+
+    stacks: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("*.html")):
+        stacks += read_page(path)
+    volumes = {}
+    for path in sorted(folder.glob("*-reconstruction.nii.gz")):
+        volumes[path.name.removesuffix("-reconstruction.nii.gz")] = path
+    return StoredGallery(folder.name, stacks, volumes) if stacks else None
+
+
+def _is_model(place: Path) -> bool:
+    return (place / "generator.safetensors").is_file()
+
+
+def _is_training(source: str) -> bool:
+    """Whether it is a run or a sweep: both have a configuration."""
+    if "://" not in source and not Path(source).is_dir():
+        return False
+    return ObjectStore(source).exists("config.yaml")
+
+
+def _load(place: str) -> Model:
+    from larmor.recon.models.model import load_model
+
+    if _is_model(Path(place)):
+        return load_model(Path(place))
+    choice = choose_run(place, None, None, None)
+    with tempfile.TemporaryDirectory(prefix="larmor-") as scratch:
+        pull_run(choice.run, choice.metric, Path(scratch) / "model", about=choice.about)
+        return load_model(Path(scratch) / "model")
+
+
+def _live(title: str, source: str, split: str | None, model: Model | None, options: ViewOptions) -> Gallery:
+    from larmor.recon.inference.inference import Physics
+    from larmor.recon.models.scans import is_dataset, open_scans
+    from larmor.recon.viewing.live import UNDERSAMPLED, LiveGallery, Recipes
+
+    plain = Physics((256, 256), UNDERSAMPLED)
+    wants = model is not None or bool(options.methods) or is_dataset(source)
+    physics = model.physics if model else plain
+    # the size of the training for its own data; scans are shown whole
+    whole = model is None or not is_dataset(source)
+    scans = open_scans(source, physics, split, plane=options.plane, whole=whole)
+    recipes = Recipes(model, options.methods, physics if wants else None)
+    return LiveGallery(title, scans, recipes, _volumes(source))
+
+
+def _volumes(source: str) -> dict[str, Path]:
+    """The NIfTI files of a file or folder, by the name of their scan."""
+    place = Path(source).expanduser()
+    files = [place] if place.is_file() else sorted(place.rglob("*")) if place.is_dir() else []
+    found = {}
+    for path in files:
+        for suffix in _NIFTI:
+            if path.name.lower().endswith(suffix):
+                found[path.name[: -len(suffix)]] = path
+    return found

@@ -1,0 +1,1 @@
+"""Look at data sets, scans, models and results in a browser."""
