@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from larmor.cluster.runs.pull import pull_run
+from larmor.storage.dataset.dataset import read_split
 from larmor.storage.formats.source import Plane
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.tuning.search.choice import choose_run
+from larmor.tuning.search.sweep_folder import SweepFolder
 
 if TYPE_CHECKING:
     from larmor.recon.models.model import Model
+    from larmor.recon.recipe.signal import SignalConfig
     from larmor.recon.viewing.live import Gallery
     from larmor.recon.viewing.server import ViewServer
 
@@ -88,7 +91,7 @@ def _is_training(source: str) -> bool:
     """Whether it is a run or a sweep: both have a configuration."""
     if "://" not in source and not Path(source).is_dir():
         return False
-    return ObjectStore(source).exists("config.yaml")
+    return SweepFolder(source).exists() or ObjectStore(source).exists("config.yaml")
 
 
 def _load(place: str) -> Model:
@@ -107,7 +110,7 @@ def _live(title: str, source: str, split: str | None, model: Model | None, optio
     from larmor.recon.models.scans import is_dataset, open_scans
     from larmor.recon.viewing.live import UNDERSAMPLED, LiveGallery, Recipes
 
-    plain = Physics((256, 256), UNDERSAMPLED)
+    plain = Physics((256, 256), UNDERSAMPLED, _signal(source, split))
     wants = model is not None or bool(options.methods) or is_dataset(source)
     physics = model.physics if model else plain
     # the size of the training for its own data; scans are shown whole
@@ -115,6 +118,16 @@ def _live(title: str, source: str, split: str | None, model: Model | None, optio
     scans = open_scans(source, physics, split, plane=options.plane, whole=whole)
     recipes = Recipes(model, options.methods, physics if wants else None)
     return LiveGallery(title, scans, recipes, _volumes(source))
+
+
+def _signal(source: str, split: str | None) -> SignalConfig:
+    """What the images are where no model says it."""
+    from larmor.recon.models.scans import is_dataset
+    from larmor.recon.recipe.signal import SignalConfig
+
+    if is_dataset(source) and read_split(ObjectStore(source), split or "test").modality == "pet":
+        return SignalConfig(mode="pet")
+    return SignalConfig()
 
 
 def _volumes(source: str) -> dict[str, Path]:

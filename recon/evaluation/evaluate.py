@@ -71,9 +71,8 @@ class Evaluation:
         return (*METRICS, DICE) if DICE in self.volumes[0].metrics else tuple(METRICS)
 
     def title(self, method: str) -> str:
-        """What a method is called in a table: what MRI calls zero-filled is filtered back-projection of few counts in
-        PET."""
-        return "FBP" if method == ZERO_FILLED and self.physics.signal.mode == "pet" else method
+        """What a method is called in a table."""
+        return self.physics.title(method)
 
     @property
     def size(self) -> str:
@@ -82,23 +81,7 @@ class Evaluation:
     @property
     def label(self) -> str:
         """Size, mask and kind of image in words."""
-        if self.physics.signal.mode == "pet":
-            return f"simulated FDG PET, {self.size}, {self.physics.signal.pet.label}"
-        mask = self.physics.mask
-        kind = f"file {mask.file}" if mask.kind == "file" else f"{mask.kind} {100 * mask.sampling_ratio:g} %"
-        words = [self.size, kind]
-        if mask.seed:
-            words.append(f"seed {mask.seed}")
-        if mask.per_slice:
-            words.append("a mask per slice")
-        if self.physics.stack > 1:
-            words.append(f"stacks of {self.physics.stack}")
-        if self.physics.signal.mode == "complex":
-            words.append(f"complex ({self.physics.signal.coils})")
-        low, high = (100 * level for level in self.physics.signal.noise)
-        if high:
-            words.append(f"noise {high:g} %" if low == high else f"noise {low:g} to {high:g} %")
-        return ", ".join(words)
+        return self.physics.label(self.physics.crop)
 
     def mean(self, method: str) -> dict[str, float]:
         """Mean over subjects of each metric, and of `seconds`; a subject's own is the mean over its volumes."""

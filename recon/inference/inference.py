@@ -88,6 +88,30 @@ class Physics:
     signal: SignalConfig = MAGNITUDE
     stack: int = 1
 
+    def title(self, method: str) -> str:
+        """What a method is called: what MRI calls zero-filled is filtered back-projection of few counts in PET."""
+        return "FBP" if method == ZERO_FILLED and self.signal.mode == "pet" else method
+
+    def label(self, size: tuple[int, int]) -> str:
+        """Size (height, width), mask and kind of image in words."""
+        words = ["×".join(map(str, size))]
+        if self.signal.mode == "pet":
+            return ", ".join(["simulated FDG PET", *words, self.signal.pet.label])
+        mask = self.mask
+        words.append(f"file {mask.file}" if mask.kind == "file" else f"{mask.kind} {100 * mask.sampling_ratio:g} %")
+        if mask.seed:
+            words.append(f"seed {mask.seed}")
+        if mask.per_slice:
+            words.append("a mask per slice")
+        if self.stack > 1:
+            words.append(f"stacks of {self.stack}")
+        if self.signal.mode == "complex":
+            words.append(f"complex ({self.signal.coils})")
+        low, high = (100 * level for level in self.signal.noise)
+        if high:
+            words.append(f"noise {high:g} %" if low == high else f"noise {low:g} to {high:g} %")
+        return ", ".join(words)
+
 
 def network_method(generator: nn.Module) -> Method:
     """A generator as a method, in the precision of its weights."""

@@ -26,6 +26,7 @@ function larmorSlices(root, page) {
   chosen.hidden = page.stacks.length < 2;
   const slider = control("Slice", { type: "range", min: 0, step: 1 }, bar);
   const where = make("output", { class: "where" }, bar);
+  const note = make("span", { class: "note" }, bar);
   const low = control("Window from", { type: "number", step: 0.05 }, bar);
   const high = control("to", { type: "number", step: 0.05 }, bar);
   const gain = control("Errors ×", { type: "number", min: 1, max: 100, step: 1 }, bar);
@@ -95,6 +96,7 @@ function larmorSlices(root, page) {
       slider.max = stack.count - 1;
       slider.value = state.index;
       where.textContent = `${shown.title} (${state.index + 1} of ${stack.count})`;
+      note.textContent = shown.note || stack.note || "";
       volume.hidden = !stack.volume;
       arrange();
       draw();

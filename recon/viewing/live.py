@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,8 +17,8 @@ from larmor.recon.inference.slices_page import TARGET, slice_content
 from larmor.recon.models.measured import measured_sample
 from larmor.recon.models.model import Model
 from larmor.recon.models.scans import Scan, Slices
-from larmor.recon.physics.feed import to_device
-from larmor.recon.physics.samples import prepare
+from larmor.recon.physics.feed import DeviceBatch, to_device
+from larmor.recon.physics.samples import Sample, prepare
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.storage.loading.loader import Batch
 from larmor.storage.objects.errors import InputError
@@ -26,6 +26,7 @@ from larmor.storage.objects.errors import InputError
 UNDERSAMPLED = MaskConfig(kind="gaussian2d", sampling_ratio=0.3)
 """What is shown of a data set without a model."""
 _CPU = torch.device("cpu")
+_MEASURED = "as it was measured"
 
 
 class Gallery(Protocol):
@@ -94,6 +95,8 @@ class LiveGallery:
         self._scans = self._scans_open.enter_context(scans)
         self.title, self.names = title, [scan.name for scan in self._scans]
         self._recipes, self._volumes = recipes, volumes or {}
+        if recipes.physics:
+            recipes.methods(recipes.physics)  # a name that is none is told at once
         self._open: tuple[int, Slices] | None = None
 
     def content(self, stack: int) -> dict[str, Any]:
@@ -103,7 +106,8 @@ class LiveGallery:
 
     def slice(self, stack: int, index: int) -> dict[str, Any]:
         slices = self._slices(stack)
-        return slice_content(f"slice {index}", self._images(slices, index), bits=16)
+        images, words = self._images(slices, index)
+        return {**slice_content(f"slice {index}", images, bits=16), "note": words}
 
     def volume(self, stack: int) -> Path | None:
         return self._volumes.get(self.names[stack])
@@ -119,7 +123,8 @@ class LiveGallery:
             self._open = (stack, self._one_open.enter_context(self._scans[stack].open()))
         return self._open[1]
 
-    def _images(self, slices: Slices, index: int) -> dict[str, np.ndarray]:
+    def _images(self, slices: Slices, index: int) -> tuple[dict[str, np.ndarray], str]:
+        """By name, and what was done to them in words."""
         model, physics = self._recipes.model, self._recipes.physics
         together = physics.stack if physics else 1
         if slices.num_slices < together:
@@ -127,21 +132,27 @@ class LiveGallery:
         first = min(index, slices.num_slices - together)
         batch = slices.read(range(first, first + together))
         if physics is None:
-            return {"image": _whole(batch)}
+            return {"image": _whole(batch)}, ""
+        if slices.measured and model is None:
+            return {"zero_filled": _whole(batch)}, _MEASURED
         moved = slices.coils(to_device(batch, _CPU))
         size = slices.size_of(moved, physics.crop) if model else slices.size or moved.size
+        sample, words = self._sample(moved, size, slices.measured)
         places = tuple(range(first, first + together))
-        if slices.measured:
-            if model is None:
-                return {"zero_filled": _whole(batch)}
-            sample = measured_sample(moved, model, _CPU, size)
-        else:
-            signal = physics.signal.with_noise(0, 0)
-            sample = prepare(moved, size, physics.mask, _CPU, signal=signal, stack=together)
         found, row = reconstruct_sample(self._recipes.methods(physics), sample, places), index - first
         found = found if slices.size else found.cut(moved.size)
-        images = {name: images[row] for name, images in found.images.items()}
-        return images if slices.measured else {TARGET: found.target[row], **images}
+        images = {physics.title(name): images[row] for name, images in found.images.items()}
+        return images if slices.measured else {TARGET: found.target[row], **images}, words
+
+    def _sample(self, batch: DeviceBatch, size: tuple[int, int], measured: bool) -> tuple[Sample, str]:
+        model, physics = self._recipes.model, self._recipes.physics
+        assert physics is not None
+        if measured:
+            assert model is not None
+            return measured_sample(batch, model, _CPU, size), _MEASURED
+        noiseless = replace(physics, signal=physics.signal.with_noise(0, 0))
+        sample = prepare(batch, size, physics.mask, _CPU, signal=noiseless.signal, stack=physics.stack)
+        return sample, noiseless.label(size)
 
 
 def _whole(batch: Batch) -> np.ndarray:

@@ -43,10 +43,9 @@ class ViewServer:
         self.gallery, self.token, self.lock = gallery, secrets.token_urlsafe(16), threading.Lock()
         try:
             self._server = ThreadingHTTPServer((_HOST, port), partial(_Request, self))
-        except OSError as error:
-            raise InputError(
-                f"--port {port}: cannot be used ({error.strerror}); choose another, or leave it out"
-            ) from error
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"--port {port}: cannot be used ({reason}); choose another, or leave it out") from error
         self._server.daemon_threads = True
         self.url = f"http://{_HOST}:{self._server.server_port}/{self.token}/"
         self._thread = threading.Thread(target=self._server.serve_forever, name="larmor-view", daemon=True)

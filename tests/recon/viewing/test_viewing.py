@@ -72,6 +72,7 @@ class TestServer:
         assert [pane["name"] for pane in found["panes"]] == ["target", "zero_filled", "alternating", "reconstruction"]
         assert all((pane["height"], pane["width"]) == (30, 28) for pane in found["panes"])
         assert "dB · SSIM" in found["panes"][3]["metrics"]
+        assert found["note"] == "32×32, gaussian2d 40 %", "padded to the size of the training"
 
     def test_a_bad_scan_says_so_and_the_others_stay(self, served: ViewServer) -> None:
         root = f"/{served.token}"
@@ -99,6 +100,8 @@ class TestServer:
         port = urlsplit(served.url).port
         with pytest.raises(InputError, match=f"--port {port}: cannot be used"):
             ViewServer(served.gallery, int(port or 0))
+        with pytest.raises(InputError, match="--port 80000: cannot be used"):
+            ViewServer(served.gallery, 80000)
 
 
 @needs_browser
@@ -197,3 +200,5 @@ class TestSources:
         model = write_model(tmp_path / "model", small_recipe())
         with pytest.raises(InputError, match="is a model itself"):
             view(model, ViewOptions(model="other"))
+        with pytest.raises(InputError, match="method 'tv': choose one of wavelet"):
+            view(write_heads(tmp_path / "heads", ["ann"])[0], ViewOptions(methods=["tv"]))
