@@ -18,7 +18,9 @@ from tests.workbench import succeed, tiny, unique_name
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 4
 OUTPUT = "s3://larmor"
+SLABS = "sat_net in slabs"
 OWN = {
+    SLABS: ("data.stack=4",),
     "idpcnn": ("generator.turns=3",),
     "deepcomplexmri": ("signal.num_coils=4", "generator.cascades=2"),
     "conv_lstm": ("data.stack=4", "generator.cascades=1"),
@@ -46,14 +48,15 @@ def coils(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "set")
 
 
-@pytest.mark.parametrize("system", [system for system in SYSTEMS if system not in DECODERS])
+@pytest.mark.parametrize("form", [*(system for system in SYSTEMS if system not in DECODERS), SLABS])
 def test_it_is_trained_pulled_used_evaluated_and_exported(
-    system: str, head: RayHead, tiny_heads: str, coils: str, store_environment: dict[str, str], tmp_path: Path
+    form: str, head: RayHead, tiny_heads: str, coils: str, store_environment: dict[str, str], tmp_path: Path
 ) -> None:
+    system = form.split()[0]
     data = coils if system == "deepcomplexmri" else tiny_heads
-    name, known = unique_name(system.replace("_", "-")), head.known()
+    name, known = unique_name(form.replace("_", "-").replace(" ", "-")), head.known()
     schedule = (f"training.num_steps={STEPS}", "training.checkpoint_every=4", "training.validate_every=4")
-    own = (f"system={system}", "cluster.num_workers=1", *schedule, *OWN.get(system, ()))
+    own = (f"system={system}", "cluster.num_workers=1", *schedule, *OWN.get(form, ()))
     succeed("train", "--address", head.address, *tiny(name, data, OUTPUT, *own), **known)
     run = RunFolder(f"{OUTPUT}/runs/{name}")
     assert [row["step"] for row in run.history()] == list(range(1, STEPS + 1))
