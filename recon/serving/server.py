@@ -20,6 +20,7 @@ from larmor.recon.models.model import Model
 from larmor.recon.models.reconstruct import images_of
 from larmor.recon.models.scans import slices_of
 from larmor.recon.serving.conversation import converse
+from larmor.recon.serving.counts import Counts
 from larmor.recon.serving.messages import HungUp, Wire
 from larmor.storage.formats.measured import MeasuredKspace
 from larmor.storage.objects.errors import InputError
@@ -54,6 +55,7 @@ class ScanServer:
         where = listening or Listening()
         check_model(model)
         self._model, self._say, self._computing = model, say, threading.Lock()
+        self.counts = Counts()
         self._places = threading.BoundedSemaphore(where.connections)
         self._patience = where.patience
         self._server = _listen(where, self._serve)
@@ -65,6 +67,10 @@ class ScanServer:
     def wait(self) -> None:
         """Until the server is closed, or the user interrupts."""
         self._thread.join()
+
+    def is_alive(self) -> bool:
+        """Whether connections are taken."""
+        return self._thread.is_alive()
 
     def close(self) -> None:
         """Take no more connections; those that are open end with the process."""
@@ -79,20 +85,25 @@ class ScanServer:
                 f"{channels} coils are sent; the model takes {signal.num_coils} (signal.num_coils), and virtual coils "
                 "need the whole scan: reconstruct it from a file"
             )
-        with self._computing:
+        with self.counts.seconds.time(), self._computing:
             slices = slices_of(source, str(source.file), self._model.physics)
-            return np.concatenate(list(images_of(self._model, slices, 1)))
+            images = np.concatenate(list(images_of(self._model, slices, 1)))
+        self.counts.slices.inc(len(images))
+        return images
 
     def _serve(self, connection: socket.socket) -> None:
         wire = Wire(connection, self._patience)
         if not self._places.acquire(blocking=False):
+            self.counts.errors.inc()
             self._end(wire, "all connections of this server are taken; try again later")
             return
         try:
-            problem = self._converse(wire)
+            with self.counts.open.track_inprogress():
+                problem = self._converse(wire)
         finally:
             self._places.release()
         if problem:
+            self.counts.errors.inc()
             self._say(problem)
         self._end(wire, problem)
 
