@@ -188,7 +188,8 @@ def set_dotted(content: dict[str, Any], key: str, value: Any) -> None:
     content[last] = value
 
 
-PINS = {"data.url": "data.sha256", "mask.file": "mask.sha256"}  # what a key leads to → what says which that must be
+# what a key leads to → what says which that must be
+PINS = {"data.url": "data.sha256", "mask.file": "mask.sha256", "code.paths": "code.sha256"}
 
 
 def change(content: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -205,12 +206,35 @@ def get_dotted(experiment: BaseModel, key: str) -> Any:
     value: Any = experiment
     done: list[str] = []
     for part in key.split("."):
-        if not isinstance(value, BaseModel) or part not in type(value).model_fields:
-            valid = list(type(value).model_fields) if isinstance(value, BaseModel) else []
+        valid = _keys_of(value)
+        if part not in valid:
             raise InputError(_unknown_key([*done, part], valid))
-        value = getattr(value, part)
+        value = value[part] if isinstance(value, Mapping) else getattr(value, part)
         done.append(part)
     return value
+
+
+def _keys_of(value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return list(value)
+    return list(type(value).model_fields) if isinstance(value, BaseModel) else []
+
+
+def dump_for_workers(experiment: Experiment) -> dict[str, Any]:
+    """The experiment for JSON, as processes with another working directory understand it: local places are absolute."""
+    content = experiment.model_dump(mode="json", include=set(Experiment.model_fields))
+    if "://" not in experiment.data.url:
+        content["data"]["url"] = _absolute(experiment.data.url)
+    if experiment.mask.file:
+        content["mask"]["file"] = _absolute(experiment.mask.file)
+    content["code"]["paths"] = [_absolute(path) for path in experiment.code.paths]
+    return content
+
+
+def _absolute(path: str) -> str:
+    """A path that is here, as an absolute one; one that is elsewhere, on the nodes of a cluster, stays as it is."""
+    place = Path(path).expanduser()
+    return str(place.resolve()) if place.exists() else path
 
 
 def dump_yaml(experiment: BaseModel) -> str:

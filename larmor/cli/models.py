@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from larmor.cli.app import LOCAL, BatchSize, Overwrite
+from larmor.cli.app import LOCAL, BatchSize, Overwrite, TrustCode
 from larmor.recon.recipe.metric import METRICS
 from larmor.storage.objects.errors import InputError
 
@@ -93,6 +93,7 @@ def reconstruct(
     ] = False,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    trust_code: TrustCode = None,
 ) -> None:
     """Reconstruct images (undersampled on the fly) or measured k-space of any size, in place, with a PNG."""
     from larmor.cli.console import console, progress_bar
@@ -109,7 +110,9 @@ def reconstruct(
     with progress_bar() as show:
         began = time.perf_counter()
         feedback = Feedback(partial(console.print, markup=False), show)
-        reports = reconstruct_source(model_dir, source, to, options, device=device, feedback=feedback)
+        reports = reconstruct_source(
+            model_dir, source, to, options, device=device, feedback=feedback, trust_code=trust_code
+        )
         seconds = time.perf_counter() - began
     bad = [report for report in reports if report.problem]
     for path in (path for report in reports for path in report.files):
@@ -134,6 +137,7 @@ def export(
     dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="Let height and width vary.")] = False,
     coils: Annotated[int, typer.Option(min=1, help="Number of coils of the k-space, for models that use them.")] = 1,
     overwrite: Overwrite = False,
+    trust_code: TrustCode = None,
 ) -> None:
     """Export a model as ONNX or torch.export. The file is kept only if it agrees with the model to 1e-4."""
     from larmor.cli.console import console
@@ -141,7 +145,16 @@ def export(
     from larmor.recon.evaluation.methods import parse_size
 
     wanted = parse_size(size) if size else None
-    for line in export_file(model_dir, to, size=wanted, dynamic_size=dynamic_size, coils=coils, overwrite=overwrite):
+    lines = export_file(
+        model_dir,
+        to,
+        size=wanted,
+        dynamic_size=dynamic_size,
+        coils=coils,
+        overwrite=overwrite,
+        trust_code=trust_code,
+    )
+    for line in lines:
         console.print(line, markup=False)
 
 
@@ -178,6 +191,7 @@ def evaluate(
     ] = None,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    trust_code: TrustCode = None,
 ) -> None:
     """Evaluate models, zero-filled images and classical methods side by side. Writes CSV, Markdown, LaTeX and PNG."""
     from larmor.cli.console import console, progress_bar
@@ -202,7 +216,13 @@ def evaluate(
     )
     with progress_bar() as show:
         evaluated = evaluate_models(
-            model_dirs, url, options, to=to, device=device, feedback=Feedback(console.print, show)
+            model_dirs,
+            url,
+            options,
+            to=to,
+            device=device,
+            feedback=Feedback(console.print, show),
+            trust_code=trust_code,
         )
     for table in evaluated.tables:
         for line in text_table(table):

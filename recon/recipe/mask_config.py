@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Kind = Literal[
+from larmor.recon.recipe.own_code import one_of
+
+KINDS = (
     "gaussian1d",
     "gaussian2d",
     "poisson2d",
@@ -16,7 +18,8 @@ Kind = Literal[
     "radial",
     "spiral",
     "file",
-]
+)
+Kind = Annotated[str, one_of(*KINDS)]
 COLUMN_KINDS = ("gaussian1d", "uniform1d", "random1d", "center_periphery1d")
 
 
@@ -27,7 +30,8 @@ class MaskConfig(BaseModel):
     spaced; `random1d`, each equally likely; `center_periphery1d`, half of them the central ones, a quarter
     equally spaced, the others at random. Single points, all denser towards the centre: `gaussian2d`;
     `poisson2d`, which keep a distance from each other; `radial` and `spiral`, on the trajectories of that
-    name. `file` reads a mask, and only `file` counts then.
+    name. `file` reads a mask, and only `file` counts then. `MODULE:NAME` is a function of one's own: called with the
+    shape (height, width), the sampling ratio and a random generator of NumPy, it gives booleans in that shape.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

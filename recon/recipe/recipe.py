@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from larmor.recon.recipe.decoding import DECODERS, VALIDATED, DecodingConfig
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.metric import check_metric
+from larmor.recon.recipe.own_code import Code, CodeConfig, is_own
 from larmor.recon.recipe.settings import AugmentConfig, CriticConfig, GeneratorConfig, LossConfig, OptimizerConfig
 from larmor.recon.recipe.signal import SignalConfig
 from larmor.recon.recipe.systems import SYSTEMS, System, merged
@@ -75,6 +76,7 @@ class Recipe(BaseModel):
     system: System = Field(
         "gan_resnet50", description="which published system the keys that are not given are taken from"
     )
+    code: Code = Field(CodeConfig(), description="your own code, which MODULE:NAME leads to; travels to the workers")
     seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -87,6 +89,22 @@ class Recipe(BaseModel):
     critic_optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     decoding: DecodingConfig | None = Field(None, description="of system=tigan alone, whose task is decoding")
+
+    @property
+    def title(self) -> str:
+        """What stands in tables: the system, or a generator of one's own."""
+        return self.generator.name.rpartition(":")[2] if is_own(self.generator.name) else self.system
+
+    @property
+    def own_parts(self) -> dict[str, str]:
+        """Key → MODULE:NAME, of each part that is not Larmor's."""
+        named = {
+            "generator.name": self.generator.name,
+            "critic.name": self.critic.name,
+            "loss.content": self.loss.content,
+            "mask.kind": self.mask.kind,
+        }
+        return {key: name for key, name in named.items() if is_own(name)}
 
     @model_validator(mode="before")
     @classmethod

@@ -3,14 +3,25 @@ no other use for it."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from larmor.recon.recipe.critic_role import CriticRole, Sight
+from larmor.recon.recipe.own_code import is_own, one_of
 
 Norm = Literal["group", "instance", "none"]
-Content = Literal["normalized_root_mse", "mse", "l1", "complex_l1", "dssim"]
+Content = Annotated[str, one_of("normalized_root_mse", "mse", "l1", "complex_l1", "dssim")]
+_OPTIONS = "of a network of your own: what it is made with besides the number of channels"
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    if options and not is_own(name):
+        raise ValueError(
+            f"options={dict(options)} are for a network of your own, and name={name} is Larmor's; leave options out, "
+            "or set name=MODULE:NAME"
+        )
 
 
 class StartConfig(BaseModel):
@@ -46,20 +57,24 @@ class StartConfig(BaseModel):
 class GeneratorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal[
-        "gan_resnet50",
-        "dagan",
-        "unet",
-        "residual_unet",
-        "drgan",
-        "fda",
-        "dilated",
-        "similar_patches",
-        "idpcnn",
-        "deepcomplex",
-        "conv_lstm",
-        "sat_net",
-    ] = "gan_resnet50"
+    name: Annotated[
+        str,
+        one_of(
+            "gan_resnet50",
+            "dagan",
+            "unet",
+            "residual_unet",
+            "drgan",
+            "fda",
+            "dilated",
+            "similar_patches",
+            "idpcnn",
+            "deepcomplex",
+            "conv_lstm",
+            "sat_net",
+        ),
+    ] = Field("gan_resnet50", description="the network; MODULE:NAME is one of your own")
+    options: Mapping[str, Any] = Field(default_factory=dict, description=_OPTIONS)
     width: int = Field(64, ge=4, description="channels of the first layer; the system's default is as published")
     norm: Norm = "group"
     subbands: Literal["none", "wavelet"] = Field("none", description="work on the four Haar subbands")
@@ -77,6 +92,11 @@ class GeneratorConfig(BaseModel):
     cascades: int = Field(1, ge=1, description="how often they alternate with separate weights (deep cascade)")
 
     turns: int = Field(100, ge=1, description="of idpcnn: largest number of denoisings of an image")
+
+    @model_validator(mode="after")
+    def _options_of_own_networks(self) -> GeneratorConfig:
+        _check_options(self.name, self.options)
+        return self
 
     @model_validator(mode="after")
     def _has_its_own_consistency(self) -> GeneratorConfig:
@@ -115,7 +135,10 @@ class GeneratorConfig(BaseModel):
 class CriticConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["resnet50", "dagan"] = "resnet50"
+    name: Annotated[str, one_of("resnet50", "dagan")] = Field(
+        "resnet50", description="the network; MODULE:NAME is one of your own"
+    )
+    options: Mapping[str, Any] = Field(default_factory=dict, description=_OPTIONS)
     width: int = Field(64, ge=4, description="channels of the first layer; 64 is as published")
     norm: Norm = "group"
     steps: int = Field(5, ge=1, description="critic steps per generator step")
@@ -126,6 +149,11 @@ class CriticConfig(BaseModel):
         0.01, gt=0, description="the clipping constant c of eq. (4), of weight_clipping alone; null: no clipping"
     )
     penalty_weight: float = Field(10.0, gt=0, description="of gradient_penalty alone", allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _options_of_own_networks(self) -> CriticConfig:
+        _check_options(self.name, self.options)
+        return self
 
     @property
     def applied_clip(self) -> float | None:
@@ -153,10 +181,15 @@ class LossConfig(BaseModel):
         allow_inf_nan=False,
         description="weight of a second critic, which sees the residual map; null: no second critic",
     )
-    content: Content = "normalized_root_mse"
+    content: Content = Field("normalized_root_mse", description="L_N of eq. (9); MODULE:NAME is a loss of your own")
     a: float = Field(15.0, ge=0, description="weight of the content loss, by default eq. (7)", allow_inf_nan=False)
     b: float = Field(0.1, ge=0, description="weight of the frequency loss, eq. (8)", allow_inf_nan=False)
     frequency: Literal["magnitude", "complex"] = "magnitude"
+
+    @property
+    def content_term(self) -> str:
+        """What the content loss is called in reports."""
+        return self.content.rpartition(":")[2]
 
     @property
     def critics(self) -> tuple[CriticRole, ...]:

@@ -1,0 +1,142 @@
+"""Networks, losses and masks of one's own, named by path: `MODULE:NAME`.
+
+Whatever stands in a configuration of one's own is imported. Of a model that somebody else made nothing is, unless its
+code is trusted by name (see `recon/models/model.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from larmor.storage.objects.errors import InputError
+
+_OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+INSTALLED = "installed"
+"""What to trust where the code is a package that is installed."""
+
+
+def is_own(name: str) -> bool:
+    """Whether it is `MODULE:NAME`."""
+    return _OWN.fullmatch(name) is not None
+
+
+def one_of(*known: str) -> AfterValidator:
+    """For a field: one of `known`, or `MODULE:NAME`."""
+
+    def check(name: str) -> str:
+        if name not in known and not is_own(name):
+            raise ValueError(
+                f"input should be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, or MODULE:NAME of your own code"
+            )
+        return name
+
+    return AfterValidator(check)
+
+
+def _as_paths(given: Any) -> Any:
+    return {"paths": given} if isinstance(given, list | tuple) else given
+
+
+class CodeConfig(BaseModel):
+    """Code of one's own: a list of folders (packages) and .py files, which travels with jobs and to workers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    paths: tuple[str, ...] = Field((), description="folders of Python packages, and .py files, such as [./mylab]")
+    sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="the hash of the code; other code is refused; a run that begins with null keeps what it found",
+    )
+
+
+Code = Annotated[CodeConfig, BeforeValidator(_as_paths)]
+
+
+def make_importable(paths: Iterable[str | Path]) -> None:
+    """Let packages and modules at these paths be imported by name. A path that is not here is passed over: on the
+    nodes of a cluster the code lies elsewhere, and is importable already."""
+    for path in paths:
+        place = Path(path).expanduser().resolve()
+        if place.exists() and str(place.parent) not in sys.path:
+            sys.path.insert(0, str(place.parent))
+
+
+def code_files(paths: Sequence[str | Path]) -> dict[str, Path]:
+    """Every file below these paths by its name, which begins with that of the path; no caches and nothing hidden.
+
+    Raises `InputError` for a path that is not there, or is neither a folder nor a .py file.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        place = Path(path).expanduser().resolve()
+        if place.is_file() and place.suffix == ".py":
+            found[place.name] = place
+        elif place.is_dir():
+            for file in sorted(place.rglob("*")):
+                name = Path(place.name, file.relative_to(place))
+                if file.is_file() and not any(part.startswith((".", "__pycache__")) for part in name.parts):
+                    found[name.as_posix()] = file
+        else:
+            raise InputError(f"code={path}: expected the folder of a Python package, or a .py file; there is none")
+    return found
+
+
+def code_hash(paths: Sequence[str | Path]) -> str:
+    """SHA-256 of the names and contents of all files of one's own code. Raises as `code_files`."""
+    digest = hashlib.sha256()
+    for name, file in sorted(code_files(paths).items()):
+        content = file.read_bytes()
+        digest.update(f"{name}\n{len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def check_code(config: CodeConfig) -> str | None:
+    """The hash of the code as it is now; None without any. Raises `InputError` if it is not that of `config`."""
+    if not config.paths:
+        return None
+    found = code_hash(config.paths)
+    if config.sha256 and config.sha256 != found:
+        raise InputError(
+            f"code={', '.join(config.paths)}: is not the code of this experiment (SHA-256 {config.sha256[:12]}…, now "
+            f"{found[:12]}…); restore it, or set code.sha256=null"
+        )
+    return found
+
+
+def import_part(name: str) -> Any:
+    """What `MODULE:NAME` leads to. Raises `InputError` if it cannot be imported."""
+    module_name, _, attribute = name.partition(":")
+    top = module_name.partition(".")[0]
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{name}: there is no module {error.name}; name the folder that holds it, such as code=[./{top}], or "
+            "install it on every node"
+        ) from error
+    except Exception as error:
+        raise InputError(f"{name}: {module_name} cannot be imported ({type(error).__name__}: {error})") from error
+    if not hasattr(module, attribute):
+        there = [key for key in vars(module) if not key.startswith("_")]
+        raise InputError(f"{name}: {module_name} has no {attribute}; it has {', '.join(there[:12]) or 'nothing'}")
+    return getattr(module, attribute)
+
+
+def call_part(name: str, call: Callable[[Any], Any], how: str) -> Any:
+    """`call` of what `name` leads to. Raises `InputError` if that fails, saying `how` it was called."""
+    part = import_part(name)
+    try:
+        return call(part)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{name}: called as {how}: {type(error).__name__}: {error}") from error
