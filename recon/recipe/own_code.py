@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.metadata
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -28,17 +29,33 @@ def is_own(name: str) -> bool:
     return _OWN.fullmatch(name) is not None
 
 
-def one_of(*known: str) -> AfterValidator:
-    """For a field: one of `known`, or `MODULE:NAME`."""
+def one_of(*known: str, group: str) -> AfterValidator:
+    """For a field: one of `known`, `MODULE:NAME`, or a name that an installed package gives to such a part.
+
+    Packages declare these names as entry points of `group`. The configuration keeps the part's `MODULE:NAME`, so that
+    whoever reads it later needs the code and not the package's metadata.
+    """
 
     def check(name: str) -> str:
-        if name not in known and not is_own(name):
+        if name in known or is_own(name):
+            return name
+        installed = _entry_points(group)
+        if name not in installed:
+            packages = f" (installed packages have {', '.join(sorted(installed))})" if installed else ""
             raise ValueError(
                 f"input should be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, or MODULE:NAME of your own code"
+                f"{packages}"
             )
-        return name
+        return installed[name]
 
     return AfterValidator(check)
+
+
+def _entry_points(group: str) -> dict[str, str]:
+    """Name → `MODULE:NAME`, of each entry point that installed packages declare; nothing is imported."""
+    entries = importlib.metadata.entry_points(group=group)
+    found = {entry.name: entry.value.partition("[")[0].strip() for entry in entries}
+    return {name: path for name, path in found.items() if is_own(path)}
 
 
 def _as_paths(given: Any) -> Any:
