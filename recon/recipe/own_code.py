@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.metadata
+import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,11 +81,41 @@ Code = Annotated[CodeConfig, BeforeValidator(_as_paths)]
 
 def make_importable(paths: Iterable[str | Path]) -> None:
     """Let packages and modules at these paths be imported by name. A path that is not here is passed over: on the
-    nodes of a cluster the code lies elsewhere, and is importable already."""
+    nodes of a cluster the code lies elsewhere, and is importable already.
+
+    Raises `InputError` if Python finds other code by that name first, which is not what is hashed and recorded."""
     for path in paths:
         place = Path(path).expanduser().resolve()
-        if place.exists() and str(place.parent) not in sys.path:
+        if not place.exists():
+            continue
+        if str(place.parent) not in sys.path:
             sys.path.insert(0, str(place.parent))
+        importlib.invalidate_caches()
+        found = _place_of(place.stem)
+        if found != place and (found is None or code_hash([found]) != code_hash([place])):
+            raise InputError(
+                f"code={path}: Python finds another module {place.stem}, at {found or 'no file'}; rename yours, or "
+                "start Python without the other one"
+            )
+
+
+def _place_of(module: str) -> Path | None:
+    """The folder of a package or the file of a module, which is not imported for that; None if there is none."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ValueError:  # a module that was made by hand
+        return None
+    if spec is None:
+        return None
+    if spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations))).resolve()
+    return Path(spec.origin).resolve() if spec.origin else None
+
+
+def parts_elsewhere(parts: Mapping[str, str], paths: Sequence[str | Path]) -> dict[str, str]:
+    """Those of `parts` (key → `MODULE:NAME`) that do not lie in the packages and modules at `paths`."""
+    here = {Path(path).expanduser().resolve().stem for path in paths}
+    return {key: name for key, name in parts.items() if re.split("[.:]", name)[0] not in here}
 
 
 def code_files(paths: Sequence[str | Path]) -> dict[str, Path]:
