@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from larmor.cluster.runs.run_folder import RunFolder
-from larmor.recon.recipe.own_code import check_code
 from larmor.storage.formats.provenance import larmor_version
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
@@ -71,6 +70,7 @@ def pinned(experiment: E) -> E:
     Raises `InputError` if what is there is not what it names.
     """
     from larmor.recon.physics.masks import make_mask, mask_hash
+    from larmor.recon.recipe.own_code import check_code
     from larmor.storage.dataset.dataset import read_identity
     from larmor.storage.loading.config import check_identity
 
@@ -153,6 +153,8 @@ def _origin(experiment: Experiment) -> dict[str, Any]:
 
 def _own_code(experiment: Experiment) -> dict[str, Any]:
     """Which parts are not Larmor's, the hash of their code, and the versions of the packages that they lie in."""
+    from larmor.recon.recipe.own_code import check_code  # `pull` needs no pydantic
+
     packages = importlib.metadata.packages_distributions()
     tops = sorted({name.partition(":")[0].partition(".")[0] for name in experiment.own_parts.values()})
     found = {dist: importlib.metadata.version(dist) for top in tops for dist in packages.get(top, ())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,12 +13,12 @@ import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from larmor.recon.engines.device import choose_device
 from larmor.recon.inference.inference import Physics
 from larmor.recon.networks.networks import build_generator
-from larmor.recon.recipe.own_code import INSTALLED, code_hash, make_importable
+from larmor.recon.recipe.own_code import INSTALLED, code_hash, import_part, make_importable, parts_elsewhere
 from larmor.recon.recipe.recipe import Recipe
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.file_digest import file_digest
@@ -69,12 +69,17 @@ def _trust(folder: Path, recipe: Recipe, trust_code: Sequence[str | Path] | None
     if not recipe.own_parts:
         return
     if not trust_code:
-        parts = ", ".join(f"{key}={name}" for key, name in recipe.own_parts.items())
         raise InputError(
-            f"{folder}: runs code that is not Larmor's ({parts}); pass --trust-code with its folder, or --trust-code "
-            f"{INSTALLED} if it is an installed package, and only if you know it"
+            f"{folder}: runs code that is not Larmor's ({_listed(recipe.own_parts)}); pass --trust-code with its "
+            f"folder, or --trust-code {INSTALLED} if it is an installed package, and only if you know it"
         )
     paths = [path for path in trust_code if str(path) != INSTALLED]
+    elsewhere = parts_elsewhere(recipe.own_parts, paths)
+    if elsewhere and len(paths) == len(trust_code):
+        raise InputError(
+            f"{folder}: runs code that is not in {', '.join(map(str, paths))} ({_listed(elsewhere)}); pass "
+            f"--trust-code with its folder too, or --trust-code {INSTALLED} if it is an installed package"
+        )
     if recipe.code.sha256 and recipe.code.sha256 != (found := code_hash(paths)):
         raise InputError(
             f"{folder}: was trained with other code than that in {', '.join(map(str, paths)) or 'no folder'} (SHA-256 "
@@ -82,6 +87,22 @@ def _trust(folder: Path, recipe: Recipe, trust_code: Sequence[str | Path] | None
             "to null in its config.yaml"
         )
     make_importable(paths)
+    if "generator.name" in elsewhere:
+        _check_class(folder, recipe.generator.name)
+
+
+def _check_class(folder: Path, name: str) -> None:
+    """Of installed code a model chooses a network, and no other function: `torch.hub:load` would run anything."""
+    part = import_part(name)
+    if not (isinstance(part, type) and issubclass(part, nn.Module)):
+        raise InputError(
+            f"{folder}: generator.name={name} is no class of networks (torch.nn.Module), and --trust-code {INSTALLED} "
+            "allows no other; put it into a class of your own, and pass --trust-code with its folder"
+        )
+
+
+def _listed(parts: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={name}" for key, name in parts.items())
 
 
 def read_recipe(folder: Path) -> tuple[Recipe, dict[str, Any]]:

@@ -19,7 +19,7 @@ KINDS = (
     "spiral",
     "file",
 )
-Kind = Annotated[str, one_of(*KINDS)]
+Kind = Annotated[str, one_of(*KINDS, group="larmor.masks")]
 COLUMN_KINDS = ("gaussian1d", "uniform1d", "random1d", "center_periphery1d")
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.metadata
+import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,17 +30,33 @@ def is_own(name: str) -> bool:
     return _OWN.fullmatch(name) is not None
 
 
-def one_of(*known: str) -> AfterValidator:
-    """For a field: one of `known`, or `MODULE:NAME`."""
+def one_of(*known: str, group: str) -> AfterValidator:
+    """For a field: one of `known`, `MODULE:NAME`, or a name that an installed package gives to such a part.
+
+    Packages declare these names as entry points of `group`. The configuration keeps the part's `MODULE:NAME`, so that
+    whoever reads it later needs the code and not the package's metadata.
+    """
 
     def check(name: str) -> str:
-        if name not in known and not is_own(name):
+        if name in known or is_own(name):
+            return name
+        installed = _entry_points(group)
+        if name not in installed:
+            packages = f" (installed packages have {', '.join(sorted(installed))})" if installed else ""
             raise ValueError(
                 f"input should be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, or MODULE:NAME of your own code"
+                f"{packages}"
             )
-        return name
+        return installed[name]
 
     return AfterValidator(check)
+
+
+def _entry_points(group: str) -> dict[str, str]:
+    """Name → `MODULE:NAME`, of each entry point that installed packages declare; nothing is imported."""
+    entries = importlib.metadata.entry_points(group=group)
+    found = {entry.name: entry.value.partition("[")[0].strip() for entry in entries}
+    return {name: path for name, path in found.items() if is_own(path)}
 
 
 def _as_paths(given: Any) -> Any:
@@ -63,11 +81,41 @@ Code = Annotated[CodeConfig, BeforeValidator(_as_paths)]
 
 def make_importable(paths: Iterable[str | Path]) -> None:
     """Let packages and modules at these paths be imported by name. A path that is not here is passed over: on the
-    nodes of a cluster the code lies elsewhere, and is importable already."""
+    nodes of a cluster the code lies elsewhere, and is importable already.
+
+    Raises `InputError` if Python finds other code by that name first, which is not what is hashed and recorded."""
     for path in paths:
         place = Path(path).expanduser().resolve()
-        if place.exists() and str(place.parent) not in sys.path:
+        if not place.exists():
+            continue
+        if str(place.parent) not in sys.path:
             sys.path.insert(0, str(place.parent))
+        importlib.invalidate_caches()
+        found = _place_of(place.stem)
+        if found != place and (found is None or code_hash([found]) != code_hash([place])):
+            raise InputError(
+                f"code={path}: Python finds another module {place.stem}, at {found or 'no file'}; rename yours, or "
+                "start Python without the other one"
+            )
+
+
+def _place_of(module: str) -> Path | None:
+    """The folder of a package or the file of a module, which is not imported for that; None if there is none."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ValueError:  # a module that was made by hand
+        return None
+    if spec is None:
+        return None
+    if spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations))).resolve()
+    return Path(spec.origin).resolve() if spec.origin else None
+
+
+def parts_elsewhere(parts: Mapping[str, str], paths: Sequence[str | Path]) -> dict[str, str]:
+    """Those of `parts` (key → `MODULE:NAME`) that do not lie in the packages and modules at `paths`."""
+    here = {Path(path).expanduser().resolve().stem for path in paths}
+    return {key: name for key, name in parts.items() if re.split("[.:]", name)[0] not in here}
 
 
 def code_files(paths: Sequence[str | Path]) -> dict[str, Path]:

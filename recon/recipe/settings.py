@@ -12,7 +12,7 @@ from larmor.recon.recipe.critic_role import CriticRole, Sight
 from larmor.recon.recipe.own_code import is_own, one_of
 
 Norm = Literal["group", "instance", "none"]
-Content = Annotated[str, one_of("normalized_root_mse", "mse", "l1", "complex_l1", "dssim")]
+Content = Annotated[str, one_of("normalized_root_mse", "mse", "l1", "complex_l1", "dssim", group="larmor.losses")]
 _OPTIONS = "of a network of your own: what it is made with besides the number of channels"
 
 
@@ -72,6 +72,7 @@ class GeneratorConfig(BaseModel):
             "deepcomplex",
             "conv_lstm",
             "sat_net",
+            group="larmor.generators",
         ),
     ] = Field("gan_resnet50", description="the network; MODULE:NAME is one of your own")
     options: Mapping[str, Any] = Field(default_factory=dict, description=_OPTIONS)
@@ -135,7 +136,7 @@ class GeneratorConfig(BaseModel):
 class CriticConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, one_of("resnet50", "dagan")] = Field(
+    name: Annotated[str, one_of("resnet50", "dagan", group="larmor.critics")] = Field(
         "resnet50", description="the network; MODULE:NAME is one of your own"
     )
     width: int = Field(64, ge=4, description="channels of the first layer; 64 is as published")
