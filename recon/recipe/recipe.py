@@ -76,7 +76,6 @@ class Recipe(BaseModel):
     system: System = Field(
         "gan_resnet50", description="which published system the keys that are not given are taken from"
     )
-    code: Code = Field(CodeConfig(), description="your own code, which MODULE:NAME leads to; travels to the workers")
     seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
