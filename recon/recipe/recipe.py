@@ -76,7 +76,6 @@ class Recipe(BaseModel):
     system: System = Field(
         "gan_resnet50", description="which published system the keys that are not given are taken from"
     )
-    code: Code = Field(CodeConfig(), description="your own code, which MODULE:NAME leads to; travels to the workers")
     seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -89,6 +88,7 @@ class Recipe(BaseModel):
     critic_optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     decoding: DecodingConfig | None = Field(None, description="of system=tigan alone, whose task is decoding")
+    code: Code = Field(CodeConfig(), description="your own code, which MODULE:NAME leads to; travels to the workers")
 
     @property
     def title(self) -> str:

@@ -75,7 +75,6 @@ class GeneratorConfig(BaseModel):
             group="larmor.generators",
         ),
     ] = Field("gan_resnet50", description="the network; MODULE:NAME is one of your own")
-    options: Mapping[str, Any] = Field(default_factory=dict, description=_OPTIONS)
     width: int = Field(64, ge=4, description="channels of the first layer; the system's default is as published")
     norm: Norm = "group"
     subbands: Literal["none", "wavelet"] = Field("none", description="work on the four Haar subbands")
@@ -93,6 +92,7 @@ class GeneratorConfig(BaseModel):
     cascades: int = Field(1, ge=1, description="how often they alternate with separate weights (deep cascade)")
 
     turns: int = Field(100, ge=1, description="of idpcnn: largest number of denoisings of an image")
+    options: Mapping[str, Any] = Field(default_factory=dict, description=_OPTIONS)
 
     @model_validator(mode="after")
     def _options_of_own_networks(self) -> GeneratorConfig:
@@ -139,7 +139,6 @@ class CriticConfig(BaseModel):
     name: Annotated[str, one_of("resnet50", "dagan", group="larmor.critics")] = Field(
         "resnet50", description="the network; MODULE:NAME is one of your own"
     )
-    options: Mapping[str, Any] = Field(default_factory=dict, description=_OPTIONS)
     width: int = Field(64, ge=4, description="channels of the first layer; 64 is as published")
     norm: Norm = "group"
     steps: int = Field(5, ge=1, description="critic steps per generator step")
@@ -150,6 +149,7 @@ class CriticConfig(BaseModel):
         0.01, gt=0, description="the clipping constant c of eq. (4), of weight_clipping alone; null: no clipping"
     )
     penalty_weight: float = Field(10.0, gt=0, description="of gradient_penalty alone", allow_inf_nan=False)
+    options: Mapping[str, Any] = Field(default_factory=dict, description=_OPTIONS)
 
     @model_validator(mode="after")
     def _options_of_own_networks(self) -> CriticConfig:
