@@ -194,6 +194,8 @@ PINS = {"data.url": "data.sha256", "mask.file": "mask.sha256", "code.paths": "co
 
 def change(content: dict[str, Any], values: Mapping[str, Any]) -> None:
     """Set each `a.b.c` of a nested dictionary; a pin goes with what it is a pin of, unless it is given as well."""
+    if isinstance(content.get("code"), list):  # the short form of code.paths
+        content["code"] = {"paths": content["code"]}
     for key, pin in PINS.items():
         if key in values and pin not in values:
             set_dotted(content, pin, None)

@@ -15,6 +15,7 @@ from larmor.cluster.runs.run_result import RunResult
 from larmor.commands.feedback import QUIET, Feedback, Say
 from larmor.commands.follow import Follower
 from larmor.recon.recipe.own_code import check_code, make_importable
+from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.experiment import SweepExperiment, load_sweep_experiment
 from larmor.tuning.search.records import SweepResult, TrialRecord
 from larmor.tuning.search.space import describe_value
@@ -33,7 +34,20 @@ def load_experiment(
     found = best_parameters(best_of) if best_of else {}
     for key, value in found.items():
         say(f"{key} = {describe_value(value)} (best of {best_of})")
-    return load_sweep_experiment(source, [*(as_override(key, value) for key, value in found.items()), *overrides])
+    experiment = load_sweep_experiment(source, [*(as_override(key, value) for key, value in found.items()), *overrides])
+    if best_of and experiment.own_parts:
+        _check_whose_code(experiment, load_sweep_experiment(source, overrides), best_of)
+    return experiment
+
+
+def _check_whose_code(experiment: Experiment, asked: Experiment, best_of: str) -> None:
+    """A sweep, which may be somebody else's, brings values and no code."""
+    new = [f"{key}={name}" for key, name in experiment.own_parts.items() if asked.own_parts.get(key) != name]
+    if new or experiment.code != asked.code:
+        raise InputError(
+            f"{best_of}: names code of its own ({', '.join(new) or 'code'}), which runs only if you name it: add "
+            f"{' '.join(new) or 'code=…'} if you know it"
+        )
 
 
 def train(

@@ -89,6 +89,7 @@ class Recipe(BaseModel):
     training: TrainingConfig = TrainingConfig()
     code: Code = Field(CodeConfig(), description="your own code, which MODULE:NAME leads to; travels to the workers")
     decoding: DecodingConfig | None = Field(None, description="of system=tigan alone, whose task is decoding")
+    code: Code = Field(CodeConfig(), description="your own code, which MODULE:NAME leads to; travels to the workers")
 
     @property
     def title(self) -> str:

@@ -75,7 +75,6 @@ class GeneratorConfig(BaseModel):
             group="larmor.generators",
         ),
     ] = Field("gan_resnet50", description="the network; MODULE:NAME is one of your own")
-    options: Mapping[str, Any] = Field(default_factory=dict, description=_OPTIONS)
     width: int = Field(64, ge=4, description="channels of the first layer; the system's default is as published")
     norm: Norm = "group"
     subbands: Literal["none", "wavelet"] = Field("none", description="work on the four Haar subbands")
@@ -93,6 +92,7 @@ class GeneratorConfig(BaseModel):
     cascades: int = Field(1, ge=1, description="how often they alternate with separate weights (deep cascade)")
 
     turns: int = Field(100, ge=1, description="of idpcnn: largest number of denoisings of an image")
+    options: Mapping[str, Any] = Field(default_factory=dict, description=_OPTIONS)
 
     @model_validator(mode="after")
     def _options_of_own_networks(self) -> GeneratorConfig:
