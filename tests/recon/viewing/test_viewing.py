@@ -83,11 +83,14 @@ class TestServer:
 
     @pytest.mark.parametrize("path", ["", "/", "/wrong/", "/wrong/slice/0/1", "/../etc/passwd", "/favicon.ico"])
     def test_without_the_token_there_is_nothing(self, served: ViewServer, path: str) -> None:
-        assert get(served, path or "/")[0] == 404
+        assert get(served, path or "/")[0] == 403
 
     @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example:80"])
     def test_another_name_of_this_machine_is_refused(self, served: ViewServer, host: str) -> None:
-        assert get(served, f"/{served.token}/stack/0", host)[0] == 404
+        assert get(served, f"/{served.token}/stack/0", host)[0] == 403
+
+    def test_another_address_below_the_token_is_not_found(self, served: ViewServer) -> None:
+        assert get(served, f"/{served.token}/other")[0] == 404
 
     @pytest.mark.parametrize("path", ["slice/0/14", "slice/9/0", "stack/3", "volume/9.nii.gz"])
     def test_what_is_not_there_is_said(self, served: ViewServer, path: str) -> None:
