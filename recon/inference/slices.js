@@ -24,6 +24,7 @@ function larmorSlices(root, page) {
   const chosen = make("select", { "aria-label": "Volume" }, bar);
   page.stacks.forEach((stack, place) => make("option", { value: place }, chosen, stack.name));
   chosen.hidden = page.stacks.length < 2;
+  if (page.stacks.length === 1) make("b", {}, bar, page.stacks[0].name);
   const slider = control("Slice", { type: "range", min: 0, step: 1 }, bar);
   const where = make("output", { class: "where" }, bar);
   const note = make("span", { class: "note" }, bar);
