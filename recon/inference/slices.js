@@ -116,17 +116,22 @@ function larmorSlices(root, page) {
       const caption = make("figcaption", {}, figure);
       make("b", {}, caption, pane.name.replaceAll("_", " "));
       if (pane.metrics) make("span", {}, caption, pane.metrics);
+      if (pane.map) {
+        frame(figure, pane, { values: new Float32Array(pane.values.length) });
+        continue;
+      }
       frame(figure, pane, null);
       if (target && pane !== target) frame(figure, pane, target);
     }
   }
 
   function frame(figure, pane, target) {
-    const holder = make("div", { class: target ? "frame error" : "frame" }, figure);
-    const what = target ? `error of ${pane.name}` : pane.name;
+    const isError = target && !pane.map;
+    const holder = make("div", { class: isError ? "frame error" : "frame" }, figure);
+    const what = isError ? `error of ${pane.name}` : pane.name;
     const canvas = make("canvas", { width: pane.width, height: pane.height, role: "img", "aria-label": what }, holder);
     canvas.paint = () => paint(canvas, pane, target);
-    if (state.letters && !target) {
+    if (state.letters && !isError) {
       ["top", "bottom", "left", "right"].forEach((side, place) =>
         make("span", { class: `letter ${side}` }, holder, state.letters[place]));
     }
