@@ -23,8 +23,8 @@ class WorkerRange(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    min: int = Field(ge=1)
-    max: int = Field(ge=1)
+    min: int = Field(ge=1, description="with fewer the training waits")
+    max: int = Field(ge=1, description="more are not asked for")
 
     @model_validator(mode="after")
     def _in_order(self) -> WorkerRange:
@@ -48,18 +48,22 @@ class ClusterConfig(BaseModel):
     num_workers: Annotated[
         Annotated[int, Field(ge=1), Tag("a number")] | Annotated[WorkerRange, Tag("a range")], Discriminator(_kind)
     ] = Field(1, description="data-parallel workers, each one process: a number, or {min: 1, max: 4}: what there is")
-    cpus_per_worker: int = Field(1, ge=1)
+    cpus_per_worker: int = Field(1, ge=1, description="processor cores that are reserved for each worker")
     use_gpu: bool = Field(False, description="one GPU for each worker")
     max_failures: int = Field(3, ge=0, description="restarts of the workers before the run fails")
-    wait_seconds: int = Field(30, ge=0, description="how long to wait for the cluster to have enough resources")
+    wait_seconds: int = Field(30, ge=0, description="seconds to wait for the cluster to have enough resources")
     grace_seconds: int = Field(
-        30, ge=1, description="from a notice to stop to the end of the process, saved or not; as the cluster gives"
+        30,
+        ge=1,
+        description="seconds from a notice to stop to the end of the process, saved or not; as the cluster gives",
     )
     hang_seconds: int = Field(
-        600, ge=10, description="without any progress on any worker: the training is started again; more than a step"
+        600,
+        ge=10,
+        description="seconds without any progress on any worker: the training is started again; more than a step",
     )
     resize_seconds: int = Field(
-        60, ge=1, description="how often a training with a range of workers looks whether there is room for more"
+        60, ge=1, description="seconds after which a training with a range of workers looks again for room for more"
     )
 
     @property
@@ -76,7 +80,9 @@ class ClusterConfig(BaseModel):
 class Experiment(Recipe):
     """A recipe with its name, the place of its results, and the cluster it asks for."""
 
-    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(
+        "experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="what the run or the sweep is called"
+    )
     output_url: str = Field("s3://larmor", description="runs go to output_url/runs/NAME, sweeps to …/sweeps/NAME")
     cluster: ClusterConfig = ClusterConfig()
 
@@ -188,11 +194,14 @@ def set_dotted(content: dict[str, Any], key: str, value: Any) -> None:
     content[last] = value
 
 
-PINS = {"data.url": "data.sha256", "mask.file": "mask.sha256"}  # what a key leads to → what says which that must be
+# what a key leads to → what says which that must be
+PINS = {"data.url": "data.sha256", "mask.file": "mask.sha256", "code.paths": "code.sha256"}
 
 
 def change(content: dict[str, Any], values: Mapping[str, Any]) -> None:
     """Set each `a.b.c` of a nested dictionary; a pin goes with what it is a pin of, unless it is given as well."""
+    if isinstance(content.get("code"), list):  # the short form of code.paths
+        content["code"] = {"paths": content["code"]}
     for key, pin in PINS.items():
         if key in values and pin not in values:
             set_dotted(content, pin, None)
@@ -205,12 +214,35 @@ def get_dotted(experiment: BaseModel, key: str) -> Any:
     value: Any = experiment
     done: list[str] = []
     for part in key.split("."):
-        if not isinstance(value, BaseModel) or part not in type(value).model_fields:
-            valid = list(type(value).model_fields) if isinstance(value, BaseModel) else []
+        valid = _keys_of(value)
+        if part not in valid:
             raise InputError(_unknown_key([*done, part], valid))
-        value = getattr(value, part)
+        value = value[part] if isinstance(value, Mapping) else getattr(value, part)
         done.append(part)
     return value
+
+
+def _keys_of(value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return list(value)
+    return list(type(value).model_fields) if isinstance(value, BaseModel) else []
+
+
+def dump_for_workers(experiment: Experiment) -> dict[str, Any]:
+    """The experiment for JSON, as processes with another working directory understand it: local places are absolute."""
+    content = experiment.model_dump(mode="json", include=set(Experiment.model_fields))
+    if "://" not in experiment.data.url:
+        content["data"]["url"] = _absolute(experiment.data.url)
+    if experiment.mask.file:
+        content["mask"]["file"] = _absolute(experiment.mask.file)
+    content["code"]["paths"] = [_absolute(path) for path in experiment.code.paths]
+    return content
+
+
+def _absolute(path: str) -> str:
+    """A path that is here, as an absolute one; one that is elsewhere, on the nodes of a cluster, stays as it is."""
+    place = Path(path).expanduser()
+    return str(place.resolve()) if place.exists() else path
 
 
 def dump_yaml(experiment: BaseModel) -> str:

@@ -24,6 +24,7 @@ from larmor.storage.objects.object_store import ObjectStore
 
 CHANGEABLE = (
     "cluster.",
+    "code.paths",  # where it lies; what it is, is pinned
     "data.client",
     "data.read_threads",
     "data.read_ahead_bytes",

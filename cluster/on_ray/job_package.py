@@ -6,19 +6,42 @@ import importlib.metadata
 import importlib.util
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from larmor.cluster.experiments.experiment import dump_yaml
+from larmor.recon.recipe.own_code import code_files
+from larmor.recon.recipe.recipe import Recipe
 from larmor.storage.formats.provenance import DISTRIBUTION
 from larmor.storage.objects.errors import InputError
 
 
-def write_package(folder: Path, experiment: BaseModel) -> None:
-    """Make `folder` a working directory in which `python -m larmor train experiment.yaml` runs this very Larmor."""
+def write_package(folder: Path, experiment: Recipe) -> None:
+    """Make `folder` a working directory in which `python -m larmor train experiment.yaml` runs this very Larmor.
+
+    Code of the user's own lies beside it. Raises `InputError` for code that is not there.
+    """
     write_source(folder)
-    (folder / "experiment.yaml").write_text(dump_yaml(experiment))
+    names = tuple(path.name for path in write_code(folder, experiment.code.paths))
+    code = experiment.code.model_copy(update={"paths": names})
+    (folder / "experiment.yaml").write_text(dump_yaml(experiment.model_copy(update={"code": code})))
+
+
+def write_code(folder: Path, code: Sequence[str]) -> list[Path]:
+    """Copy code of the user's own to `folder`; returns where its packages and .py files lie there.
+
+    Raises `InputError` for code that is not there, and for a name that Larmor has.
+    """
+    tops: dict[str, Path] = {}
+    for name, file in code_files(code).items():
+        top = Path(name).parts[0]
+        if top in ("larmor", "experiment.yaml"):
+            raise InputError(f"code={', '.join(code)}: {top} is a name of Larmor's own; choose another")
+        tops[top] = folder / top
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+    return list(tops.values())
 
 
 def write_source(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import psutil
 
-from larmor.cluster.on_ray.job_package import write_source
+from larmor.cluster.on_ray.job_package import write_code, write_source
 from larmor.cluster.worker.stopping import Interrupted
 from larmor.storage.objects.embedded_store import PROFILE
 from larmor.storage.objects.errors import InputError
@@ -28,12 +28,15 @@ _HOOK = "larmor.cluster.on_ray.network.use_the_nodes_interface"  # by name: ray:
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, code: Sequence[str] = ()) -> Iterator[None]:
     """Connect to the Ray cluster at `address`, or start one of this machine's own and stop it at the end.
 
     The own instance listens on 127.0.0.1 only and asks for a token. Its dashboard runs, since Ray looks
     finished placement groups up there: without it every training ends 11 s later, and a stopped trial
     keeps its resources.
+
+    `code`, folders and .py files of the user's own, goes to the workers of a running cluster; those on this machine
+    find it where it lies.
 
     Raises `InputError` if the cluster cannot be reached.
     """
@@ -54,7 +57,7 @@ def connected(address: str | None) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address:
         with tempfile.TemporaryDirectory(prefix="larmor-") as folder:
-            own = {"worker_process_setup_hook": _HOOK, **_own_source(Path(folder))}
+            own = {"worker_process_setup_hook": _HOOK, **_own_source(Path(folder), code)}
             options["runtime_env"] = {"env_vars": worker_environment(), **own}
             try:
                 ray.init(address=address, **options)
@@ -173,11 +176,11 @@ def use_known_token() -> str | None:
     return known or None
 
 
-def _own_source(folder: Path) -> dict[str, Any]:
-    """What brings this very Larmor to the workers, from a copy in `folder`; a job has brought it already."""
+def _own_source(folder: Path, code: Sequence[str]) -> dict[str, Any]:
+    """What brings this very Larmor, and `code`, to the workers, from copies in `folder`; a job has brought them."""
     if "LARMOR_JOB" in os.environ:
         return {}
-    return {"py_modules": [str(write_source(folder))]}
+    return {"py_modules": [str(path) for path in (write_source(folder), *write_code(folder, code))]}
 
 
 def use_own_token() -> None:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from larmor.cluster.experiments.experiment import ClusterConfig, Experiment
+from larmor.cluster.experiments.experiment import ClusterConfig, Experiment, dump_for_workers
 from larmor.cluster.on_ray.attempt import AttemptEnd, WorkConfig
 from larmor.cluster.on_ray.ray_cluster import worker_bundle
 from larmor.cluster.runs.run_folder import RunFolder
@@ -79,8 +79,7 @@ def _fit_until(request: StopRequest, experiment: Experiment, run: RunFolder) -> 
 def _fit(experiment: Experiment, run: RunFolder) -> AttemptEnd:
     from larmor.cluster.on_ray.ray_backend import GiveUpAtMistakes, describe_failure, mistake_of
 
-    content = experiment.model_dump(mode="json", include=set(Experiment.model_fields))
-    config = WorkConfig(content, run.url, run.lease)
+    config = WorkConfig(dump_for_workers(experiment), run.url, run.lease)
     cluster = experiment.cluster
     try:
         return fit_workers(

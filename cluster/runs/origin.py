@@ -1,10 +1,12 @@
 """What a run or a sweep is made from, kept in its folder: the data set, the mask, and the versions that train it.
 
 origin.json              data set (URL, SHA-256 of its root document, splits by subject, sources with licence and
-                         checksums) and mask (pattern's hash, achieved ratio); written when the run is claimed
+                         checksums), mask (pattern's hash, achieved ratio) and your own code (names, hash,
+                         versions); written when the run is claimed
 environments/HASH.json   versions, code and machine; one for each environment that has claimed the run
 
-Data set and mask are pinned: a run that is resumed with others is refused. The code may change, and is recorded.
+Data set, mask and your own code are pinned: a run that is resumed with others is refused. Larmor's code may change,
+and is recorded.
 """
 
 from __future__ import annotations
@@ -68,12 +70,14 @@ def pinned(experiment: E) -> E:
     Raises `InputError` if what is there is not what it names.
     """
     from larmor.recon.physics.masks import make_mask, mask_hash
+    from larmor.recon.recipe.own_code import check_code
     from larmor.storage.dataset.dataset import read_identity
     from larmor.storage.loading.config import check_identity
 
     found = read_identity(ObjectStore(experiment.data.url))
     check_identity(experiment.data, found)
-    parts: dict[str, Any] = {"data": experiment.data.model_copy(update={"sha256": found})}
+    code = experiment.code.model_copy(update={"sha256": check_code(experiment.code)})
+    parts: dict[str, Any] = {"code": code, "data": experiment.data.model_copy(update={"sha256": found})}
     if experiment.mask.file is not None:
         digest = mask_hash(make_mask(experiment.mask, experiment.data.crop))
         parts["mask"] = experiment.mask.model_copy(update={"sha256": digest})
@@ -93,11 +97,13 @@ def check_origin(experiment: Experiment, folder: Folder) -> None:
         "mask": f"the mask file {experiment.mask.file} has changed since"
         if experiment.mask.file
         else "these settings gave another mask then, with other versions (see environments/ of the run)",
+        "code": f"your own code in {', '.join(experiment.code.paths)} has changed since",
     }
+    names = {"data": "data set", "mask": "mask", "code": "code"}
     for part, what in changed.items():
-        if part in now and known[part]["sha256"] != now[part]["sha256"]:
+        if part in now and part in known and known[part]["sha256"] != now[part]["sha256"]:
             raise InputError(
-                f"{folder.store.url}: was started with another {'data set' if part == 'data' else 'mask'}: {what} "
+                f"{folder.store.url}: was started with another {names[part]}: {what} "
                 f"(SHA-256 {known[part]['sha256'][:12]}…, now {now[part]['sha256'][:12]}…); restore the old one, "
                 "choose another name=…, or pass --overwrite to start again"
             )
@@ -128,7 +134,9 @@ def _origin(experiment: Experiment) -> dict[str, Any]:
         name: {"num_slices": entry["num_slices"], "subjects": entry["subjects"], "volumes": entry["volumes"]}
         for name, entry in root["splits"].items()
     }
+    code = {"code": _own_code(experiment)} if experiment.own_parts or experiment.code.paths else {}
     return {
+        **code,
         "data": {
             "url": data.url,
             "sha256": hashlib.sha256(data.read("zarr.json")).hexdigest(),
@@ -141,6 +149,16 @@ def _origin(experiment: Experiment) -> dict[str, Any]:
             else {"mask": describe_mask(experiment.mask, experiment.data.crop)}
         ),
     }
+
+
+def _own_code(experiment: Experiment) -> dict[str, Any]:
+    """Which parts are not Larmor's, the hash of their code, and the versions of the packages that they lie in."""
+    from larmor.recon.recipe.own_code import check_code  # `pull` needs no pydantic
+
+    packages = importlib.metadata.packages_distributions()
+    tops = sorted({name.partition(":")[0].partition(".")[0] for name in experiment.own_parts.values()})
+    found = {dist: importlib.metadata.version(dist) for top in tops for dist in packages.get(top, ())}
+    return {"parts": experiment.own_parts, "sha256": check_code(experiment.code), "versions": found}
 
 
 def read_origin(run: RunFolder) -> dict[str, Any]:

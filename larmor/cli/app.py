@@ -35,6 +35,13 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the experiment: key=value, such as training.num_steps=100")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete existing results of that name and start again.")]
+TrustCode = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Run this code, for a model whose network, loss or mask is not Larmor's: the folder of a package, a .py "
+        "file, or 'installed'; repeatable."
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="How many slices the generator processes at once.")]
 Address = Annotated[
     str | None,

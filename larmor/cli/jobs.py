@@ -30,9 +30,10 @@ def submit(
     from larmor.cli.console import errors
     from larmor.cluster.on_ray.job_log import follow
     from larmor.cluster.on_ray.jobs import Jobs, exit_code
-    from larmor.commands.training import load_experiment
+    from larmor.commands.training import load_experiment, use_own_code
 
     config = load_experiment(experiment, overrides or [])
+    use_own_code(config)
     jobs = Jobs(address)
     job = jobs.submit("sweep" if run_sweep else "train", config if run_sweep else config.training_part(), install)
     try:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from larmor.cli.app import LOCAL, BatchSize, Overwrite
+from larmor.cli.app import LOCAL, BatchSize, Overwrite, TrustCode
 from larmor.recon.recipe.metric import METRICS
 from larmor.storage.objects.errors import InputError
 
@@ -88,11 +88,20 @@ def reconstruct(
     field_of_view: Annotated[
         str, typer.Option(help="whole, or model: cut or padded to the size that the model was trained on.")
     ] = "whole",
+    uncertainty: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A further model, trained apart; repeatable. The images are the mean of all models, and "
+            "NAME-uncertainty is their standard deviation.",
+            **LOCAL,
+        ),
+    ] = None,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave bad scans out instead of failing.")
     ] = False,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    trust_code: TrustCode = None,
 ) -> None:
     """Reconstruct images (undersampled on the fly) or measured k-space of any size, in place, with a PNG."""
     from larmor.cli.console import console, progress_bar
@@ -104,18 +113,23 @@ def reconstruct(
     from larmor.storage.formats.source import check_plane
 
     options = ReconstructOptions(
-        split, undersample, mask, batch_size, check_plane(plane), format, anonymous, field_of_view
+        split, undersample, mask, batch_size, check_plane(plane), format, anonymous, field_of_view, uncertainty or []
     )
     with progress_bar() as show:
         began = time.perf_counter()
         feedback = Feedback(partial(console.print, markup=False), show)
-        reports = reconstruct_source(model_dir, source, to, options, device=device, feedback=feedback)
+        reports = reconstruct_source(
+            model_dir, source, to, options, device=device, feedback=feedback, trust_code=trust_code
+        )
         seconds = time.perf_counter() - began
     bad = [report for report in reports if report.problem]
     for path in (path for report in reports for path in report.files):
         console.print(str(path))
     if len(bad) < len(reports):
         console.print(describe_speed(reports, seconds, device))
+    for report in reports:
+        if report.calibration:
+            console.print(f"{report.name}: {report.calibration}", markup=False)
     for line in describe_notes((report.name, report.notes) for report in reports):
         console.print(line, markup=False)
     if bad and (not skip_invalid or len(bad) == len(reports)):
@@ -134,6 +148,7 @@ def export(
     dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="Let height and width vary.")] = False,
     coils: Annotated[int, typer.Option(min=1, help="Number of coils of the k-space, for models that use them.")] = 1,
     overwrite: Overwrite = False,
+    trust_code: TrustCode = None,
 ) -> None:
     """Export a model as ONNX or torch.export. The file is kept only if it agrees with the model to 1e-4."""
     from larmor.cli.console import console
@@ -141,7 +156,16 @@ def export(
     from larmor.recon.evaluation.methods import parse_size
 
     wanted = parse_size(size) if size else None
-    for line in export_file(model_dir, to, size=wanted, dynamic_size=dynamic_size, coils=coils, overwrite=overwrite):
+    lines = export_file(
+        model_dir,
+        to,
+        size=wanted,
+        dynamic_size=dynamic_size,
+        coils=coils,
+        overwrite=overwrite,
+        trust_code=trust_code,
+    )
+    for line in lines:
         console.print(line, markup=False)
 
 
@@ -178,6 +202,7 @@ def evaluate(
     ] = None,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    trust_code: TrustCode = None,
 ) -> None:
     """Evaluate models, zero-filled images and classical methods side by side. Writes CSV, Markdown, LaTeX and PNG."""
     from larmor.cli.console import console, progress_bar
@@ -202,7 +227,13 @@ def evaluate(
     )
     with progress_bar() as show:
         evaluated = evaluate_models(
-            model_dirs, url, options, to=to, device=device, feedback=Feedback(console.print, show)
+            model_dirs,
+            url,
+            options,
+            to=to,
+            device=device,
+            feedback=Feedback(console.print, show),
+            trust_code=trust_code,
         )
     for table in evaluated.tables:
         for line in text_table(table):

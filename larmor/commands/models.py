@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # `pull` needs no PyTorch
     from larmor.recon.evaluation.evaluate import Evaluation
     from larmor.recon.models.reconstruct import ScanReport
 
+TrustCode = Sequence[str | Path] | None
+"""Where the code of a model lies whose parts are not Larmor's; `installed` for installed packages. None: nowhere."""
+
 
 def pull(
     url: str,
@@ -48,22 +51,24 @@ def load_model(
     trial: str | None = None,
     device: str = "cpu",
     prefer: str | None = None,
+    trust_code: TrustCode = None,
 ) -> Any:
     """Load the generator of a model directory, or the best one of a run's or a sweep's URL, as a `torch.nn.Module`.
 
     The module is ready to use (evaluation mode, on `device`). It takes zero-filled images (batch, channels, height,
     width), float32, whose largest magnitude is 1. A generator with data consistency also takes the measured k-space
     and the mask, as `samples.Sample` has them. From a URL the model is pulled, verified and not kept; `metric`,
-    `trial` and `prefer` choose as in `pull`. Raises `errors.InputError`.
+    `trial` and `prefer` choose as in `pull`. A model with parts that are not Larmor's runs only the code at
+    `trust_code` (see `recon.models.model.load_model`). Raises `errors.InputError`.
     """
     from larmor.recon.models import model
 
     if (Path(place) / "config.yaml").is_file() and not (Path(place) / "checkpoints").exists():
-        return model.load_model(Path(place), device).generator
+        return model.load_model(Path(place), device, trust_code).generator
     choice = choose_run(str(place), metric, trial, prefer)
     with tempfile.TemporaryDirectory(prefix="larmor-") as scratch:
         pull_run(choice.run, choice.metric, Path(scratch) / "model", about=choice.about)
-        return model.load_model(Path(scratch) / "model", device).generator
+        return model.load_model(Path(scratch) / "model", device, trust_code).generator
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class ReconstructOptions:
     `split`: of a data set, default test. `undersample`: measured k-space is fully sampled and is undersampled with the
     model's mask. `mask`: a .npy (height, width) of the measured points. `plane`: of slices cut from images, as for
     `convert`. `format`: auto, nifti, dicom, h5 or npy; `anonymous`: DICOM that names nobody. `field_of_view`: whole, or
-    that of the model's training.
+    that of the model's training. `uncertainty`: further model directories; the images are then the mean of all models.
     """
 
     split: str | None = None
@@ -84,6 +89,7 @@ class ReconstructOptions:
     format: str = "auto"
     anonymous: bool = False
     field_of_view: str = "whole"
+    uncertainty: Sequence[str | Path] = ()
 
 
 def reconstruct(
@@ -94,6 +100,7 @@ def reconstruct(
     *,
     device: str = "cpu",
     feedback: Feedback = QUIET,
+    trust_code: TrustCode = None,
 ) -> list[ScanReport]:
     """Reconstruct scans, or a data set, with a pulled model (`larmor reconstruct`).
 
@@ -110,12 +117,13 @@ def reconstruct(
     chosen = options or ReconstructOptions()
     results = ResultOptions(check_format(chosen.format), chosen.anonymous)
     whole = check_field_of_view(chosen.field_of_view)
-    model = load_model(Path(model_dir), device)
+    model = load_model(Path(model_dir), device, trust_code)
+    others = [load_model(Path(place), device, trust_code) for place in chosen.uncertainty]
     check_places(source, Path(to))
     mask = str(chosen.mask) if chosen.mask else None
     undersample, plane = chosen.undersample, chosen.plane
     with open_scans(source, model.physics, chosen.split, undersample, mask, feedback.say, plane, whole) as scans:
-        return reconstruct_scans(model, scans, Path(to), chosen.batch_size, feedback.progress, results)
+        return reconstruct_scans(model, scans, Path(to), chosen.batch_size, feedback.progress, results, others)
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,7 @@ def evaluate(
     to: str | Path | None = None,
     device: str = "cpu",
     feedback: Feedback = QUIET,
+    trust_code: TrustCode = None,
 ) -> Evaluated:
     """Evaluate pulled models and methods without training on a data set, zero-filled first (`larmor evaluate`).
 
@@ -172,7 +181,7 @@ def evaluate(
 
     chosen = options or EvaluateOptions()
     folders = [Path(folder) for folder in ([model_dirs] if isinstance(model_dirs, str | Path) else model_dirs)]
-    models = named([load_model(folder, device) for folder in folders])
+    models = named([load_model(folder, device, trust_code) for folder in folders])
     cells = table_cells(models, chosen.methods, chosen.sizes, chosen.masks, chosen.ratios, chosen.noises)
     with_maps = any(cell.physics.signal.needs_maps for cell in cells)
     data = DataConfig(url=url, memory_cache_bytes=0, disk_cache_bytes=0)
@@ -203,6 +212,7 @@ def export(
     dynamic_size: bool = False,
     coils: int = 1,
     overwrite: bool = False,
+    trust_code: TrustCode = None,
 ) -> list[str]:
     """Write a pulled model as ONNX (`to` ends in .onnx) or for torch.export (.pt2), checked to 1e-4 (`larmor export`).
 
@@ -220,6 +230,6 @@ def export(
         from larmor.recon.decoding.model import load_decoding_model
 
         return list(describe_export(export_decoding_model(load_decoding_model(Path(model_dir)), place)))
-    model = load_model(Path(model_dir))
+    model = load_model(Path(model_dir), trust_code=trust_code)
     config = ExportConfig(size or model.physics.crop, dynamic_size, coils)
     return list(describe_export(export_model(model, place, config)))

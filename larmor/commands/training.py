@@ -14,6 +14,8 @@ from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.runs.run_result import RunResult
 from larmor.commands.feedback import QUIET, Feedback, Say
 from larmor.commands.follow import Follower
+from larmor.recon.recipe.own_code import check_code, make_importable
+from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.experiment import SweepExperiment, load_sweep_experiment
 from larmor.tuning.search.records import SweepResult, TrialRecord
 from larmor.tuning.search.space import describe_value
@@ -32,7 +34,20 @@ def load_experiment(
     found = best_parameters(best_of) if best_of else {}
     for key, value in found.items():
         say(f"{key} = {describe_value(value)} (best of {best_of})")
-    return load_sweep_experiment(source, [*(as_override(key, value) for key, value in found.items()), *overrides])
+    experiment = load_sweep_experiment(source, [*(as_override(key, value) for key, value in found.items()), *overrides])
+    if best_of and experiment.own_parts:
+        _check_whose_code(experiment, load_sweep_experiment(source, overrides), best_of)
+    return experiment
+
+
+def _check_whose_code(experiment: Experiment, asked: Experiment, best_of: str) -> None:
+    """A sweep, which may be somebody else's, brings values and no code."""
+    new = [f"{key}={name}" for key, name in experiment.own_parts.items() if asked.own_parts.get(key) != name]
+    if new or experiment.code != asked.code:
+        raise InputError(
+            f"{best_of}: names code of its own ({', '.join(new) or 'code'}), which runs only if you name it: add "
+            f"{' '.join(new) or 'code=…'} if you know it"
+        )
 
 
 def train(
@@ -59,6 +74,7 @@ def train(
     if isinstance(experiment, str):
         experiment = load_experiment(experiment, overrides, best_of, feedback.say)
     config = experiment.training_part() if isinstance(experiment, SweepExperiment) else experiment
+    use_own_code(config)
     run = RunFolder(config.run_url)
     result = check(config, run, overwrite)
     if result is not None:
@@ -66,6 +82,19 @@ def train(
         return result
     feedback.say(f"run: {run.url}")
     return _train(config, run, address, device if local else None, overwrite, feedback)
+
+
+def use_own_code(experiment: Experiment) -> None:
+    """Let code of the user's own be imported here, and try its parts out.
+
+    Raises `InputError` for code that is not there or not the one that is named, and for a part that does not work.
+    """
+    check_code(experiment.code)
+    make_importable(experiment.code.paths)
+    if experiment.own_parts:
+        from larmor.recon.training.own_parts import check_own_parts  # it needs PyTorch
+
+        check_own_parts(experiment)
 
 
 def _train(
@@ -90,7 +119,7 @@ def _train(
 
 @contextlib.contextmanager
 def _cluster(config: Experiment, address: str | None) -> Iterator[None]:
-    with connected(address):
+    with connected(address, config.code.paths):
         bundle = worker_bundle(config.cluster.cpus_per_worker, config.cluster.use_gpu)
         require_resources([bundle] * config.cluster.fewest_workers, config.cluster.wait_seconds)
         yield
@@ -114,6 +143,7 @@ def sweep(
     trials on it. Raises `InputError` as `train` does, and if no trial finished.
     """
     config = load_experiment(experiment, overrides) if isinstance(experiment, str) else experiment
+    use_own_code(config)
     folder = SweepFolder(config.sweep_url)
     result = check_sweep(config, folder, overwrite)
     if result is not None:
@@ -127,7 +157,7 @@ def sweep(
         ended.add(trial.id)
         feedback.progress("trials", len(ended), planned)
 
-    with connected(address):
+    with connected(address, config.code.paths):
         feedback.progress("trials", 0, planned)
         with Follower(new_trials(folder), show):
             return run_sweep(config, folder, overwrite, feedback.say)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from matplotlib import colormaps
@@ -13,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from larmor.recon.physics.masks import achieved_ratio, make_mask, mask_hash
-from larmor.recon.recipe.mask_config import Kind, MaskConfig
+from larmor.recon.recipe.mask_config import KINDS, MaskConfig
 from larmor.storage.objects.text_table import aligned
 
 DECADES = 3  # of the point spread function that are shown, below its peak
@@ -24,7 +23,7 @@ MARGIN, TITLE, BAR = 0.12, 0.32, 0.72  # inches
 def all_kinds(base: MaskConfig) -> list[MaskConfig]:
     """The same setting for every kind of mask but `file`."""
     settings = base.model_dump(exclude={"kind", "file", "sha256"})
-    return [MaskConfig(kind=kind, **settings) for kind in get_args(Kind) if kind != "file"]
+    return [MaskConfig(kind=kind, **settings) for kind in KINDS if kind != "file"]
 
 
 def write_mask_sheet(configs: Sequence[MaskConfig], shape: tuple[int, int], path: Path) -> list[str]:

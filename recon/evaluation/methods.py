@@ -159,11 +159,11 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def named(models: Sequence[Model]) -> dict[str, Model]:
-    """Models by the name of their system, with the folder's name where that occurs twice.
+    """Models by the name of their system or own generator, with the folder's name where that occurs twice.
 
     Raises `InputError` if that does not tell two models apart either.
     """
-    systems = [model.recipe.system for model in models]
+    systems = [model.recipe.title for model in models]
     found: dict[str, Model] = {}
     for system, model in zip(systems, models, strict=True):
         name = system if systems.count(system) == 1 else f"{system} ({model.folder.name})"

@@ -211,7 +211,7 @@ def slug(physics: Physics) -> str:
     stack = [physics.stack] if physics.stack > 1 else []
     whole = repr((mask.model_dump(), physics.signal.model_dump(), *stack)).encode()
     checksum = hashlib.sha256(whole).hexdigest()[:8]
-    what = "pet" if physics.signal.mode == "pet" else f"{mask.kind}-{100 * mask.sampling_ratio:g}"
+    what = "pet" if physics.signal.mode == "pet" else f"{mask.kind.replace(':', '.')}-{100 * mask.sampling_ratio:g}"
     return f"{height}x{width}-{what}-{checksum}"
 
 

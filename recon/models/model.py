@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,11 +13,12 @@ import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from larmor.recon.engines.device import choose_device
 from larmor.recon.inference.inference import Physics
 from larmor.recon.networks.networks import build_generator
+from larmor.recon.recipe.own_code import INSTALLED, code_hash, import_part, make_importable, parts_elsewhere
 from larmor.recon.recipe.recipe import Recipe
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.file_digest import file_digest
@@ -39,11 +40,17 @@ class Model:
     folder: Path
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
+def load_model(
+    folder: Path, device: torch.device | str = "cpu", trust_code: Sequence[str | Path] | None = None
+) -> Model:
     """Read a model directory made by `larmor pull`.
 
+    A model with parts that are not Larmor's needs their code: `trust_code` is where it lies, or `installed` for
+    packages that are installed. Nothing of it runs otherwise.
+
     Raises `InputError` if a file is missing, does not match its suffix, does not fit the others, has changed since it
-    was pulled, or was written by a newer Larmor; and for a model that decodes.
+    was pulled, or was written by a newer Larmor; for a model that decodes; and for code that is not trusted, or is
+    not that of the training.
     """
     recipe, record = read_recipe(folder)
     if recipe.decoding is not None:
@@ -51,10 +58,51 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
             f"{folder}: system={recipe.system} decodes fMRI trials and reconstructs no MRI; evaluate it with "
             "`larmor decode evaluate`"
         )
+    _trust(folder, recipe, trust_code)
     generator = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack)
     load_weights(folder, record, lambda _: generator)
     physics = Physics(recipe.data.crop, recipe.mask, recipe.signal, recipe.data.stack)
     return Model(generator.eval().to(choose_device(device)), physics, recipe, record, folder)
+
+
+def _trust(folder: Path, recipe: Recipe, trust_code: Sequence[str | Path] | None) -> None:
+    if not recipe.own_parts:
+        return
+    if not trust_code:
+        raise InputError(
+            f"{folder}: runs code that is not Larmor's ({_listed(recipe.own_parts)}); pass --trust-code with its "
+            f"folder, or --trust-code {INSTALLED} if it is an installed package, and only if you know it"
+        )
+    paths = [path for path in trust_code if str(path) != INSTALLED]
+    elsewhere = parts_elsewhere(recipe.own_parts, paths)
+    if elsewhere and len(paths) == len(trust_code):
+        raise InputError(
+            f"{folder}: runs code that is not in {', '.join(map(str, paths))} ({_listed(elsewhere)}); pass "
+            f"--trust-code with its folder too, or --trust-code {INSTALLED} if it is an installed package"
+        )
+    if recipe.code.sha256 and recipe.code.sha256 != (found := code_hash(paths)):
+        raise InputError(
+            f"{folder}: was trained with other code than that in {', '.join(map(str, paths)) or 'no folder'} (SHA-256 "
+            f"{recipe.code.sha256[:12]}…, now {found[:12]}…); give the code of the training, or set code.sha256 "
+            "to null in its config.yaml"
+        )
+    make_importable(paths)
+    if "generator.name" in elsewhere:
+        _check_class(folder, recipe.generator.name)
+
+
+def _check_class(folder: Path, name: str) -> None:
+    """Of installed code a model chooses a network, and no other function: `torch.hub:load` would run anything."""
+    part = import_part(name)
+    if not (isinstance(part, type) and issubclass(part, nn.Module)):
+        raise InputError(
+            f"{folder}: generator.name={name} is no class of networks (torch.nn.Module), and --trust-code {INSTALLED} "
+            "allows no other; put it into a class of your own, and pass --trust-code with its folder"
+        )
+
+
+def _listed(parts: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={name}" for key, name in parts.items())
 
 
 def read_recipe(folder: Path) -> tuple[Recipe, dict[str, Any]]:

@@ -18,10 +18,12 @@ from larmor.recon.networks.fda import FdaGenerator
 from larmor.recon.networks.generator import ResNet50Generator
 from larmor.recon.networks.idpcnn import IdpGenerator
 from larmor.recon.networks.lipschitz import apply_spectral_norm
+from larmor.recon.networks.own_networks import own_critic, own_generator
 from larmor.recon.networks.residual_unet import ResidualUNet
 from larmor.recon.networks.sat_net import SatNet
 from larmor.recon.networks.similar import SimilarPatchesGenerator
 from larmor.recon.networks.unet import UNetGenerator
+from larmor.recon.recipe.own_code import is_own
 from larmor.recon.recipe.settings import CriticConfig, GeneratorConfig
 
 
@@ -33,9 +35,10 @@ def build_generator(config: GeneratorConfig, channels: int = 1, stack: int = 1) 
     It is called with zero_filled (batch, channels, height, width), kspace, mask, for several coils maps, and where it
     has one a start that is known already (see `samples.Sample`); it ignores what it does not need.
     """
+    build = own_generator if is_own(config.name) else _GENERATORS[config.name]
     if config.data_consistency == "none" and not config.start.enabled:
-        return _GENERATORS[config.name](config, channels, stack)
-    networks = [_GENERATORS[config.name](config, channels, stack) for _ in range(config.cascades)]
+        return build(config, channels, stack)
+    networks = [build(config, channels, stack) for _ in range(config.cascades)]
     return ConsistentGenerator(networks, config.data_consistency, config.iterations, config.start, stack)
 
 
@@ -79,7 +82,9 @@ _GENERATORS: Mapping[str, _Build] = {
 def build_critic(config: CriticConfig, channels: int = 1) -> nn.Module:
     """A critic (batch, channels, height, width) → (batch, 1)."""
     network: nn.Module
-    if config.name == "dagan":
+    if is_own(config.name):
+        network = own_critic(config, channels)
+    elif config.name == "dagan":
         network = DaganDiscriminator(config.width, channels, config.norm)
     else:
         network = ResNet50Critic(config, channels)

@@ -12,6 +12,7 @@ import numpy as np
 
 from larmor.recon.physics.trajectories import radial_ranks, spiral_ranks
 from larmor.recon.recipe.mask_config import COLUMN_KINDS, MaskConfig
+from larmor.recon.recipe.own_code import call_part, is_own
 from larmor.storage.objects.errors import InputError
 
 
@@ -30,12 +31,24 @@ def make_mask(config: MaskConfig, shape: tuple[int, int], stream: tuple[int, ...
     if config.file is not None:
         return _fitting(config.file, config.sha256, shape)
     rng = np.random.default_rng([config.seed, *(stream if config.per_slice else ())])
+    if is_own(config.kind):
+        return _own(config, shape, rng)
     height, width = shape
     x = np.abs(np.arange(width) - width // 2) / width
     y = np.abs(np.arange(height) - height // 2) / height
     if config.kind in COLUMN_KINDS:
         return np.broadcast_to(_choose(rng, x[None, :], config), shape).copy()
     return _choose(rng, np.hypot(y[:, None], x[None, :]), config)
+
+
+def _own(config: MaskConfig, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    how = "mask(shape, sampling_ratio, rng)"
+    mask = call_part(config.kind, lambda part: np.asarray(part(shape, config.sampling_ratio, rng)), how)
+    if mask.shape != shape or mask.dtype != bool or not mask.any():
+        raise InputError(
+            f"mask.kind={config.kind}: expected booleans {shape} of which some are true, got {mask.dtype} {mask.shape}"
+        )
+    return np.asarray(mask)
 
 
 def _choose(rng: np.random.Generator, distance: np.ndarray, config: MaskConfig) -> np.ndarray:
@@ -78,8 +91,8 @@ def _ranks(
             return radial_ranks(rng, distance.shape, count)
         case "spiral":
             return spiral_ranks(rng, distance.shape, count)
-        case "file":
-            raise AssertionError("a file ranks nothing")
+        case _:
+            raise AssertionError(f"{config.kind} ranks nothing")
 
 
 def _equispaced_ranks(rng: np.random.Generator, centre: np.ndarray, count: int) -> np.ndarray:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Kind = Literal[
+from larmor.recon.recipe.own_code import one_of
+
+KINDS = (
     "gaussian1d",
     "gaussian2d",
     "poisson2d",
@@ -16,7 +18,8 @@ Kind = Literal[
     "radial",
     "spiral",
     "file",
-]
+)
+Kind = Annotated[str, one_of(*KINDS, group="larmor.masks")]
 COLUMN_KINDS = ("gaussian1d", "uniform1d", "random1d", "center_periphery1d")
 
 
@@ -27,21 +30,24 @@ class MaskConfig(BaseModel):
     spaced; `random1d`, each equally likely; `center_periphery1d`, half of them the central ones, a quarter
     equally spaced, the others at random. Single points, all denser towards the centre: `gaussian2d`;
     `poisson2d`, which keep a distance from each other; `radial` and `spiral`, on the trajectories of that
-    name. `file` reads a mask, and only `file` counts then.
+    name. `file` reads a mask, and only `file` counts then. `MODULE:NAME` is a function of one's own: called with the
+    shape (height, width), the sampling ratio and a random generator of NumPy, it gives booleans in that shape.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Kind = "gaussian1d"
+    kind: Kind = Field("gaussian1d", description="which points are measured; `larmor masks` draws every kind")
     sampling_ratio: float = Field(0.1, gt=0, le=1, description="measured points / all points; not for kind file")
     center_fraction: float = Field(
-        0.04, ge=0, lt=1, description="fully sampled centre, as a part of each axis that is undersampled"
+        0.04, ge=0, lt=1, description="fully sampled centre, as a fraction of each axis that is undersampled"
     )
     spread: float = Field(
-        0.22, gt=0, description="standard deviation of the density, as a part of the axis; gaussian and poisson kinds"
+        0.22,
+        gt=0,
+        description="standard deviation of the density, as a fraction of the axis; gaussian and poisson kinds",
     )
     per_slice: bool = Field(False, description="a mask of its own for every sample, else one for all")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of the mask, apart from the training's seed")
     file: str | None = Field(
         None,
         description="for kind file: a .npy of True/False or 1/0 (height, width), zero frequency at "

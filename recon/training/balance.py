@@ -43,7 +43,7 @@ def measure(
     for name, term in generator_loss(target, image, (), config).items():
         if weights.get(name):
             (gradient,) = torch.autograd.grad(weights[name] * term, image)
-            found["content" if name == config.content else name] = _square(gradient)
+            found["content" if name == config.content_term else name] = _square(gradient)
     for role, critic in zip(config.critics, critics, strict=bool(critics)):
         scores = critic.score(image)
         (slopes,) = torch.autograd.grad(scores.sum(), image)

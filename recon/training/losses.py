@@ -10,7 +10,9 @@ from torch import Tensor
 
 from larmor.recon.physics.fourier import fft2c
 from larmor.recon.physics.sense import channels_to_complex
+from larmor.recon.recipe.own_code import call_part, is_own
 from larmor.recon.recipe.settings import Content, LossConfig
+from larmor.storage.objects.errors import InputError
 
 
 def normalized_root_mse_loss(target: Tensor, reconstruction: Tensor) -> Tensor:
@@ -68,7 +70,15 @@ def complex_l1_loss(target: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 def content_loss(target: Tensor, reconstruction: Tensor, kind: Content) -> Tensor:
-    """L_N of eq. (7), or what another system has in its place; a scalar."""
+    """L_N of eq. (7), or what another system has in its place; a scalar.
+
+    Raises `InputError` if a loss of one's own fails or gives no scalar.
+    """
+    if is_own(kind):
+        loss = call_part(kind, lambda part: part(reconstruction, target), "loss(reconstruction, target)")
+        if not isinstance(loss, Tensor) or loss.ndim:
+            raise InputError(f"loss.content={kind}: expected one number (a tensor of shape []), got {_what(loss)}")
+        return loss
     if kind == "normalized_root_mse":
         return normalized_root_mse_loss(target, reconstruction)
     if kind == "mse":
@@ -80,20 +90,24 @@ def content_loss(target: Tensor, reconstruction: Tensor, kind: Content) -> Tenso
     return dssim_loss(target, reconstruction)
 
 
+def _what(value: object) -> str:
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
 def generator_loss(
     target: Tensor, reconstruction: Tensor, fake_scores: Sequence[Tensor], config: LossConfig
 ) -> dict[str, Tensor]:
     """Eq. (9) and its terms; the key `loss` is what is minimised.
 
     `fake_scores` are those of each of `config.critics`, in that order; empty to leave the adversarial terms out. The
-    terms are one for each critic (`adversarial`, `adversarial_residual`), `frequency` and one called as
-    `config.content`.
+    terms are one for each critic (`adversarial`, `adversarial_residual`), `frequency` and one called
+    `config.content_term`.
     """
     terms: dict[str, Tensor] = {}
     for role, scores in zip(config.critics, fake_scores, strict=bool(fake_scores)):
         terms[role.term] = adversarial_loss(scores, config.adversarial)
     if config.critic_sees != "measurement":
-        terms[config.content] = content_loss(target, reconstruction, config.content)
+        terms[config.content_term] = content_loss(target, reconstruction, config.content)
         terms["frequency"] = frequency_loss(target, reconstruction, config.frequency)
     weights = term_weights(config)
     loss = sum((weights[name] * term for name, term in terms.items()), torch.zeros((), device=reconstruction.device))
@@ -102,4 +116,4 @@ def generator_loss(
 
 def term_weights(config: LossConfig) -> dict[str, float]:
     """The weights of eq. (9): of each term that `generator_loss` may give."""
-    return {role.term: role.weight for role in config.critics} | {config.content: config.a, "frequency": config.b}
+    return {role.term: role.weight for role in config.critics} | {config.content_term: config.a, "frequency": config.b}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from larmor.cluster.experiments.experiment import Experiment
+from larmor.cluster.experiments.experiment import Experiment, dump_for_workers
 from larmor.cluster.on_ray.ray_train import fit_workers
 from larmor.tuning.search.experiment import SweepConfig
 from larmor.tuning.search.sweep_folder import SweepFolder
@@ -33,7 +33,7 @@ class Slots:
 
     def __init__(self, base: Experiment, folder: SweepFolder, config: SweepConfig, desk_name: str, count: int) -> None:
         self._base = base
-        content = base.model_dump(mode="json", include=set(Experiment.model_fields))
+        content = dump_for_workers(base)
         self._config = SlotConfig(content, folder.url, folder.lease, desk_name, config.seeds, config.start_seeds)
         self._desk_name = desk_name
         self._left, self._lock = count, threading.Lock()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from larmor.recon.physics.masks import achieved_ratio, describe_mask, make_mask, mask_hash
-from larmor.recon.recipe.mask_config import COLUMN_KINDS, Kind, MaskConfig
+from larmor.recon.recipe.mask_config import COLUMN_KINDS, MaskConfig
+from larmor.recon.recipe.mask_config import KINDS as ALL_KINDS
 from larmor.storage.objects.errors import InputError
 from tests.helpers import property_test
 
-KINDS = [kind for kind in get_args(Kind) if kind != "file"]
+KINDS = [kind for kind in ALL_KINDS if kind != "file"]
 POINT_KINDS = [kind for kind in KINDS if kind not in COLUMN_KINDS]
 sizes = st.tuples(st.integers(4, 80), st.integers(4, 80))
 ratios = st.one_of(st.floats(0.01, 1), st.sampled_from([0.1, 0.5, 0.9, 1.0]))

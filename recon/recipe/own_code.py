@@ -1,0 +1,206 @@
+"""Networks, losses and masks of one's own, named by path: `MODULE:NAME`.
+
+Whatever stands in a configuration of one's own is imported. Of a model that somebody else made nothing is, unless its
+code is trusted by name (see `recon/models/model.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from larmor.storage.objects.errors import InputError
+
+_OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+INSTALLED = "installed"
+"""What to trust where the code is a package that is installed."""
+
+
+def is_own(name: str) -> bool:
+    """Whether it is `MODULE:NAME`."""
+    return _OWN.fullmatch(name) is not None
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """For a field: one of `known`, `MODULE:NAME`, or a name that an installed package gives to such a part.
+
+    Packages declare these names as entry points of `group`. The configuration keeps the part's `MODULE:NAME`, so that
+    whoever reads it later needs the code and not the package's metadata.
+    """
+
+    known: tuple[str, ...]
+    group: str
+
+    def check(self, name: str) -> str:
+        """Raises `ValueError` for any other name."""
+        if name in self.known or is_own(name):
+            return name
+        installed = _entry_points(self.group)
+        if name not in installed:
+            packages = f" (installed packages have {', '.join(sorted(installed))})" if installed else ""
+            *others, last = map(repr, self.known)
+            raise ValueError(
+                f"input should be {', '.join(others)} or {last}, or MODULE:NAME of your own code{packages}"
+            )
+        return installed[name]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string", "enum": list(self.known)}, {"type": "string", "pattern": ":"}]}
+
+
+def one_of(*known: str, group: str) -> OneOf:
+    """See `OneOf`."""
+    return OneOf(known, group)
+
+
+def _entry_points(group: str) -> dict[str, str]:
+    """Name → `MODULE:NAME`, of each entry point that installed packages declare; nothing is imported."""
+    entries = importlib.metadata.entry_points(group=group)
+    found = {entry.name: entry.value.partition("[")[0].strip() for entry in entries}
+    return {name: path for name, path in found.items() if is_own(path)}
+
+
+def _as_paths(given: Any) -> Any:
+    return {"paths": given} if isinstance(given, list | tuple) else given
+
+
+class CodeConfig(BaseModel):
+    """Code of one's own: a list of folders (packages) and .py files, which travels with jobs and to workers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    paths: tuple[str, ...] = Field((), description="folders of Python packages, and .py files, such as [./mylab]")
+    sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="the hash of the code; other code is refused; a run that begins with null keeps what it found",
+    )
+
+
+Code = Annotated[CodeConfig, BeforeValidator(_as_paths, json_schema_input_type=CodeConfig | list[str])]
+
+
+def make_importable(paths: Iterable[str | Path]) -> None:
+    """Let packages and modules at these paths be imported by name. A path that is not here is passed over: on the
+    nodes of a cluster the code lies elsewhere, and is importable already.
+
+    Raises `InputError` if Python finds other code by that name first, which is not what is hashed and recorded."""
+    for path in paths:
+        place = Path(path).expanduser().resolve()
+        if not place.exists():
+            continue
+        if str(place.parent) not in sys.path:
+            sys.path.insert(0, str(place.parent))
+        importlib.invalidate_caches()
+        found = _place_of(place.stem)
+        if found != place and (found is None or code_hash([found]) != code_hash([place])):
+            raise InputError(
+                f"code={path}: Python finds another module {place.stem}, at {found or 'no file'}; rename yours, or "
+                "start Python without the other one"
+            )
+
+
+def _place_of(module: str) -> Path | None:
+    """The folder of a package or the file of a module, which is not imported for that; None if there is none."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ValueError:  # a module that was made by hand
+        return None
+    if spec is None:
+        return None
+    if spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations))).resolve()
+    return Path(spec.origin).resolve() if spec.origin else None
+
+
+def parts_elsewhere(parts: Mapping[str, str], paths: Sequence[str | Path]) -> dict[str, str]:
+    """Those of `parts` (key → `MODULE:NAME`) that do not lie in the packages and modules at `paths`."""
+    here = {Path(path).expanduser().resolve().stem for path in paths}
+    return {key: name for key, name in parts.items() if re.split("[.:]", name)[0] not in here}
+
+
+def code_files(paths: Sequence[str | Path]) -> dict[str, Path]:
+    """Every file below these paths by its name, which begins with that of the path; no caches and nothing hidden.
+
+    Raises `InputError` for a path that is not there, or is neither a folder nor a .py file.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        place = Path(path).expanduser().resolve()
+        if place.is_file() and place.suffix == ".py":
+            found[place.name] = place
+        elif place.is_dir():
+            for file in sorted(place.rglob("*")):
+                name = Path(place.name, file.relative_to(place))
+                if file.is_file() and not any(part.startswith((".", "__pycache__")) for part in name.parts):
+                    found[name.as_posix()] = file
+        else:
+            raise InputError(f"code={path}: expected the folder of a Python package, or a .py file; there is none")
+    return found
+
+
+def code_hash(paths: Sequence[str | Path]) -> str:
+    """SHA-256 of the names and contents of all files of one's own code. Raises as `code_files`."""
+    digest = hashlib.sha256()
+    for name, file in sorted(code_files(paths).items()):
+        content = file.read_bytes()
+        digest.update(f"{name}\n{len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def check_code(config: CodeConfig) -> str | None:
+    """The hash of the code as it is now; None without any. Raises `InputError` if it is not that of `config`."""
+    if not config.paths:
+        return None
+    found = code_hash(config.paths)
+    if config.sha256 and config.sha256 != found:
+        raise InputError(
+            f"code={', '.join(config.paths)}: is not the code of this experiment (SHA-256 {config.sha256[:12]}…, now "
+            f"{found[:12]}…); restore it, or set code.sha256=null"
+        )
+    return found
+
+
+def import_part(name: str) -> Any:
+    """What `MODULE:NAME` leads to. Raises `InputError` if it cannot be imported."""
+    module_name, _, attribute = name.partition(":")
+    top = module_name.partition(".")[0]
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{name}: there is no module {error.name}; name the folder that holds it, such as code=[./{top}], or "
+            "install it on every node"
+        ) from error
+    except Exception as error:
+        raise InputError(f"{name}: {module_name} cannot be imported ({type(error).__name__}: {error})") from error
+    if not hasattr(module, attribute):
+        there = [key for key in vars(module) if not key.startswith("_")]
+        raise InputError(f"{name}: {module_name} has no {attribute}; it has {', '.join(there[:12]) or 'nothing'}")
+    return getattr(module, attribute)
+
+
+def call_part(name: str, call: Callable[[Any], Any], how: str) -> Any:
+    """`call` of what `name` leads to. Raises `InputError` if that fails, saying `how` it was called."""
+    part = import_part(name)
+    try:
+        return call(part)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{name}: called as {how}: {type(error).__name__}: {error}") from error
