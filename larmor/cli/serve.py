@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from larmor.cli.app import LOCAL
+from larmor.cli.app import LOCAL, TrustCode
 
 commands = typer.Typer(rich_markup_mode=None)
 
@@ -34,14 +35,14 @@ def serve(
     metrics_port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65535, help="Answer /health and, with a token, Prometheus' /metrics there; 0: a free one."
+            min=0,
+            max=65535,
+            help="Answer /health there and, with a token (LARMOR_METRICS_TOKEN, else a random one), Prometheus' "
+            "/metrics; 0: a free one.",
         ),
     ] = None,
-    metrics_token: Annotated[
-        str | None,
-        typer.Option(envvar="LARMOR_METRICS_TOKEN", help="The bearer token of /metrics; default: a random one, shown."),
-    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    trust_code: TrustCode = None,
 ) -> None:
     """Reconstruct at the scanner, slice by slice: MRD streaming (Gadgetron, FIRE) over TCP. Ctrl-C ends it."""
     from larmor.cli.console import console
@@ -51,7 +52,8 @@ def serve(
     from larmor.recon.serving.server import Listening
 
     listening = Listening(host, port, connections, patience, unencrypted)
-    server = start(model_dir, listening, device=device, feedback=Feedback(partial(console.print, markup=False)))
+    feedback = Feedback(partial(console.print, markup=False))
+    server = start(model_dir, listening, device=device, feedback=feedback, trust_code=trust_code)
     where, number = server.address
     console.print(f"listening at {where}:{number}", markup=False, soft_wrap=True)
     if unencrypted:
@@ -59,8 +61,9 @@ def serve(
     metrics = None
     try:
         if metrics_port is not None:
+            metrics_token = os.environ.get("LARMOR_METRICS_TOKEN")  # not an option: others see command lines
             metrics = MetricsServer(server.counts, server.is_alive, metrics_port, metrics_token)
-            shown = "the token given" if metrics_token else f"token {metrics.token}"
+            shown = "the token of LARMOR_METRICS_TOKEN" if metrics_token else f"token {metrics.token}"
             console.print(f"metrics at {metrics.url} ({shown})", markup=False, soft_wrap=True)
         server.wait()
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,19 @@ if TYPE_CHECKING:
 
 
 def serve(
-    model_dir: str | Path, listening: Listening | None = None, *, device: str = "cpu", feedback: Feedback = QUIET
+    model_dir: str | Path,
+    listening: Listening | None = None,
+    *,
+    device: str = "cpu",
+    feedback: Feedback = QUIET,
+    trust_code: Sequence[str | Path] | None = None,
 ) -> ScanServer:
     """Serve a pulled model to scanners by the MRD streaming protocol (`larmor serve`); `close` ends it.
 
-    Raises `InputError` for a model that does not exist or cannot reconstruct slice by slice, and for a place that
-    cannot be used.
+    `trust_code` is as for `load_model`. Raises `InputError` for a model that does not exist or cannot reconstruct slice
+    by slice, and for a place that cannot be used.
     """
     from larmor.recon.models.model import load_model
     from larmor.recon.serving.server import ScanServer
 
-    return ScanServer(load_model(Path(model_dir), device), listening, feedback.say)
+    return ScanServer(load_model(Path(model_dir), device, trust_code), listening, feedback.say)
