@@ -23,8 +23,8 @@ class WorkerRange(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    min: int = Field(ge=1)
-    max: int = Field(ge=1)
+    min: int = Field(ge=1, description="with fewer the training waits")
+    max: int = Field(ge=1, description="more are not asked for")
 
     @model_validator(mode="after")
     def _in_order(self) -> WorkerRange:
@@ -48,18 +48,22 @@ class ClusterConfig(BaseModel):
     num_workers: Annotated[
         Annotated[int, Field(ge=1), Tag("a number")] | Annotated[WorkerRange, Tag("a range")], Discriminator(_kind)
     ] = Field(1, description="data-parallel workers, each one process: a number, or {min: 1, max: 4}: what there is")
-    cpus_per_worker: int = Field(1, ge=1)
+    cpus_per_worker: int = Field(1, ge=1, description="processor cores that are reserved for each worker")
     use_gpu: bool = Field(False, description="one GPU for each worker")
     max_failures: int = Field(3, ge=0, description="restarts of the workers before the run fails")
-    wait_seconds: int = Field(30, ge=0, description="how long to wait for the cluster to have enough resources")
+    wait_seconds: int = Field(30, ge=0, description="seconds to wait for the cluster to have enough resources")
     grace_seconds: int = Field(
-        30, ge=1, description="from a notice to stop to the end of the process, saved or not; as the cluster gives"
+        30,
+        ge=1,
+        description="seconds from a notice to stop to the end of the process, saved or not; as the cluster gives",
     )
     hang_seconds: int = Field(
-        600, ge=10, description="without any progress on any worker: the training is started again; more than a step"
+        600,
+        ge=10,
+        description="seconds without any progress on any worker: the training is started again; more than a step",
     )
     resize_seconds: int = Field(
-        60, ge=1, description="how often a training with a range of workers looks whether there is room for more"
+        60, ge=1, description="seconds after which a training with a range of workers looks again for room for more"
     )
 
     @property
@@ -76,7 +80,9 @@ class ClusterConfig(BaseModel):
 class Experiment(Recipe):
     """A recipe with its name, the place of its results, and the cluster it asks for."""
 
-    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(
+        "experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="what the run or the sweep is called"
+    )
     output_url: str = Field("s3://larmor", description="runs go to output_url/runs/NAME, sweeps to …/sweeps/NAME")
     cluster: ClusterConfig = ClusterConfig()
 

@@ -88,6 +88,14 @@ def reconstruct(
     field_of_view: Annotated[
         str, typer.Option(help="whole, or model: cut or padded to the size that the model was trained on.")
     ] = "whole",
+    uncertainty: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A further model, trained apart; repeatable. The images are the mean of all models, and "
+            "NAME-uncertainty is their standard deviation.",
+            **LOCAL,
+        ),
+    ] = None,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave bad scans out instead of failing.")
     ] = False,
@@ -105,7 +113,7 @@ def reconstruct(
     from larmor.storage.formats.source import check_plane
 
     options = ReconstructOptions(
-        split, undersample, mask, batch_size, check_plane(plane), format, anonymous, field_of_view
+        split, undersample, mask, batch_size, check_plane(plane), format, anonymous, field_of_view, uncertainty or []
     )
     with progress_bar() as show:
         began = time.perf_counter()
@@ -119,6 +127,9 @@ def reconstruct(
         console.print(str(path))
     if len(bad) < len(reports):
         console.print(describe_speed(reports, seconds, device))
+    for report in reports:
+        if report.calibration:
+            console.print(f"{report.name}: {report.calibration}", markup=False)
     for line in describe_notes((report.name, report.notes) for report in reports):
         console.print(line, markup=False)
     if bad and (not skip_invalid or len(bad) == len(reports)):

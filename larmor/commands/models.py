@@ -78,7 +78,7 @@ class ReconstructOptions:
     `split`: of a data set, default test. `undersample`: measured k-space is fully sampled and is undersampled with the
     model's mask. `mask`: a .npy (height, width) of the measured points. `plane`: of slices cut from images, as for
     `convert`. `format`: auto, nifti, dicom, h5 or npy; `anonymous`: DICOM that names nobody. `field_of_view`: whole, or
-    that of the model's training.
+    that of the model's training. `uncertainty`: further model directories; the images are then the mean of all models.
     """
 
     split: str | None = None
@@ -89,6 +89,7 @@ class ReconstructOptions:
     format: str = "auto"
     anonymous: bool = False
     field_of_view: str = "whole"
+    uncertainty: Sequence[str | Path] = ()
 
 
 def reconstruct(
@@ -117,11 +118,12 @@ def reconstruct(
     results = ResultOptions(check_format(chosen.format), chosen.anonymous)
     whole = check_field_of_view(chosen.field_of_view)
     model = load_model(Path(model_dir), device, trust_code)
+    others = [load_model(Path(place), device, trust_code) for place in chosen.uncertainty]
     check_places(source, Path(to))
     mask = str(chosen.mask) if chosen.mask else None
     undersample, plane = chosen.undersample, chosen.plane
     with open_scans(source, model.physics, chosen.split, undersample, mask, feedback.say, plane, whole) as scans:
-        return reconstruct_scans(model, scans, Path(to), chosen.batch_size, feedback.progress, results)
+        return reconstruct_scans(model, scans, Path(to), chosen.batch_size, feedback.progress, results, others)
 
 
 @dataclass(frozen=True)

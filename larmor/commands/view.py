@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from larmor.recon.viewing.live import Gallery
     from larmor.recon.viewing.server import ViewServer
 
+_NAMED = 8  # runs that a message names
 _NIFTI = (".nii", ".nii.gz")
 
 
@@ -66,7 +67,14 @@ def _gallery(source: str, options: ViewOptions) -> Gallery:
         model = _load(source)
         split = options.split or model.recipe.data.validation_split
         return _live(source, model.recipe.data.url, split, model, options)
-    return _live(source, source, options.split, _load(options.model) if options.model else None, options)
+    beside = _load(options.model) if options.model else None
+    try:
+        return _live(source, source, options.split, beside, options)
+    except InputError as error:
+        if inside := _trainings_in(source):
+            names = ", ".join(inside)
+            raise InputError(f"{source}: is a folder of runs or sweeps; name one of them: {names}") from error
+        raise
 
 
 def _stored(folder: Path) -> Gallery | None:
@@ -92,6 +100,15 @@ def _is_training(source: str) -> bool:
     if "://" not in source and not Path(source).is_dir():
         return False
     return SweepFolder(source).exists() or ObjectStore(source).exists("config.yaml")
+
+
+def _trainings_in(source: str) -> list[str]:
+    """The names of a few runs and sweeps right below a folder or URL, as a remedy."""
+    local = Path(source).expanduser()
+    if "://" not in source and not local.is_dir():
+        return []
+    folders = ObjectStore(source).folders()[:_NAMED]
+    return [name for name in folders if _is_training(f"{source.rstrip('/')}/{name}")]
 
 
 def _load(place: str) -> Model:

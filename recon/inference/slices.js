@@ -24,6 +24,7 @@ function larmorSlices(root, page) {
   const chosen = make("select", { "aria-label": "Volume" }, bar);
   page.stacks.forEach((stack, place) => make("option", { value: place }, chosen, stack.name));
   chosen.hidden = page.stacks.length < 2;
+  if (page.stacks.length === 1) make("b", {}, bar, page.stacks[0].name);
   const slider = control("Slice", { type: "range", min: 0, step: 1 }, bar);
   const where = make("output", { class: "where" }, bar);
   const note = make("span", { class: "note" }, bar);
@@ -115,17 +116,22 @@ function larmorSlices(root, page) {
       const caption = make("figcaption", {}, figure);
       make("b", {}, caption, pane.name.replaceAll("_", " "));
       if (pane.metrics) make("span", {}, caption, pane.metrics);
+      if (pane.map) {
+        frame(figure, pane, { values: new Float32Array(pane.values.length) });
+        continue;
+      }
       frame(figure, pane, null);
       if (target && pane !== target) frame(figure, pane, target);
     }
   }
 
   function frame(figure, pane, target) {
-    const holder = make("div", { class: target ? "frame error" : "frame" }, figure);
-    const what = target ? `error of ${pane.name}` : pane.name;
+    const isError = target && !pane.map;
+    const holder = make("div", { class: isError ? "frame error" : "frame" }, figure);
+    const what = isError ? `error of ${pane.name}` : pane.name;
     const canvas = make("canvas", { width: pane.width, height: pane.height, role: "img", "aria-label": what }, holder);
     canvas.paint = () => paint(canvas, pane, target);
-    if (state.letters && !target) {
+    if (state.letters && !isError) {
       ["top", "bottom", "left", "right"].forEach((side, place) =>
         make("span", { class: `letter ${side}` }, holder, state.letters[place]));
     }

@@ -21,6 +21,8 @@ from larmor.recon.inference.figures import Example
 from larmor.recon.inference.metrics import SSIM_WINDOW, slice_metrics
 
 TARGET = "target"
+DEVIATION = "standard_deviation"
+"""Of an ensemble: a map in the colours of errors, which has no metrics."""
 _MARK = '<script type="application/json" id="slices">'
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; form-action 'none'"
@@ -48,10 +50,12 @@ def slice_content(title: str, images: Mapping[str, np.ndarray], bits: int = 8) -
     panes = []
     for name, image in images.items():
         pane = _packed(image, bits)
-        if target is not None and name != TARGET and min(target.shape) >= SSIM_WINDOW:
+        if target is not None and name not in (TARGET, DEVIATION) and min(target.shape) >= SSIM_WINDOW:
             rated = slice_metrics(target, image)
             shown = (f"{rated['psnr']:.2f} dB", f"SSIM {rated['ssim']:.4f}", f"NMSE {rated['nmse']:.3g}")
             pane["metrics"] = " · ".join(shown)
+        if name == DEVIATION:
+            pane["map"] = True
         panes.append({"name": name, **pane})
     return {"title": title, "target": target is not None, "panes": panes}
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from larmor.recon.inference.inference import (
     reconstruct_sample,
     whole_stacks,
 )
-from larmor.recon.inference.slices_page import TARGET, Stack, slice_content, write_page
+from larmor.recon.inference.slices_page import DEVIATION, TARGET, Stack, slice_content, write_page
+from larmor.recon.models.ensemble import Calibration, check_alike, combined, member_methods
 from larmor.recon.models.measured import measured_sample
 from larmor.recon.models.model import Model
 from larmor.recon.models.results import ResultOptions, write_result
@@ -45,7 +47,8 @@ _ON_PAGE = 24  # slices on the page
 class ScanReport:
     """What became of a scan: its `files`, or the `problem` because of which there are none.
 
-    `generator_seconds` is the time of the generator alone, for all `num_slices`; `notes` are those of `Source`.
+    `generator_seconds` is the time of the generator alone, for all `num_slices`; `notes` are those of `Source`;
+    `calibration` is there for an ensemble whose target is known.
     """
 
     name: str
@@ -54,6 +57,7 @@ class ScanReport:
     generator_seconds: float = 0.0
     problem: str = ""
     notes: tuple[str, ...] = ()
+    calibration: Calibration | None = None
 
 
 def reconstruct_scans(
@@ -63,13 +67,18 @@ def reconstruct_scans(
     batch_size: int,
     progress: Progress = silent,
     options: ResultOptions | None = None,
+    others: Sequence[Model] = (),
 ) -> list[ScanReport]:
     """Reconstruct every scan into `folder`: `NAME-reconstruction` in the format of `options`, float32, in the source's
-    intensities, a PNG, and a page of slices to look at. A bad scan does not stop the others.
+    intensities, a PNG, and a page of slices to look at. A bad scan does not stop the others. With `others` the images
+    are the mean of all models, and `NAME-uncertainty` is their standard deviation.
 
-    Memory: two batches of slices beside what the scan's format holds. Raises `StoreAway` if a store is gone, and
-    `OSError` if the files cannot be written.
+    Memory: two batches of slices beside what the scan's format holds. Raises `StoreAway` if a store is gone,
+    `OSError` if the files cannot be written, and `InputError` for `others` of another kind.
     """
+    check_alike(model, others)
+    if others and options is not None and options.format == "dicom":
+        raise InputError("--uncertainty with --format dicom: a deviation is no MR image; choose nifti, h5 or npy")
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     reports, wanted = [], options or ResultOptions()
@@ -78,7 +87,8 @@ def reconstruct_scans(
             with scan.open() as slices:
                 wanted.check(scan.name, slices)
                 shown = partial(progress, "slices")
-                reports.append(_reconstruct(model, scan.name, slices, folder, batch_size, shown, wanted))
+                results = _results(model, slices, batch_size, others)
+                reports.append(_reconstruct(model, results, scan.name, slices, folder, shown, wanted))
         except StoreAway:
             raise  # the scan may be good
         except InputError as error:
@@ -109,7 +119,13 @@ def describe_speed(reports: Sequence[ScanReport], seconds: float, device: str) -
 
 
 def _reconstruct(
-    model: Model, name: str, slices: Slices, folder: Path, batch_size: int, progress: Count, options: ResultOptions
+    model: Model,
+    results: Iterator[Reconstructed],
+    name: str,
+    slices: Slices,
+    folder: Path,
+    progress: Count,
+    options: ResultOptions,
 ) -> ScanReport:
     if not slices.num_slices:
         raise InputError(f"{name}: holds no slices to reconstruct")
@@ -118,15 +134,17 @@ def _reconstruct(
             f"{name}: has {slices.num_slices} slices or frames, and the model sees {model.physics.stack} together "
             "(data.stack); reconstruct longer scans, or train a model with a smaller data.stack"
         )
-    results = _results(model, slices, batch_size)
     with tempfile.TemporaryDirectory(prefix=".larmor-", dir=folder) as scratch:
         images, pictures = Path(scratch, f"{name}-reconstruction.npy"), _Pictures(slices.num_slices)
-        seconds = _stream(results, images, slices, pictures, progress)
+        deviations = images.with_name(f"{name}-uncertainty.npy")
+        seconds, calibration = _stream(results, (images, deviations), slices, pictures, progress)
         files = [write_result(images, slices, options), images.with_suffix(".png"), images.with_suffix(".html")]
+        if deviations.exists():
+            files.append(write_result(deviations, slices, options))
         pictures.write(files[1])
         pictures.write_page(files[2], name, slices.volume.letters if slices.volume else None)
         written = tuple(_publish(file, folder / file.name) for file in files)
-    return ScanReport(name, written, slices.num_slices, seconds, notes=tuple(slices.notes))
+    return ScanReport(name, written, slices.num_slices, seconds, notes=tuple(slices.notes), calibration=calibration)
 
 
 def _publish(made: Path, place: Path) -> Path:
@@ -136,10 +154,10 @@ def _publish(made: Path, place: Path) -> Path:
     return made.replace(place)
 
 
-def _results(model: Model, slices: Slices, batch_size: int) -> Iterator[Reconstructed]:
+def _results(model: Model, slices: Slices, batch_size: int, others: Sequence[Model] = ()) -> Iterator[Reconstructed]:
     device, physics = next(model.generator.parameters()).device, model.physics
     noiseless = physics.signal.with_noise(0, 0)  # a scan has its own
-    methods = {_MODEL: network_method(model.generator)}
+    methods = member_methods([model, *others]) if others else {_MODEL: network_method(model.generator)}
     seen: set[int] = set()
     file = physics.mask.file
     for batch in _read_ahead(slices, batch_size, physics.stack):
@@ -157,6 +175,7 @@ def _results(model: Model, slices: Slices, batch_size: int) -> Iterator[Reconstr
         result = reconstruct_sample(methods, sample, tuple(int(place) for place in batch.samples[:, 1])).without(seen)
         seen.update(result.indices)
         check_finite(result, "slice {}".format)
+        result = combined(result, _MODEL) if others else result
         yield result if slices.size else result.cut(moved.size)
 
 
@@ -176,29 +195,49 @@ def _read_ahead(slices: Slices, batch_size: int, stack: int) -> Iterator[Batch]:
 
 def _stream(
     results: Iterator[Reconstructed],
-    path: Path,
+    paths: tuple[Path, Path],
     slices: Slices,
     pictures: _Pictures,
     progress: Count,
-) -> float:
-    """Write the images as they come to the .npy file `path`; the generator's seconds."""
-    done, seconds = 0, 0.0
-    with path.open("wb") as file:
+) -> tuple[float, Calibration | None]:
+    """Write the images as they come to the first .npy file, and deviations, of an ensemble, to the second; the
+    generator's seconds, and the calibration where targets are known."""
+    done, seconds, calibration = 0, 0.0, None
+    with ExitStack() as opened:
+        files: dict[Path, BinaryIO] = {}
         for result in results:
             images, zero_filled = (_intensities(result, key) + slices.offset for key in (_MODEL, ZERO_FILLED))
-            pictures.add(done, images, zero_filled)
+            made = [zero_filled, images]
+            if DEVIATION in result.images:
+                low, high = result.scale.T
+                made.append(result.images[DEVIATION] * (high - low)[:, None, None])
+                if not slices.measured and result.shows.any():
+                    calibration = calibration or Calibration()
+                    calibration.add(*(image[result.shows] for image in _rated(result)))
+            pictures.add(done, *made)
             pictures.add_to_page(done, result, not slices.measured)
-            images = images if slices.volume is None else slices.volume.to_voxels(images)
-            if not done:
-                shape = (slices.num_slices, *images.shape[1:])
-                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-            # written, not mapped: a full disk is then an error and not a crash
-            file.write(np.ascontiguousarray(images, "<f4").data)
+            for path, array in zip(paths, made[1:], strict=False):
+                if path not in files:
+                    files[path] = opened.enter_context(path.open("wb"))
+                _append(files[path], array, slices, is_first=not done)
             done, seconds = done + len(images), seconds + result.seconds[_MODEL]
             progress(done, slices.num_slices)
     assert done == slices.num_slices
-    return seconds
+    return seconds, calibration
+
+
+def _append(file: BinaryIO, images: np.ndarray, slices: Slices, is_first: bool) -> None:
+    """Images (n, height, width) on the source's voxels, at the end of a .npy file of all slices."""
+    images = images if slices.volume is None else slices.volume.to_voxels(images)
+    if is_first:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (slices.num_slices, *images.shape[1:])}
+        np.lib.format.write_array_header_1_0(file, header)
+    # written, not mapped: a full disk is then an error and not a crash
+    file.write(np.ascontiguousarray(images, "<f4").data)
+
+
+def _rated(result: Reconstructed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return result.target, result.images[_MODEL], result.images[DEVIATION]
 
 
 def _intensities(result: Reconstructed, key: str) -> np.ndarray:
@@ -208,16 +247,17 @@ def _intensities(result: Reconstructed, key: str) -> np.ndarray:
 
 @dataclass
 class _Pictures:
-    """A few evenly spaced slices for a contact sheet, zero-filled above, reconstructions below, and for a page."""
+    """A few evenly spaced slices for a contact sheet, zero-filled above, reconstructions below, then the deviations of
+    an ensemble, and for a page."""
 
     num_slices: int
-    shown: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    shown: dict[int, list[np.ndarray]] = field(default_factory=dict)
     contents: dict[int, dict[str, Any]] = field(default_factory=dict)
 
-    def add(self, first: int, images: np.ndarray, zero_filled: np.ndarray) -> None:
+    def add(self, first: int, *kinds: np.ndarray) -> None:
         places = np.linspace(0.15, 0.85, _PICTURED) * (self.num_slices - 1)
-        for place in set(places.round().astype(int).tolist()) & set(range(first, first + len(images))):
-            self.shown[place] = (zero_filled[place - first].copy(), images[place - first].copy())
+        for place in set(places.round().astype(int).tolist()) & set(range(first, first + len(kinds[0]))):
+            self.shown[place] = [images[place - first].copy() for images in kinds]
 
     def add_to_page(self, first: int, result: Reconstructed, has_target: bool) -> None:
         """Slices in the range of their target."""
@@ -226,6 +266,8 @@ class _Pictures:
             row = place - first
             images = {TARGET: result.target[row]} if has_target else {}
             images |= {ZERO_FILLED: result.images[ZERO_FILLED][row], "reconstruction": result.images[_MODEL][row]}
+            if DEVIATION in result.images:
+                images[DEVIATION] = result.images[DEVIATION][row]
             self.contents[place] = slice_content(f"slice {place}", images)
 
     def write_page(self, path: Path, name: str, letters: Sequence[str] | None) -> None:
@@ -233,7 +275,8 @@ class _Pictures:
         write_page(path, f"{name} – Larmor reconstruction", [stack])
 
     def write(self, path: Path) -> None:
-        kinds = enumerate(("zero-filled", "reconstruction"))
+        names = ("zero-filled", "reconstruction", "deviation")
+        kinds = enumerate(names[: len(next(iter(self.shown.values())))])
         shown = [
             (self.shown[place][side], f"{kind}, slice {place}") for side, kind in kinds for place in sorted(self.shown)
         ]

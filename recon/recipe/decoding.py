@@ -19,7 +19,7 @@ class DecodingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: int = Field(64, ge=4, description="channels of the encoder's and the critic's first layer")
-    units: int = Field(256, ge=1, description="of the LSTM")
+    units: int = Field(256, ge=1, description="units of the LSTM")
     code: int = Field(128, ge=1, description="numbers that stand for an image or a trial")
     adversarial: float = Field(1.0, ge=0, description="weight of the critic; 0: no critic", allow_inf_nan=False)
     content: float = Field(
@@ -29,7 +29,7 @@ class DecodingConfig(BaseModel):
         10.0, ge=0, description="weight of L1 between stimulus and stimulus, encoded and decoded", allow_inf_nan=False
     )
     ranking: float = Field(1.0, ge=0, description="weight of the pairwise ranking loss", allow_inf_nan=False)
-    margin: float = Field(0.2, ge=0, le=2, description="of the ranking loss, between cosines")
+    margin: float = Field(0.2, ge=0, le=2, description="margin of the ranking loss, between cosines")
     validation_runs: tuple[int, ...] = Field((), description="runs that choose the best checkpoint")
     test_runs: tuple[int, ...] = Field((), description="runs that the evaluation is of")
 

@@ -36,16 +36,18 @@ class MaskConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Kind = "gaussian1d"
+    kind: Kind = Field("gaussian1d", description="which points are measured; `larmor masks` draws every kind")
     sampling_ratio: float = Field(0.1, gt=0, le=1, description="measured points / all points; not for kind file")
     center_fraction: float = Field(
-        0.04, ge=0, lt=1, description="fully sampled centre, as a part of each axis that is undersampled"
+        0.04, ge=0, lt=1, description="fully sampled centre, as a fraction of each axis that is undersampled"
     )
     spread: float = Field(
-        0.22, gt=0, description="standard deviation of the density, as a part of the axis; gaussian and poisson kinds"
+        0.22,
+        gt=0,
+        description="standard deviation of the density, as a fraction of the axis; gaussian and poisson kinds",
     )
     per_slice: bool = Field(False, description="a mask of its own for every sample, else one for all")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of the mask, apart from the training's seed")
     file: str | None = Field(
         None,
         description="for kind file: a .npy of True/False or 1/0 (height, width), zero frequency at "

@@ -13,10 +13,12 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from larmor.storage.objects.errors import InputError
 
@@ -30,26 +32,40 @@ def is_own(name: str) -> bool:
     return _OWN.fullmatch(name) is not None
 
 
-def one_of(*known: str, group: str) -> AfterValidator:
+@dataclass(frozen=True)
+class OneOf:
     """For a field: one of `known`, `MODULE:NAME`, or a name that an installed package gives to such a part.
 
     Packages declare these names as entry points of `group`. The configuration keeps the part's `MODULE:NAME`, so that
     whoever reads it later needs the code and not the package's metadata.
     """
 
-    def check(name: str) -> str:
-        if name in known or is_own(name):
+    known: tuple[str, ...]
+    group: str
+
+    def check(self, name: str) -> str:
+        """Raises `ValueError` for any other name."""
+        if name in self.known or is_own(name):
             return name
-        installed = _entry_points(group)
+        installed = _entry_points(self.group)
         if name not in installed:
             packages = f" (installed packages have {', '.join(sorted(installed))})" if installed else ""
+            *others, last = map(repr, self.known)
             raise ValueError(
-                f"input should be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, or MODULE:NAME of your own code"
-                f"{packages}"
+                f"input should be {', '.join(others)} or {last}, or MODULE:NAME of your own code{packages}"
             )
         return installed[name]
 
-    return AfterValidator(check)
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string", "enum": list(self.known)}, {"type": "string", "pattern": ":"}]}
+
+
+def one_of(*known: str, group: str) -> OneOf:
+    """See `OneOf`."""
+    return OneOf(known, group)
 
 
 def _entry_points(group: str) -> dict[str, str]:
@@ -76,7 +92,7 @@ class CodeConfig(BaseModel):
     )
 
 
-Code = Annotated[CodeConfig, BeforeValidator(_as_paths)]
+Code = Annotated[CodeConfig, BeforeValidator(_as_paths, json_schema_input_type=CodeConfig | list[str])]
 
 
 def make_importable(paths: Iterable[str | Path]) -> None:

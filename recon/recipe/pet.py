@@ -14,11 +14,11 @@ class PetConfig(BaseModel):
     full_counts: float | None = Field(
         3e6, gt=0, description="the same of the target; null: the target is the blurred activity, without noise"
     )
-    background: float = Field(0.2, ge=0, description="randoms and scatter, spread evenly, as a part of the counts")
-    num_angles: int = Field(180, ge=8, le=1024, description="of the projections, over 180°")
-    resolution_mm: float = Field(4.5, ge=0, description="full width at half maximum of a point")
-    pixel_mm: float = Field(2.0, gt=0, description="height and width of a pixel of the data set")
-    seed: int = Field(0, ge=0, description="of the counts")
+    background: float = Field(0.2, ge=0, description="randoms and scatter, spread evenly, as a fraction of the counts")
+    num_angles: int = Field(180, ge=8, le=1024, description="angles of the projections, over 180°")
+    resolution_mm: float = Field(4.5, ge=0, description="full width at half maximum of a point, in mm")
+    pixel_mm: float = Field(2.0, gt=0, description="height and width of a pixel of the data set, in mm")
+    seed: int = Field(0, ge=0, description="seed of the counts")
 
     @property
     def label(self) -> str:

@@ -26,19 +26,19 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_steps: int = Field(10_000, ge=1)
+    num_steps: int = Field(10_000, ge=1, description="generator steps of the whole training")
     global_batch_size: int = Field(
         16, ge=1, description="slices, or stacks of data.stack, per optimiser step, over all workers"
     )
     gradient_accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
     schedule: Literal["constant", "cosine", "halving", "decay"] = Field(
-        "constant", description="of both learning rates"
+        "constant", description="how both learning rates change with the steps"
     )
     halve_every: int = Field(1000, ge=1, description="steps after which `halving` halves the learning rates")
     decay_every: int = Field(
         1000, ge=1, description="steps after which `decay` multiplies the learning rates with decay_factor"
     )
-    decay_factor: float = Field(0.95, gt=0, le=1, description="of `decay`")
+    decay_factor: float = Field(0.95, gt=0, le=1, description="what `decay` multiplies the learning rates with")
     ema_decay: float = Field(
         0.0,
         ge=0,
@@ -49,9 +49,13 @@ class TrainingConfig(BaseModel):
         None, ge=1, description="stop after so many validations without a better best_metric; null: never"
     )
     largest_critic_loss: float = Field(1e4, gt=0, description="a critic beyond this has diverged: training stops")
-    backend: Literal["auto", "deepspeed", "plain"] = "auto"
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    backend: Literal["auto", "deepspeed", "plain"] = Field(
+        "auto", description="what trains: DeepSpeed or plain PyTorch; auto: DeepSpeed where it is installed"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1, description="how much DeepSpeed's ZeRO divides among the workers: 0 is nothing, 3 is everything"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="numbers that the networks compute with")
     channels_last: bool = Field(False, description="memory layout of the networks; not faster everywhere: measure it")
     compile: bool = Field(False, description="torch.compile both networks; needs a C++ compiler, takes a minute")
     cuda_graphs: bool = Field(
@@ -59,10 +63,10 @@ class TrainingConfig(BaseModel):
         description="on a GPU, replay whole steps as CUDA graphs: faster wherever launching kernels is what takes "
         "the time; one worker with backend=plain",
     )
-    log_every: int = Field(20, ge=1)
-    validate_every: int = Field(500, ge=1)
-    checkpoint_every: int = Field(500, ge=1)
-    validation_slices: int | None = Field(None, ge=1, description="evenly spaced slices; null: all")
+    log_every: int = Field(20, ge=1, description="steps between two reports")
+    validate_every: int = Field(500, ge=1, description="steps between two validations")
+    checkpoint_every: int = Field(500, ge=1, description="steps between two checkpoints")
+    validation_slices: int | None = Field(None, ge=1, description="evenly spaced slices of the validation; null: all")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept beside the best ones")
     keep_best: int = Field(1, ge=1, description="best checkpoints kept, by best_metric")
     best_metric: MetricName = Field("psnr", description="validation metric whose best checkpoints are kept")
@@ -76,7 +80,7 @@ class Recipe(BaseModel):
     system: System = Field(
         "gan_resnet50", description="which published system the keys that are not given are taken from"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of initial weights, order of slices and augmentation")
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     signal: SignalConfig = SignalConfig()
@@ -89,7 +93,6 @@ class Recipe(BaseModel):
     training: TrainingConfig = TrainingConfig()
     code: Code = Field(CodeConfig(), description="your own code, which MODULE:NAME leads to; travels to the workers")
     decoding: DecodingConfig | None = Field(None, description="of system=tigan alone, whose task is decoding")
-    code: Code = Field(CodeConfig(), description="your own code, which MODULE:NAME leads to; travels to the workers")
 
     @property
     def title(self) -> str:

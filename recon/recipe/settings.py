@@ -36,12 +36,14 @@ class StartConfig(BaseModel):
         description="what is sparse: wavelets, differences (total variation), or both in turn; or view sharing: each "
         "point of k-space from the frame nearest in time, or the last one, that measured it",
     )
-    iterations: int = Field(100, ge=1)
-    weight: float = Field(1e-4, gt=0, description="λ, for images scaled to [0, 1]", allow_inf_nan=False)
+    iterations: int = Field(100, ge=1, description="iterations of compressed sensing for each image")
+    weight: float = Field(
+        1e-4, gt=0, description="weight λ of the sparsity, for images scaled to [0, 1]", allow_inf_nan=False
+    )
     cache_bytes: int = Field(
         2**30,
         ge=0,
-        description="memory for the starts of a training's slices, on each worker; kept where mask and "
+        description="memory, in bytes, for the starts of a training's slices, on each worker; kept where mask and "
         "images are the same in every epoch",
     )
 
@@ -55,6 +57,8 @@ class StartConfig(BaseModel):
 
 
 class GeneratorConfig(BaseModel):
+    """The network that reconstructs, what it starts from, and data consistency around it."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[
@@ -74,9 +78,9 @@ class GeneratorConfig(BaseModel):
             "sat_net",
             group="larmor.generators",
         ),
-    ] = Field("gan_resnet50", description="the network; MODULE:NAME is one of your own")
+    ] = Field("gan_resnet50", description="the network that reconstructs; MODULE:NAME is one of your own")
     width: int = Field(64, ge=4, description="channels of the first layer; the system's default is as published")
-    norm: Norm = "group"
+    norm: Norm = Field("group", description="normalisation layers; none of them mixes the images of a batch")
     subbands: Literal["none", "wavelet"] = Field("none", description="work on the four Haar subbands")
     levels: int = Field(3, ge=1, le=6, description="of residual_unet: sizes that it works at, each half of the last")
     attention_from_level: int = Field(
@@ -134,13 +138,15 @@ class GeneratorConfig(BaseModel):
 
 
 class CriticConfig(BaseModel):
+    """The network that tells reconstructions from targets, and how its slope is held."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, one_of("resnet50", "dagan", group="larmor.critics")] = Field(
-        "resnet50", description="the network; MODULE:NAME is one of your own"
+        "resnet50", description="the network of the critic; MODULE:NAME is one of your own"
     )
     width: int = Field(64, ge=4, description="channels of the first layer; 64 is as published")
-    norm: Norm = "group"
+    norm: Norm = Field("group", description="normalisation layers; none of them mixes the images of a batch")
     steps: int = Field(5, ge=1, description="critic steps per generator step")
     lipschitz: Literal["weight_clipping", "gradient_penalty", "spectral_norm", "none"] = Field(
         "weight_clipping", description="how the slope of the critic is held"
@@ -148,7 +154,9 @@ class CriticConfig(BaseModel):
     clip: float | None = Field(
         0.01, gt=0, description="the clipping constant c of eq. (4), of weight_clipping alone; null: no clipping"
     )
-    penalty_weight: float = Field(10.0, gt=0, description="of gradient_penalty alone", allow_inf_nan=False)
+    penalty_weight: float = Field(
+        10.0, gt=0, description="weight of the penalty, of gradient_penalty alone", allow_inf_nan=False
+    )
     options: Mapping[str, Any] = Field(default_factory=dict, description=_OPTIONS)
 
     @model_validator(mode="after")
@@ -174,8 +182,14 @@ class LossConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    adversarial: Literal["wasserstein", "bce", "none"] = "wasserstein"
-    critic_sees: Sight = Field("image", description="image, or what it adds to the zero-filled image (residual)")
+    adversarial: Literal["wasserstein", "bce", "none"] = Field(
+        "wasserstein", description="what critic and generator play for; none: no critic"
+    )
+    critic_sees: Sight = Field(
+        "image",
+        description="what the critic is shown: images, measurements of them (unsupervised), or what the generator adds "
+        "to the zero-filled image (residual)",
+    )
     residual_critic: float | None = Field(
         None,
         ge=0,
@@ -185,7 +199,9 @@ class LossConfig(BaseModel):
     content: Content = Field("normalized_root_mse", description="L_N of eq. (9); MODULE:NAME is a loss of your own")
     a: float = Field(15.0, ge=0, description="weight of the content loss, by default eq. (7)", allow_inf_nan=False)
     b: float = Field(0.1, ge=0, description="weight of the frequency loss, eq. (8)", allow_inf_nan=False)
-    frequency: Literal["magnitude", "complex"] = "magnitude"
+    frequency: Literal["magnitude", "complex"] = Field(
+        "magnitude", description="what of the Fourier transform the frequency loss compares"
+    )
 
     @property
     def content_term(self) -> str:
@@ -232,13 +248,13 @@ class OptimizerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["rmsprop", "adam"] = "rmsprop"
-    learning_rate: float = Field(default=5e-5, gt=0)
-    beta1: float = Field(default=0.5, ge=0, lt=1)
-    beta2: float = Field(default=0.999, ge=0, lt=1)
-    alpha: float = Field(default=0.99, ge=0, lt=1)
-    epsilon: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    name: Literal["rmsprop", "adam"] = Field("rmsprop", description="the optimiser")
+    learning_rate: float = Field(default=5e-5, gt=0, description="step size, before training.schedule changes it")
+    beta1: float = Field(default=0.5, ge=0, lt=1, description="decay of the mean gradient, of adam alone")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="decay of the mean squared gradient, of adam alone")
+    alpha: float = Field(default=0.99, ge=0, lt=1, description="decay of the mean squared gradient, of rmsprop alone")
+    epsilon: float = Field(default=1e-8, gt=0, description="added to the denominator, against division by zero")
+    weight_decay: float = Field(default=0.0, ge=0, description="weight of the L2 penalty, part of the gradient")
 
 
 class AugmentConfig(BaseModel):
@@ -252,7 +268,7 @@ class AugmentConfig(BaseModel):
 
     flip: float = Field(0.0, ge=0, le=1, description="probability of a left-right flip")
     rotation: float = Field(0.0, ge=0, le=180, description="largest angle either way, in degrees")
-    shift: float = Field(0.0, ge=0, le=0.5, description="largest shift either way, as a part of height and width")
+    shift: float = Field(0.0, ge=0, le=0.5, description="largest shift either way, as a fraction of height and width")
     zoom: float = Field(0.0, ge=0, le=0.5, description="largest change of size: 0.1 for a factor of 0.9 to 1.1")
 
     @property

@@ -42,7 +42,11 @@ class SignalConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mode: Literal["magnitude", "complex", "pet"] = "magnitude"
+    mode: Literal["magnitude", "complex", "pet"] = Field(
+        "magnitude",
+        description="the images: magnitudes, undersampled in their own Fourier transform; the measured k-space "
+        "(complex); or simulated PET",
+    )
     pet: PetConfig = Field(PetConfig(), description="of `pet` alone: counts and geometry of the scan")
     coils: Literal["sense", "rss", "all"] = Field("sense", description="how `complex` combines the coils")
     num_coils: int = Field(
@@ -53,10 +57,11 @@ class SignalConfig(BaseModel):
     )
     noise: tuple[float, float] = Field(
         (0.0, 0.0),
+        json_schema_extra={"prefixItems": [{"type": "number", "minimum": 0, "maximum": 1}] * 2},  # of the check below
         description="least and largest standard deviation of the noise in the measured k-space, per real and imaginary "
         "part, as a fraction of the image's largest magnitude; drawn between them for each image",
     )
-    noise_seed: int = Field(0, ge=0, description="of the noise")
+    noise_seed: int = Field(0, ge=0, description="seed of the noise")
 
     @model_validator(mode="after")
     def _noise_is_a_range(self) -> SignalConfig:

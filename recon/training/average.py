@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 
 import torch
 from torch import nn
@@ -21,6 +22,8 @@ class AveragedWeights:
     def __init__(self, network: nn.Module, decay: float, device: torch.device) -> None:
         self.module = copy.deepcopy(network).to(device).requires_grad_(False)
         self._decay = decay
+        # a tensor that has several names (tied weights) is averaged once
+        self._names = {name for name, _ in chain(network.named_parameters(), network.named_buffers())}
 
     @torch.no_grad()
     def update(self, network: nn.Module, number: int) -> None:
@@ -28,6 +31,8 @@ class AveragedWeights:
         decay = min(self._decay, (1 + number) / (10 + number))
         values = network.state_dict()
         for name, average in self.module.state_dict().items():
+            if name not in self._names:
+                continue
             if average.is_floating_point():
                 average.lerp_(values[name].to(average.dtype), 1 - decay)
             else:

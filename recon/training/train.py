@@ -193,7 +193,7 @@ class TrainingState:
                 "validations_in_vain": self.early_stop.in_vain,
             }
             (folder / "counters.json").write_text(json.dumps(counters))
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "generator.safetensors")
+            save_file(_apart(weights), folder / "generator.safetensors")
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote on all ranks, as many as there are now or not. Raises what the engines raise."""
@@ -207,3 +207,15 @@ class TrainingState:
         self.step, self.global_batches = counters["step"], counters["global_batches"]
         self.training_seconds = counters.get("training_seconds", 0.0)
         self.early_stop.load(counters)
+
+
+def _apart(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights, tied ones as copies: safetensors refuses tensors that share memory."""
+    apart: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in weights.items():
+        apart[name] = tensor.contiguous()
+        if apart[name].data_ptr() in seen:
+            apart[name] = tensor.clone()
+        seen.add(apart[name].data_ptr())
+    return apart

@@ -86,7 +86,7 @@ class _Request(BaseHTTPRequestHandler):
         host = self.headers.get("Host", "").rpartition(":")[0]
         _, token, path = [*self.path.partition("?")[0].split("/", 2), "", ""][:3]
         if host not in (_HOST, "localhost") or not hmac.compare_digest(token.encode(), self._view.token.encode()):
-            self._problem("there is nothing here; open the address that larmor view printed", HTTPStatus.NOT_FOUND)
+            self._problem("this address lacks the token; open the one that larmor view printed", HTTPStatus.FORBIDDEN)
         elif not path:
             self._send(self._view.page(), "text/html; charset=utf-8")
         elif path == "niivue.js":

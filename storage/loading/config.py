@@ -36,22 +36,31 @@ class DataConfig(BaseModel):
         "null keeps what it found",
     )
     crop: tuple[CropSize, CropSize] = Field(
-        (256, 256), description="height and width of the images; larger ones are cropped, smaller ones padded"
+        (256, 256),
+        description="height and width of the images, in pixels; larger ones are cropped, smaller ones padded",
     )
     stack: int = Field(
         1,
         ge=1,
         description="consecutive slices of a volume, or frames of a series, that are seen together: one sample",
     )
-    train_split: str = "train"
-    validation_split: str = "validation"
+    train_split: str = Field("train", description="split of the data set that is trained on")
+    validation_split: str = Field("validation", description="split that chooses the best checkpoint")
     client: Client = Field("s3fs", description="what reads slices from S3; http costs the processor much less")
     read_threads: int = Field(4, ge=1, le=64, description="requests at once, per worker")
-    block_bytes: int = Field(8 * MIB, ge=1, le=2**30, description="slices that are read and shuffled together")
-    shuffle_bytes: int = Field(128 * MIB, ge=1, description="blocks that are mixed at a time, over all workers")
-    read_ahead_bytes: int = Field(64 * MIB, ge=0, le=2**34, description="batches requested in advance, per worker")
-    memory_cache_bytes: int = Field(256 * MIB, ge=0, description="slices kept in memory, per worker")
-    disk_cache_bytes: int = Field(8 * 2**30, ge=0, description="slices of S3 kept on disk, per machine; 0: none")
+    block_bytes: int = Field(
+        8 * MIB, ge=1, le=2**30, description="slices that are read and shuffled together, in bytes"
+    )
+    shuffle_bytes: int = Field(
+        128 * MIB, ge=1, description="blocks that are mixed at a time, in bytes over all workers"
+    )
+    read_ahead_bytes: int = Field(
+        64 * MIB, ge=0, le=2**34, description="batches requested in advance, in bytes per worker"
+    )
+    memory_cache_bytes: int = Field(256 * MIB, ge=0, description="slices kept in memory, in bytes per worker")
+    disk_cache_bytes: int = Field(
+        8 * 2**30, ge=0, description="slices of S3 kept on disk, in bytes per machine; 0: none"
+    )
     disk_cache: str | None = Field(None, description="folder of the disk cache; null: the user's cache folder")
 
 

@@ -31,8 +31,8 @@ class SweepConfig(BaseModel):
     metric: Annotated[str | tuple[str, ...], BeforeValidator(_one_or_two)] = Field(
         "psnr", description="validation metric, without a, b; of a list of two the best trade-offs are searched"
     )
-    sampler: Literal["tpe", "random", "grid"] = "tpe"
-    scheduler: Literal["none", "asha"] = "none"
+    sampler: Literal["tpe", "random", "grid"] = Field("tpe", description="what proposes the values of a trial")
+    scheduler: Literal["none", "asha"] = Field("none", description="asha: trials that lag behind are stopped early")
     grace_steps: int | None = Field(
         None, ge=1, description="asha: no trial is stopped before this step; default: 1 / reduction_factor² of a trial"
     )
@@ -42,10 +42,14 @@ class SweepConfig(BaseModel):
         1, ge=1, description="trainings of the values that the search starts from; their spread is its noise"
     )
     warm_start: str | None = Field(None, description="URL of an earlier sweep whose trials teach the sampler")
-    concurrent_trials: int | None = Field(None, ge=1, description="at once; default: what the cluster has room for")
-    seed: int = Field(0, ge=0)
+    concurrent_trials: int | None = Field(
+        None, ge=1, description="trials at once; default: what the cluster has room for"
+    )
+    seed: int = Field(0, ge=0, description="of the sampler")
     space: Mapping[str, str] = Field(default_factory=dict, description="experiment key → loguniform(low, high), …")
-    overrides: Mapping[str, Any] = Field(default_factory=dict)
+    overrides: Mapping[str, Any] = Field(
+        default_factory=dict, description="experiment key → value, in which a trial differs from the full training"
+    )
 
     @property
     def objectives(self) -> Objectives:
@@ -76,7 +80,11 @@ def load_sweep_experiment(source: str, overrides: Sequence[str]) -> SweepExperim
 
     Raises `InputError` for a missing file, an unknown key (naming the valid ones) or an impossible value.
     """
-    content = read_content(source)
+    return build_sweep_experiment(read_content(source), overrides, source)
+
+
+def build_sweep_experiment(content: dict[str, Any], overrides: Sequence[str], source: str) -> SweepExperiment:
+    """The same of what stands in a file already read, which is changed; messages call it `source`."""
     spaces = [override for override in overrides if override.startswith("space.")]
     change(content, dict(parse_override(item, SweepExperiment) for item in overrides if item not in spaces))
     for override in spaces:  # last: they add to a section that another override may replace

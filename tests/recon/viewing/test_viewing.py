@@ -83,11 +83,16 @@ class TestServer:
 
     @pytest.mark.parametrize("path", ["", "/", "/wrong/", "/wrong/slice/0/1", "/../etc/passwd", "/favicon.ico"])
     def test_without_the_token_there_is_nothing(self, served: ViewServer, path: str) -> None:
-        assert get(served, path or "/")[0] == 404
+        status, found = get(served, path or "/")
+        assert status == 403
+        assert "the token" in found["problem"]
 
     @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example:80"])
     def test_another_name_of_this_machine_is_refused(self, served: ViewServer, host: str) -> None:
-        assert get(served, f"/{served.token}/stack/0", host)[0] == 404
+        assert get(served, f"/{served.token}/stack/0", host)[0] == 403
+
+    def test_another_address_below_the_token_is_not_found(self, served: ViewServer) -> None:
+        assert get(served, f"/{served.token}/other")[0] == 404
 
     @pytest.mark.parametrize("path", ["slice/0/14", "slice/9/0", "stack/3", "volume/9.nii.gz"])
     def test_what_is_not_there_is_said(self, served: ViewServer, path: str) -> None:
@@ -142,6 +147,7 @@ class TestBrowser:
         psnr = slice_metrics(*pairs[1])["psnr"]
         assert f"{psnr:.2f} dB" in text
         assert "slice 1 (2 of 12)" in text
+        assert "head </script>" in text, "the one volume's name"
         assert (changed["window"], changed["zoom"]) == ("-0.05 1.05", "1.25")
         assert (reset["window"], reset["zoom"]) == ("0.00 1.00", "1.00")
 
@@ -197,6 +203,11 @@ class TestSources:
         for source in (tmp_path, tmp_path / "nothing"):
             with pytest.raises(InputError, match=str(tmp_path)):
                 view(source)
+        for name in ("first", "second"):
+            (tmp_path / "runs" / name).mkdir(parents=True)
+            (tmp_path / "runs" / name / "config.yaml").write_text("system: unet\n")
+        with pytest.raises(InputError, match="runs: is a folder of runs or sweeps; name one of them: first, second"):
+            view(tmp_path / "runs")
         model = write_model(tmp_path / "model", small_recipe())
         with pytest.raises(InputError, match="is a model itself"):
             view(model, ViewOptions(model="other"))

@@ -1,0 +1,1 @@
+"""Networks of other packages, unchanged, as generators of Larmor. Each file needs the package it is called after."""

@@ -1,0 +1,27 @@
+"""MoDL of `deepinv`, an unrolled network, as a generator of single-coil images: `pip install deepinv`."""
+
+from __future__ import annotations
+
+import torch
+from deepinv.models import DnCNN, MoDL
+from deepinv.physics import MRI
+from torch import Tensor, nn
+
+
+class Modl(nn.Module):
+    """`MoDL` with a small DnCNN, whose weights all iterations share."""
+
+    def __init__(self, channels: int, iterations: int = 3, depth: int = 5, width: int = 32) -> None:
+        super().__init__()
+        self.channels = channels
+        denoiser = DnCNN(in_channels=2, out_channels=2, depth=depth, nf=width, pretrained=None)
+        self.network = MoDL(denoiser, num_iter=iterations)
+
+    def forward(self, image: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
+        if maps is not None:
+            raise ValueError("this network takes one coil")
+        physics = MRI(mask=mask.expand(-1, 2, -1, -1).float(), device=kspace.device)
+        found = self.network(torch.cat([kspace.real, kspace.imag], dim=1), physics)
+        if self.channels == 2:
+            return found
+        return found.square().sum(dim=1, keepdim=True).add(1e-12).sqrt()  # with a gradient at 0
