@@ -26,6 +26,17 @@ ALIASES = {"equispaced": "uniform1d", "random": "random1d"}
 COLUMN_KINDS = ("gaussian1d", "uniform1d", "random1d", "center_periphery1d")
 
 
+def _with_other_words(schema: dict[str, Any]) -> None:
+    """Let editors that know the JSON schema accept what `MaskConfig` reads beside its own words."""
+    schema["properties"]["acceleration"] = {
+        "anyOf": [{"type": "number", "minimum": 1}, {"type": "null"}],
+        "default": None,
+        "description": "all points / measured points, in place of sampling_ratio",
+    }
+    kind = schema["properties"]["kind"]
+    kind["anyOf"][0]["enum"] += list(ALIASES)
+
+
 class MaskConfig(BaseModel):
     """Which points of k-space are measured, besides a fully sampled centre.
 
@@ -40,7 +51,7 @@ class MaskConfig(BaseModel):
     in place of `sampling_ratio: 0.25`. The configuration keeps the kind and the ratio.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_with_other_words)
 
     kind: Kind = Field("gaussian1d", description="which points are measured; `larmor masks` draws every kind")
     sampling_ratio: float = Field(0.1, gt=0, le=1, description="measured points / all points; not for kind file")
