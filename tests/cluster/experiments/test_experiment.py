@@ -318,3 +318,11 @@ class TestUnsupervised:
 
     def test_two_slices_of_two_masks_are_enough(self) -> None:
         assert self.build("mask.per_slice=true", "training.gradient_accumulation=4").micro_batch_size(1) == 2
+
+
+def test_an_acceleration_takes_the_place_of_a_ratio_and_the_other_way_round(tmp_path: Path) -> None:
+    assert load_sweep_experiment("laptop", ["mask.acceleration=8"]).mask.sampling_ratio == 1 / 8
+    assert load(tmp_path, "mask: {acceleration: 4}", "mask.sampling_ratio=0.1").mask.sampling_ratio == 0.1
+    assert load(tmp_path, "mask: {acceleration: 4, seed: 3}", "mask.kind=random").mask.sampling_ratio == 1 / 4
+    with pytest.raises(InputError, match="leave one of them out"):
+        load(tmp_path, "", "mask.acceleration=8", "mask.sampling_ratio=0.1")
