@@ -42,6 +42,14 @@ TrustCode = Annotated[
         "file, or 'installed'; repeatable."
     ),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Write nothing: print places, resources, steps per epoch, parameters, and memory and time of a few steps "
+        "on this machine.",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="How many slices the generator processes at once.")]
 Address = Annotated[
     str | None,
