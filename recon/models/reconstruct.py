@@ -100,6 +100,15 @@ def reconstruct_scans(
     return reports
 
 
+def images_of(model: Model, slices: Slices, batch_size: int) -> Iterator[np.ndarray]:
+    """(slice, height, width) float32: the images of a scan in the intensities of its k-space, a batch at a time.
+
+    Raises `InputError` for a slice that the model cannot take.
+    """
+    for result in _results(model, slices, batch_size):
+        yield np.ascontiguousarray(_intensities(result, _MODEL) + slices.offset, np.float32)
+
+
 def check_places(source: str, folder: Path) -> None:
     """Raises `InputError` if the results would lie among the scans, where the next call would find them."""
     place = Path(source).expanduser()

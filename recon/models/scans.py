@@ -168,35 +168,46 @@ def _open_file(
         matrix, min_foreground=0.0, undersampled=not undersample, plane=plane, whole=whole, single=True
     )
     with open_source(ref, options) as source:
-        file = source if isinstance(source, MeasuredKspace) and not isinstance(source, MagnitudeImages) else None
-        full = undersample or file is None
-        if full and mask is not None:
-            raise InputError(
-                f"{ref.name}: holds whole images; --mask says what of measured k-space there is, leave it out"
-            )
-        if file is None and physics.signal.keeps_coils:
-            raise no_phase(ref.name)
-        measured = None if mask is None else make_mask(MaskConfig(kind="file", file=mask), source.slice_shape[1:])
+        yield slices_of(source, ref.name, physics, undersample, mask, whole)
 
-        read_kspace = partial(_read_kspace, source, file, full, measured)
 
-        def read(places: Sequence[int]) -> Batch:
-            kspace = read_kspace(places)
-            maps = None
-            if physics.signal.needs_maps and kspace.shape[1] > 1:
-                estimate = estimate_sensitivity_maps if full else calibrated_maps
-                maps = np.stack([estimate(item) if item.any() else np.zeros_like(item) for item in kspace])
-            return Batch.of(kspace, np.array([(0, place) for place in places]), maps)
+def slices_of(
+    source: Source,
+    name: str,
+    physics: Physics,
+    undersample: bool = False,
+    mask: str | None = None,
+    whole: bool = True,
+) -> Slices:
+    """An open source as `open_scans` gives it, which says what the options mean.
 
-        coils = coils_of_scan(lambda places: list(read_kspace(places)), source.num_slices, physics.signal)
-        size, affine, volume = None if whole else physics.crop, None, None
-        if isinstance(source, VolumeSource):
-            affine = source.affine(size or source.slice_shape[1:])
-            volume = source if whole and source.grid else None
-        seconds = source.position(1) if isinstance(source, SeriesSource) else None
-        yield Slices(
-            source.num_slices, read, not full, coils, affine, source.notes, source.offset, seconds, size, volume
-        )
+    Raises `InputError` for whole images where k-space of all coils is needed, or with a `mask`.
+    """
+    file = source if isinstance(source, MeasuredKspace) and not isinstance(source, MagnitudeImages) else None
+    full = undersample or file is None
+    if full and mask is not None:
+        raise InputError(f"{name}: holds whole images; --mask says what of measured k-space there is, leave it out")
+    if file is None and physics.signal.keeps_coils:
+        raise no_phase(name)
+    measured = None if mask is None else make_mask(MaskConfig(kind="file", file=mask), source.slice_shape[1:])
+
+    read_kspace = partial(_read_kspace, source, file, full, measured)
+
+    def read(places: Sequence[int]) -> Batch:
+        kspace = read_kspace(places)
+        maps = None
+        if physics.signal.needs_maps and kspace.shape[1] > 1:
+            estimate = estimate_sensitivity_maps if full else calibrated_maps
+            maps = np.stack([estimate(item) if item.any() else np.zeros_like(item) for item in kspace])
+        return Batch.of(kspace, np.array([(0, place) for place in places]), maps)
+
+    coils = coils_of_scan(lambda places: list(read_kspace(places)), source.num_slices, physics.signal)
+    size, affine, volume = None if whole else physics.crop, None, None
+    if isinstance(source, VolumeSource):
+        affine = source.affine(size or source.slice_shape[1:])
+        volume = source if whole and source.grid else None
+    seconds = source.position(1) if isinstance(source, SeriesSource) else None
+    return Slices(source.num_slices, read, not full, coils, affine, source.notes, source.offset, seconds, size, volume)
 
 
 def _read_kspace(

@@ -5,7 +5,7 @@ Source: https://ismrmrd.readthedocs.io and the `ismrmrd` package.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ import numpy as np
 from larmor.storage.formats import ismrmrd_header
 from larmor.storage.formats.hdf5 import mrd_groups, open_file
 from larmor.storage.formats.measured import MeasuredKspace, only_file
-from larmor.storage.formats.mrd_lines import Grid, grid_of, read_lines, split_parts
-from larmor.storage.formats.partitions import new_volume, partitions_to_slices
+from larmor.storage.formats.mrd_lines import Grid, assemble, check_finite, grid_of, read_lines, split_parts
+from larmor.storage.formats.partitions import partitions_to_slices
 from larmor.storage.formats.source import Source, SourceOptions, SourceRef
 from larmor.storage.objects.errors import InputError
 
@@ -146,34 +146,19 @@ class _Scan:
         if number not in self.volume:
             self.volume.clear()
             volume = self._assemble(number)
-            self._check_finite(volume)
+            check_finite(self.path, volume)
             partitions_to_slices(volume)
             self.volume[number] = volume
         return self.volume[number][partition]
 
     def _assemble(self, number: int) -> np.ndarray:
         """(partition, coil, height, width) k-space of slice `number`, averages averaged."""
-        depth, height, width = self.grid.shape
         lines = self.lines[self.lines["slice"] == number]
+        return assemble(self.grid, lines, self._readouts(lines))
+
+    def _readouts(self, lines: np.ndarray) -> Iterator[np.ndarray]:
         num_coils, samples = int(lines["channels"][0]), int(lines["samples"][0])
-        volume = new_volume((depth, num_coils, height, width))
-        count = np.zeros((depth, width), np.float32)
         readouts = self.data.fields("data")
         for start in range(0, len(lines), LINES_PER_READ):
-            block = lines[start : start + LINES_PER_READ]
-            for line, values in zip(block, readouts[block["number"]], strict=True):
-                readout = values.view(np.complex64).reshape(num_coils, samples)[:, self.grid.kept]
-                z, y = line["step2"] + self.grid.partition_offset, line["step1"] + self.grid.line_offset
-                x = slice(self.grid.first_sample, self.grid.first_sample + readout.shape[1])
-                volume[z, :, x, y] += readout
-                count[z, y] += 1
-        if count.max() > 1:
-            for z in range(depth):
-                volume[z] /= np.maximum(count[z], 1)
-        return volume
-
-    def _check_finite(self, volume: np.ndarray) -> None:
-        """Before the transform, which would spread one bad value over all slices."""
-        for z, kspace in enumerate(volume):
-            if not np.isfinite(kspace).all():
-                raise InputError(f"{self.path}: partition {z} has values that are not finite; repair the file")
+            for values in readouts[lines[start : start + LINES_PER_READ]["number"]]:
+                yield values.view(np.complex64).reshape(num_coils, samples)

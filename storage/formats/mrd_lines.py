@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from larmor.storage.formats import ismrmrd_header
+from larmor.storage.formats.partitions import new_volume
 from larmor.storage.objects.errors import InputError
 
 PART_COUNTERS = ("encoding", "contrast", "phase", "repetition", "set")
@@ -49,7 +50,7 @@ def read_lines(path: Path, data: h5py.Dataset) -> np.ndarray:
     """The image lines (n,) of type `LINE`, in the order of the file. Reads headers only, a block at a time.
 
     `position` is that of the slice along its normal, in mm. Lines for calibration alone (`calibration`) are there
-    where no image line is (see `_fill`).
+    where no image line is (see `fill_gaps`).
 
     Raises `InputError` if the dataset holds no acquisitions or none that makes an image.
     """
@@ -59,11 +60,24 @@ def read_lines(path: Path, data: h5py.Dataset) -> np.ndarray:
     blocks = []
     for start in range(0, len(data), HEADERS_PER_READ):
         head = heads[start : start + HEADERS_PER_READ]
-        blocks.append(_lines_of(head, start)[_is_image(head["flags"])])
-    lines = _fill(np.concatenate(blocks) if blocks else np.empty(0, LINE))
+        blocks.append(image_lines(head, start))
+    lines = fill_gaps(np.concatenate(blocks) if blocks else np.empty(0, LINE))
     if not len(lines):
         raise InputError(f"{path}: none of its {len(data)} acquisitions is an image line; is it a noise scan?")
     return lines
+
+
+def image_lines(head: np.ndarray, start: int) -> np.ndarray:
+    """The acquisitions with the headers `head`, numbered from `start`, that are of an image or calibrate it."""
+    return _lines_of(head, start)[_is_image(head["flags"])]
+
+
+def has_flag(flags: np.ndarray, name: str) -> np.ndarray:
+    """Whether `ACQ_<name>` of the `ismrmrd` package is set."""
+    import ismrmrd
+
+    number = getattr(ismrmrd, f"ACQ_{name}")  # counted from 1
+    return (flags >> np.uint64(number - 1)) & np.uint64(1) != 0
 
 
 def _lines_of(head: np.ndarray, start: int) -> np.ndarray:
@@ -79,28 +93,21 @@ def _lines_of(head: np.ndarray, start: int) -> np.ndarray:
         lines[name] = head[name]
     for name in ("contrast", "phase", "repetition", "set", "slice", "average"):
         lines[name] = head["idx"][name]
-    lines["reversed"] = _has_flag(head["flags"], "REVERSE")
+    lines["reversed"] = has_flag(head["flags"], "IS_REVERSE")
     lines["calibration"] = _is_calibration_only(head["flags"])
     lines["position"] = (head["position"] * head["slice_dir"]).sum(axis=1)
     return lines
 
 
-def _has_flag(flags: np.ndarray, name: str) -> np.ndarray:
-    import ismrmrd
-
-    number = getattr(ismrmrd, f"ACQ_IS_{name}")  # counted from 1
-    return (flags >> np.uint64(number - 1)) & np.uint64(1) != 0
-
-
 def _is_image(flags: np.ndarray) -> np.ndarray:
-    return ~np.logical_or.reduce([_has_flag(flags, name) for name in NOT_IMAGE_FLAGS])
+    return ~np.logical_or.reduce([has_flag(flags, f"IS_{name}") for name in NOT_IMAGE_FLAGS])
 
 
 def _is_calibration_only(flags: np.ndarray) -> np.ndarray:
-    return _has_flag(flags, "PARALLEL_CALIBRATION") & ~_has_flag(flags, "PARALLEL_CALIBRATION_AND_IMAGING")
+    return has_flag(flags, "IS_PARALLEL_CALIBRATION") & ~has_flag(flags, "IS_PARALLEL_CALIBRATION_AND_IMAGING")
 
 
-def _fill(lines: np.ndarray) -> np.ndarray:
+def fill_gaps(lines: np.ndarray) -> np.ndarray:
     """The image lines, and of those for calibration alone what fills gaps between them.
 
     A scan accelerated by parallel imaging measures its centre whole: there, lines that are not of the regular
@@ -167,6 +174,33 @@ def grid_of(path: Path, lines: np.ndarray, encoding: Any, undersampled: bool = F
         first_sample=first_sample,
         kept=kept,
     )
+
+
+def assemble(grid: Grid, lines: np.ndarray, readouts: Iterable[np.ndarray]) -> np.ndarray:
+    """(partition, coil, height, width) k-space of the lines of one slice, averages averaged.
+
+    `readouts` are the samples (coil, sample) complex64 of each line.
+    """
+    depth, height, width = grid.shape
+    volume = new_volume((depth, int(lines["channels"][0]), height, width))
+    count = np.zeros((depth, width), np.float32)
+    for line, values in zip(lines, readouts, strict=True):
+        readout = values[:, grid.kept]
+        z, y = line["step2"] + grid.partition_offset, line["step1"] + grid.line_offset
+        x = slice(grid.first_sample, grid.first_sample + readout.shape[1])
+        volume[z, :, x, y] += readout
+        count[z, y] += 1
+    if count.max() > 1:
+        for z in range(depth):
+            volume[z] /= np.maximum(count[z], 1)
+    return volume
+
+
+def check_finite(path: Path, volume: np.ndarray) -> None:
+    """Before the transform to slices, which would spread one bad value over all of them."""
+    for z, kspace in enumerate(volume):
+        if not np.isfinite(kspace).all():
+            raise InputError(f"{path}: partition {z} has values that are not finite; repair the file")
 
 
 def padded(before: int, after: int, size: int) -> int:

@@ -1,0 +1,1 @@
+"""Reconstruct at the scanner: the MRD streaming protocol."""
