@@ -198,8 +198,16 @@ def set_dotted(content: dict[str, Any], key: str, value: Any) -> None:
 PINS = {"data.url": "data.sha256", "mask.file": "mask.sha256", "code.paths": "code.sha256"}
 
 
+_ONE_OF = ("mask.sampling_ratio", "mask.acceleration")  # two ways to say one thing
+
+
 def change(content: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Set each `a.b.c` of a nested dictionary; a pin goes with what it is a pin of, unless it is given as well."""
+    """Set each `a.b.c` of a nested dictionary; a pin goes with what it is a pin of, unless it is given as well.
+
+    What `values` say in one way takes the place of what `content` says in another.
+    """
+    if any(key in values for key in _ONE_OF) and isinstance(mask := content.get("mask"), dict):
+        content["mask"] = {key: value for key, value in mask.items() if f"mask.{key}" not in _ONE_OF}
     if isinstance(content.get("code"), list):  # the short form of code.paths
         content["code"] = {"paths": content["code"]}
     for key, pin in PINS.items():

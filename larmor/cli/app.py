@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,11 +20,12 @@ def local_path(text: str | Path) -> Path:
     return Path(text)
 
 
+LogLevel = Literal["debug", "info", "warning", "error"]
 LOCAL: dict[str, Any] = {"parser": local_path}  # pathlib would make s3:/… of a URL, and a folder of that name
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # of every command below as well
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -40,6 +42,14 @@ TrustCode = Annotated[
     typer.Option(
         help="Run this code, for a model whose network, loss or mask is not Larmor's: the folder of a package, a .py "
         "file, or 'installed'; repeatable."
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Write nothing: print places, resources, steps per epoch, parameters, and memory and time of a few steps "
+        "on this machine.",
     ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="How many slices the generator processes at once.")]
@@ -64,10 +74,30 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _log(level: LogLevel | None) -> None:
+    """Only Larmor's own messages: what clients of the store say in detail has headers in it."""
+    if level:
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("larmor").setLevel(level.upper())
+
+
+def print_version() -> None:
+    """Print the version of Larmor."""
+    _print_version(True)
+
+
 @app.callback()
 def options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(
+            envvar="LARMOR_LOG_LEVEL",
+            help="From which level on messages of this process go to its standard error.",
+            callback=_log,
+        ),
+    ] = None,
 ) -> None:
     """Train GANs that reconstruct MRI from too few measurements, on a Ray cluster, straight from object storage."""

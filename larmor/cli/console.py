@@ -65,6 +65,13 @@ def training_progress(num_steps: int) -> Iterator[Callable[[Mapping[str, float]]
         yield show
 
 
+def show_facts(facts: Mapping[str, str]) -> None:
+    """A line for each fact, the titles in a column of their own."""
+    width = max(map(len, facts))
+    for title, text in facts.items():
+        console.print(f"{title:<{width}}  {text}", markup=False)
+
+
 def describe_row(row: Mapping[str, float], num_steps: int) -> str:
     """One line about a report: losses, speed, what held the training up, the validation."""
     parts = [f"step {int(row['step']):>6}/{num_steps}", _losses(row, "  ")]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from larmor.cli.app import Dashboard, Experiment, IsSweep, Job, Overrides
+from larmor.cli.app import Dashboard, DryRun, Experiment, IsSweep, Job, Overrides
 
 commands = typer.Typer(rich_markup_mode=None)
 
@@ -22,18 +22,24 @@ def submit(
         typer.Option("--install", help="Install the dependencies on the nodes first, in the versions of this machine."),
     ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job's log.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Run a training or a sweep as a job on a Ray cluster and follow its log. The exit code is the job's.
 
     Ctrl-C leaves the job running. The same command follows it again.
     """
-    from larmor.cli.console import errors
+    from larmor.cli.console import errors, show_facts
     from larmor.cluster.on_ray.job_log import follow
     from larmor.cluster.on_ray.jobs import Jobs, exit_code
     from larmor.commands.training import load_experiment, use_own_code
 
     config = load_experiment(experiment, overrides or [])
     use_own_code(config)
+    if dry_run:
+        from larmor.commands.planning import plan_sweep, plan_training
+
+        show_facts(plan_sweep(config) if run_sweep else plan_training(config.training_part()))
+        return
     jobs = Jobs(address)
     job = jobs.submit("sweep" if run_sweep else "train", config if run_sweep else config.training_part(), install)
     try:

@@ -8,7 +8,7 @@ import sys
 from typing import NoReturn
 
 from larmor.cli import configuration, data, decoding, jobs, models, pet, serve, simulate, store, training, view
-from larmor.cli.app import app
+from larmor.cli.app import app, print_version
 from larmor.storage.objects.errors import InputError
 
 # what a disk answers to a place that the user chose; any other OSError is a defect
@@ -16,6 +16,7 @@ _DISK_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.E
 
 for noun in (data, training, jobs, models, view, configuration, serve):
     app.add_typer(noun.commands)  # without a name: their commands are those of the application
+app.command("version")(print_version)
 app.add_typer(store.store_app, name="store")
 app.add_typer(store.fetch_app, name="fetch")
 app.add_typer(simulate.simulate_app, name="simulate")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from larmor.cli.app import Address, Experiment, Overrides, Overwrite
+from larmor.cli.app import Address, DryRun, Experiment, Overrides, Overwrite
 
 if TYPE_CHECKING:
     from larmor.tuning.search.records import TrialRecord
@@ -25,14 +25,20 @@ def train(
     device: Annotated[str, typer.Option(help="With --local: cpu or cuda.")] = "cpu",
     best_of: Annotated[str | None, typer.Option(help="Take the best parameters of this sweep (URL).")] = None,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train an experiment. The same command again resumes an interrupted training exactly where it stopped."""
-    from larmor.cli.console import console, describe_row, training_progress
+    from larmor.cli.console import console, describe_row, show_facts, training_progress
     from larmor.commands.feedback import Feedback
     from larmor.commands.training import load_experiment
     from larmor.commands.training import train as run_training
 
     config = load_experiment(experiment, overrides or [], best_of, console.print).training_part()
+    if dry_run:
+        from larmor.commands.planning import plan_training
+
+        show_facts(plan_training(config, device, overwrite))
+        return
     num_steps = config.training.num_steps
     with training_progress(num_steps) as show:
         result = run_training(
@@ -59,11 +65,12 @@ def sweep(
     ] = None,
     address: Address = None,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Search a, b and the clipping constant (or any key: space.KEY='loguniform(low,high)') with Ray Tune.
 
     The same command again resumes an interrupted sweep."""
-    from larmor.cli.console import console, errors, progress_bar
+    from larmor.cli.console import console, errors, progress_bar, show_facts
     from larmor.cluster.on_ray.ray_cluster import leave_at_once
     from larmor.cluster.worker.stopping import Interrupted
     from larmor.commands.feedback import Feedback
@@ -74,6 +81,11 @@ def sweep(
     from larmor.tuning.search.sweep import describe_trial
 
     config = load_experiment(experiment, [*(overrides or []), *([f"sweep.num_trials={trials}"] if trials else [])])
+    if dry_run:
+        from larmor.commands.planning import plan_sweep
+
+        show_facts(plan_sweep(config, overwrite=overwrite))
+        return
     objectives = config.sweep.objectives
 
     def show(trial: TrialRecord) -> None:

@@ -58,7 +58,9 @@ class DeepSpeedEngine:
                 args=SimpleNamespace(device_rank=index),
                 model=module,
                 optimizer=self._base_optimizer,
-                config=deepspeed_config(settings, sum(p.numel() for p in module.parameters())),
+                config=deepspeed_config(
+                    settings, sum(p.numel() for p in module.parameters()), optimizer_config.clip_gradient_norm
+                ),
             )
         self.module: nn.Module = self._engine.module
         self._settings = settings
@@ -214,8 +216,10 @@ class DeepSpeedEngine:
             deepspeed.utils.safe_set_full_optimizer_state(parameter, tensor, moment)
 
 
-def deepspeed_config(settings: EngineSettings, num_parameters: int) -> dict[str, Any]:
-    """DeepSpeed's configuration, derived; the only place where it is written.
+def deepspeed_config(
+    settings: EngineSettings, num_parameters: int, largest_norm: float | None = None
+) -> dict[str, Any]:
+    """DeepSpeed's configuration, derived; the only place where it is written. `largest_norm` is that of the gradient.
 
     Its defaults would differ silently from plain torch: gradient clipping at 1.0, and in bfloat16 a
     check that skips updates.
@@ -224,7 +228,7 @@ def deepspeed_config(settings: EngineSettings, num_parameters: int) -> dict[str,
     return {
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation,
-        "gradient_clipping": 0.0,
+        "gradient_clipping": largest_norm or 0.0,
         "bf16": {"enabled": settings.dtype == "bfloat16", "check_grad_overflow": False},
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {

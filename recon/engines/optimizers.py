@@ -87,6 +87,18 @@ class ClippedAdam(_ClippingStep, torch.optim.Adam):
     """Adam followed by weight clipping."""
 
 
+class ClippedAdamW(_ClippingStep, torch.optim.AdamW):
+    """AdamW followed by weight clipping."""
+
+
+_KINDS: dict[str, tuple[type[torch.optim.Optimizer], type[torch.optim.Optimizer]]] = {
+    "rmsprop": (torch.optim.RMSprop, ClippedRMSprop),
+    "adam": (torch.optim.Adam, ClippedAdam),
+    "adamw": (torch.optim.AdamW, ClippedAdamW),
+}
+"""By name: the optimiser as it is, and with weight clipping."""
+
+
 def build_optimizer(
     parameters: Iterable[Any],
     config: OptimizerConfig,
@@ -100,13 +112,9 @@ def build_optimizer(
     With `clip`, every `step()` ends with the parameters of each group whose `clipped` is not False in
     [−clip, clip]: the Lipschitz constraint of the paper's eq. (4). Raises InputError if `clip` is not positive.
     """
-    kind: type[torch.optim.Optimizer]
-    if config.name == "rmsprop":
-        kind = torch.optim.RMSprop if clip is None else ClippedRMSprop
-        own: dict[str, Any] = {"alpha": config.alpha}
-    else:
-        kind = torch.optim.Adam if clip is None else ClippedAdam
-        own = {"betas": (config.beta1, config.beta2)}
+    kind = _KINDS[config.name][clip is not None]
+    rmsprop = config.name == "rmsprop"
+    own: dict[str, Any] = {"alpha": config.alpha} if rmsprop else {"betas": (config.beta1, config.beta2)}
     rate = config.learning_rate if recorded_on is None else torch.tensor(config.learning_rate, device=recorded_on)
     own["capturable"] = recorded_on is not None
     shared: dict[str, Any] = {"lr": rate, "eps": config.epsilon, "weight_decay": config.weight_decay}

@@ -55,6 +55,7 @@ class PlainEngine:
         if settings.dtype == "bfloat16":
             keep_autocast_in_norms(self.module)
         self._settings = settings
+        self._largest_norm = optimizer_config.clip_gradient_norm
         self._device = device
         self._micro_steps = 0
 
@@ -75,6 +76,8 @@ class PlainEngine:
             return
         if self._world_size > 1:
             self._average_gradients()
+        if self._largest_norm is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self._largest_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
 

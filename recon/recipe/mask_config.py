@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -20,7 +21,20 @@ KINDS = (
     "file",
 )
 Kind = Annotated[str, one_of(*KINDS, group="larmor.masks")]
+ALIASES = {"equispaced": "uniform1d", "random": "random1d"}
+"""What others call the kinds."""
 COLUMN_KINDS = ("gaussian1d", "uniform1d", "random1d", "center_periphery1d")
+
+
+def _with_other_words(schema: dict[str, Any]) -> None:
+    """Let editors that know the JSON schema accept what `MaskConfig` reads beside its own words."""
+    schema["properties"]["acceleration"] = {
+        "anyOf": [{"type": "number", "minimum": 1}, {"type": "null"}],
+        "default": None,
+        "description": "all points / measured points, in place of sampling_ratio",
+    }
+    kind = schema["properties"]["kind"]
+    kind["anyOf"][0]["enum"] += list(ALIASES)
 
 
 class MaskConfig(BaseModel):
@@ -32,9 +46,12 @@ class MaskConfig(BaseModel):
     `poisson2d`, which keep a distance from each other; `radial` and `spiral`, on the trajectories of that
     name. `file` reads a mask, and only `file` counts then. `MODULE:NAME` is a function of one's own: called with the
     shape (height, width), the sampling ratio and a random generator of NumPy, it gives booleans in that shape.
+
+    fastMRI's words are read too: the kinds `equispaced` (`uniform1d`) and `random` (`random1d`), and `acceleration: 4`
+    in place of `sampling_ratio: 0.25`. The configuration keeps the kind and the ratio.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_with_other_words)
 
     kind: Kind = Field("gaussian1d", description="which points are measured; `larmor masks` draws every kind")
     sampling_ratio: float = Field(0.1, gt=0, le=1, description="measured points / all points; not for kind file")
@@ -59,6 +76,22 @@ class MaskConfig(BaseModel):
         description="for kind file: the hash of the mask; another mask in that file is refused; a run that begins with "
         "null keeps what it found",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_our_words(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        content = dict(given)
+        if isinstance(content.get("kind"), str):
+            content["kind"] = ALIASES.get(content["kind"], content["kind"])
+        if (acceleration := content.pop("acceleration", None)) is None:
+            return content
+        if "sampling_ratio" in content:
+            raise ValueError("acceleration and sampling_ratio say the same; leave one of them out")
+        if isinstance(acceleration, bool) or not isinstance(acceleration, int | float) or not acceleration >= 1:
+            raise ValueError(f"acceleration={acceleration!r}: all points / measured points; give a number from 1 on")
+        return {**content, "sampling_ratio": 1 / acceleration}
 
     @model_validator(mode="after")
     def _file_for_kind_file(self) -> MaskConfig:

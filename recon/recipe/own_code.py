@@ -106,6 +106,7 @@ def make_importable(paths: Iterable[str | Path]) -> None:
             continue
         if str(place.parent) not in sys.path:
             sys.path.insert(0, str(place.parent))
+        _forget_if_changed(place)
         importlib.invalidate_caches()
         found = _place_of(place.stem)
         if found != place and (found is None or code_hash([found]) != code_hash([place])):
@@ -113,6 +114,18 @@ def make_importable(paths: Iterable[str | Path]) -> None:
                 f"code={path}: Python finds another module {place.stem}, at {found or 'no file'}; rename yours, or "
                 "start Python without the other one"
             )
+
+
+_known: dict[Path, str] = {}  # hash of each place as it was made importable last
+
+
+def _forget_if_changed(place: Path) -> None:
+    """In a notebook code is edited between trainings: what is hashed is imported anew."""
+    now = code_hash([place])
+    if _known.setdefault(place, now) != now:
+        for name in [name for name in sys.modules if name.partition(".")[0] == place.stem]:
+            del sys.modules[name]
+        _known[place] = now
 
 
 def _place_of(module: str) -> Path | None:

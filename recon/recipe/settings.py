@@ -243,18 +243,26 @@ class OptimizerConfig(BaseModel):
     """Settings of one network's optimiser.
 
     The default is the original WGAN's (RMSprop, 5e-5); DAGAN used Adam with 1e-4 and beta1 0.5.
-    `alpha` belongs to RMSprop alone, `beta1` and `beta2` to Adam alone.
+    `alpha` belongs to RMSprop alone, `beta1` and `beta2` to Adam and AdamW. AdamW (Loshchilov and Hutter, 2019) takes
+    `weight_decay` from the weights themselves; with the others it is part of the gradient.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["rmsprop", "adam"] = Field("rmsprop", description="the optimiser")
+    name: Literal["rmsprop", "adam", "adamw"] = Field("rmsprop", description="the optimiser")
     learning_rate: float = Field(default=5e-5, gt=0, description="step size, before training.schedule changes it")
-    beta1: float = Field(default=0.5, ge=0, lt=1, description="decay of the mean gradient, of adam alone")
-    beta2: float = Field(default=0.999, ge=0, lt=1, description="decay of the mean squared gradient, of adam alone")
+    beta1: float = Field(default=0.5, ge=0, lt=1, description="decay of the mean gradient, of adam and adamw")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="decay of the mean squared gradient, of adam and adamw")
     alpha: float = Field(default=0.99, ge=0, lt=1, description="decay of the mean squared gradient, of rmsprop alone")
     epsilon: float = Field(default=1e-8, gt=0, description="added to the denominator, against division by zero")
-    weight_decay: float = Field(default=0.0, ge=0, description="weight of the L2 penalty, part of the gradient")
+    weight_decay: float = Field(default=0.0, ge=0, description="weight of the L2 penalty; adamw: decoupled")
+    clip_gradient_norm: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="largest L2 norm of the network's whole gradient at an update; a longer one is scaled down to it; "
+        "null: no limit",
+    )
 
 
 class AugmentConfig(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -14,6 +15,7 @@ from larmor.recon.training.step_clock import STEP_PHASES, StepClock
 from larmor.recon.training.worker import Worker
 from larmor.storage.loading.loader import Loader
 
+_LOG = logging.getLogger(__name__)
 _COUNT_AFTER = 60.0  # seconds of training: counting takes one or two, which a short training would notice
 
 
@@ -72,13 +74,23 @@ class Speed:
         counted = self._loader is not None  # what trains on data in memory is so small that its share says nothing
         if counted and self._worker.rank == 0 and self.training_seconds - self._began_at > _COUNT_AFTER:
             if self._flops is None:
-                from larmor.recon.training.flops import flops_per_step  # not before: a start is waited for
-
-                self._flops = flops_per_step(self._recipe)
-            figures["flops_per_second"] = self._flops / figures["step_seconds"]
-            if self._peak:
-                figures["mfu"] = figures["flops_per_second"] / (self._peak * len(laps))
+                self._flops = _flops_of(self._recipe)
+            if self._flops:
+                figures["flops_per_second"] = self._flops / figures["step_seconds"]
+                if self._peak:
+                    figures["mfu"] = figures["flops_per_second"] / (self._peak * len(laps))
         return figures
+
+
+def _flops_of(recipe: Recipe) -> int:
+    """Operations of a step; 0 where they cannot be counted, as of a network that computes with tensors of its own."""
+    from larmor.recon.training.flops import flops_per_step  # not before: a start is waited for
+
+    try:
+        return flops_per_step(recipe)
+    except Exception as error:  # whatever a network of the user's own does on tensors without content
+        _LOG.info("operations are not counted: %s: %s", type(error).__name__, error)
+        return 0
 
 
 def figures_of(laps: Sequence[Lap], num_steps: int, num_slices: int) -> dict[str, float]:

@@ -12,6 +12,7 @@ from larmor.cluster.experiments.experiment import (
     Experiment,
     as_override,
     differing_keys,
+    dump_for_workers,
     dump_yaml,
     get_dotted,
     parse_override,
@@ -318,3 +319,23 @@ class TestUnsupervised:
 
     def test_two_slices_of_two_masks_are_enough(self) -> None:
         assert self.build("mask.per_slice=true", "training.gradient_accumulation=4").micro_batch_size(1) == 2
+
+
+def test_an_acceleration_takes_the_place_of_a_ratio_and_the_other_way_round(tmp_path: Path) -> None:
+    assert load_sweep_experiment("laptop", ["mask.acceleration=8"]).mask.sampling_ratio == 1 / 8
+    assert load(tmp_path, "mask: {acceleration: 4}", "mask.sampling_ratio=0.1").mask.sampling_ratio == 0.1
+    assert load(tmp_path, "mask: {acceleration: 4, seed: 3}", "mask.kind=random").mask.sampling_ratio == 1 / 4
+    with pytest.raises(InputError, match="leave one of them out"):
+        load(tmp_path, "", "mask.acceleration=8", "mask.sampling_ratio=0.1")
+
+
+def test_workers_get_local_places_absolute_and_urls_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    local, remote = (
+        load_sweep_experiment("laptop", [f"data.url={url}"]).training_part() for url in ("data", "s3://larmor/heads")
+    )
+    assert dump_for_workers(local)["data"]["url"] == str(tmp_path.resolve() / "data")
+    assert dump_for_workers(remote)["data"]["url"] == "s3://larmor/heads"

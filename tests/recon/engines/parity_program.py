@@ -24,6 +24,7 @@ Precision = Literal["float32", "bfloat16"]
 
 CLIP = 0.01
 GAIN = 15.0
+NORM = 0.5  # of the gradient, whose own norm is 3 or more in both networks
 NUM_STEPS = 20
 SAVE_AT = 7
 NEW_RATES_AT = 5  # so that the learning rate, too, has to survive a resume
@@ -43,6 +44,7 @@ class Case:
     dtype: Precision = "float32"
     resume: bool = False
     critics: int = 1
+    norm: float | None = None
     variant: str = "right"
 
     @property
@@ -54,7 +56,8 @@ class Case:
         kind = "" if self.variant == "right" else f"-{self.variant}"
         return (
             f"{self.backend}-{self.dtype}-zero{self.zero_stage}-accumulation{self.accumulation}"
-            f"-critic{self.critic_steps}{f'x{self.critics}' if self.critics > 1 else ''}-{self.optimizer}{kind}"
+            f"-critic{self.critic_steps}{f'x{self.critics}' if self.critics > 1 else ''}-{self.optimizer}"
+            f"{'' if self.norm is None else f'-norm{self.norm:g}'}{kind}"
         )
 
 
@@ -66,6 +69,7 @@ def matrix(backend: Backend) -> Iterator[Case]:
                 yield Case(stage, accumulation, critic_steps, backend=backend, resume=resume)
         yield Case(stage, accumulation=2, optimizer="adam", backend=backend)
         yield Case(stage, accumulation=2, critic_steps=2, backend=backend, resume=True, critics=2)
+        yield Case(stage, accumulation=2, optimizer="adamw", backend=backend, resume=True, norm=NORM)
 
 
 PARITY = [*matrix("deepspeed"), *matrix("plain")]
@@ -83,6 +87,7 @@ MISTAKES = [
     Case(1, 1, 1, variant="everything_clipped"),
     Case(1, 2, 1, optimizer="adam", variant="double_gradient"),
     Case(2, 2, 1, optimizer="adam", variant="default_gradient_clipping"),
+    Case(2, 2, 1, optimizer="adamw", norm=NORM, variant="any_gradient"),
     Case(1, 2, 2, critics=2, variant="unfrozen_critic"),
 ]
 
@@ -177,7 +182,8 @@ def optimizer_settings(name: str) -> dict[str, Any]:
     factor, so Adam's ε is of the gradients' own size: there a wrong scale shows."""
     if name == "rmsprop":
         return {"name": "rmsprop", "learning_rate": 5e-5, "alpha": 0.99, "epsilon": 1e-8}
-    return {"name": "adam", "learning_rate": 1e-4, "beta1": 0.5, "beta2": 0.999, "epsilon": 1.0}
+    adam = {"name": name, "learning_rate": 1e-4, "beta1": 0.5, "beta2": 0.999, "epsilon": 1.0}
+    return adam if name == "adam" else {**adam, "weight_decay": 1.0}
 
 
 def rates_after(name: str) -> tuple[float, float]:
@@ -189,7 +195,9 @@ def rates_after(name: str) -> tuple[float, float]:
 # ---- the reference ----
 
 
-def reference(global_batch: int, critic_steps: int, optimizer: str, num_critics: int = 1) -> dict[str, Any]:
+def reference(
+    global_batch: int, critic_steps: int, optimizer: str, num_critics: int = 1, norm: float | None = None
+) -> dict[str, Any]:
     """The run in plain PyTorch: whole global batches, no engine, no accumulation, no ranks."""
     generator, critics = networks(critics=num_critics)
     clip_weights(critics)
@@ -199,7 +207,9 @@ def reference(global_batch: int, critic_steps: int, optimizer: str, num_critics:
     def make(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
         if optimizer == "rmsprop":
             return torch.optim.RMSprop(parameters, lr=rate, alpha=settings["alpha"], eps=epsilon)
-        return torch.optim.Adam(parameters, lr=rate, betas=(settings["beta1"], settings["beta2"]), eps=epsilon)
+        kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
+        decay, betas = settings.get("weight_decay", 0.0), (settings["beta1"], settings["beta2"])
+        return kind(parameters, lr=rate, betas=betas, eps=epsilon, weight_decay=decay)
 
     generator_optimizer = make(generator.parameters())
     critic_optimizers = [make(critic.parameters()) for critic in critics]
@@ -218,6 +228,7 @@ def reference(global_batch: int, critic_steps: int, optimizer: str, num_critics:
                 loss = torch.sub(*(critic(view).mean() for view in views))
                 own.zero_grad()
                 loss.backward()
+                limit_gradient(critic, norm)
                 own.step()
                 clip_weights([critic])
                 row.append(loss.detach())
@@ -227,10 +238,23 @@ def reference(global_batch: int, critic_steps: int, optimizer: str, num_critics:
         terms = generator_loss(target, reconstruction, scores)
         generator_optimizer.zero_grad()
         terms["loss"].backward()
+        limit_gradient(generator, norm)
         generator_optimizer.step()
         losses.append(torch.stack([*row, terms["loss"].detach(), terms["adversarial"].detach()]))
     states = {name: critic.state_dict() for name, critic in zip(CRITICS, critics, strict=False)}
     return {"losses": torch.stack(losses).double(), "generator": generator.state_dict(), **states}
+
+
+@torch.no_grad()
+def limit_gradient(network: nn.Module, norm: float | None) -> None:
+    """Scale the whole gradient down to L2 norm `norm`, which has to be less than it has."""
+    if norm is None:
+        return
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    length = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    assert length > norm, f"a gradient of norm {length:.3g} is not clipped to {norm}"
+    for gradient in gradients:
+        gradient *= norm / length
 
 
 @torch.no_grad()
@@ -260,7 +284,8 @@ class Trainer:
         # ZeRO 3 in float32 partitions every parameter; in bfloat16 all these small ones stay whole, as by default.
         threshold = 0 if case.dtype == "float32" else EngineSettings.persistence_threshold
         settings = EngineSettings(micro_batch, case.accumulation, case.zero_stage, case.dtype, threshold)
-        config = OptimizerConfig(**optimizer_settings(case.optimizer))
+        norm = None if case.variant == "any_gradient" else case.norm
+        config = OptimizerConfig(**optimizer_settings(case.optimizer), clip_gradient_norm=norm)
         if case.variant == "everything_clipped":
             deepspeed_engine.parameter_groups = lambda module, clip: [{"params": list(module.parameters())}]
         clip = 2 * CLIP if case.variant == "double_clip" else CLIP

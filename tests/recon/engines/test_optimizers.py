@@ -9,7 +9,7 @@ from larmor.recon.engines.optimizers import build_optimizer, clip_weights_, para
 from larmor.recon.recipe.settings import OptimizerConfig
 from larmor.storage.objects.errors import InputError
 
-NAMES = ["rmsprop", "adam"]
+NAMES = ["rmsprop", "adam", "adamw"]
 
 
 def random_parameters(*sizes: int) -> list[nn.Parameter]:

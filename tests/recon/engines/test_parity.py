@@ -72,14 +72,16 @@ def read(results: dict[int, Path], case: Case, world_size: int) -> dict[str, Any
 
 def expected(case: Case, world_size: int) -> dict[str, Any]:
     global_batch = MICRO_BATCH * world_size * case.accumulation
-    return cached_reference(global_batch, case.critic_steps, case.optimizer, case.critics)
+    return cached_reference(global_batch, case.critic_steps, case.optimizer, case.critics, case.norm)
 
 
 @functools.cache
-def cached_reference(global_batch: int, critic_steps: int, optimizer: str, critics: int = 1) -> dict[str, Any]:
+def cached_reference(
+    global_batch: int, critic_steps: int, optimizer: str, critics: int = 1, norm: float | None = None
+) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    run = reference(global_batch, critic_steps, optimizer, critics)
+    run = reference(global_batch, critic_steps, optimizer, critics, norm)
     torch.set_num_threads(threads)
     return run
 

@@ -114,3 +114,16 @@ def test_a_copy_of_the_code_is_as_good(lab: Path) -> None:
     make_importable([copy])
     build_generator(small_recipe(generator={"name": "trusted_net:Net"}).generator)
     make_importable([lab / "trusted_net.py"])
+
+
+def test_code_that_is_edited_is_imported_again(lab: Path) -> None:
+    """Within one process, such as a notebook's."""
+    recipe = small_recipe(generator={"name": "trusted_net:Net"})
+    make_importable([lab / "trusted_net.py"])
+    first = build_generator(recipe.generator)
+    (lab / "trusted_net.py").write_text(CODE.replace("3, padding=1", "5, padding=2"))
+    make_importable([lab / "trusted_net.py"])
+    sizes = [
+        sum(item.numel() for item in network.parameters()) for network in (first, build_generator(recipe.generator))
+    ]
+    assert sizes == [9 + 1, 25 + 1]

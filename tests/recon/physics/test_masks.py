@@ -247,3 +247,18 @@ class TestFile:
         path = folder / "mask.npy"
         np.save(path, content, allow_pickle=True)
         return MaskConfig(kind="file", file=str(path))
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("equispaced", "uniform1d"), ("random", "random1d")])
+def test_masks_are_found_by_the_names_and_numbers_of_fastmri(theirs: str, ours: str) -> None:
+    found = MaskConfig.model_validate({"kind": theirs, "acceleration": 4})
+    assert found == MaskConfig(kind=ours, sampling_ratio=0.25)
+    assert found.model_dump() == MaskConfig(kind=ours, sampling_ratio=0.25).model_dump()
+
+
+@pytest.mark.parametrize("wrong", [0, 0.5, -4, float("nan"), "four", True])
+def test_an_acceleration_that_is_none_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValidationError, match="all points / measured points; give a number from 1 on"):
+        MaskConfig.model_validate({"acceleration": wrong})
+    with pytest.raises(ValidationError, match="leave one of them out"):
+        MaskConfig.model_validate({"acceleration": 4, "sampling_ratio": 0.25})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from larmor.recon.training.speed import Lap, figures_of
+from larmor.recon.recipe.recipe import Recipe
+from larmor.recon.training import flops
+from larmor.recon.training.speed import Lap, _flops_of, figures_of
 
 LAP = {
     "data": 2.0,
@@ -43,3 +45,11 @@ def test_ranks_are_averaged_their_bytes_added_and_the_fullest_gpu_counts() -> No
     assert figures["gpu_memory_bytes"] == 7
     assert figures["world_size"] == 2
     assert sum(figures[f"{name}_share"] for name in SHARES) == pytest.approx(1)
+
+
+def test_a_network_whose_operations_cannot_be_counted_trains_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(recipe: Recipe) -> int:
+        raise RuntimeError("Tensor on device cpu is not on the expected device meta!")
+
+    monkeypatch.setattr(flops, "flops_per_step", refuses)
+    assert _flops_of(Recipe()) == 0

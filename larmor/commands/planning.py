@@ -1,0 +1,91 @@
+"""What `train`, `sweep` and `submit` would do, in words (`--dry-run`)."""
+
+from __future__ import annotations
+
+from larmor.cluster.experiments.experiment import Experiment
+from larmor.cluster.launch.run import check
+from larmor.cluster.runs.run_folder import RunFolder
+from larmor.commands.training import use_own_code
+from larmor.tuning.search.experiment import SweepExperiment
+from larmor.tuning.search.sweep import check_sweep, count_trials, trial_experiment
+from larmor.tuning.search.sweep_folder import SweepFolder
+
+Facts = dict[str, str]
+_MIB = 2**20
+
+
+def plan_training(experiment: Experiment, device: str = "cpu", overwrite: bool = False) -> Facts:
+    """Title → what a training would do. A few steps are trained on `device` of this machine; nothing is written.
+
+    Raises `InputError` as `train` does before it begins.
+    """
+    use_own_code(experiment)
+    run = RunFolder(experiment.run_url)
+    done = check(experiment, run, overwrite) is not None
+    steps = experiment.training.num_steps
+    state = "finished already; nothing to do" if done else _state(run, overwrite)
+    return {
+        "data": experiment.data.url,
+        "output": f"{run.url} ({state})",
+        "checkpoints": f"{run.url}/checkpoints, every {experiment.training.checkpoint_every} steps",
+        "resources": _resources(experiment),
+        "trainings": "1",
+        **_costs(experiment, device, 1, steps),
+    }
+
+
+def plan_sweep(experiment: SweepExperiment, device: str = "cpu", overwrite: bool = False) -> Facts:
+    """The same of a sweep. Its time is that of all trials one after another, none of them stopped early.
+
+    Raises `InputError` as `sweep` does before it begins.
+    """
+    use_own_code(experiment)
+    folder, trial = SweepFolder(experiment.sweep_url), trial_experiment(experiment)
+    done = check_sweep(experiment, folder, overwrite) is not None
+    count, at_once = count_trials(experiment), experiment.sweep.concurrent_trials
+    return {
+        "data": experiment.data.url,
+        "output": f"{folder.url}{' (finished already; nothing to do)' if done else ''}",
+        "checkpoints": f"{folder.url}, in the folder of each trial, every {trial.training.checkpoint_every} steps",
+        "resources": f"{_resources(trial)} for each trial, {at_once or 'as many as there is room for'} at once",
+        "trainings": f"{count} trials, by {experiment.sweep.sampler}: {', '.join(experiment.sweep.space) or 'no key'}",
+        **_costs(trial, device, count, trial.training.num_steps),
+    }
+
+
+def _state(run: RunFolder, overwrite: bool) -> str:
+    if not run.store.exists("config.yaml"):
+        return "new"
+    return "would be deleted and started again" if overwrite else "would be resumed"
+
+
+def _resources(experiment: Experiment) -> str:
+    cluster = experiment.cluster
+    fewest, most = cluster.fewest_workers, cluster.most_workers
+    workers = f"{fewest} to {most} workers" if fewest < most else f"{most} worker{'s' if most > 1 else ''}"
+    gpu = " and 1 GPU" if cluster.use_gpu else ""
+    return f"{workers}, each {cluster.cpus_per_worker} CPU{gpu}"
+
+
+def _costs(experiment: Experiment, device: str, trainings: int, steps: int) -> Facts:
+    from larmor.cluster.launch.dry_run import dry_run  # it needs PyTorch
+
+    found = dry_run(experiment, device)
+    where = f"measured with one worker's share of the batch on {device} of this machine"
+    seconds = trainings * found.seconds(steps)
+    each = "all trials one after another, none stopped early, " if trainings > 1 else ""
+    return {
+        "epoch": f"{found.samples} samples, {found.epoch_steps:.1f} steps",
+        "steps": f"{steps}, {steps / found.epoch_steps:.1f} epochs",
+        **{f"parameters of {name}": f"{count:,}" for name, count in found.parameters.items()},
+        "memory": f"{found.probe.memory_bytes / _MIB:.0f} MiB for each worker, {where}",
+        "time": f"{_duration(seconds)} at {found.probe.step_seconds:.3g} s a step, {each}without validation, "
+        "checkpoints and communication",
+    }
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"about {seconds / size:.1f} {unit}"
+    return f"about {seconds:.0f} s"

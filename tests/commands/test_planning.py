@@ -1,0 +1,49 @@
+"""A dry run says what a training would do, and leaves no trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from larmor.commands.planning import plan_sweep, plan_training
+from larmor.commands.training import load_experiment
+from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.object_store import ObjectStore
+from tests.helpers import contents_of, ellipsoid, write_images
+from tests.workbench import TINY
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> list[str]:
+    images = ellipsoid((64, 16, 64)).transpose(1, 0, 2)[3:13].astype(np.float32)
+    write_images(ObjectStore(str(tmp_path / "data")), {"train": images, "validation": images[:2]})
+    return [f"data.url={tmp_path / 'data'}", f"output_url={tmp_path / 'out'}", *TINY, "critic.steps=2", "name=dry"]
+
+
+def test_a_dry_run_of_a_training_writes_nothing(given: list[str], tmp_path: Path) -> None:
+    before = contents_of(tmp_path)
+    config = load_experiment("laptop", [*given, "training.num_steps=100", "cluster.num_workers=2"]).training_part()
+    facts = plan_training(config)
+    assert contents_of(tmp_path) == before
+    assert facts["output"] == f"{tmp_path}/out/runs/dry (new)"
+    assert facts["resources"] == "2 workers, each 1 CPU"
+    assert facts["epoch"] == "10 samples, 1.2 steps"  # of 4 slices for each of two critic steps
+    assert facts["steps"] == "100, 80.0 epochs"
+    assert int(facts["parameters of generator"].replace(",", "")) > 1000
+    assert facts.keys() >= {"parameters of critic", "memory", "time", "data", "checkpoints"}
+
+
+def test_a_dry_run_of_a_sweep_counts_its_trials(given: list[str], tmp_path: Path) -> None:
+    before = contents_of(tmp_path)
+    space = ["sweep.space={}", "space.loss.a=choice(1,10)", "space.loss.b=choice(1,2,3)", "sweep.sampler=grid"]
+    facts = plan_sweep(load_experiment("laptop", [*given, *space]))
+    assert contents_of(tmp_path) == before
+    assert facts["trainings"] == "6 trials, by grid: loss.a, loss.b"
+    assert "one after another" in facts["time"]
+
+
+def test_what_a_training_would_refuse_a_dry_run_refuses(given: list[str]) -> None:
+    with pytest.raises(InputError, match="does not fit into the slices"):
+        plan_training(load_experiment("laptop", [*given, "data.crop=[128,128]"]).training_part())
