@@ -195,6 +195,12 @@ def evaluate(
         int,
         typer.Option(min=1, metavar="N", help="Evaluate one slice in N of each volume; the table says so."),
     ] = 1,
+    uncertainty: Annotated[
+        bool,
+        typer.Option(
+            "--uncertainty", help="The models are an ensemble: measure if their spread says where errors lie."
+        ),
+    ] = False,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     preset: Annotated[str, typer.Option(help="Definitions of the metrics: paper or fastmri.")] = "paper",
     to: Annotated[
@@ -224,6 +230,7 @@ def evaluate(
         split=split,
         preset=preset,
         batch_size=batch_size,
+        uncertainty=uncertainty,
     )
     with progress_bar() as show:
         evaluated = evaluate_models(

@@ -133,6 +133,7 @@ class EvaluateOptions:
     `methods`: those without training, of wavelet, total_variation, alternating, bart. `sizes`, `masks`, `ratios` and
     `noises` replace the models' own; a noise is a standard deviation, as a fraction of the image's largest magnitude.
     `every`: one slice in so many of each volume is evaluated. `preset`: paper or fastmri (`metric.py`).
+    `uncertainty`: the models are an ensemble; whether their deviation says where their mean errs is measured.
     """
 
     methods: Sequence[str] = ()
@@ -145,6 +146,7 @@ class EvaluateOptions:
     split: str = "test"
     preset: str = "paper"
     batch_size: int = 8
+    uncertainty: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ def evaluate(
     The results are added to the card of each model. Raises `InputError` for a model, a data set or a method that does
     not exist.
     """
+    from larmor.recon.evaluation.calibration import check_members
     from larmor.recon.evaluation.evaluate import evaluate as evaluate_cell
     from larmor.recon.evaluation.methods import named, table_cells
     from larmor.recon.evaluation.segmentation import SegmentationConfig
@@ -188,11 +191,24 @@ def evaluate(
     reader = open_reader(data, chosen.split, with_maps=with_maps)
     rules, tissues = check_preset(chosen.preset), SegmentationConfig() if chosen.segmentation else None
     results = []
-    for number, cell in enumerate(cells, start=1):
+    members = [[name for name in cell.methods if name in models] if chosen.uncertainty else [] for cell in cells]
+    if chosen.uncertainty:
+        for ensemble in members:
+            check_members(ensemble)
+    for number, (cell, ensemble) in enumerate(zip(cells, members, strict=True), start=1):
         show = partial(feedback.progress, f"evaluating {number}/{len(cells)}")
         results.append(
             evaluate_cell(
-                cell.methods, cell.physics, reader, rules, chosen.batch_size, show, device, tissues, chosen.every
+                cell.methods,
+                cell.physics,
+                reader,
+                rules,
+                chosen.batch_size,
+                show,
+                device,
+                tissues,
+                chosen.every,
+                ensemble,
             )
         )
     records = {name: model.record for name, model in models.items()}

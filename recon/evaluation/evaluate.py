@@ -10,6 +10,7 @@ import numpy as np
 import scipy.stats
 import torch
 
+from larmor.recon.evaluation.calibration import Calibration, calibrate
 from larmor.recon.evaluation.segmentation import Segmentation, SegmentationConfig, dice_per_class, segment
 from larmor.recon.evaluation.segmentation_figure import SegmentationExample, SegmentedImage
 from larmor.recon.inference.figures import Example
@@ -51,7 +52,8 @@ class Evaluation:
 
     `subject_of` gives the subject of each volume; `num_constant` slices are constant and left out. Every `every`-th
     slice of each volume is evaluated, by all methods alike. With segmentation the volumes have `dice` beside
-    `METRICS`, and `segmented` shows some slices with their classes.
+    `METRICS`, and `segmented` shows some slices with their classes. `calibrations`, one for each volume, are those of
+    the mean of `members` by their standard deviation.
     """
 
     physics: Physics
@@ -64,6 +66,8 @@ class Evaluation:
     segmented: Sequence[SegmentationExample] = ()
     num_constant: int = 0
     every: int = 1
+    calibrations: Sequence[Calibration] = ()
+    members: tuple[str, ...] = ()
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
@@ -124,6 +128,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     segmentation: SegmentationConfig | None = None,
     every: int = 1,
+    members: Sequence[str] = (),
 ) -> Evaluation:
     """Reconstruct the slices of the reader's split with every method, zero-filled first, and evaluate them: all, or
     every `every`-th one (of stacks, every `every`-th stack) of each volume to save time.
@@ -131,6 +136,8 @@ def evaluate(
     `paper`: means over slices, data range 1. `fastmri`: one figure for each volume, in the intensities of
     the source, data range = maximum of the target volume. With `segmentation` volumes are also evaluated by Dice: the
     mean over tissues of the overlap between the segmentations of reconstruction and target.
+
+    With `members`, names of methods, they count as an ensemble (see `calibrate`).
 
     Slices whose target is constant, and volumes of such, are counted and left out. Raises `InputError` if there are no
     others, if the data set's slices are smaller than the images, for images that are not finite, and for a
@@ -149,6 +156,7 @@ def evaluate(
     volumes: list[Row] = []
     examples = []
     segmented = []
+    calibrations = []
     subjects = {}
     done, chosen_of = 0, {volume: in_stacks(info.slices_of(volume), physics.stack, every) for volume in info.volumes}
     total = sum(len(np.unique(stacks)) for stacks in chosen_of.values())
@@ -174,6 +182,7 @@ def evaluate(
         if not any(batch.shows.any() for batch in batches):
             continue
         subjects[volume] = info.subjects[int(info.subject[indices[0]])]
+        calibrations += [calibrate(batches, members)] if members else []
         segmentations = _segmentations(names, batches, segmentation) if segmentation else {}
         volumes += _volume_rows(volume, names, batches, preset, slices, segmentations)
         if segmentations:
@@ -187,7 +196,8 @@ def evaluate(
             f"{physics.crop[1]}; evaluate at a larger --size, or other volumes"
         )
     num_constant = info.num_constant + total - len(slices) // len(names)
-    return Evaluation(physics, preset, names, slices, volumes, examples, subjects, segmented, num_constant, every)
+    shown_of = (examples, subjects, segmented, num_constant, every, calibrations, tuple(members))
+    return Evaluation(physics, preset, names, slices, volumes, *shown_of)
 
 
 def _slice_rows(batch: Reconstructed, volume: str) -> Iterator[Row]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from larmor.recon.evaluation.calibration import describe_calibration, mean_calibration, write_calibration
 from larmor.recon.evaluation.evaluate import Evaluation
 from larmor.recon.evaluation.segmentation_figure import write_segmentation_figure
 from larmor.recon.inference.figures import Example, comparison
@@ -87,6 +88,8 @@ def text_table(result: Evaluation) -> list[str]:
     for method in result.methods[1:]:
         gain = {name: result.mean(method)[name] - zero_filled[name] for name in ("psnr", "ssim")}
         lines.append(f"gain of {method}: {gain['psnr']:+.3f} dB, SSIM {gain['ssim']:+.4f}")
+    if result.calibrations:
+        lines.append(describe_calibration(len(result.members), result.calibrations))
     return lines
 
 
@@ -174,6 +177,11 @@ def write_evaluation(
         if result.segmented:
             figures.append(f"segmentation-{slug(result.physics)}.png")
             write_segmentation_figure(result.segmented, folder / figures[-1])
+        more: dict[str, Any] = {}
+        if result.calibrations:
+            figures.append(f"calibration-{slug(result.physics)}.png")
+            write_calibration(result.calibrations, folder / figures[-1])
+            more = {"uncertainty": {"models": list(result.members), **mean_calibration(result.calibrations)}}
         cells.append(
             {
                 "label": result.label,
@@ -186,6 +194,7 @@ def write_evaluation(
                 "interval": {method: result.interval(method) for method in result.methods},
                 "figure": figure,
                 "page": page,
+                **more,
             }
         )
     summary = {

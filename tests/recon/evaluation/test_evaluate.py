@@ -219,6 +219,20 @@ def test_the_folder_holds_tables_summary_and_figures(
     assert len(result.examples) == len(VOLUMES)
 
 
+def test_an_ensemble_is_measured_and_written(model: Model, reader: SliceReader, tmp_path: Path) -> None:
+    own = network_method(model.generator)
+    methods = {"a": own, "b": lambda sample: own(sample) * 0.9}
+    result = evaluate(methods, model.physics, reader, "paper", 3, lambda *_: None, members=["a", "b"])
+    assert len(result.calibrations) == len(result.subject_of)
+    assert text_table(result)[-1].startswith("uncertainty of the mean of 2 models: correlation")
+    files = write_evaluation([result], reader.info, {}, tmp_path)
+    assert any(path.name.startswith("calibration-") and path.is_file() for path in files)
+    (cell,) = json.loads((tmp_path / "summary.json").read_text())["cells"]
+    assert cell["uncertainty"]["models"] == ["a", "b"]
+    alone = evaluate(methods, model.physics, reader, "paper", 3, lambda *_: None)
+    assert [row.metrics for row in alone.slices] == [row.metrics for row in result.slices], "rows stay as they are"
+
+
 @pytest.mark.parametrize("preset", ["paper", "fastmri"])
 def test_the_printed_table_names_the_preset_and_the_means(model: Model, reader: SliceReader, preset: Any) -> None:
     result = run(model, reader, preset)
