@@ -656,7 +656,7 @@ class TestModel:
         outcome = cli("reconstruct", "model", "heads", "--to", "images")
         assert outcome.code == 1
         check_message(outcome.err, "heads/bad.nii.gz", "does not match its suffix")
-        assert len(list((tmp_path / "images").iterdir())) == 2 * len(heads), "the others are done"
+        assert len(list((tmp_path / "images").iterdir())) == 3 * len(heads), "the others are done"
         outcome = cli("reconstruct", "model", "heads", "--to", "images", "--skip-invalid")
         assert outcome.code == 0
         assert "left out: heads/bad.nii.gz" in outcome.out
