@@ -206,10 +206,12 @@ def test_shipped_grids_hold_every_system(name: str) -> None:
 def test_variants_of_one_system_have_names_of_their_own() -> None:
     grid = load_grid("ablation", {})
     found = experiments(grid, cells(grid)[0], "ablation", "data", "out")
-    assert set(found) == set(grid.systems) > {"larmor", "no_critic", "zero_filled_start", "two_cascades"}
+    variants = {name: experiment for name, experiment in found.items() if " (seed " not in name}
+    assert set(variants) == set(grid.systems) > {"larmor", "no_critic", "zero_filled_start", "two_cascades"}
+    assert set(found) - set(variants) == {f"{name} (seed {n})" for name in ("larmor", "no_critic") for n in (1, 2)}
     assert {experiment.system for experiment in found.values()} == {"larmor"}
-    base = found["larmor"]
-    for name, experiment in found.items():
+    base = variants["larmor"]
+    for name, experiment in variants.items():
         assert (experiment.training.num_steps, experiment.seed) == (base.training.num_steps, base.seed)
         assert (experiment.model_copy(update={"name": base.name}) == base) == (name == "larmor")
 

@@ -19,8 +19,8 @@ OUTPUT = "s3://larmor"
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[RayHead]:
-    with ray_head() as running:
+def head(store_environment: dict[str, str]) -> Iterator[RayHead]:
+    with ray_head(**store_environment) as running:  # a job runs with what the head knows
         yield running
 
 
