@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from larmor.cluster.runs.run_folder import RunFolder
+from larmor.storage.objects.embedded_store import EmbeddedStore
+from tests.leaks import store_keys
 from tests.own_lab import write_lab
 from tests.ray_head import RayHead, ray_head
 from tests.workbench import succeed, unique_name
@@ -19,8 +21,9 @@ OUTPUT = "s3://larmor"
 
 
 @pytest.fixture(scope="module")
-def head(store_environment: dict[str, str]) -> Iterator[RayHead]:
-    with ray_head(**store_environment) as running:  # a job runs with what the head knows
+def head(embedded_store: EmbeddedStore) -> Iterator[RayHead]:
+    """A head that has the store's keys in its environment: a job runs with what it knows."""
+    with ray_head(("--num-cpus=2",), **store_keys(embedded_store)) as running:
         yield running
 
 
