@@ -45,7 +45,7 @@ def write_code(folder: Path, code: Sequence[str]) -> list[Path]:
 
 
 def write_source(folder: Path) -> Path:
-    """Copy Larmor's own source to `folder`/larmor, as a wheel has it but for the browser's NiiVue; returns that path."""
+    """Copy Larmor's own source to `folder`/larmor, as a wheel has it but for NiiVue; returns that path."""
     unused = shutil.ignore_patterns("__pycache__", "niivue.*")
     return Path(shutil.copytree(package_folder(), folder / "larmor", ignore=unused))
 
