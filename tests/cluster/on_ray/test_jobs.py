@@ -56,16 +56,28 @@ def jobs(head: RayHead, monkeypatch: pytest.MonkeyPatch) -> Jobs:
 
 def start_script(jobs: Jobs, script: str) -> str:
     """A job of one line of Python, which stands for a training where only what is around it is asked about."""
-    name = unique_name("script")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while True:
+        name = unique_name("script")
         try:
             jobs.client.submit_job(entrypoint=f"exec python -u -c {shlex.quote(script)}", submission_id=name)
-            return name
         except RuntimeError as error:  # on a busy machine the head's agent starts long after its dashboard
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(1)
+            continue
+        if _has_begun(jobs, name) or time.monotonic() > deadline:
+            return name
+
+
+def _has_begun(jobs: Jobs, name: str) -> bool:
+    """Whether Ray has started the job's process within a minute: on a busy machine it may never do so."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if "Running entrypoint for job " in jobs.client.get_job_logs(name):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def output_of(shown: Sequence[str]) -> str:
