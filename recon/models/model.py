@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from larmor.recon.engines.device import choose_device
 from larmor.recon.inference.inference import Physics
 from larmor.recon.networks.networks import build_generator
-from larmor.recon.recipe.own_code import INSTALLED, code_hash, import_part, make_importable, parts_elsewhere
+from larmor.recon.recipe.own_code import (
+    INSTALLED,
+    code_hash,
+    declared_parts,
+    import_part,
+    make_importable,
+    parts_elsewhere,
+)
 from larmor.recon.recipe.recipe import Recipe
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.file_digest import file_digest
@@ -87,12 +94,19 @@ def _trust(folder: Path, recipe: Recipe, trust_code: Sequence[str | Path] | None
             "to null in its config.yaml"
         )
     make_importable(paths)
-    if "generator.name" in elsewhere:
-        _check_class(folder, recipe.generator.name)
+    _check_installed(folder, elsewhere)
 
 
-def _check_class(folder: Path, name: str) -> None:
-    """Of installed code a model chooses a network, and no other function: `torch.hub:load` would run anything."""
+def _check_installed(folder: Path, parts: Mapping[str, str]) -> None:
+    """Of installed code a model chooses a network or a declared mask, no other function: `torch.hub:load` runs all."""
+    kind = parts.get("mask.kind")
+    if kind is not None and kind not in declared_parts("larmor.masks").values():
+        raise InputError(
+            f"{folder}: mask.kind={kind} is no mask that an installed package declares (entry points larmor.masks), and "
+            f"--trust-code {INSTALLED} allows no other; pass --trust-code with its folder"
+        )
+    if (name := parts.get("generator.name")) is None:
+        return
     part = import_part(name)
     if not (isinstance(part, type) and issubclass(part, nn.Module)):
         raise InputError(

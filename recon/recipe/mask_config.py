@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from larmor.recon.recipe.own_code import one_of
+from larmor.recon.recipe.own_code import OneOf
 
 KINDS = (
     "gaussian1d",
@@ -20,7 +20,7 @@ KINDS = (
     "spiral",
     "file",
 )
-Kind = Annotated[str, one_of(*KINDS, group="larmor.masks")]
+Kind = Annotated[str, OneOf(KINDS, "larmor.masks")]
 ALIASES = {"equispaced": "uniform1d", "random": "random1d"}
 """What others call the kinds."""
 COLUMN_KINDS = ("gaussian1d", "uniform1d", "random1d", "center_periphery1d")

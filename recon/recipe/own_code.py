@@ -47,7 +47,7 @@ class OneOf:
         """Raises `ValueError` for any other name."""
         if name in self.known or is_own(name):
             return name
-        installed = _entry_points(self.group)
+        installed = declared_parts(self.group)
         if name not in installed:
             packages = f" (installed packages have {', '.join(sorted(installed))})" if installed else ""
             *others, last = map(repr, self.known)
@@ -63,12 +63,7 @@ class OneOf:
         return {"anyOf": [{"type": "string", "enum": list(self.known)}, {"type": "string", "pattern": ":"}]}
 
 
-def one_of(*known: str, group: str) -> OneOf:
-    """See `OneOf`."""
-    return OneOf(known, group)
-
-
-def _entry_points(group: str) -> dict[str, str]:
+def declared_parts(group: str) -> dict[str, str]:
     """Name → `MODULE:NAME`, of each entry point that installed packages declare; nothing is imported."""
     entries = importlib.metadata.entry_points(group=group)
     found = {entry.name: entry.value.partition("[")[0].strip() for entry in entries}
@@ -150,11 +145,13 @@ def parts_elsewhere(parts: Mapping[str, str], paths: Sequence[str | Path]) -> di
 def code_files(paths: Sequence[str | Path]) -> dict[str, Path]:
     """Every file below these paths by its name, which begins with that of the path; no caches and nothing hidden.
 
-    Raises `InputError` for a path that is not there, or is neither a folder nor a .py file.
+    Raises `InputError` for a path that is not there, is neither a folder nor a .py file, or has the name of another.
     """
     found: dict[str, Path] = {}
     for path in paths:
         place = Path(path).expanduser().resolve()
+        if any(Path(name).parts[0] == place.name for name in found):
+            raise InputError(f"code={path}: there are two paths that end in {place.name}; rename one")
         if place.is_file() and place.suffix == ".py":
             found[place.name] = place
         elif place.is_dir():

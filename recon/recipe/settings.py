@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from larmor.recon.recipe.critic_role import CriticRole, Sight
-from larmor.recon.recipe.own_code import is_own, one_of
+from larmor.recon.recipe.own_code import OneOf, is_own
 
 Norm = Literal["group", "instance", "none"]
-Content = Annotated[str, one_of("normalized_root_mse", "mse", "l1", "complex_l1", "dssim", group="larmor.losses")]
+Content = Annotated[str, OneOf(("normalized_root_mse", "mse", "l1", "complex_l1", "dssim"), "larmor.losses")]
 _OPTIONS = "of a network of your own: what it is made with besides the number of channels"
 
 
@@ -63,20 +63,22 @@ class GeneratorConfig(BaseModel):
 
     name: Annotated[
         str,
-        one_of(
-            "gan_resnet50",
-            "dagan",
-            "unet",
-            "residual_unet",
-            "drgan",
-            "fda",
-            "dilated",
-            "similar_patches",
-            "idpcnn",
-            "deepcomplex",
-            "conv_lstm",
-            "sat_net",
-            group="larmor.generators",
+        OneOf(
+            (
+                "gan_resnet50",
+                "dagan",
+                "unet",
+                "residual_unet",
+                "drgan",
+                "fda",
+                "dilated",
+                "similar_patches",
+                "idpcnn",
+                "deepcomplex",
+                "conv_lstm",
+                "sat_net",
+            ),
+            "larmor.generators",
         ),
     ] = Field("gan_resnet50", description="the network that reconstructs; MODULE:NAME is one of your own")
     width: int = Field(64, ge=4, description="channels of the first layer; the system's default is as published")
@@ -142,7 +144,7 @@ class CriticConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, one_of("resnet50", "dagan", group="larmor.critics")] = Field(
+    name: Annotated[str, OneOf(("resnet50", "dagan"), "larmor.critics")] = Field(
         "resnet50", description="the network of the critic; MODULE:NAME is one of your own"
     )
     width: int = Field(64, ge=4, description="channels of the first layer; 64 is as published")

@@ -167,6 +167,12 @@ class TestCode:
         assert packed.code.paths == ("mylab", "nets.py")
         assert code_hash([tmp_path / "job" / "mylab", tmp_path / "job" / "nets.py"]) == code_hash(["mylab", "nets.py"])
 
+    def test_two_of_one_name_are_refused(self, lab: Path) -> None:
+        (lab / "other" / "mylab").mkdir(parents=True)
+        (lab / "other" / "mylab" / "nets.py").touch()
+        with pytest.raises(InputError, match="there are two paths that end in mylab; rename one"):
+            code_hash(["mylab", "other/mylab"])
+
     def test_a_name_of_larmors_own_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "larmor").mkdir()
         (tmp_path / "larmor" / "__init__.py").touch()

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from larmor.cluster.experiments.experiment import dump_yaml
 from larmor.recon.models.model import load_model
 from larmor.recon.networks.networks import build_generator
-from larmor.recon.recipe.own_code import code_hash, make_importable
+from larmor.recon.recipe.own_code import code_hash, import_part, make_importable
 from larmor.storage.objects.errors import InputError
 from tests.helpers import small_recipe
 
@@ -84,6 +84,14 @@ def test_a_function_that_runs_whatever_it_is_told_is_refused(lab: Path, trusted:
     assert not (lab / "hubconf.ran").exists()
 
 
+def test_of_installed_masks_those_that_are_declared_are_allowed(lab: Path) -> None:
+    model = write(lab / "model", generator={"name": "trusted_net:Net"}, mask={"kind": "os.path:commonpath"})
+    with pytest.raises(
+        InputError, match=r"mask\.kind=os\.path:commonpath is no mask that an installed package declares"
+    ):
+        load_model(model, trust_code=[lab / "trusted_net.py", "installed"])
+
+
 def test_a_class_of_an_installed_package_needs_to_be_allowed(lab: Path) -> None:
     options = {"in_channels": 1, "out_channels": 1, "kernel_size": 1}
     model = write(lab / "model", generator={"name": "torch.nn:Conv2d", "options": options})
@@ -114,6 +122,8 @@ def test_a_copy_of_the_code_is_as_good(lab: Path) -> None:
     make_importable([copy])
     build_generator(small_recipe(generator={"name": "trusted_net:Net"}).generator)
     make_importable([lab / "trusted_net.py"])
+    assert import_part("trusted_net:Net").__module__ == "trusted_net"
+    assert sys.modules["trusted_net"].__file__ == str(copy.resolve())
 
 
 def test_code_that_is_edited_is_imported_again(lab: Path) -> None:
