@@ -98,7 +98,7 @@ def _trust(folder: Path, recipe: Recipe, trust_code: Sequence[str | Path] | None
 
 
 def _check_installed(folder: Path, parts: Mapping[str, str]) -> None:
-    """Of installed code a model chooses a network or a declared mask, no other: `torch.hub:load` would run all."""
+    """Of installed code a model chooses a network or a declared mask: `torch.hub:load` would run anything."""
     kind = parts.get("mask.kind")
     if kind is not None and kind not in declared_parts("larmor.masks").values():
         raise InputError(
