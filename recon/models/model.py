@@ -102,8 +102,8 @@ def _check_installed(folder: Path, parts: Mapping[str, str]) -> None:
     kind = parts.get("mask.kind")
     if kind is not None and kind not in declared_parts("larmor.masks").values():
         raise InputError(
-            f"{folder}: mask.kind={kind} is no mask that an installed package declares (entry points larmor.masks), and "
-            f"--trust-code {INSTALLED} allows no other; pass --trust-code with its folder"
+            f"{folder}: mask.kind={kind} is no mask that an installed package declares (entry points larmor.masks), "
+            f"and --trust-code {INSTALLED} allows no other; pass --trust-code with its folder"
         )
     if (name := parts.get("generator.name")) is None:
         return
