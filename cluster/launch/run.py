@@ -30,6 +30,8 @@ CHANGEABLE = (
     "data.read_ahead_bytes",
     "data.memory_cache_bytes",
     "data.disk_cache",
+    "generator.start.cache_bytes",
+    "generator.start.disk_cache_bytes",
     "training.backend",
     "training.compile",
     "training.cuda_graphs",

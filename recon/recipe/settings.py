@@ -46,6 +46,12 @@ class StartConfig(BaseModel):
         description="memory, in bytes, for the starts of a training's slices, on each worker; kept where mask and "
         "images are the same in every epoch",
     )
+    disk_cache_bytes: int = Field(
+        2**30,
+        ge=0,
+        description="disk, in bytes for each machine, for the same starts: its workers, later trainings and the trials "
+        "of a sweep share them; 0: none",
+    )
 
     @property
     def enabled(self) -> bool:

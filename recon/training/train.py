@@ -30,7 +30,7 @@ from larmor.recon.training.starts import Starts
 from larmor.recon.training.step_clock import StepClock, timeline
 from larmor.recon.training.validate import validate
 from larmor.recon.training.worker import Worker
-from larmor.storage.loading.config import open_loader, open_reader
+from larmor.storage.loading.config import cache_folder, open_loader, open_reader
 from larmor.storage.loading.loader import Share
 from larmor.storage.loading.reader import SliceReader
 from larmor.storage.loading.stacks import check_stack
@@ -77,7 +77,7 @@ def train(recipe: Recipe, worker: Worker) -> bool:
         change = partial(augment, config=recipe.augment, seed=recipe.seed) if recipe.augment.enabled else None
         num_slices = config.global_batch_size * gan.critic_steps * stack
         speed = Speed(recipe, worker, loader, clock, num_slices, state.training_seconds)
-        starts = Starts(gan.whole, recipe, train_reader.info.identity)
+        starts = Starts(gan.whole, recipe, train_reader.info.identity, cache_folder(recipe.data, "starts"))
         log = History(worker, recipe, train_reader.info, speed)
 
         stopping = False
