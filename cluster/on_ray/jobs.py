@@ -127,6 +127,16 @@ class Jobs:
             raise InputError(f"{self.address}: there is no job '{name}'; there is {', '.join(known) or 'none at all'}")
         return job
 
+    def list(self) -> list[Any]:
+        """What Ray knows about each job that was submitted to it by a name, the newest first."""
+        named = [job for job in self._ask(self.client.list_jobs) if job.submission_id]
+        return sorted(named, key=lambda job: job.start_time or 0, reverse=True)
+
+    def log(self, name: str) -> str:
+        """All that the job has written so far."""
+        self.get(name)
+        return self._ask(lambda: self.client.get_job_logs(name))
+
     def stop(self, name: str) -> Any:
         """Ask the job to end, wait until it has, and return what Ray knows of it then.
 
