@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing
 from safetensors.torch import load_file
 
-from larmor.cluster.experiments.experiment import Experiment, dump_for_workers
+from larmor.cluster.experiments.experiment import Experiment, build, dump_for_workers
 from larmor.cluster.launch.initial import pin_initial
 from larmor.cluster.launch.run import check, claim, claimed
 from larmor.cluster.runs.initial import Initial, read_initial
@@ -104,13 +105,27 @@ def test_it_starts_from_exactly_the_weights_of_a_run(
 ) -> None:
     run = started(fine(*STILL, *way, "init_from.critics=true", f"critic.clip={CLIP}"), run_in(tmp_path))
     assert_equal(weights_of(run), weights_of(source))
-    theirs = trained_weights(source, "critic")
-    ours = trained_weights(run, "critic")
-    for name, weight in theirs.items():
-        assert torch.equal(ours[name], weight), name
+    assert_equal(trained_weights(run, "critic"), trained_weights(source, "critic"))
     record = record_of(run)
     assert record.networks.keys() == {"generator", "critic"}
     assert all(taken.tensors == taken.of_tensors and taken.parameters == 1 for taken in record.networks.values())
+
+
+def one_of_two(rank: int, rendezvous: str, content: dict[str, Any], url: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    trained(build(content, Experiment, "experiment"), RunFolder(url))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_start_from_them_with_everything_divided(
+    fine: Callable[..., Experiment], source: RunFolder, tmp_path: Path
+) -> None:
+    experiment = fine(*STILL, *deepspeed(3), "training.dtype=bfloat16", "init_from.critics=true", f"critic.clip={CLIP}")
+    run = run_with(experiment, tmp_path)
+    arguments = (str(tmp_path / "rendezvous"), dump_for_workers(experiment), run.url)
+    torch.multiprocessing.spawn(one_of_two, arguments, nprocs=2)
+    assert_equal(weights_of(run), weights_of(source))
+    assert_equal(trained_weights(run, "critic"), trained_weights(source, "critic"))
 
 
 def test_a_critic_starts_inside_a_narrower_clip(fine: Callable[..., Experiment], tmp_path: Path) -> None:
