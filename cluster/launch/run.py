@@ -9,6 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from larmor.cluster.experiments.experiment import PINS, Experiment, differing_keys, dump_yaml
+from larmor.cluster.launch.initial import adopt_initial, check_initial
+from larmor.cluster.runs.initial import Initial
 from larmor.cluster.runs.lease import Say, hold, refuse_if_held
 from larmor.cluster.runs.origin import check_origin, pinned, record_origin
 from larmor.cluster.runs.run_folder import RunFolder
@@ -70,7 +72,8 @@ def check(experiment: Experiment, run: RunFolder, overwrite: bool) -> RunResult 
 
     The same experiment again resumes, for longer if it has more steps; keys that are `CHANGEABLE` may differ. Raises
     `InputError` if another experiment has the folder and `overwrite` is False, or one with another data set or mask; if
-    the data set lacks what the experiment needs; and if another process is known to write to the folder.
+    the data set lacks what the experiment needs; if `init_from` leads nowhere or to weights that do not fit; and if
+    another process is known to write to the folder.
     """
     check_data(experiment)
     run.store.check_access()
@@ -80,6 +83,7 @@ def check(experiment: Experiment, run: RunFolder, overwrite: bool) -> RunResult 
         check_origin(experiment, run)
         if (result := run.result()) is not None and not _is_longer(experiment, known_yaml):
             return result
+    check_initial(experiment, run, overwrite)
     refuse_if_held(run.store)
     return None
 
@@ -97,12 +101,18 @@ def claimed(experiment: Experiment, run: RunFolder, overwrite: bool, say: Say) -
         if overwrite:
             run.delete()
         experiment = pinned(experiment)
-        claim(experiment, run)
+        if initial := claim(experiment, run):
+            for line in initial.describe():
+                say(line)
         yield experiment
 
 
-def claim(experiment: Experiment, run: RunFolder) -> None:
-    """Make `run` the folder of `experiment`, and record how it is trained now. Raises what `refuse_another` raises."""
+def claim(experiment: Experiment, run: RunFolder) -> Initial | None:
+    """Make `run` the folder of `experiment`, and record how it is trained now.
+
+    Returns what a new run starts from, other than random weights. Raises what `refuse_another` and `adopt_initial`
+    raise.
+    """
     wanted = dump_yaml(experiment)
     if not run.create(wanted) and (known_yaml := run.config_yaml()) != wanted:
         refuse_another(experiment, known_yaml, run.url, _may_differ(experiment, known_yaml))
@@ -110,7 +120,9 @@ def claim(experiment: Experiment, run: RunFolder) -> None:
         if _is_longer(experiment, known_yaml):
             run.clear_result()  # first: it is that of the shorter training
         run.replace_config(wanted)
+    initial = adopt_initial(experiment, run)
     record_origin(experiment, run)
+    return initial
 
 
 def _may_differ(experiment: Experiment, known_yaml: str) -> tuple[str, ...]:

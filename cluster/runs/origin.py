@@ -11,6 +11,7 @@ and is recorded.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -21,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from larmor.cluster.runs.initial import RECORD
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.formats.provenance import larmor_version
 from larmor.storage.objects.errors import InputError
@@ -162,11 +164,14 @@ def _own_code(experiment: Experiment) -> dict[str, Any]:
 
 
 def read_origin(run: RunFolder) -> dict[str, Any]:
-    """`data`, `mask` and `environments` (oldest first) of a run; without what an older Larmor did not record."""
+    """`data`, `mask`, `environments` (oldest first) of a run and, if it has them, its `initial` weights (their record);
+    without what an older Larmor did not record."""
     try:
         origin = json.loads(run.store.read("origin.json"))
     except FileNotFoundError:
         origin = {}
+    with contextlib.suppress(FileNotFoundError):
+        origin["initial"] = json.loads(run.store.read(RECORD))
     environments = [json.loads(run.store.read(path)) for path in run.store.list("environments")]
     return {**origin, "environments": sorted(environments, key=lambda item: item["began"])}
 

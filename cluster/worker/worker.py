@@ -110,6 +110,9 @@ class RunWorker:
     def restore(self, read: Callable[[Path], None]) -> bool:
         return self.checkpoints.restore(read)
 
+    def initial(self, read: Callable[[Path], None]) -> None:
+        self.checkpoints.initial(read)
+
     def _begin_attempt(self, step: int) -> None:
         attempt = Attempt.begin(self._run.store, self.world_size, step, self._began)
         self._reports = Reports(self._run.store, attempt, self._scratch.folder(), write_history=self._run.write_history)

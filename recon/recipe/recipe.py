@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from larmor.recon.recipe.decoding import DECODERS, VALIDATED, DecodingConfig
+from larmor.recon.recipe.init_from import InitFrom
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.metric import check_metric
 from larmor.recon.recipe.own_code import Code, CodeConfig, is_own
@@ -91,6 +92,9 @@ class Recipe(BaseModel):
     generator_optimizer: OptimizerConfig = OptimizerConfig()
     critic_optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
+    init_from: InitFrom | None = Field(
+        None, description="what the training starts from, a run or a model; null: random weights"
+    )
     code: Code = Field(CodeConfig(), description="your own code, which MODULE:NAME leads to; travels to the workers")
     decoding: DecodingConfig | None = Field(None, description="of system=tigan alone, whose task is decoding")
 
@@ -138,6 +142,21 @@ class Recipe(BaseModel):
         for name, off in (("ema_decay", 0.0), ("cuda_graphs", False), ("compile", False)):
             if getattr(self.training, name) != off:
                 raise ValueError(f"training.{name} does not work with system={self.system}; leave it out")
+        if self.init_from is not None:
+            raise ValueError(f"init_from does not work with system={self.system}; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _initial_weights_have_a_place(self) -> Recipe:
+        if self.init_from is None:
+            return self
+        if self.init_from.critics and not self.loss.critics:
+            raise ValueError("init_from.critics=true, but loss.adversarial=none has no critic; set it to false")
+        if self.init_from.averages and not self.training.ema_decay:
+            raise ValueError(
+                "init_from.averages=true, but training.ema_decay=0 keeps no average; set it, such as to 0.999, or "
+                "init_from.averages=false"
+            )
         return self
 
     @model_validator(mode="after")

@@ -25,6 +25,7 @@ from larmor.recon.training.average import AveragedWeights
 from larmor.recon.training.communication import listening
 from larmor.recon.training.gan import Gan
 from larmor.recon.training.history import History
+from larmor.recon.training.initial import start_from
 from larmor.recon.training.speed import Speed
 from larmor.recon.training.starts import Starts
 from larmor.recon.training.step_clock import StepClock, timeline
@@ -69,7 +70,8 @@ def train(recipe: Recipe, worker: Worker) -> bool:
         loader = open_loader(recipe.data, train_reader, share, recipe.seed, page_locked(worker.device))
 
         state = TrainingState(gan, worker, EarlyStop(config))
-        worker.restore(state.load)
+        if not worker.restore(state.load) and recipe.init_from:
+            worker.initial(partial(start_from, gan=gan))
         worker.begin(state.step)
         batches = loader.batches(state.step * gan.critic_steps, end=config.num_steps * gan.critic_steps)
         coils = coils_of_split(train_reader, recipe.signal)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from larmor.cluster.experiments.experiment import Experiment, dump_yaml
+from larmor.cluster.launch.initial import check_initial, pin_initial
 from larmor.cluster.launch.run import CHANGEABLE, check_data, refuse_another
 from larmor.cluster.on_ray.ray_cluster import require_resources, worker_bundle
 from larmor.cluster.runs.lease import Say, hold, refuse_if_held
@@ -33,9 +34,9 @@ GOODBYE_SECONDS = 10.0
 def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool) -> SweepResult | None:
     """The result, if the sweep has all its trials already. Writes nothing.
 
-    Raises `InputError` for a bad space, data that do not fit, if another process is known to write to the folder, or
-    if another sweep of that name, or one with another data set or mask, is there and `overwrite` is False. The same
-    sweep again resumes; it may have more trials.
+    Raises `InputError` for a bad space, data or initial weights that do not fit, if another process is known to write
+    to the folder, or if another sweep of that name, or one with another data set or mask, is there and `overwrite` is
+    False. The same sweep again resumes; it may have more trials.
     """
     base, config = trial_experiment(experiment), experiment.sweep
     dimensions = parse_space(config.space, base)
@@ -49,6 +50,7 @@ def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: boo
         result = folder.result()
         if result and sum(trial.state in ENDED for trial in result.trials) >= planned:
             return result
+    check_initial(base, folder, overwrite)
     refuse_if_held(folder.store)
     return None
 
@@ -88,7 +90,7 @@ def run_sweep(
             folder.delete()
         if not folder.create(dump_yaml(experiment)):
             refuse_another(experiment, folder.config_yaml(), folder.url, MAY_DIFFER)
-        base = pinned(base)
+        base = pin_initial(pinned(base), folder)
         record_origin(base, folder)
         ended = [trial for trial in folder.trials() if trial.state in ENDED]
         missing = planned_trials(config, dimensions) - len(ended)
