@@ -163,9 +163,30 @@ def code_hash(paths: Sequence[str | Path]) -> str:
 
 def check_code(config: CodeConfig) -> str | None:
     """The hash of the code as it is now; None without any. Raises `InputError` if it is not that of `config`."""
-    if not config.paths:
-        return None
-    found = code_hash(config.paths)
+    return _checked(config, config.paths) if config.paths else None
+
+
+def use_pinned_code(config: CodeConfig) -> None:
+    """For workers: let the code be imported, if what Python finds by its names is what `config` pins.
+
+    A worker that is started again finds a shared disk as it is then. Raises `InputError` for other code than that of
+    the run, and for none.
+    """
+    make_importable(config.paths)
+    if config.sha256 is None:
+        return
+    names = [Path(path).stem for path in config.paths]
+    places = {name: _place_of(name) for name in names}
+    if missing := [name for name, place in places.items() if place is None]:
+        raise InputError(
+            f"code={', '.join(config.paths)}: this worker finds no module {', '.join(missing)}; `larmor train "
+            "--address` and `larmor submit` bring it along"
+        )
+    _checked(config, [place for place in places.values() if place])
+
+
+def _checked(config: CodeConfig, places: Sequence[str | Path]) -> str:
+    found = code_hash(places)
     if config.sha256 and config.sha256 != found:
         raise InputError(
             f"code={', '.join(config.paths)}: is not the code of this experiment (SHA-256 {config.sha256[:12]}…, now "

@@ -11,18 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import larmor
-from larmor.cluster.experiments.experiment import Experiment, build, dump_yaml
+from larmor.cli import main
+from larmor.cluster.experiments.experiment import Experiment, build, dump_for_workers, dump_yaml
+from larmor.cluster.on_ray.attempt import WorkConfig
 from larmor.cluster.on_ray.job_package import write_code, write_package
+from larmor.cluster.on_ray.jobs import check_places
+from larmor.cluster.on_ray.ray_worker import work
 from larmor.cluster.runs.origin import metric_of, pinned, record_origin
 from larmor.commands.models import EvaluateOptions, ReconstructOptions
 from larmor.commands.training import use_own_code
 from larmor.recon.evaluation.evaluate import Evaluation
-from larmor.recon.recipe.own_code import CodeConfig, check_code, code_hash
+from larmor.recon.recipe.own_code import CodeConfig, check_code, code_hash, use_pinned_code
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.tuning.report.report import write_report
+from larmor.tuning.search.slot import serve
+from larmor.tuning.search.slots import SlotConfig
 from larmor.tuning.search.sweep import trial_experiment
 from larmor.tuning.search.sweep_folder import SweepFolder
 from tests.cluster.launch.test_systems import kspace_url  # noqa: F401
@@ -64,6 +71,16 @@ class Nothing(nn.Module):
 class Flat(Smaller):
     def forward(self, image):
         return self.net(image).mean(dim=(1, 2, 3))
+
+
+class Alone(Smaller):
+    def __init__(self):
+        super().__init__(1)
+
+
+class ImageAlone(Smaller):
+    def forward(self, image):
+        return image
 
 
 def per_image(reconstruction, target):
@@ -170,6 +187,13 @@ def test_the_pages_example_is_trained_pulled_used_and_exported(kspace_url: str, 
         (["loss.content=mylab.trouble:constant"], "has no gradient"),
         (["loss.adversarial=wasserstein", "critic.name=mylab.trouble:Flat"], r"expected scores \[1, 1\], got \[1\]"),
         (["mask.kind=mylab.trouble:halves"], r"expected booleans \(32, 32\) .*got bool \(16, 32\)"),
+        (["generator.name=mylab.trouble:Alone"], r"called as Alone\(channels=1\): TypeError"),
+        (
+            ["generator.name=mylab.trouble:ImageAlone", "generator.data_consistency=none"],
+            r"generator.name=mylab.trouble:ImageAlone: called with \[1, 1, 32, 32\].*TypeError: .*positional arguments",
+        ),
+        (["loss.content=mylab.trouble:one_image"], r"mylab.trouble:one_image: called as .*TypeError"),
+        (["mask.kind=mylab.trouble:one_image"], r"mask\(shape, sampling_ratio, rng\): TypeError: one_image"),
         (["training.metrics=[mylab.trouble:no_direction]"], "no_direction: does not say whether higher is better"),
         (["training.metrics=[mylab.trouble:map_of_errors]"], r"one finite number, got Tensor of shape \[32, 32\]"),
         (["training.best_metric=mylab.trouble:undefined"], r"undefined: .*expected one finite number, got nan"),
@@ -288,6 +312,36 @@ class TestCode:
         packed = larmor.load_experiment(str(tmp_path / "job" / "experiment.yaml"))
         assert packed.code.paths == ("mylab", "nets.py")
         assert code_hash([tmp_path / "job" / "mylab", tmp_path / "job" / "nets.py"]) == code_hash(["mylab", "nets.py"])
+
+    def test_a_worker_takes_no_other_code_than_the_runs(
+        self,
+        kspace_url: str,  # noqa: F811
+        lab: Path,
+    ) -> None:
+        """As when it is started again, and the shared disk has been edited since."""
+        given = larmor.load_experiment("own.yaml", [*FEW, f"data.url={kspace_url}"])
+        use_own_code(given)
+        trial = pinned(trial_experiment(given))
+        (lab / "mylab" / "parts.py").write_text((lab / "mylab" / "parts.py").read_text() + "\n# edited\n")
+        content = dump_for_workers(trial)
+        slot = SlotConfig(content, "results/sweeps/own", None, "desk", 1, 1)
+        for start in (lambda: work(WorkConfig(content, "results/runs/own", None)), lambda: serve(slot)):
+            with pytest.raises(InputError, match=r"mylab: is not the code of this experiment \(SHA-256 .*restore it"):
+                start()
+        elsewhere = CodeConfig(paths=("/nowhere/otherlab",), sha256="0" * 64)
+        with pytest.raises(InputError, match="this worker finds no module otherlab; `larmor train --address`"):
+            use_pinned_code(elsewhere)
+
+    @pytest.mark.parametrize("place", ["output_url=results", "data.url=heads", "mask.file=mask.npy"])
+    def test_a_job_has_no_relative_places(self, lab: Path, place: str) -> None:
+        mask = ["mask.kind=file"] if place.startswith("mask") else []
+        config = larmor.load_experiment("laptop", ["output_url=/shared/results", "data.url=s3://a/b", *mask, place])
+        with pytest.raises(InputError, match=f"{place}: is relative to a folder of this machine"):
+            check_places(config)
+        command = ["submit", "laptop", "--address", "http://127.0.0.1:1", "--dry-run", *mask, place]
+        result = CliRunner().invoke(main.app, command)
+        assert result.exit_code != 0
+        assert f"{place}: is relative to a folder of this machine" in str(result.exception or result.output)
 
     def test_two_of_one_name_are_refused(self, lab: Path) -> None:
         (lab / "other" / "mylab").mkdir(parents=True)

@@ -21,7 +21,7 @@ from larmor.cluster.worker.ranks import Ranks
 from larmor.cluster.worker.stopping import StopRequest
 from larmor.cluster.worker.training import train_recipe
 from larmor.cluster.worker.worker import RunWorker
-from larmor.recon.recipe.own_code import make_importable
+from larmor.recon.recipe.own_code import use_pinned_code
 from larmor.recon.recipe.own_metric import find_metric
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.store_errors import StoreAway
@@ -111,7 +111,7 @@ def serve(config: SlotConfig) -> None:
     from larmor.cluster.on_ray.ray_backend import this_process_request
 
     base = build(config.experiment, Experiment, "sweep")
-    make_importable(base.code.paths)
+    use_pinned_code(base.code)
     torch.set_num_threads(base.cluster.cpus_per_worker)
     folder, device = SweepFolder(config.sweep_url, config.lease), ray.train.torch.get_device()
     request = this_process_request(base.cluster.grace_seconds)
