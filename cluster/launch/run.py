@@ -16,7 +16,7 @@ from larmor.cluster.runs.origin import check_origin, pinned, record_origin
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.runs.run_result import RunResult
 from larmor.recon.decoding.trials import open_trials, split_trials
-from larmor.recon.recipe.metric import HIGHER_IS_BETTER
+from larmor.recon.recipe.own_metric import find_metric
 from larmor.recon.recipe.signal import check_modality, check_phase
 from larmor.storage.dataset.dataset import read_split
 from larmor.storage.loading.config import check_identity
@@ -157,7 +157,7 @@ def refuse_another(experiment: Experiment, known_yaml: str, url: str, may_differ
 def finish(experiment: Experiment, run: RunFolder) -> RunResult:
     """Write and return the run's result: its best checkpoint by `training.best_metric`, and what went wrong."""
     metric = experiment.training.best_metric
-    best = run.best(f"val/{metric}", HIGHER_IS_BETTER[metric])
+    best = run.best(f"val/{metric}", find_metric(metric).higher_is_better)
     result = RunResult("finished", best.step, best.folder, dict(best.metrics), tuple(run.warnings()))
     run.write_result(result)
     return result

@@ -44,6 +44,20 @@ def job_name(kind: Kind, experiment_name: str) -> str:
     return experiment_name if kind == "train" else f"sweep-{experiment_name}"
 
 
+def check_places(experiment: Experiment) -> None:
+    """Raises `InputError` for a relative path: a job runs in a folder of its own, which Ray removes.
+
+    Absolute paths may be on a disk that the nodes share.
+    """
+    places = {"output_url": experiment.output_url, "data.url": experiment.data.url, "mask.file": experiment.mask.file}
+    for key, place in places.items():
+        if place and "://" not in place and not Path(place).is_absolute():
+            raise InputError(
+                f"{key}={place}: is relative to a folder of this machine, and a job runs in one of its own on the "
+                "cluster; give a URL (s3://…), or the absolute path of a disk that the nodes share"
+            )
+
+
 class Jobs:
     """The jobs of the cluster whose dashboard is at `address` (http://HOST:PORT).
 
@@ -71,8 +85,9 @@ class Jobs:
 
         With `install` each node first installs the dependencies in the versions that are installed here.
 
-        Raises `InputError` if a job of that name works at something else.
+        Raises `InputError` if a job of that name works at something else, and as `check_places`.
         """
+        check_places(experiment)
         name = job_name(kind, experiment.name)
         content = experiment.model_dump(mode="json")
         deadline = time.monotonic() + _STARTING_SECONDS

@@ -1,8 +1,8 @@
 """What a run or a sweep is made from, kept in its folder: the data set, the mask, and the versions that train it.
 
 origin.json              data set (URL, SHA-256 of its root document, splits by subject, sources with licence and
-                         checksums), mask (pattern's hash, achieved ratio) and your own code (names, hash,
-                         versions); written when the run is claimed
+                         checksums), mask (pattern's hash, achieved ratio), your own code (names, hash,
+                         versions) and what your own metrics are; written when the run is claimed
 environments/HASH.json   versions, code and machine; one for each environment that has claimed the run
 
 Data set, mask and your own code are pinned: a run that is resumed with others is refused. Larmor's code may change,
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from larmor.cluster.runs.initial import RECORD
 from larmor.cluster.runs.run_folder import RunFolder
+from larmor.recon.recipe.metric import METRICS, Metric, from_record, to_record
 from larmor.storage.formats.provenance import larmor_version
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
@@ -139,6 +140,7 @@ def _origin(experiment: Experiment) -> dict[str, Any]:
     code = {"code": _own_code(experiment)} if experiment.own_parts or experiment.code.paths else {}
     return {
         **code,
+        **_own_metrics(experiment),
         "data": {
             "url": data.url,
             "sha256": hashlib.sha256(data.read("zarr.json")).hexdigest(),
@@ -151,6 +153,36 @@ def _origin(experiment: Experiment) -> dict[str, Any]:
             else {"mask": describe_mask(experiment.mask, experiment.data.crop)}
         ),
     }
+
+
+def _own_metrics(experiment: Experiment) -> dict[str, Any]:
+    from larmor.recon.recipe.own_metric import find_metric
+
+    found = {name: to_record(find_metric(name)) for name in experiment.training.own_metrics}
+    return {"metrics": found} if found else {}
+
+
+def metric_of(folder: Folder, name: str) -> Metric:
+    """The entry of a metric of Larmor's, or of one's own as it is recorded in the folder: no code is needed for it.
+
+    Raises `InputError` for a metric that is not recorded there.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    known = recorded_metrics(folder)
+    if name not in known:
+        listed = f"; its own metrics are {', '.join(known)}" if known else ", and no metric of one's own"
+        raise InputError(f"{folder.store.url}: has no metric {name}{listed}; Larmor's are {', '.join(METRICS)}")
+    return known[name]
+
+
+def recorded_metrics(folder: Folder) -> dict[str, Metric]:
+    """The metrics of one's own of a run or a sweep, by MODULE:NAME, as `origin.json` describes them."""
+    try:
+        recorded = json.loads(folder.store.read("origin.json")).get("metrics", {})
+    except FileNotFoundError:
+        recorded = {}
+    return {name: from_record(metric) for name, metric in recorded.items()}
 
 
 def _own_code(experiment: Experiment) -> dict[str, Any]:

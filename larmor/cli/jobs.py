@@ -30,15 +30,16 @@ def submit(
     """
     from larmor.cli.console import errors, show_facts
     from larmor.cluster.on_ray.job_log import follow
-    from larmor.cluster.on_ray.jobs import Jobs, exit_code
+    from larmor.cluster.on_ray.jobs import Jobs, check_places, exit_code
     from larmor.commands.training import load_experiment, use_own_code
 
     config = load_experiment(experiment, overrides or [])
+    check_places(config)
     use_own_code(config)
     if dry_run:
-        from larmor.commands.planning import plan_sweep, plan_training
+        from larmor.commands.planning import plan_job
 
-        show_facts(plan_sweep(config) if run_sweep else plan_training(config.training_part()))
+        show_facts(plan_job(config, run_sweep))
         return
     jobs = Jobs(address)
     job = jobs.submit("sweep" if run_sweep else "train", config if run_sweep else config.training_part(), install)

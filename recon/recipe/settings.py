@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from larmor.recon.recipe.critic_role import CriticRole, Sight
-from larmor.recon.recipe.own_code import OneOf, is_own
+from larmor.recon.recipe.own_code import OneOf
+from larmor.recon.recipe.own_name import is_own
 
 Norm = Literal["group", "instance", "none"]
 Content = Annotated[str, OneOf(("normalized_root_mse", "mse", "l1", "complex_l1", "dssim"), "larmor.losses")]

@@ -19,7 +19,7 @@ from larmor.recon.physics.augment import augment
 from larmor.recon.physics.coils import coils_of_split
 from larmor.recon.physics.feed import feed, page_locked
 from larmor.recon.physics.samples import prepare
-from larmor.recon.recipe.metric import HIGHER_IS_BETTER
+from larmor.recon.recipe.own_metric import find_metric
 from larmor.recon.recipe.recipe import Recipe, TrainingConfig
 from larmor.recon.training.average import AveragedWeights
 from larmor.recon.training.communication import listening
@@ -135,6 +135,7 @@ class EarlyStop:
         self.best: float | None = None
         self.in_vain = 0
         self._name, self._patience = config.best_metric, config.early_stop
+        self._sign = 1 if find_metric(config.best_metric).higher_is_better else -1
 
     @property
     def reached(self) -> bool:
@@ -148,7 +149,7 @@ class EarlyStop:
 
     def add(self, validated: dict[str, float]) -> None:
         """The figures of a validation, `val/psnr` and so on."""
-        value = validated[f"val/{self._name}"] * (1 if HIGHER_IS_BETTER[self._name] else -1)
+        value = validated[f"val/{self._name}"] * self._sign
         if self.best is None or value > self.best:
             self.best, self.in_vain = value, 0
         else:

@@ -17,7 +17,8 @@ from larmor.cluster.on_ray.ray_cluster import require_resources, worker_bundle
 from larmor.cluster.runs.lease import Say, hold, refuse_if_held
 from larmor.cluster.runs.origin import check_origin, pinned, record_origin
 from larmor.cluster.worker.stopping import ending_at
-from larmor.recon.recipe.metric import HIGHER_IS_BETTER
+from larmor.recon.recipe.own_metric import find_metric
+from larmor.recon.recipe.own_name import is_own
 from larmor.tuning.search.experiment import SweepConfig, SweepExperiment
 from larmor.tuning.search.ladder import Ladder
 from larmor.tuning.search.objectives import Objectives
@@ -63,7 +64,11 @@ def count_trials(experiment: SweepExperiment) -> int:
 def trial_experiment(experiment: SweepExperiment) -> Experiment:
     """What a trial trains, but for the searched values. It keeps the checkpoints that are best by the first metric."""
     config = experiment.sweep
-    return with_values(experiment, {**config.overrides, "training.best_metric": config.objectives.first})
+    names = config.objectives.names
+    metrics: Parameters = {"training.best_metric": names[0]}
+    if own := [name for name in names if is_own(name)]:
+        metrics = {**metrics, "training.metrics": list(dict.fromkeys([*experiment.training.metrics, *own]))}
+    return with_values(experiment, {**config.overrides, **metrics})
 
 
 def run_sweep(
@@ -219,7 +224,7 @@ def _ladder(
     """The rungs, with what trials of an earlier call reached on them; unfinished ones until their last checkpoint."""
     training, first_metric = base.training, config.objectives.first
     first = config.first_rung(training.num_steps, training.validate_every)
-    ladder = Ladder(first, config.reduction_factor, training.num_steps, HIGHER_IS_BETTER[first_metric])
+    ladder = Ladder(first, config.reduction_factor, training.num_steps, find_metric(first_metric).higher_is_better)
     key = f"val/{first_metric}"
     stopped = {trial.id: trial.state == "stopped" for trial in ended if trial.is_rated}
     for trial in [*stopped, *unfinished]:
