@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +14,7 @@ from typing import Annotated
 import typer
 
 from larmor.cli.app import LOCAL, TrustCode
+from larmor.storage.objects.errors import InputError
 
 commands = typer.Typer(rich_markup_mode=None)
 
@@ -72,3 +77,32 @@ def serve(
         if metrics:
             metrics.close()
         server.close()
+
+
+@commands.command()
+def stream(
+    model_dir: Annotated[Path, typer.Argument(metavar="MODEL", help="Made by `larmor pull`.", **LOCAL)],
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    trust_code: TrustCode = None,
+) -> None:
+    """Reconstruct an MRD 2 stream from standard input to standard output, slice by slice: phantom | larmor | images."""
+    from larmor.cli.console import errors
+    from larmor.commands.serve import stream as reconstruct_stream
+
+    if sys.stdin.isatty() or sys.stdout.isatty():
+        raise InputError("MRD 2 is read from a pipe and written to one: mrd_source | larmor stream MODEL | mrd_reader")
+    with _own_output() as to:
+        count = reconstruct_stream(model_dir, sys.stdin.buffer, to, device=device, trust_code=trust_code)
+    errors.print(f"{count} image(s)", markup=False)
+
+
+@contextmanager
+def _own_output() -> Iterator[io.FileIO]:
+    """Standard output for the stream alone: what a library prints goes to standard error meanwhile."""
+    place = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with io.FileIO(place, "wb") as to:
+            yield to
+    finally:
+        sys.stdout.flush()

@@ -1,15 +1,16 @@
-"""Reconstruct at the scanner: what `larmor serve` does, callable from Python."""
+"""Reconstruct at the scanner: what `larmor serve` and `larmor stream` do, callable from Python."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from larmor.commands.feedback import QUIET, Feedback
 
 if TYPE_CHECKING:
     from larmor.recon.serving.server import Listening, ScanServer
+    from larmor.storage.formats.mrd2_items import Sink
 
 
 def serve(
@@ -29,3 +30,22 @@ def serve(
     from larmor.recon.serving.server import ScanServer
 
     return ScanServer(load_model(Path(model_dir), device, trust_code), listening, feedback.say)
+
+
+def stream(
+    model_dir: str | Path,
+    source: BinaryIO,
+    to: Sink,
+    *,
+    device: str = "cpu",
+    trust_code: Sequence[str | Path] | None = None,
+) -> int:
+    """Reconstruct an MRD 2 stream into another, slice by slice, with a pulled model (`larmor stream`); how many images.
+
+    `trust_code` is as for `load_model`. Raises `InputError` for a model that does not exist or cannot reconstruct slice
+    by slice, and as `reconstruct_stream` does.
+    """
+    from larmor.recon.models.model import load_model
+    from larmor.recon.serving.pipe import reconstruct_stream
+
+    return reconstruct_stream(load_model(Path(model_dir), device, trust_code), source, to)

@@ -47,11 +47,11 @@ def converse(wire: Wire, reconstruct: Reconstruct) -> None:
 
 
 def _answer(wire: Wire, ready: StreamedSlice, reconstruct: Reconstruct, sent: int) -> int:
-    wire.send_image(_image(reconstruct(ready.source), ready, sent + 1))
+    wire.send_image(image_of(reconstruct(ready.source), ready, sent + 1))
     return sent + 1
 
 
-def _image(images: np.ndarray, ready: StreamedSlice, number: int) -> Any:
+def image_of(images: np.ndarray, ready: StreamedSlice, number: int) -> Any:
     """(slice, height, width) as an `ismrmrd.Image` where its lines were measured: x is the readout, y the phase
     encoding."""
     import ismrmrd

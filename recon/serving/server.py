@@ -17,11 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from larmor.recon.models.model import Model
-from larmor.recon.models.reconstruct import images_of
-from larmor.recon.models.scans import slices_of
 from larmor.recon.serving.conversation import converse
 from larmor.recon.serving.counts import Counts
 from larmor.recon.serving.messages import HungUp, Wire
+from larmor.recon.serving.slices import check_coils, check_model, reconstruct_slices
 from larmor.storage.formats.measured import MeasuredKspace
 from larmor.storage.objects.errors import InputError
 
@@ -79,15 +78,9 @@ class ScanServer:
 
     def reconstruct(self, source: MeasuredKspace) -> np.ndarray:
         """(slice, height, width) float32 images as `larmor reconstruct` makes them, one call at a time."""
-        signal, channels = self._model.physics.signal, source.slice_shape[0]
-        if signal.keeps_coils and channels > signal.num_coils:
-            raise InputError(
-                f"{channels} coils are sent; the model takes {signal.num_coils} (signal.num_coils), and virtual coils "
-                "need the whole scan: reconstruct it from a file"
-            )
+        check_coils(self._model, source)  # before the wait
         with self.counts.seconds.time(), self._computing:
-            slices = slices_of(source, str(source.file), self._model.physics)
-            images = np.concatenate(list(images_of(self._model, slices, 1)))
+            images = reconstruct_slices(self._model, source)
         self.counts.slices.inc(len(images))
         return images
 
@@ -132,16 +125,6 @@ class ScanServer:
         except OSError:
             return  # nobody is there to read it
         wire.linger()
-
-
-def check_model(model: Model) -> None:
-    """Raises `InputError` for a model that does not reconstruct single slices of measured k-space."""
-    if model.physics.signal.mode == "pet":
-        raise InputError(f"{model.folder}: reconstructs PET; serve a model for MRI")
-    if model.physics.stack > 1:
-        raise InputError(
-            f"{model.folder}: sees {model.physics.stack} slices together (data.stack); serve a model with data.stack=1"
-        )
 
 
 def is_loopback(host: str) -> bool:
