@@ -638,6 +638,8 @@ class TestModel:
         refused((*reconstruct, "scan.npy", *mask, "--undersample"), "--mask mask.npy", "--undersample", "leave one")
         refused((*reconstruct, data, *mask), "--mask mask.npy", "is a data set, which is whole")
         refused((*reconstruct, "heads/ann.nii.gz", *mask), "ann: holds whole images", "leave it out")
+        refused((*reconstruct, "scan.npy", *mask, "--ratio", "0.3"), "--ratio 0.3", "--mask", "leave one")
+        refused((*reconstruct, data, *mask[:2], "--ratio", "1.5"), "--ratio 1.5", "above 0, up to 1")
         refused((*reconstruct, "scan.npy", *mask[:3], "no.npy"), "no.npy does not exist", "1/0 in (height, width)")
         assert cli(*reconstruct, "scan.npy", *mask).code == 0
 

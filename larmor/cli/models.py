@@ -88,6 +88,13 @@ def reconstruct(
     field_of_view: Annotated[
         str, typer.Option(help="whole, or model: cut or padded to the size that the model was trained on.")
     ] = "whole",
+    ratio: Annotated[
+        float | None,
+        typer.Option(
+            help="Sampling ratio of images, or with --undersample, instead of the model's own; measured k-space stays "
+            "as it is."
+        ),
+    ] = None,
     uncertainty: Annotated[
         list[Path] | None,
         typer.Option(
@@ -113,7 +120,16 @@ def reconstruct(
     from larmor.storage.formats.source import check_plane
 
     options = ReconstructOptions(
-        split, undersample, mask, batch_size, check_plane(plane), format, anonymous, field_of_view, uncertainty or []
+        split,
+        undersample,
+        mask,
+        batch_size,
+        check_plane(plane),
+        format,
+        anonymous,
+        field_of_view,
+        uncertainty or [],
+        ratio,
     )
     with progress_bar() as show:
         began = time.perf_counter()

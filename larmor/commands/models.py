@@ -79,6 +79,7 @@ class ReconstructOptions:
     model's mask. `mask`: a .npy (height, width) of the measured points. `plane`: of slices cut from images, as for
     `convert`. `format`: auto, nifti, dicom, h5 or npy; `anonymous`: DICOM that names nobody. `field_of_view`: whole, or
     that of the model's training. `uncertainty`: further model directories; the images are then the mean of all models.
+    `ratio`: the sampling ratio of what is undersampled, instead of the models' own.
     """
 
     split: str | None = None
@@ -90,6 +91,7 @@ class ReconstructOptions:
     anonymous: bool = False
     field_of_view: str = "whole"
     uncertainty: Sequence[str | Path] = ()
+    ratio: float | None = None
 
 
 def reconstruct(
@@ -109,7 +111,7 @@ def reconstruct(
     with a PNG. Returns a report for each scan; its `problem` says why the scan could not be reconstructed. Raises
     `InputError` for a model or a source that does not exist.
     """
-    from larmor.recon.models.model import load_model
+    from larmor.recon.models.model import at_ratio, load_model
     from larmor.recon.models.reconstruct import check_places, reconstruct_scans
     from larmor.recon.models.results import ResultOptions, check_format
     from larmor.recon.models.scans import check_field_of_view, open_scans
@@ -119,6 +121,10 @@ def reconstruct(
     whole = check_field_of_view(chosen.field_of_view)
     model = load_model(Path(model_dir), device, trust_code)
     others = [load_model(Path(place), device, trust_code) for place in chosen.uncertainty]
+    if chosen.ratio is not None:
+        if chosen.mask is not None:
+            raise InputError(f"--ratio {chosen.ratio:g}: --mask says what was measured; leave one of them out")
+        model, *others = (at_ratio(each, chosen.ratio) for each in (model, *others))
     check_places(source, Path(to))
     mask = str(chosen.mask) if chosen.mask else None
     undersample, plane = chosen.undersample, chosen.plane

@@ -32,6 +32,7 @@ from larmor.recon.models.results import ResultOptions, write_result
 from larmor.recon.models.scans import Scan, Slices
 from larmor.recon.physics.feed import to_device
 from larmor.recon.physics.samples import denormalize, prepare
+from larmor.recon.recipe.mask_config import RatioRange
 from larmor.storage.loading.loader import Batch
 from larmor.storage.loading.stacks import in_stacks
 from larmor.storage.objects.errors import InputError
@@ -47,8 +48,8 @@ _ON_PAGE = 24  # slices on the page
 class ScanReport:
     """What became of a scan: its `files`, or the `problem` because of which there are none.
 
-    `generator_seconds` is the time of the generator alone, for all `num_slices`; `notes` are those of `Source`;
-    `calibration` is there for an ensemble whose target is known.
+    `generator_seconds` is the time of the generator alone, for all `num_slices`; `notes` are those of `Source`, and of
+    what was undersampled; `calibration` is there for an ensemble whose target is known.
     """
 
     name: str
@@ -153,7 +154,16 @@ def _reconstruct(
         pictures.write(files[1])
         pictures.write_page(files[2], name, slices.volume.letters if slices.volume else None)
         written = tuple(_publish(file, folder / file.name) for file in files)
-    return ScanReport(name, written, slices.num_slices, seconds, notes=tuple(slices.notes), calibration=calibration)
+    notes = (*slices.notes, *_of_ratios(model, slices))
+    return ScanReport(name, written, slices.num_slices, seconds, notes=notes, calibration=calibration)
+
+
+def _of_ratios(model: Model, slices: Slices) -> list[str]:
+    """What is to be known of images that are undersampled by a model of many ratios."""
+    mask = model.physics.mask
+    if slices.measured or not isinstance(mask.sampling_ratio, RatioRange):
+        return []
+    return [f"undersampled at {mask.ratio_in_words}, a ratio drawn for each slice; --ratio chooses one for all"]
 
 
 def _publish(made: Path, place: Path) -> Path:

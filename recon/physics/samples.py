@@ -12,7 +12,7 @@ from torch import Tensor
 
 from larmor.recon.physics.feed import DeviceBatch, DeviceGroup, to_device
 from larmor.recon.physics.fourier import fft2c, ifft2c
-from larmor.recon.physics.masks import make_mask
+from larmor.recon.physics.masks import make_mask, with_ratio
 from larmor.recon.physics.noise import measurement_noise
 from larmor.recon.physics.pet import pet_images
 from larmor.recon.physics.sense import complex_to_channels, sense_reduce
@@ -151,7 +151,7 @@ def prepare(
     images, maps = _in_order(parts, rows, signal.kspace_coils), _maps_in_order(map_parts, rows)
     if signal.mode == "pet":
         return _pet_sample(images, moved.samples, signal.pet, stack)
-    measured = _masks(mask, crop, moved.samples, device)
+    measured = _masks(mask, crop, moved.samples, device, stack)
     assert not signal.keeps_coils or images.shape[1] == signal.num_coils, "compressed before (`coils_of_split`)"
     target, kspace = _target(images, maps, signal), fft2c(images)
     if signal.noisy:
@@ -251,11 +251,14 @@ def _in_order(parts: list[Tensor], rows: list[np.ndarray], least_coils: int = 1)
     return torch.cat(filled)[order.to(parts[0].device)]
 
 
-def _masks(mask: MaskConfig, crop: tuple[int, int], samples: np.ndarray, device: torch.device) -> Tensor:
+def _masks(mask: MaskConfig, crop: tuple[int, int], samples: np.ndarray, device: torch.device, stack: int) -> Tensor:
     """(batch, 1, height, width) bool on the device. No copy is waited for."""
-    if not mask.per_slice:
+    if not mask.differs:
         return _fixed_mask(mask, crop, device).expand(len(samples), 1, *crop)
-    patterns = np.stack([make_mask(mask, crop, (int(epoch), int(index))) for epoch, index in samples])
+    keys = [(int(epoch), int(index)) for epoch, index in samples]
+    # the images of a stack are of one scan: they have the ratio of its first one
+    ratios = [with_ratio(mask, keys[row - row % stack]) for row in range(len(keys))]
+    patterns = np.stack([make_mask(own, crop, key) for own, key in zip(ratios, keys, strict=True)])
     return _sent(patterns, device).unsqueeze(1)
 
 

@@ -99,6 +99,7 @@ def trained(experiment: Experiment, run: RunFolder, worker: type[RunWorker] = Ru
 CASES = [
     *([f"system={system}", *(["data.stack=2"] if "data" in content else [])] for system, content in SYSTEMS.items()),
     ["system=sat_net", "data.stack=2", "augment.rotation=10", "mask.per_slice=true"],
+    ["system=larmor", "mask.sampling_ratio={min: 0.1, max: 0.5}"],
     ["critic.lipschitz=gradient_penalty"],
     ["critic.lipschitz=spectral_norm"],
     ["generator.subbands=wavelet", "generator.data_consistency=soft"],
