@@ -11,9 +11,10 @@ import yaml
 from typer.testing import CliRunner
 
 from larmor.cli import main
-from larmor.cluster.experiments.experiment import shipped_experiments
+from larmor.cluster.experiments.shipped import shipped_experiments
 from larmor.commands.configuration import all_sections, key_page, resolve, schema_text
 from larmor.commands.training import load_experiment
+from larmor.recon.recipe.mask_kinds import KINDS
 from larmor.storage.objects.errors import InputError
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -97,3 +98,20 @@ def test_mistakes_end_in_a_sentence() -> None:
     result = CliRunner().invoke(main.app, ["config", "--keys", "--schema"])
     assert result.exit_code == 2
     assert "exclude each other" in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "listed"),
+    [
+        (["train", "--help"], list(shipped_experiments())),
+        (["sweep", "--help"], list(shipped_experiments())),
+        (["masks", "--help"], [*KINDS, "equispaced"]),
+        (["evaluate", "--help"], [*KINDS, "equispaced"]),
+        (["view", "--help"], ["--trust-code"]),
+        (["report", "--help"], ["--trust-code"]),
+    ],
+)
+def test_help_lists_what_there_is_to_choose_from(command: list[str], listed: list[str]) -> None:
+    result = CliRunner().invoke(main.app, command, env={"COLUMNS": "500"})
+    assert result.exit_code == 0
+    assert [word for word in listed if word != "file" and word not in result.output] == []

@@ -17,8 +17,8 @@ from larmor.cluster.experiments.experiment import (
     get_dotted,
     parse_override,
     set_dotted,
-    shipped_experiments,
 )
+from larmor.cluster.experiments.shipped import shipped_experiments
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.experiment import SweepExperiment, load_sweep_experiment
 from larmor.tuning.search.space import parse_space, with_values
