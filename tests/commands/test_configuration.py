@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from larmor.cli import main
 from larmor.cluster.experiments.shipped import shipped_experiments
+from larmor.cluster.experiments.units import UNITS
 from larmor.commands.configuration import all_sections, key_page, resolve, schema_text
 from larmor.commands.training import load_experiment
 from larmor.recon.recipe.mask_kinds import KINDS
@@ -28,6 +29,16 @@ def test_a_key_has_a_description_a_type_and_a_range(key) -> None:  # type: ignor
     assert "any" not in key.type.split()
     numeric = "integer" in key.type or "number" in key.type
     assert key.range or key.name in FREE or not numeric
+    counts = numeric and key.name not in FREE and not key.name.endswith("seed")
+    assert bool(key.unit) == counts
+
+
+def test_every_unit_is_that_of_a_key_and_stands_in_the_schema() -> None:
+    assert set(UNITS) == {key.name for key in KEYS if key.unit}
+    schema = json.loads(schema_text())
+    assert schema["$defs"]["TrainingConfig"]["properties"]["num_steps"]["unit"] == "steps"
+    assert schema["$defs"]["ClusterConfig"]["properties"]["num_workers"]["unit"] == "workers"
+    assert next(key.unit for key in KEYS if key.name == "signal.pet.resolution_mm") == "mm"
 
 
 def test_every_key_of_a_resolved_experiment_is_listed() -> None:
