@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.resources
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from larmor.cluster.experiments.shipped import shipped_experiments
 from larmor.recon.recipe.recipe import Recipe
 from larmor.storage.objects.errors import InputError
 
@@ -107,12 +107,6 @@ class Experiment(Recipe):
 
 
 E = TypeVar("E", bound=Recipe)
-
-
-def shipped_experiments() -> dict[str, Path]:
-    """Name → file of the experiments that come with Larmor."""
-    folder = Path(str(importlib.resources.files("larmor.cluster.experiments")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def read_content(source: str) -> dict[str, Any]:

@@ -49,7 +49,13 @@ def check_places(experiment: Experiment) -> None:
 
     Absolute paths may be on a disk that the nodes share.
     """
-    places = {"output_url": experiment.output_url, "data.url": experiment.data.url, "mask.file": experiment.mask.file}
+    start = experiment.init_from
+    places = {
+        "output_url": experiment.output_url,
+        "data.url": experiment.data.url,
+        "mask.file": experiment.mask.file,
+        "init_from.url": start.url if start else None,
+    }
     for key, place in places.items():
         if place and "://" not in place and not Path(place).is_absolute():
             raise InputError(

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from larmor.cluster.experiments.shipped import shipped_experiments
+from larmor.recon.recipe.mask_kinds import ALIASES, KINDS
 from larmor.storage.formats.provenance import larmor_version
 
 
@@ -31,7 +33,8 @@ app = typer.Typer(
 )
 
 Experiment = Annotated[
-    str, typer.Argument(help="An experiment's YAML file, or the name of a shipped experiment: laptop, paper_256x256, …")
+    str,
+    typer.Argument(help=f"An experiment's YAML file, or a shipped experiment: {', '.join(shipped_experiments())}."),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the experiment: key=value, such as training.num_steps=100")
@@ -52,6 +55,8 @@ DryRun = Annotated[
         "on this machine.",
     ),
 ]
+MASK_KINDS = ", ".join([*(kind for kind in KINDS if kind != "file"), *ALIASES])
+"""For help: the kinds that need nothing but a ratio."""
 BatchSize = Annotated[int, typer.Option(min=1, help="How many slices the generator processes at once.")]
 Address = Annotated[
     str | None,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from larmor.cli.app import LOCAL, BatchSize, Overwrite, TrustCode
+from larmor.cli.app import LOCAL, MASK_KINDS, BatchSize, Overwrite, TrustCode
 from larmor.recon.recipe.metric import METRICS
 from larmor.storage.objects.errors import InputError
 
@@ -194,7 +194,9 @@ def evaluate(
         typer.Option(help="A method without training: wavelet, total_variation, alternating or bart; repeatable."),
     ] = None,
     size: Annotated[list[str] | None, typer.Option(help="HEIGHTxWIDTH instead of the models' own; repeatable.")] = None,
-    mask: Annotated[list[str] | None, typer.Option(help="Kind of mask instead of their own; repeatable.")] = None,
+    mask: Annotated[
+        list[str] | None, typer.Option(help=f"Kind of mask instead of their own: {MASK_KINDS}; repeatable.")
+    ] = None,
     ratio: Annotated[list[float] | None, typer.Option(help="Sampling ratio instead of their own; repeatable.")] = None,
     noise: Annotated[
         list[float] | None,
@@ -300,10 +302,11 @@ def report(
         "report.html"
     ),
     evaluation: Annotated[Path | None, typer.Option(help="A folder made by `larmor evaluate`.", **LOCAL)] = None,
+    trust_code: TrustCode = None,
 ) -> None:
     """Write one HTML page about a sweep or a run: trials, curves, landscape, panels, cost; CSV beside it."""
     from larmor.cli.console import console
     from larmor.tuning.report.report import write_report
 
-    for path in write_report(to, urls, evaluation):
+    for path in write_report(to, urls, evaluation, trust_code):
         console.print(str(path), markup=False)

@@ -32,7 +32,7 @@ class ViewOptions:
 
     `model` is a model directory or the URL of a run or sweep; `methods` are those of `EvaluateOptions`. `split`: of a
     data set, default test (of a run: its validation split). `plane`: of slices cut from images. `port`: 0 chooses a
-    free one.
+    free one. `trust_code` is as for `load_model`.
     """
 
     model: str | None = None
@@ -40,6 +40,7 @@ class ViewOptions:
     split: str | None = None
     plane: Plane = "coronal"
     port: int = 0
+    trust_code: Sequence[str | Path] | None = None
 
 
 def view(source: str | Path, options: ViewOptions | None = None) -> ViewServer:
@@ -64,10 +65,10 @@ def _gallery(source: str, options: ViewOptions) -> Gallery:
     if _is_model(local) or _is_training(source):
         if options.model is not None:
             raise InputError(f"--model {options.model}: {source} is a model itself; leave it out")
-        model = _load(source)
+        model = _load(source, options.trust_code)
         split = options.split or model.recipe.data.validation_split
         return _live(source, model.recipe.data.url, split, model, options)
-    beside = _load(options.model) if options.model else None
+    beside = _load(options.model, options.trust_code) if options.model else None
     try:
         return _live(source, source, options.split, beside, options)
     except InputError as error:
@@ -111,15 +112,15 @@ def _trainings_in(source: str) -> list[str]:
     return [name for name in folders if _is_training(f"{source.rstrip('/')}/{name}")]
 
 
-def _load(place: str) -> Model:
+def _load(place: str, trust_code: Sequence[str | Path] | None) -> Model:
     from larmor.recon.models.model import load_model
 
     if _is_model(Path(place)):
-        return load_model(Path(place))
+        return load_model(Path(place), trust_code=trust_code)
     choice = choose_run(place, None, None, None)
     with tempfile.TemporaryDirectory(prefix="larmor-") as scratch:
         pull_run(choice.run, choice.metric, Path(scratch) / "model", about=choice.about)
-        return load_model(Path(scratch) / "model")
+        return load_model(Path(scratch) / "model", trust_code=trust_code)
 
 
 def _live(title: str, source: str, split: str | None, model: Model | None, options: ViewOptions) -> Gallery:

@@ -12,7 +12,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from larmor.recon.physics.masks import achieved_ratio, make_mask, mask_hash
-from larmor.recon.recipe.mask_config import KINDS, MaskConfig
+from larmor.recon.recipe.mask_config import MaskConfig
+from larmor.recon.recipe.mask_kinds import KINDS
 from larmor.storage.objects.text_table import aligned
 
 DECADES = 3  # of the point spread function that are shown, below its peak

@@ -11,7 +11,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from larmor.recon.physics.trajectories import radial_ranks, spiral_ranks
-from larmor.recon.recipe.mask_config import COLUMN_KINDS, MaskConfig, RatioRange
+from larmor.recon.recipe.mask_config import MaskConfig, RatioRange
+from larmor.recon.recipe.mask_kinds import COLUMN_KINDS
 from larmor.recon.recipe.own_code import call_part
 from larmor.recon.recipe.own_name import is_own
 from larmor.storage.objects.errors import InputError

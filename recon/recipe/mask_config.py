@@ -7,23 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from larmor.recon.recipe.mask_kinds import ALIASES, KINDS
 from larmor.recon.recipe.own_code import OneOf
 
-KINDS = (
-    "gaussian1d",
-    "gaussian2d",
-    "poisson2d",
-    "uniform1d",
-    "random1d",
-    "center_periphery1d",
-    "radial",
-    "spiral",
-    "file",
-)
 Kind = Annotated[str, OneOf(KINDS, "larmor.masks")]
-ALIASES = {"equispaced": "uniform1d", "random": "random1d"}
-"""What others call the kinds."""
-COLUMN_KINDS = ("gaussian1d", "uniform1d", "random1d", "center_periphery1d")
 
 
 def _with_other_words(schema: dict[str, Any]) -> None:

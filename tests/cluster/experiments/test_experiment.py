@@ -17,8 +17,8 @@ from larmor.cluster.experiments.experiment import (
     get_dotted,
     parse_override,
     set_dotted,
-    shipped_experiments,
 )
+from larmor.cluster.experiments.shipped import shipped_experiments
 from larmor.recon.recipe.mask_config import RatioRange
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.experiment import SweepExperiment, load_sweep_experiment

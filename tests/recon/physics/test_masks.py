@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from larmor.recon.physics.masks import achieved_ratio, describe_mask, make_mask, mask_hash, with_ratio
-from larmor.recon.recipe.mask_config import COLUMN_KINDS, MaskConfig
-from larmor.recon.recipe.mask_config import KINDS as ALL_KINDS
+from larmor.recon.recipe.mask_config import MaskConfig
+from larmor.recon.recipe.mask_kinds import COLUMN_KINDS
+from larmor.recon.recipe.mask_kinds import KINDS as ALL_KINDS
 from larmor.storage.objects.errors import InputError
 from tests.helpers import property_test
 
