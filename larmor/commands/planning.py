@@ -32,6 +32,7 @@ def plan_training(experiment: Experiment, device: str = "cpu", overwrite: bool =
         "output": f"{run.url} ({state})",
         "checkpoints": f"{run.url}/checkpoints, every {experiment.training.checkpoint_every} steps",
         "resources": _resources(experiment),
+        **_initial(experiment),
         "trainings": "1",
         **_costs(experiment, device, 1, steps),
     }
@@ -51,6 +52,7 @@ def plan_sweep(experiment: SweepExperiment, device: str = "cpu", overwrite: bool
         "output": f"{folder.url}{' (finished already; nothing to do)' if done else ''}",
         "checkpoints": f"{folder.url}, in the folder of each trial, every {trial.training.checkpoint_every} steps",
         "resources": f"{_resources(trial)} for each trial, {at_once or 'as many as there is room for'} at once",
+        **_initial(experiment),
         "trainings": f"{count} trials, by {experiment.sweep.sampler}: {', '.join(experiment.sweep.space) or 'no key'}",
         **_costs(trial, device, count, trial.training.num_steps),
     }
@@ -85,6 +87,10 @@ def _state(run: RunFolder, overwrite: bool) -> str:
     if not run.store.exists("config.yaml"):
         return "new"
     return "would be deleted and started again" if overwrite else "would be resumed"
+
+
+def _initial(experiment: Experiment) -> Facts:
+    return {} if experiment.init_from is None else {"initial weights": experiment.init_from.url}
 
 
 def _resources(experiment: Experiment) -> str:
