@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -23,6 +23,7 @@ from larmor.recon.inference.inference import (
     reconstruct_split,
 )
 from larmor.recon.inference.metrics import slice_metrics, volume_metrics
+from larmor.recon.models.residual import Residuals
 from larmor.recon.recipe.metric import DICE, METRICS, Preset
 from larmor.recon.recipe.signal import check_modality
 from larmor.storage.dataset.dataset import SplitInfo
@@ -53,7 +54,8 @@ class Evaluation:
     `subject_of` gives the subject of each volume; `num_constant` slices are constant and left out. Every `every`-th
     slice of each volume is evaluated, by all methods alike. With segmentation the volumes have `dice` beside
     `METRICS`, and `segmented` shows some slices with their classes. `calibrations`, one for each volume, are those of
-    the mean of `members` by their standard deviation.
+    the mean of `members` by their standard deviation. `residuals` are the relative changes of measured points, by
+    method.
     """
 
     physics: Physics
@@ -68,6 +70,7 @@ class Evaluation:
     every: int = 1
     calibrations: Sequence[Calibration] = ()
     members: tuple[str, ...] = ()
+    residuals: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
@@ -158,6 +161,8 @@ def evaluate(
     segmented = []
     calibrations = []
     subjects = {}
+    residuals = Residuals()
+    note = residuals.note if physics.signal.mode != "pet" else None
     done, chosen_of = 0, {volume: in_stacks(info.slices_of(volume), physics.stack, every) for volume in info.volumes}
     total = sum(len(np.unique(stacks)) for stacks in chosen_of.values())
     for volume, stacks in chosen_of.items():
@@ -167,7 +172,7 @@ def evaluate(
         batches = []
         chosen = [int(index) for index in indices]
         for batch in reconstruct_split(
-            methods, reader, stacks.reshape(-1).tolist(), physics, batch_size, torch.device(device)
+            methods, reader, stacks.reshape(-1).tolist(), physics, batch_size, torch.device(device), note
         ):
             check_finite(batch, lambda index: f"slice {int(info.index[index])} of {info.volumes[info.volume[index]]}")
             slices += _slice_rows(batch, volume)
@@ -196,7 +201,7 @@ def evaluate(
             f"{physics.crop[1]}; evaluate at a larger --size, or other volumes"
         )
     num_constant = info.num_constant + total - len(slices) // len(names)
-    shown_of = (examples, subjects, segmented, num_constant, every, calibrations, tuple(members))
+    shown_of = (examples, subjects, segmented, num_constant, every, calibrations, tuple(members), residuals.shares)
     return Evaluation(physics, preset, names, slices, volumes, *shown_of)
 
 
