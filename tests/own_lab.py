@@ -17,6 +17,6 @@ def write_lab(folder: Path) -> Path:
     (folder / "mylab").mkdir(parents=True)
     (folder / "mylab" / "__init__.py").touch()
     (folder / "mylab" / "parts.py").write_text(code)
-    assert {"code", "generator", "loss", "mask"} <= set(yaml.safe_load(experiment))
+    assert {"code", "system", "mask", "training", "sweep"} <= set(yaml.safe_load(experiment))
     (folder / "own.yaml").write_text(experiment)
     return folder / "own.yaml"

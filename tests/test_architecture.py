@@ -31,7 +31,7 @@ HOMES = {
 AT_THE_ROOT = {
     *(".dockerignore", ".gitignore", ".pre-commit-config.yaml", "Dockerfile", "Makefile"),
     *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md"),
-    *("constraints.txt", "mkdocs.yml", "pyproject.toml", "ray-cluster.yaml", "rayjob.yaml"),
+    *("constraints.txt", "mkdocs.yml", "pyproject.toml", "ray-cluster.yaml"),
     *("requirements-model.txt", "requirements-pull.txt"),
 }
 DRIVER = [

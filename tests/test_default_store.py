@@ -61,3 +61,10 @@ def test_another_store_that_is_named_is_meant(home: Path, name: str) -> None:
     done = run(WRITE, "s3://larmor/a", LARMOR_HOME=str(home), **{**others, name: value})
     assert done.returncode != 0
     assert "larmor.storage.objects.errors.InputError" in done.stderr or "StoreAway" in done.stderr
+
+
+def test_the_embedded_stores_bucket_is_never_asked_for_at_aws(tmp_path: Path) -> None:
+    done = run(WRITE, "s3://larmor/a", LARMOR_HOME=str(tmp_path), AWS_EC2_METADATA_DISABLED="true")
+    assert done.returncode != 0
+    assert "s3://larmor/a: the bucket 'larmor' is that of the embedded store, which does not run" in done.stderr
+    assert "`larmor store start`" in done.stderr

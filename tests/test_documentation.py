@@ -72,7 +72,7 @@ def resolve(words: Sequence[str]) -> tuple[Any, list[str]]:
 
 def parse(line: str) -> dict[str, Any]:
     """The parameters of a command line, as the command would get them; nothing is run."""
-    command, arguments = resolve(shlex.split(line))
+    command, arguments = resolve(shlex.split(line.partition(" > ")[0]))
     return dict(command.make_context("larmor", arguments).params)
 
 

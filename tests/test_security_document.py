@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from larmor.cluster.on_ray.rayjob import RayJobOptions
 from larmor.storage.objects.object_store import ObjectStore
 from tests.faulty_proxy import Exchange, FaultyProxy
 from tests.workbench import unique_name
@@ -85,8 +86,8 @@ def test_other_files_name_the_role_that_the_policy_is_for() -> None:
     profiles = {kind["node_config"]["IamInstanceProfile"]["Name"] for kind in cluster["available_node_types"].values()}
     (profile,) = profiles
     assert f"`{profile}` (`ray-cluster.yaml`)" in text
-    assert "serviceAccountName: larmor\n" in (ROOT / "rayjob.yaml").read_text()
-    assert "service account `larmor` (`rayjob.yaml`)" in text
+    assert RayJobOptions("image:1").service_account == "larmor"
+    assert "service account `larmor` (`larmor rayjob`)" in text
 
 
 def test_nothing_of_a_run_is_unpickled() -> None:

@@ -195,7 +195,12 @@ def set_dotted(content: dict[str, Any], key: str, value: Any) -> None:
 
 
 # what a key leads to → what says which that must be
-PINS = {"data.url": "data.sha256", "mask.file": "mask.sha256", "code.paths": "code.sha256"}
+PINS = {
+    "data.url": "data.sha256",
+    "mask.file": "mask.sha256",
+    "code.paths": "code.sha256",
+    "init_from.url": "init_from.sha256",
+}
 
 
 _ONE_OF = ("mask.sampling_ratio", "mask.acceleration")  # two ways to say one thing
@@ -206,10 +211,16 @@ def change(content: dict[str, Any], values: Mapping[str, Any]) -> None:
 
     What `values` say in one way takes the place of what `content` says in another.
     """
+    # a text is the short form of init_from.url, so that it goes with other keys of its section
+    values = {f"{key}.url" if key == "init_from" and isinstance(to, str) else key: to for key, to in values.items()}
     if any(key in values for key in _ONE_OF) and isinstance(mask := content.get("mask"), dict):
         content["mask"] = {key: value for key, value in mask.items() if f"mask.{key}" not in _ONE_OF}
     if isinstance(content.get("code"), list):  # the short form of code.paths
         content["code"] = {"paths": content["code"]}
+    if isinstance(content.get("init_from"), str):  # that of init_from.url
+        content["init_from"] = {"url": content["init_from"]}
+    elif content.get("init_from") is None:  # a section that was off
+        content.pop("init_from", None)
     for key, pin in PINS.items():
         if key in values and pin not in values:
             set_dotted(content, pin, None)
@@ -244,6 +255,8 @@ def dump_for_workers(experiment: Experiment) -> dict[str, Any]:
     if experiment.mask.file:
         content["mask"]["file"] = _absolute(experiment.mask.file)
     content["code"]["paths"] = [_absolute(path) for path in experiment.code.paths]
+    if experiment.init_from is not None:
+        content["init_from"]["url"] = _absolute(experiment.init_from.url)
     return content
 
 

@@ -56,7 +56,7 @@ def sections(model: type[BaseModel]) -> list[Section]:
 def _sections(schema: Schema, shown: Schema, prefix: str, definitions: Schema) -> Iterator[Section]:
     inner = {name: _inner(value, definitions) for name, value in schema["properties"].items()}
     keys = tuple(
-        _key(f"{prefix}{name}", value, definitions)
+        _key(f"{prefix}{name}", value, definitions, name in schema.get("required", ()))
         for name, value in schema["properties"].items()
         if inner[name] is None
     )
@@ -78,11 +78,12 @@ def _resolved(value: Schema, definitions: Schema) -> Schema:
     return definitions[value["$ref"].rpartition("/")[2]] if "$ref" in value else value
 
 
-def _key(name: str, value: Schema, definitions: Schema) -> Key:
+def _key(name: str, value: Schema, definitions: Schema, required: bool) -> Key:
     choices = [_resolved(choice, definitions) for choice in value.get("anyOf", value.get("oneOf", [value]))]
     types = dict.fromkeys(_type(choice) for choice in choices)
     ranges = dict.fromkeys(text for choice in choices if (text := _range(choice)))
     default = json.dumps(value["default"], ensure_ascii=False) if "default" in value else "{}"
+    default = "required" if required else default
     return Key(name, " or ".join(types), default, ", ".join(ranges), value.get("description", ""))
 
 

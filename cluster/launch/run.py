@@ -9,12 +9,14 @@ import yaml
 from pydantic import ValidationError
 
 from larmor.cluster.experiments.experiment import PINS, Experiment, differing_keys, dump_yaml
+from larmor.cluster.launch.initial import adopt_initial, check_initial
+from larmor.cluster.runs.initial import Initial
 from larmor.cluster.runs.lease import Say, hold, refuse_if_held
 from larmor.cluster.runs.origin import check_origin, pinned, record_origin
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.runs.run_result import RunResult
 from larmor.recon.decoding.trials import open_trials, split_trials
-from larmor.recon.recipe.metric import HIGHER_IS_BETTER
+from larmor.recon.recipe.own_metric import find_metric
 from larmor.recon.recipe.signal import check_modality, check_phase
 from larmor.storage.dataset.dataset import read_split
 from larmor.storage.loading.config import check_identity
@@ -30,6 +32,8 @@ CHANGEABLE = (
     "data.read_ahead_bytes",
     "data.memory_cache_bytes",
     "data.disk_cache",
+    "generator.start.cache_bytes",
+    "generator.start.disk_cache_bytes",
     "training.backend",
     "training.compile",
     "training.cuda_graphs",
@@ -68,7 +72,8 @@ def check(experiment: Experiment, run: RunFolder, overwrite: bool) -> RunResult 
 
     The same experiment again resumes, for longer if it has more steps; keys that are `CHANGEABLE` may differ. Raises
     `InputError` if another experiment has the folder and `overwrite` is False, or one with another data set or mask; if
-    the data set lacks what the experiment needs; and if another process is known to write to the folder.
+    the data set lacks what the experiment needs; if `init_from` leads nowhere or to weights that do not fit; and if
+    another process is known to write to the folder.
     """
     check_data(experiment)
     run.store.check_access()
@@ -78,6 +83,7 @@ def check(experiment: Experiment, run: RunFolder, overwrite: bool) -> RunResult 
         check_origin(experiment, run)
         if (result := run.result()) is not None and not _is_longer(experiment, known_yaml):
             return result
+    check_initial(experiment, run, overwrite)
     refuse_if_held(run.store)
     return None
 
@@ -95,12 +101,18 @@ def claimed(experiment: Experiment, run: RunFolder, overwrite: bool, say: Say) -
         if overwrite:
             run.delete()
         experiment = pinned(experiment)
-        claim(experiment, run)
+        if initial := claim(experiment, run):
+            for line in initial.describe():
+                say(line)
         yield experiment
 
 
-def claim(experiment: Experiment, run: RunFolder) -> None:
-    """Make `run` the folder of `experiment`, and record how it is trained now. Raises what `refuse_another` raises."""
+def claim(experiment: Experiment, run: RunFolder) -> Initial | None:
+    """Make `run` the folder of `experiment`, and record how it is trained now.
+
+    Returns what a new run starts from, other than random weights. Raises what `refuse_another` and `adopt_initial`
+    raise.
+    """
     wanted = dump_yaml(experiment)
     if not run.create(wanted) and (known_yaml := run.config_yaml()) != wanted:
         refuse_another(experiment, known_yaml, run.url, _may_differ(experiment, known_yaml))
@@ -108,7 +120,9 @@ def claim(experiment: Experiment, run: RunFolder) -> None:
         if _is_longer(experiment, known_yaml):
             run.clear_result()  # first: it is that of the shorter training
         run.replace_config(wanted)
+    initial = adopt_initial(experiment, run)
     record_origin(experiment, run)
+    return initial
 
 
 def _may_differ(experiment: Experiment, known_yaml: str) -> tuple[str, ...]:
@@ -143,7 +157,7 @@ def refuse_another(experiment: Experiment, known_yaml: str, url: str, may_differ
 def finish(experiment: Experiment, run: RunFolder) -> RunResult:
     """Write and return the run's result: its best checkpoint by `training.best_metric`, and what went wrong."""
     metric = experiment.training.best_metric
-    best = run.best(f"val/{metric}", HIGHER_IS_BETTER[metric])
+    best = run.best(f"val/{metric}", find_metric(metric).higher_is_better)
     result = RunResult("finished", best.step, best.folder, dict(best.metrics), tuple(run.warnings()))
     run.write_result(result)
     return result

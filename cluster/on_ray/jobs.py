@@ -44,6 +44,20 @@ def job_name(kind: Kind, experiment_name: str) -> str:
     return experiment_name if kind == "train" else f"sweep-{experiment_name}"
 
 
+def check_places(experiment: Experiment) -> None:
+    """Raises `InputError` for a relative path: a job runs in a folder of its own, which Ray removes.
+
+    Absolute paths may be on a disk that the nodes share.
+    """
+    places = {"output_url": experiment.output_url, "data.url": experiment.data.url, "mask.file": experiment.mask.file}
+    for key, place in places.items():
+        if place and "://" not in place and not Path(place).is_absolute():
+            raise InputError(
+                f"{key}={place}: is relative to a folder of this machine, and a job runs in one of its own on the "
+                "cluster; give a URL (s3://…), or the absolute path of a disk that the nodes share"
+            )
+
+
 class Jobs:
     """The jobs of the cluster whose dashboard is at `address` (http://HOST:PORT).
 
@@ -71,8 +85,9 @@ class Jobs:
 
         With `install` each node first installs the dependencies in the versions that are installed here.
 
-        Raises `InputError` if a job of that name works at something else.
+        Raises `InputError` if a job of that name works at something else, and as `check_places`.
         """
+        check_places(experiment)
         name = job_name(kind, experiment.name)
         content = experiment.model_dump(mode="json")
         deadline = time.monotonic() + _STARTING_SECONDS
@@ -126,6 +141,16 @@ class Jobs:
             known = sorted(job.submission_id for job in self._ask(self.client.list_jobs) if job.submission_id)
             raise InputError(f"{self.address}: there is no job '{name}'; there is {', '.join(known) or 'none at all'}")
         return job
+
+    def list(self) -> list[Any]:
+        """What Ray knows about each job that was submitted to it by a name, the newest first."""
+        named = [job for job in self._ask(self.client.list_jobs) if job.submission_id]
+        return sorted(named, key=lambda job: job.start_time or 0, reverse=True)
+
+    def log(self, name: str) -> str:
+        """All that the job has written so far."""
+        self.get(name)
+        return self._ask(lambda: self.client.get_job_logs(name))
 
     def stop(self, name: str) -> Any:
         """Ask the job to end, wait until it has, and return what Ray knows of it then.

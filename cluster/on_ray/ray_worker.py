@@ -13,7 +13,7 @@ from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.ranks import Ranks
 from larmor.cluster.worker.training import train_recipe
 from larmor.cluster.worker.worker import RunWorker
-from larmor.recon.recipe.own_code import make_importable
+from larmor.recon.recipe.own_code import use_pinned_code
 from larmor.recon.training.history import TrainingDiverged
 
 
@@ -33,7 +33,7 @@ def work(config: WorkConfig) -> AttemptEnd:
     from larmor.cluster.on_ray.ray_backend import this_process_request
 
     experiment = build(config.experiment, Experiment, "experiment")
-    make_importable(experiment.code.paths)
+    use_pinned_code(experiment.code)
     cluster = experiment.cluster
     torch.set_num_threads(cluster.cpus_per_worker)
     run = RunFolder(config.run_url, config.lease)

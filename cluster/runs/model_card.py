@@ -49,6 +49,8 @@ def write_card(folder: Path, name: str, evaluation: Path | None = None, method: 
         decoding=setting("decoding", None),
         pet=setting("signal.mode", None) == "pet" and setting("signal.pet"),
         training=_training(record, setting),
+        initial=origin.get("initial"),
+        taken=_taken(origin["initial"]) if "initial" in origin else [],
         environments=environments,
         versions=_versions(environments),
         files=[(f"`{file}`", f"`{digest}`") for file, digest in record["sha256"].items()],
@@ -139,6 +141,13 @@ def _training(record: Mapping[str, Any], setting: _Settings) -> list[Row]:
     if "seconds" in record:
         rows.insert(4, ("seconds, start-up included", f"{record['seconds']:.0f}"))
     return rows
+
+
+def _taken(initial: Mapping[str, Any]) -> list[Row]:
+    return [
+        (name, str(item["tensors"]), str(item["of_tensors"]), f"{100 * item['parameters']:.4g} %")
+        for name, item in initial["networks"].items()
+    ]
 
 
 def _versions(environments: Sequence[Mapping[str, str]]) -> tuple[Row, list[Row]]:

@@ -1,8 +1,8 @@
 """What a run or a sweep is made from, kept in its folder: the data set, the mask, and the versions that train it.
 
 origin.json              data set (URL, SHA-256 of its root document, splits by subject, sources with licence and
-                         checksums), mask (pattern's hash, achieved ratio) and your own code (names, hash,
-                         versions); written when the run is claimed
+                         checksums), mask (pattern's hash, achieved ratio), your own code (names, hash,
+                         versions) and what your own metrics are; written when the run is claimed
 environments/HASH.json   versions, code and machine; one for each environment that has claimed the run
 
 Data set, mask and your own code are pinned: a run that is resumed with others is refused. Larmor's code may change,
@@ -11,6 +11,7 @@ and is recorded.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -21,7 +22,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from larmor.cluster.runs.initial import RECORD
 from larmor.cluster.runs.run_folder import RunFolder
+from larmor.recon.recipe.metric import METRICS, Metric, from_record, to_record
 from larmor.storage.formats.provenance import larmor_version
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
@@ -137,6 +140,7 @@ def _origin(experiment: Experiment) -> dict[str, Any]:
     code = {"code": _own_code(experiment)} if experiment.own_parts or experiment.code.paths else {}
     return {
         **code,
+        **_own_metrics(experiment),
         "data": {
             "url": data.url,
             "sha256": hashlib.sha256(data.read("zarr.json")).hexdigest(),
@@ -151,6 +155,36 @@ def _origin(experiment: Experiment) -> dict[str, Any]:
     }
 
 
+def _own_metrics(experiment: Experiment) -> dict[str, Any]:
+    from larmor.recon.recipe.own_metric import find_metric
+
+    found = {name: to_record(find_metric(name)) for name in experiment.training.own_metrics}
+    return {"metrics": found} if found else {}
+
+
+def metric_of(folder: Folder, name: str) -> Metric:
+    """The entry of a metric of Larmor's, or of one's own as it is recorded in the folder: no code is needed for it.
+
+    Raises `InputError` for a metric that is not recorded there.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    known = recorded_metrics(folder)
+    if name not in known:
+        listed = f"; its own metrics are {', '.join(known)}" if known else ", and no metric of one's own"
+        raise InputError(f"{folder.store.url}: has no metric {name}{listed}; Larmor's are {', '.join(METRICS)}")
+    return known[name]
+
+
+def recorded_metrics(folder: Folder) -> dict[str, Metric]:
+    """The metrics of one's own of a run or a sweep, by MODULE:NAME, as `origin.json` describes them."""
+    try:
+        recorded = json.loads(folder.store.read("origin.json")).get("metrics", {})
+    except FileNotFoundError:
+        recorded = {}
+    return {name: from_record(metric) for name, metric in recorded.items()}
+
+
 def _own_code(experiment: Experiment) -> dict[str, Any]:
     """Which parts are not Larmor's, the hash of their code, and the versions of the packages that they lie in."""
     from larmor.recon.recipe.own_code import check_code  # `pull` needs no pydantic
@@ -162,11 +196,14 @@ def _own_code(experiment: Experiment) -> dict[str, Any]:
 
 
 def read_origin(run: RunFolder) -> dict[str, Any]:
-    """`data`, `mask` and `environments` (oldest first) of a run; without what an older Larmor did not record."""
+    """`data`, `mask`, `environments` (oldest first) of a run and, if it has them, its `initial` weights (their record);
+    without what an older Larmor did not record."""
     try:
         origin = json.loads(run.store.read("origin.json"))
     except FileNotFoundError:
         origin = {}
+    with contextlib.suppress(FileNotFoundError):
+        origin["initial"] = json.loads(run.store.read(RECORD))
     environments = [json.loads(run.store.read(path)) for path in run.store.list("environments")]
     return {**origin, "environments": sorted(environments, key=lambda item: item["began"])}
 

@@ -25,9 +25,9 @@ import yaml
 
 from larmor.cluster.runs.checkpoint import WEIGHTS, Checkpoint
 from larmor.cluster.runs.model_card import write_card
-from larmor.cluster.runs.origin import read_origin
+from larmor.cluster.runs.origin import Folder, metric_of, read_origin
 from larmor.cluster.runs.run_folder import REMOVED, RunFolder
-from larmor.recon.recipe.metric import HIGHER_IS_BETTER, check_metric
+from larmor.recon.recipe.metric import check_metric
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.lock_file import locked
 from larmor.storage.objects.store_errors import StoreAway
@@ -64,10 +64,10 @@ class TrialOrigin:
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
 
-def metric_direction(metric: str) -> tuple[str, bool]:
-    """`val/psnr` or `psnr` → ("val/psnr", True). Raises `InputError` for an unknown metric."""
+def metric_direction(folder: Folder, metric: str) -> tuple[str, bool]:
+    """`val/psnr` or `psnr` → ("val/psnr", True), of a run or a sweep. Raises `InputError` for an unknown metric."""
     short = check_metric(metric)
-    return f"val/{short}", HIGHER_IS_BETTER[short]
+    return f"val/{short}", metric_of(folder, short).higher_is_better
 
 
 def pull_run(
@@ -86,7 +86,7 @@ def pull_run(
     `metrics.json`.
     """
     check_target(target, overwrite)
-    name, higher = metric_direction(metric)
+    name, higher = metric_direction(run, metric)
     config = run.config_yaml()
     with _partial_folder(target) as partial:
         model = partial / "model"

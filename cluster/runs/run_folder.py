@@ -1,6 +1,7 @@
 """A run's folder in the store: configuration, history, checkpoints with their manifests, result.
 
     config.yaml                                       the experiment; created only once
+    initial.json, initial/…                           weights that it starts from (cluster/runs/initial.py)
     origin.json, environments/…                       data set, mask and versions (cluster/runs/origin.py)
     lease/NUMBER.json                                 who drives the run (cluster/runs/lease.py)
     history/STEP.json                                 rows of losses (cluster/runs/history.py); a replay writes the same

@@ -17,9 +17,9 @@ import yaml
 
 from larmor.cluster.runs.attempts import first_and_last
 from larmor.cluster.runs.lease import Lease, Owner, newest
+from larmor.cluster.runs.origin import metric_of
 from larmor.cluster.runs.reports import last_report
 from larmor.cluster.runs.run_folder import RunFolder
-from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.parallel import run_in_threads
@@ -78,7 +78,7 @@ def summarise(run: RunFolder, now: float | None = None) -> RunSummary:
     report, attempts, failure = last_report(run.store), first_and_last(run.store), run.failure()
     metric = config["best_metric"]
     try:
-        best = run.best(f"val/{metric}", HIGHER_IS_BETTER[metric]).metrics[f"val/{metric}"]
+        best = run.best(f"val/{metric}", metric_of(run, metric).higher_is_better).metrics[f"val/{metric}"]
     except InputError:  # no checkpoint yet, or none that is whole
         best = None
     state: State

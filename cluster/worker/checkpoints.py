@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from larmor.cluster.runs.checkpoint import WEIGHTS, Checkpoint, DamagedCheckpoint, checkpoint_folder
+from larmor.cluster.runs.checkpoint import WEIGHTS, Checkpoint, DamagedCheckpoint, Files, checkpoint_folder
+from larmor.cluster.runs.initial import FOLDER, RECORD, read_initial
 from larmor.cluster.runs.lease import LeaseLost
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.exchange import exchange, share_out
@@ -123,6 +124,26 @@ class Checkpoints:
                 "from a copy, or pass --overwrite to start again"
             )
         return False
+
+    def initial(self, read: Callable[[Path], None]) -> None:
+        """Let `read` load the weights that the run starts from (cluster/runs/initial.py), in one folder.
+
+        Raises `InputError`, on all ranks, if they are not there, or not as they were written.
+        """
+        files = self._ranks.on_rank_0(self._initial_files)
+        local = self._scratch.folder()
+        try:
+            problem = self._fetch(Checkpoint(FOLDER, 0, {}, files), local)
+            if found := [item for item in self._ranks.gather(problem) if item]:
+                raise InputError(f"{found[0]}; restore the file from a copy, or pass --overwrite to start again")
+            read(local)
+        finally:
+            shutil.rmtree(local, ignore_errors=True)
+
+    def _initial_files(self) -> Files:
+        if (found := read_initial(self._run.store)) is None:
+            raise InputError(f"{self._run.url}: lacks its initial weights ({RECORD}); start it with `larmor train`")
+        return found.files
 
     def _published(self) -> list[Checkpoint]:
         self._run.check_lease()

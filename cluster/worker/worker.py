@@ -21,7 +21,7 @@ from larmor.cluster.worker.scratch import Scratch
 from larmor.cluster.worker.stopping import StopRequest
 from larmor.cluster.worker.upload import Retention
 from larmor.cluster.worker.watchdog import Watchdog
-from larmor.recon.recipe.metric import HIGHER_IS_BETTER
+from larmor.recon.recipe.own_metric import find_metric
 from larmor.recon.recipe.recipe import TrainingConfig
 
 Notice = Callable[[], str | None]  # why the machines are about to be taken away; the same answer on all ranks
@@ -53,8 +53,8 @@ class RunWorker:
         self.request = request or StopRequest(grace_seconds=0)
         self.place = Place()
         self._run, self._notice, self._judge = run, notice, judge
-        metric = config.best_metric
-        retention = Retention(config.keep_checkpoints, config.keep_best, f"val/{metric}", HIGHER_IS_BETTER[metric])
+        metric, higher = config.best_metric, find_metric(config.best_metric).higher_is_better
+        retention = Retention(config.keep_checkpoints, config.keep_best, f"val/{metric}", higher)
         self._scratch = Scratch()
         self.checkpoints = Checkpoints(run, ranks, self._scratch, device, retention)
         self._began = time.time()
@@ -109,6 +109,9 @@ class RunWorker:
 
     def restore(self, read: Callable[[Path], None]) -> bool:
         return self.checkpoints.restore(read)
+
+    def initial(self, read: Callable[[Path], None]) -> None:
+        self.checkpoints.initial(read)
 
     def _begin_attempt(self, step: int) -> None:
         attempt = Attempt.begin(self._run.store, self.world_size, step, self._began)

@@ -1,10 +1,10 @@
-"""MoDL of `deepinv`, an unrolled network, as a generator of single-coil images: `pip install deepinv`."""
+"""MoDL of `deepinv`, an unrolled network, as a generator: `pip install deepinv`."""
 
 from __future__ import annotations
 
 import torch
 from deepinv.models import DnCNN, MoDL
-from deepinv.physics import MRI
+from deepinv.physics import MultiCoilMRI
 from torch import Tensor, nn
 
 
@@ -18,10 +18,10 @@ class Modl(nn.Module):
         self.network = MoDL(denoiser, num_iter=iterations)
 
     def forward(self, image: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
-        if maps is not None:
-            raise ValueError("this network takes one coil")
-        physics = MRI(mask=mask.expand(-1, 2, -1, -1).float(), device=kspace.device)
-        found = self.network(torch.cat([kspace.real, kspace.imag], dim=1), physics)
+        points = torch.stack([kspace.real, kspace.imag], dim=1)  # (batch, 2, coil, height, width)
+        coils = torch.ones_like(kspace) if maps is None else maps
+        physics = MultiCoilMRI(mask=mask.expand(-1, 2, -1, -1).float(), coil_maps=coils, device=kspace.device)
+        found = self.network(points, physics)
         if self.channels == 2:
             return found
         return found.square().sum(dim=1, keepdim=True).add(1e-12).sqrt()  # with a gradient at 0

@@ -30,15 +30,16 @@ def submit(
     """
     from larmor.cli.console import errors, show_facts
     from larmor.cluster.on_ray.job_log import follow
-    from larmor.cluster.on_ray.jobs import Jobs, exit_code
+    from larmor.cluster.on_ray.jobs import Jobs, check_places, exit_code
     from larmor.commands.training import load_experiment, use_own_code
 
     config = load_experiment(experiment, overrides or [])
+    check_places(config)
     use_own_code(config)
     if dry_run:
-        from larmor.commands.planning import plan_sweep, plan_training
+        from larmor.commands.planning import plan_job
 
-        show_facts(plan_sweep(config) if run_sweep else plan_training(config.training_part()))
+        show_facts(plan_job(config, run_sweep))
         return
     jobs = Jobs(address)
     job = jobs.submit("sweep" if run_sweep else "train", config if run_sweep else config.training_part(), install)
@@ -65,6 +66,87 @@ def status(job: Job, address: Dashboard) -> None:
 
     for line in describe(Jobs(address).get(job)):
         typer.echo(line)
+
+
+@commands.command("jobs")
+def list_jobs(address: Dashboard) -> None:
+    """List the trainings and sweeps on a cluster, the newest first: state, times, and where the results go."""
+    from larmor.cluster.on_ray.jobs import Jobs, describe
+
+    found = Jobs(address).list()
+    for job in found:
+        typer.echo("\n  ".join(describe(job)))
+    if not found:
+        typer.echo(f"{address}: no jobs; `larmor submit EXPERIMENT --address {address}` starts one")
+
+
+@commands.command()
+def logs(
+    job: Job,
+    address: Dashboard,
+    follow_it: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job ends; the exit code is then the job's.")
+    ] = False,
+) -> None:
+    """Print a job's log so far."""
+    from larmor.cluster.on_ray.job_log import follow
+    from larmor.cluster.on_ray.jobs import Jobs, exit_code
+
+    jobs = Jobs(address)
+    if not follow_it:
+        typer.echo(jobs.log(job), nl=False)
+        return
+    raise typer.Exit(exit_code(follow(jobs, job, lambda text: typer.echo(text, nl=False))))
+
+
+@commands.command()
+def rayjob(
+    experiment: Experiment,
+    image: Annotated[
+        str, typer.Option("--image", help="The image of every pod: IMAGE:TAG, or better IMAGE@sha256:DIGEST.")
+    ],
+    overrides: Overrides = None,
+    run_sweep: IsSweep = False,
+    queue: Annotated[
+        str | None,
+        typer.Option("--queue", help="Kueue's local queue: the job waits there; its pods have a fixed number."),
+    ] = None,
+    priority: Annotated[
+        str | None,
+        typer.Option("--priority", help="Kueue's WorkloadPriorityClass; without --queue the pods' PriorityClass."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Pods for workers; default: what the experiment asks for.")
+    ] = None,
+    memory: Annotated[str, typer.Option("--memory", help="Memory of each worker's pod.")] = "32Gi",
+    service_account: Annotated[
+        str, typer.Option("--service-account", help="What the pods are allowed: it must reach the bucket.")
+    ] = "larmor",
+    region: Annotated[str | None, typer.Option("--region", help="The bucket's region, for AWS.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint-url", help="The S3 store, where it is not AWS, as the pods see it.")
+    ] = None,
+    node_labels: Annotated[
+        list[str] | None,
+        typer.Option("--node-selector", help="LABEL=VALUE of the nodes for workers, such as spot ones; repeatable."),
+    ] = None,
+) -> None:
+    """Print a training or a sweep as manifests of Kubernetes, for `kubectl apply -f -`: a RayJob of KubeRay."""
+    from larmor.cluster.on_ray.rayjob import RayJobOptions
+    from larmor.commands.kubernetes import labels, rayjob_yaml
+
+    options = RayJobOptions(
+        image,
+        queue,
+        priority,
+        workers,
+        memory,
+        service_account,
+        region=region,
+        endpoint=endpoint,
+        node_selector=labels(node_labels or []),
+    )
+    typer.echo(rayjob_yaml(experiment, overrides or [], run_sweep, options), nl=False)
 
 
 @commands.command()

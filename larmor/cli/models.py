@@ -24,7 +24,7 @@ def pull(
     to: Annotated[Path, typer.Option(help="The model directory to make.", **LOCAL)],
     metric: Annotated[
         str | None,
-        typer.Option(help=f"Validation metric: {', '.join(METRICS)}; default: the run's or the sweep's own."),
+        typer.Option(help=f"Validation metric: {', '.join(METRICS)} or MODULE:NAME; default: the run's or sweep's."),
     ] = None,
     prefer: Annotated[
         str | None,
@@ -191,6 +191,10 @@ def evaluate(
             "k-space: a table for each; repeatable."
         ),
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="A metric of your own beside Larmor's, MODULE:NAME; --trust-code has its code; repeatable."),
+    ] = None,
     segmentation: Annotated[
         bool,
         typer.Option("--segmentation", help="Also evaluate tissue segmentations (Dice). Takes a minute per volume."),
@@ -229,6 +233,7 @@ def evaluate(
         masks=mask or [],
         ratios=ratio or [],
         noises=noise or [],
+        metrics=metric or [],
         segmentation=segmentation,
         every=every,
         split=split,

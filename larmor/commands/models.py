@@ -157,6 +157,7 @@ class EvaluateOptions:
 
     `methods`: those without training, of wavelet, total_variation, alternating, bart. `sizes`, `masks`, `ratios` and
     `noises` replace the models' own; a noise is a standard deviation, as a fraction of the image's largest magnitude.
+    `metrics`: metrics of your own beside Larmor's, each MODULE:NAME; `trust_code` has their code.
     `every`: one slice in so many of each volume is evaluated. `preset`: paper or fastmri (`metric.py`).
     `uncertainty`: the models are an ensemble; whether their deviation says where their mean errs is measured.
     """
@@ -166,6 +167,7 @@ class EvaluateOptions:
     masks: Sequence[str] = ()
     ratios: Sequence[float] = ()
     noises: Sequence[float] = ()
+    metrics: Sequence[str] = ()
     segmentation: bool = False
     every: int = 1
     split: str = "test"
@@ -205,6 +207,7 @@ def evaluate(
     from larmor.recon.evaluation.tables import write_evaluation
     from larmor.recon.models.model import load_model
     from larmor.recon.recipe.metric import check_preset
+    from larmor.recon.recipe.own_metric import own_metrics
     from larmor.storage.loading.config import DataConfig, open_reader
 
     chosen = options or EvaluateOptions()
@@ -215,6 +218,7 @@ def evaluate(
     data = DataConfig(url=url, memory_cache_bytes=0, disk_cache_bytes=0)
     reader = open_reader(data, chosen.split, with_maps=with_maps)
     rules, tissues = check_preset(chosen.preset), SegmentationConfig() if chosen.segmentation else None
+    own = own_metrics(chosen.metrics, trust_code)
     results = []
     members = [[name for name in cell.methods if name in models] if chosen.uncertainty else [] for cell in cells]
     if chosen.uncertainty:
@@ -234,6 +238,7 @@ def evaluate(
                 tissues,
                 chosen.every,
                 ensemble,
+                own,
             )
         )
     records = {name: model.record for name, model in models.items()}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from larmor.cluster.experiments.experiment import Experiment
 from larmor.cluster.launch.run import check
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.commands.training import use_own_code
+from larmor.storage.objects.store_errors import StoreAway
 from larmor.tuning.search.experiment import SweepExperiment
 from larmor.tuning.search.sweep import check_sweep, count_trials, trial_experiment
 from larmor.tuning.search.sweep_folder import SweepFolder
@@ -53,6 +56,31 @@ def plan_sweep(experiment: SweepExperiment, device: str = "cpu", overwrite: bool
     }
 
 
+def plan_job(experiment: SweepExperiment, run_sweep: bool) -> Facts:
+    """The same of a job. Of a store that its cluster reaches and this machine does not, nothing is told.
+
+    Raises `InputError` as `submit` does before it asks the cluster.
+    """
+    try:
+        return plan_sweep(experiment) if run_sweep else plan_training(experiment.training_part())
+    except StoreAway as error:
+        from larmor.recon.training.probe import count_parameters  # it needs PyTorch
+
+        trial = trial_experiment(experiment) if run_sweep else experiment.training_part()
+        return {
+            "data": f"{trial.data.url}, which this machine does not reach ({error})",
+            "output": experiment.sweep_url if run_sweep else trial.run_url,
+            "resources": _resources(trial),
+            "trainings": f"{count_trials(experiment)} trials" if run_sweep else "1",
+            "steps": str(trial.training.num_steps),
+            **_parameters(count_parameters(trial)),
+        }
+
+
+def _parameters(found: Mapping[str, int]) -> Facts:
+    return {f"parameters of {name}": f"{count:,}" for name, count in found.items()}
+
+
 def _state(run: RunFolder, overwrite: bool) -> str:
     if not run.store.exists("config.yaml"):
         return "new"
@@ -77,7 +105,7 @@ def _costs(experiment: Experiment, device: str, trainings: int, steps: int) -> F
     return {
         "epoch": f"{found.samples} samples, {found.epoch_steps:.1f} steps",
         "steps": f"{steps}, {steps / found.epoch_steps:.1f} epochs",
-        **{f"parameters of {name}": f"{count:,}" for name, count in found.parameters.items()},
+        **_parameters(found.parameters),
         "memory": f"{found.probe.memory_bytes / _MIB:.0f} MiB for each worker, {where}",
         "time": f"{_duration(seconds)} at {found.probe.step_seconds:.3g} s a step, {each}without validation, "
         "checkpoints and communication",

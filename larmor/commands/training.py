@@ -15,9 +15,11 @@ from larmor.cluster.runs.run_result import RunResult
 from larmor.commands.feedback import QUIET, Feedback, Say
 from larmor.commands.follow import Follower
 from larmor.recon.recipe.own_code import check_code, make_importable
+from larmor.recon.recipe.own_name import is_own
+from larmor.recon.recipe.systems import SYSTEMS
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.experiment import SweepExperiment, load_sweep_experiment
-from larmor.tuning.search.records import SweepResult, TrialRecord
+from larmor.tuning.search.records import Parameters, SweepResult, TrialRecord
 from larmor.tuning.search.space import describe_value
 from larmor.tuning.search.sweep import check_sweep, count_trials, run_sweep
 from larmor.tuning.search.sweep_folder import SweepFolder, best_parameters, new_trials
@@ -34,10 +36,24 @@ def load_experiment(
     found = best_parameters(best_of) if best_of else {}
     for key, value in found.items():
         say(f"{key} = {describe_value(value)} (best of {best_of})")
+    if best_of:
+        _check_whose_system(found, load_sweep_experiment(source, overrides), best_of)
     experiment = load_sweep_experiment(source, [*(as_override(key, value) for key, value in found.items()), *overrides])
     if best_of and experiment.own_parts:
         _check_whose_code(experiment, load_sweep_experiment(source, overrides), best_of)
     return experiment
+
+
+def _check_whose_system(found: Parameters, asked: Experiment, best_of: str) -> None:
+    """A system is imported when the experiment is read: before that, none may come from the sweep, nor its code."""
+    system = str(found.get("system", asked.system))
+    if system != asked.system and system not in SYSTEMS:
+        raise InputError(
+            f"{best_of}: names code of its own (system={system}), which runs only if you name it: add system={system} "
+            "if you know it"
+        )
+    if is_own(asked.system) and any(key.partition(".")[0] == "code" for key in found):
+        raise InputError(f"{best_of}: names code of its own (code), which runs only if you name it")
 
 
 def _check_whose_code(experiment: Experiment, asked: Experiment, best_of: str) -> None:

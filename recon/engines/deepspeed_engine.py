@@ -114,6 +114,11 @@ class DeepSpeedEngine:
             self._engine.micro_steps = state.facts.micro_steps
             self._engine.global_steps = state.facts.micro_steps // self._settings.gradient_accumulation
 
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        for name, value in self.module.state_dict(keep_vars=True).items():
+            if name in weights:
+                self._set(value, weights[name])
+
     def state_dict(self) -> dict[str, Tensor]:
         tensors = self.module.state_dict(keep_vars=True)
         return {name: self._whole(value).detach().to("cpu", copy=True) for name, value in tensors.items()}

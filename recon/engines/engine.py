@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -51,6 +52,12 @@ class Engine(Protocol):
 
         Restores weights, optimiser state, learning rate and counters exactly, whatever number of ranks, ZeRO
         stage and backend wrote them. Raises InputError if a part is missing or the network is another.
+        """
+
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Give weights and buffers, and the masters where there are any, these values exactly; others stay.
+
+        Every rank calls, with equal values, on a freshly built engine.
         """
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """The optimisers of both networks, and weight clipping inside the critic's optimiser step."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 import torch
@@ -27,6 +27,13 @@ def clip_weights_(module: nn.Module, clip: float) -> None:
     Raises InputError if `clip` is not positive.
     """
     clamp_(clipped_weights(module), checked_clip(clip))
+
+
+def inside(module: nn.Module, weights: Mapping[str, Tensor], clip: float) -> dict[str, Tensor]:
+    """Weights for `module` by name, with copies of those that are clipped in [−clip, clip]."""
+    clipped = {id(weight) for weight in clipped_weights(module)}
+    names = {name for name, value in module.state_dict(keep_vars=True).items() if id(value) in clipped}
+    return {name: value.clamp(-clip, clip) if name in names else value for name, value in weights.items()}
 
 
 def clipped_weights(module: nn.Module) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """The engine interface on plain torch, for a machine without DeepSpeed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,12 @@ class PlainEngine:
                         own[moment].copy_(tensor)
             self.set_learning_rate(state.facts.learning_rate)
             self._micro_steps = state.facts.micro_steps
+
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in self.module.state_dict(keep_vars=True).items():
+                if name in weights:
+                    value.copy_(weights[name])
 
     def _tensors(self, moments: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Everything that a checkpoint holds."""

@@ -23,8 +23,10 @@ from larmor.recon.inference.inference import (
     reconstruct_split,
 )
 from larmor.recon.inference.metrics import slice_metrics, volume_metrics
+from larmor.recon.inference.own_metrics import own_figures
 from larmor.recon.models.residual import Residuals
-from larmor.recon.recipe.metric import DICE, METRICS, Preset
+from larmor.recon.recipe.metric import DICE, METRICS, TABLE_METRICS, Metric, Preset
+from larmor.recon.recipe.own_metric import find_metric
 from larmor.recon.recipe.signal import check_modality
 from larmor.storage.dataset.dataset import SplitInfo
 from larmor.storage.loading.reader import SliceReader
@@ -53,9 +55,9 @@ class Evaluation:
 
     `subject_of` gives the subject of each volume; `num_constant` slices are constant and left out. Every `every`-th
     slice of each volume is evaluated, by all methods alike. With segmentation the volumes have `dice` beside
-    `METRICS`, and `segmented` shows some slices with their classes. `calibrations`, one for each volume, are those of
-    the mean of `members` by their standard deviation. `residuals` are the relative changes of measured points, by
-    method.
+    `METRICS` and `own`, the metrics of one's own, and `segmented` shows some slices with their classes.
+    `calibrations`, one for each volume, are those of the mean of `members` by their standard deviation. `residuals` are
+    the relative changes of measured points, by method.
     """
 
     physics: Physics
@@ -70,12 +72,14 @@ class Evaluation:
     every: int = 1
     calibrations: Sequence[Calibration] = ()
     members: tuple[str, ...] = ()
+    own: Mapping[str, Metric] = field(default_factory=dict)
     residuals: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
-    def metrics(self) -> tuple[str, ...]:
-        """The names of the figures that the volumes have."""
-        return (*METRICS, DICE) if DICE in self.volumes[0].metrics else tuple(METRICS)
+    def metrics(self) -> Mapping[str, Metric]:
+        """The figures that the volumes have."""
+        known = {**METRICS, **self.own, DICE: TABLE_METRICS[DICE]}
+        return {name: metric for name, metric in known.items() if name in self.volumes[0].metrics}
 
     def title(self, method: str) -> str:
         """What a method is called in a table."""
@@ -132,6 +136,7 @@ def evaluate(
     segmentation: SegmentationConfig | None = None,
     every: int = 1,
     members: Sequence[str] = (),
+    own: Sequence[str] = (),
 ) -> Evaluation:
     """Reconstruct the slices of the reader's split with every method, zero-filled first, and evaluate them: all, or
     every `every`-th one (of stacks, every `every`-th stack) of each volume to save time.
@@ -140,7 +145,8 @@ def evaluate(
     the source, data range = maximum of the target volume. With `segmentation` volumes are also evaluated by Dice: the
     mean over tissues of the overlap between the segmentations of reconstruction and target.
 
-    With `members`, names of methods, they count as an ensemble (see `calibrate`).
+    With `members`, names of methods, they count as an ensemble (see `calibrate`). `own` are metrics of one's own,
+    MODULE:NAME; they are called as preset `paper` has the slices, and of a volume are the mean, whatever the preset.
 
     Slices whose target is constant, and volumes of such, are counted and left out. Raises `InputError` if there are no
     others, if the data set's slices are smaller than the images, for images that are not finite, and for a
@@ -152,7 +158,7 @@ def evaluate(
     check_modality(info.modality, physics.signal)
     _check_size(info, physics)
     check_stack(info, physics.stack)
-    names = (ZERO_FILLED, *methods)
+    names, described = (ZERO_FILLED, *methods), {name: find_metric(name) for name in own}
     last, count = len(info.volumes) - 1, min(len(info.volumes), _MOST_PICTURED)
     pictured = {info.volumes[place] for place in np.linspace(0, last, count).astype(int)}
     slices: list[Row] = []
@@ -175,7 +181,7 @@ def evaluate(
             methods, reader, stacks.reshape(-1).tolist(), physics, batch_size, torch.device(device), note
         ):
             check_finite(batch, lambda index: f"slice {int(info.index[index])} of {info.volumes[info.volume[index]]}")
-            slices += _slice_rows(batch, volume)
+            slices += _slice_rows(batch, volume, own)
             batches.append(batch)
             done += len(batch.indices)
             progress(done, total)
@@ -201,18 +207,22 @@ def evaluate(
             f"{physics.crop[1]}; evaluate at a larger --size, or other volumes"
         )
     num_constant = info.num_constant + total - len(slices) // len(names)
-    shown_of = (examples, subjects, segmented, num_constant, every, calibrations, tuple(members), residuals.shares)
+    ended = (calibrations, tuple(members), described, residuals.shares)
+    shown_of = (examples, subjects, segmented, num_constant, every, *ended)
     return Evaluation(physics, preset, names, slices, volumes, *shown_of)
 
 
-def _slice_rows(batch: Reconstructed, volume: str) -> Iterator[Row]:
+def _slice_rows(batch: Reconstructed, volume: str, own: Sequence[str]) -> Iterator[Row]:
     """The figures of every slice that shows something, by every method."""
     for place, index in enumerate(batch.indices):
         if not batch.shows[place]:
             continue
         for method, images in batch.images.items():
             seconds = batch.seconds.get(method, 0.0) / len(batch.indices)
-            yield Row(volume, index, method, slice_metrics(batch.target[place], images[place]), seconds)
+            figures = slice_metrics(batch.target[place], images[place])
+            if own:
+                figures |= own_figures(own, torch.from_numpy(batch.target[place]), torch.from_numpy(images[place]))
+            yield Row(volume, index, method, figures, seconds)
 
 
 def _volume_rows(
@@ -228,11 +238,10 @@ def _volume_rows(
     )
     for method in methods:
         rows = [row for row in slices if row.volume == volume and row.method == method]
-        if preset == "paper":
-            metrics = {name: float(np.mean([row.metrics[name] for row in rows])) for name in METRICS}
-        else:
+        metrics = {name: float(np.mean([row.metrics[name] for row in rows])) for name in rows[0].metrics}
+        if preset == "fastmri":
             found = np.concatenate([batch.images[method][batch.shows] for batch in batches])
-            metrics = volume_metrics(_intensities(target, scale), _intensities(found, scale))
+            metrics |= volume_metrics(_intensities(target, scale), _intensities(found, scale))
         if segmentations:
             metrics[DICE] = dice_per_class(segmentations[_TARGET], segmentations[method])["mean"]
         yield Row(volume, None, method, metrics, float(np.mean([row.seconds for row in rows])))

@@ -18,7 +18,7 @@ from larmor.recon.inference.inference import ZERO_FILLED, Physics
 from larmor.recon.inference.residual import describe_share
 from larmor.recon.inference.slices_page import example_stack, write_page
 from larmor.recon.physics.masks import describe_mask
-from larmor.recon.recipe.metric import DICE, METRICS, PRESETS, TABLE_METRICS
+from larmor.recon.recipe.metric import METRICS, PRESETS, to_record
 from larmor.storage.dataset.dataset import SplitInfo
 from larmor.storage.objects.text_table import aligned
 
@@ -40,7 +40,7 @@ def table_text(result: Evaluation) -> tuple[list[str], list[list[str]]]:
     theirs = PAPER.get((result.physics.crop, round(result.physics.mask.sampling_ratio, 6)), {}) if is_mri else {}
     heading = [
         "",
-        *(TABLE_METRICS[name].heading for name in result.metrics),
+        *(metric.heading for metric in result.metrics.values()),
         "ms/image",
         *(["paper: dB / SSIM"] if theirs else []),
     ]
@@ -48,8 +48,8 @@ def table_text(result: Evaluation) -> tuple[list[str], list[list[str]]]:
     for method in result.methods:
         mean, interval = result.mean(method), result.interval(method)
         row = [result.title(method)]
-        for name in result.metrics:
-            write = TABLE_METRICS[name].write
+        for name, metric in result.metrics.items():
+            write = metric.write
             row.append(
                 write(mean[name]) + (f" [{write(interval[name][0])}, {write(interval[name][1])}]" if interval else "")
             )
@@ -137,7 +137,7 @@ def latex(results: Sequence[Evaluation]) -> str:
 
 def write_csv(results: Sequence[Evaluation], path: Path) -> None:
     """One line per slice and method, then one per volume (slice empty), with size, mask and preset in every line."""
-    columns = [*METRICS, *([DICE] if any(DICE in result.metrics for result in results) else [])]
+    columns = list(dict.fromkeys([*METRICS, *(name for result in results for name in result.metrics)]))
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         head = ["height", "width", "mask", "sampling_ratio", "volume", "subject", "slice", "method", "preset"]
@@ -200,6 +200,7 @@ def write_evaluation(
                 **more,
             }
         )
+    own = {name: to_record(metric) for result in results for name, metric in result.own.items()}
     summary = {
         "preset": results[0].preset,
         "definition": PRESETS[results[0].preset],
@@ -209,6 +210,7 @@ def write_evaluation(
         "subjects": list(info.subjects),
         "num_slices": info.num_slices,
         "cells": cells,
+        **({"metrics": own} if own else {}),
         "models": dict(models),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
@@ -238,8 +240,8 @@ def _is_papers(result: Evaluation) -> bool:
 def _emphasised(result: Evaluation, rows: list[list[str]], emphasis: Callable[[str], str]) -> list[list[str]]:
     """The best figure of each metric is marked."""
     means = [result.mean(method) for method in result.methods]
-    for column, name in enumerate(result.metrics, start=1):
-        sign = 1 if TABLE_METRICS[name].higher_is_better else -1
+    for column, (name, metric) in enumerate(result.metrics.items(), start=1):
+        sign = 1 if metric.higher_is_better else -1
         best = max(range(len(rows)), key=lambda row: sign * means[row][name])
         rows[best][column] = emphasis(rows[best][column])
     return rows

@@ -18,14 +18,8 @@ from torch import Tensor, nn
 from larmor.recon.engines.device import choose_device
 from larmor.recon.inference.inference import Physics
 from larmor.recon.networks.networks import build_generator
-from larmor.recon.recipe.own_code import (
-    INSTALLED,
-    code_hash,
-    declared_parts,
-    import_part,
-    make_importable,
-    parts_elsewhere,
-)
+from larmor.recon.recipe.own_code import INSTALLED, code_hash, import_part, make_importable, parts_elsewhere
+from larmor.recon.recipe.own_name import declared_parts
 from larmor.recon.recipe.recipe import Recipe
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.file_digest import file_digest
@@ -73,15 +67,15 @@ def load_model(
 
 
 def _trust(folder: Path, recipe: Recipe, trust_code: Sequence[str | Path] | None) -> None:
-    if not recipe.own_parts:
+    if not recipe.parts_of_model:
         return
     if not trust_code:
         raise InputError(
-            f"{folder}: runs code that is not Larmor's ({_listed(recipe.own_parts)}); pass --trust-code with its "
+            f"{folder}: runs code that is not Larmor's ({_listed(recipe.parts_of_model)}); pass --trust-code with its "
             f"folder, or --trust-code {INSTALLED} if it is an installed package, and only if you know it"
         )
     paths = [path for path in trust_code if str(path) != INSTALLED]
-    elsewhere = parts_elsewhere(recipe.own_parts, paths)
+    elsewhere = parts_elsewhere(recipe.parts_of_model, paths)
     if elsewhere and len(paths) == len(trust_code):
         raise InputError(
             f"{folder}: runs code that is not in {', '.join(map(str, paths))} ({_listed(elsewhere)}); pass "

@@ -23,7 +23,7 @@ from larmor.recon.networks.residual_unet import ResidualUNet
 from larmor.recon.networks.sat_net import SatNet
 from larmor.recon.networks.similar import SimilarPatchesGenerator
 from larmor.recon.networks.unet import UNetGenerator
-from larmor.recon.recipe.own_code import is_own
+from larmor.recon.recipe.own_name import is_own
 from larmor.recon.recipe.settings import CriticConfig, GeneratorConfig
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from larmor.recon.physics.trajectories import radial_ranks, spiral_ranks
 from larmor.recon.recipe.mask_config import COLUMN_KINDS, MaskConfig
-from larmor.recon.recipe.own_code import call_part, is_own
+from larmor.recon.recipe.own_code import call_part
+from larmor.recon.recipe.own_name import is_own
 from larmor.storage.objects.errors import InputError
 
 

@@ -4,6 +4,9 @@ A metric is one entry of `METRICS` and one value of `slice_metrics` and `volume_
 tables, model card, console, report, configuration and `larmor pull` take its name, title, format and direction from the
 entry. Two presets, because SSIM's data range alone moves it by 0.07–0.22.
 
+A metric of one's own is named `MODULE:NAME` throughout, and says itself what an entry says (`own_metric.py`). Its run
+records that, so that whoever reads the run needs no code.
+
 Importing this file is cheap: the table serves the command line and `larmor pull`, where NumPy may not be installed.
 """
 
@@ -11,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from larmor.recon.recipe.own_name import declared_parts, is_own, short_name
 from larmor.storage.objects.errors import InputError
 
 Preset = Literal["paper", "fastmri"]
@@ -88,15 +92,48 @@ def check_preset(name: str) -> Preset:
 
 
 def check_metric(name: str) -> str:
-    """`psnr` or `val/psnr` → "psnr". Raises `InputError` for an unknown metric."""
+    """`psnr` or `val/psnr` → "psnr"; `MODULE:NAME` stays, and the name that a package gives to one becomes that.
+
+    Raises `InputError` for an unknown metric.
+    """
     short = name.removeprefix("val/")
-    if short not in METRICS:
-        raise InputError(f"'{name}' is not a validation metric; choose one of {', '.join(METRICS)}")
-    return short
+    if short in METRICS or is_own(short):
+        return short
+    installed = declared_parts("larmor.metrics")
+    if short not in installed:
+        raise InputError(
+            f"'{name}' is not a validation metric; choose one of {', '.join([*METRICS, *sorted(installed)])}, or "
+            "MODULE:NAME of your own code"
+        )
+    return installed[short]
+
+
+def own_entry(title: str, higher_is_better: bool, definition: str = "", unit: str = "") -> Metric:
+    """The entry of a metric of one's own."""
+    plain = title.replace("{", "{{").replace("}", "}}")
+    return Metric(title, "{:.4g}", higher_is_better, definition, unit, f"{plain} {{:.4g}}")
+
+
+def to_record(metric: Metric) -> dict[str, Any]:
+    """What a run records of a metric of one's own."""
+    return {
+        "title": metric.title,
+        "higher_is_better": metric.higher_is_better,
+        "definition": metric.definition,
+        "unit": metric.unit,
+    }
+
+
+def from_record(record: Mapping[str, Any]) -> Metric:
+    """The inverse of `to_record`."""
+    title, higher = str(record["title"]), bool(record["higher_is_better"])
+    return own_entry(title, higher, str(record["definition"]), str(record["unit"]))
 
 
 def brief_figures(figures: Mapping[str, float]) -> str:
     """The metrics among `figures` (`val/psnr` → value) that stand in one line: `PSNR 30.12 dB, SSIM 0.9000`."""
     named = [(metric.brief, figures.get(f"val/{name}")) for name, metric in METRICS.items()]
     named.append(("identification {:.3f}", figures.get("val/identification")))  # of a decoding alone
+    own = [key for key in figures if is_own(key.removeprefix("val/"))]
+    named += [(f"{short_name(key)} {{:.4g}}", figures[key]) for key in own]
     return ", ".join(brief.format(value) for brief, value in named if brief and value is not None)

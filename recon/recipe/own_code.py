@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.metadata
 import importlib.util
 import re
 import sys
@@ -20,16 +19,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from larmor.recon.recipe.own_name import declared_parts, is_own
 from larmor.storage.objects.errors import InputError
 
-_OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 INSTALLED = "installed"
 """What to trust where the code is a package that is installed."""
-
-
-def is_own(name: str) -> bool:
-    """Whether it is `MODULE:NAME`."""
-    return _OWN.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -50,24 +44,18 @@ class OneOf:
         installed = declared_parts(self.group)
         if name not in installed:
             packages = f" (installed packages have {', '.join(sorted(installed))})" if installed else ""
-            *others, last = map(repr, self.known)
-            raise ValueError(
-                f"input should be {', '.join(others)} or {last}, or MODULE:NAME of your own code{packages}"
-            )
+            known = [*map(repr, self.known)]
+            listed = f"{', '.join(known[:-1])} or {known[-1]}, or " if known else ""
+            raise ValueError(f"input should be {listed}MODULE:NAME of your own code{packages}")
         return installed[name]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"anyOf": [{"type": "string", "enum": list(self.known)}, {"type": "string", "pattern": ":"}]}
-
-
-def declared_parts(group: str) -> dict[str, str]:
-    """Name → `MODULE:NAME`, of each entry point that installed packages declare; nothing is imported."""
-    entries = importlib.metadata.entry_points(group=group)
-    found = {entry.name: entry.value.partition("[")[0].strip() for entry in entries}
-    return {name: path for name, path in found.items() if is_own(path)}
+        # an installed package may give any other name to its part
+        other = {"type": "string", "pattern": r"^[^\s:]+(:\w+)?$"}
+        return {"anyOf": [{"type": "string", "enum": list(self.known)}, other]} if self.known else other
 
 
 def _as_paths(given: Any) -> Any:
@@ -175,9 +163,30 @@ def code_hash(paths: Sequence[str | Path]) -> str:
 
 def check_code(config: CodeConfig) -> str | None:
     """The hash of the code as it is now; None without any. Raises `InputError` if it is not that of `config`."""
-    if not config.paths:
-        return None
-    found = code_hash(config.paths)
+    return _checked(config, config.paths) if config.paths else None
+
+
+def use_pinned_code(config: CodeConfig) -> None:
+    """For workers: let the code be imported, if what Python finds by its names is what `config` pins.
+
+    A worker that is started again finds a shared disk as it is then. Raises `InputError` for other code than that of
+    the run, and for none.
+    """
+    make_importable(config.paths)
+    if config.sha256 is None:
+        return
+    names = [Path(path).stem for path in config.paths]
+    places = {name: _place_of(name) for name in names}
+    if missing := [name for name, place in places.items() if place is None]:
+        raise InputError(
+            f"code={', '.join(config.paths)}: this worker finds no module {', '.join(missing)}; `larmor train "
+            "--address` and `larmor submit` bring it along"
+        )
+    _checked(config, [place for place in places.values() if place])
+
+
+def _checked(config: CodeConfig, places: Sequence[str | Path]) -> str:
+    found = code_hash(places)
     if config.sha256 and config.sha256 != found:
         raise InputError(
             f"code={', '.join(config.paths)}: is not the code of this experiment (SHA-256 {config.sha256[:12]}…, now "

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from larmor.recon.recipe.decoding import DECODERS, VALIDATED, DecodingConfig
+from larmor.recon.recipe.init_from import InitFrom
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.metric import check_metric
-from larmor.recon.recipe.own_code import Code, CodeConfig, is_own
+from larmor.recon.recipe.own_code import Code, CodeConfig, OneOf
+from larmor.recon.recipe.own_name import is_own, short_name
 from larmor.recon.recipe.settings import AugmentConfig, CriticConfig, GeneratorConfig, LossConfig, OptimizerConfig
 from larmor.recon.recipe.signal import SignalConfig
 from larmor.recon.recipe.systems import SYSTEMS, System, merged
 from larmor.storage.loading.config import DataConfig
 
 _OF_RECONSTRUCTION = ("augment", "signal", "mask", "generator", "critic", "loss")
+SECTIONS_OF_A_SYSTEM = (*_OF_RECONSTRUCTION, "generator_optimizer", "critic_optimizer", "training", "data")
+"""What a system of one's own may have defaults for."""
 MetricName = Annotated[str, AfterValidator(check_metric)]
+OwnMetric = Annotated[str, OneOf((), "larmor.metrics")]
 
 
 class TrainingConfig(BaseModel):
@@ -70,6 +75,14 @@ class TrainingConfig(BaseModel):
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept beside the best ones")
     keep_best: int = Field(1, ge=1, description="best checkpoints kept, by best_metric")
     best_metric: MetricName = Field("psnr", description="validation metric whose best checkpoints are kept")
+    metrics: tuple[OwnMetric, ...] = Field(
+        (), description="validation metrics of your own beside Larmor's, each MODULE:NAME; best_metric may be another"
+    )
+
+    @property
+    def own_metrics(self) -> tuple[str, ...]:
+        """MODULE:NAME of each metric of one's own."""
+        return tuple(dict.fromkeys(name for name in (self.best_metric, *self.metrics) if is_own(name)))
 
 
 class Recipe(BaseModel):
@@ -77,8 +90,9 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    system: System = Field(
-        "gan_resnet50", description="which published system the keys that are not given are taken from"
+    system: Annotated[str, OneOf(get_args(System), "larmor.systems")] = Field(
+        "gan_resnet50",
+        description="which published system the keys that are not given are taken from; MODULE:NAME is one of your own",
     )
     seed: int = Field(0, ge=0, description="of initial weights, order of slices and augmentation")
     data: DataConfig = DataConfig()
@@ -91,17 +105,27 @@ class Recipe(BaseModel):
     generator_optimizer: OptimizerConfig = OptimizerConfig()
     critic_optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
+    init_from: InitFrom | None = Field(
+        None, description="what the training starts from, a run or a model; null: random weights"
+    )
     code: Code = Field(CodeConfig(), description="your own code, which MODULE:NAME leads to; travels to the workers")
     decoding: DecodingConfig | None = Field(None, description="of system=tigan alone, whose task is decoding")
 
     @property
     def title(self) -> str:
         """What stands in tables: the system, or a generator of one's own."""
-        return self.generator.name.rpartition(":")[2] if is_own(self.generator.name) else self.system
+        return short_name(self.generator.name if is_own(self.generator.name) else self.system)
 
     @property
     def own_parts(self) -> dict[str, str]:
         """Key → MODULE:NAME, of each part that is not Larmor's."""
+        system = {"system": self.system} if is_own(self.system) else {}
+        metrics = {f"training.metrics.{number}": name for number, name in enumerate(self.training.own_metrics)}
+        return system | self.parts_of_model | metrics
+
+    @property
+    def parts_of_model(self) -> dict[str, str]:
+        """Those of them that a model in use has; its system and metrics belong to the training alone."""
         named = {
             "generator.name": self.generator.name,
             "critic.name": self.critic.name,
@@ -114,6 +138,10 @@ class Recipe(BaseModel):
     @classmethod
     def _keys_of_the_system(cls, given: Any) -> Any:
         systems = {**SYSTEMS, **DECODERS}
+        if isinstance(given, Mapping) and is_own(str(given.get("system", ""))) and "generator" not in given:
+            raise ValueError(
+                f"system={given['system']}: its defaults are read with an experiment's file; use larmor.load_experiment"
+            )
         if not isinstance(given, Mapping) or given.get("system", "gan_resnet50") not in systems:
             return given
         return merged(systems[given.get("system", "gan_resnet50")], given)
@@ -129,6 +157,8 @@ class Recipe(BaseModel):
                 f"training.best_metric={self.training.best_metric}: a decoding is validated by {', '.join(VALIDATED)}; "
                 "choose one of them"
             )
+        if self.training.metrics:
+            raise ValueError(f"training.metrics does not work with system={self.system}; leave it out")
         idle = [name for name in _OF_RECONSTRUCTION if getattr(self, name) != Recipe.model_fields[name].default]
         if idle:
             raise ValueError(
@@ -138,6 +168,21 @@ class Recipe(BaseModel):
         for name, off in (("ema_decay", 0.0), ("cuda_graphs", False), ("compile", False)):
             if getattr(self.training, name) != off:
                 raise ValueError(f"training.{name} does not work with system={self.system}; leave it out")
+        if self.init_from is not None:
+            raise ValueError(f"init_from does not work with system={self.system}; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _initial_weights_have_a_place(self) -> Recipe:
+        if self.init_from is None:
+            return self
+        if self.init_from.critics and not self.loss.critics:
+            raise ValueError("init_from.critics=true, but loss.adversarial=none has no critic; set it to false")
+        if self.init_from.averages and not self.training.ema_decay:
+            raise ValueError(
+                "init_from.averages=true, but training.ema_decay=0 keeps no average; set it, such as to 0.999, or "
+                "init_from.averages=false"
+            )
         return self
 
     @model_validator(mode="after")

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from larmor.recon.recipe.critic_role import CriticRole, Sight
-from larmor.recon.recipe.own_code import OneOf, is_own
+from larmor.recon.recipe.own_code import OneOf
+from larmor.recon.recipe.own_name import is_own
 
 Norm = Literal["group", "instance", "none"]
 Content = Annotated[str, OneOf(("normalized_root_mse", "mse", "l1", "complex_l1", "dssim"), "larmor.losses")]
@@ -45,6 +46,12 @@ class StartConfig(BaseModel):
         ge=0,
         description="memory, in bytes, for the starts of a training's slices, on each worker; kept where mask and "
         "images are the same in every epoch",
+    )
+    disk_cache_bytes: int = Field(
+        2**30,
+        ge=0,
+        description="disk, in bytes for each machine, for the same starts: its workers, later trainings and the trials "
+        "of a sweep share them; 0: none",
     )
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from larmor.recon.engines.build import build_engine
 from larmor.recon.engines.engine import Engine, EngineSettings
+from larmor.recon.engines.optimizers import inside
 from larmor.recon.networks.networks import build_critic, build_generator, trained_part
 from larmor.recon.physics.samples import Sample
 from larmor.recon.recipe.recipe import Recipe, learning_rate_factor
@@ -47,7 +48,8 @@ class Gan:
         if config.channels_last:
             for network in networks:
                 _to_channels_last(network)
-        self.average = AveragedWeights(self.whole, config.ema_decay, device) if config.ema_decay else None
+        continues = recipe.init_from is not None and recipe.init_from.averages
+        self.average = AveragedWeights(self.whole, config.ema_decay, device, continues) if config.ema_decay else None
         settings = EngineSettings(
             recipe.micro_batch_size(world_size),
             config.gradient_accumulation,
@@ -92,6 +94,19 @@ class Gan:
         if self.average:
             return {name: value.cpu() for name, value in self.average.module.state_dict().items()}
         return {f"{self._part.prefix}{name}": value for name, value in self.generator.state_dict().items()}
+
+    def start_from(self, weights: Mapping[str, Mapping[str, Tensor]], average: Mapping[str, Tensor] | None) -> None:
+        """Take over the weights of another training, those there are: engine → name → tensor. Every rank calls.
+
+        Without an `average` the averaged weights start from those of the generator.
+        """
+        for name, found in weights.items():
+            engine = self.engines[name]
+            clip = None if name == "generator" else self._recipe.critic.applied_clip
+            engine.set_weights(found if clip is None else inside(engine.module, found, clip))
+        if self.average:
+            own = {f"{self._part.prefix}{name}": value for name, value in weights["generator"].items()}
+            self.average.module.load_state_dict(own if average is None else average, strict=False)
 
     def set_learning_rates(self, step: int) -> None:
         """The learning rates of generator step `step`, counted from 0."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from larmor.recon.physics.fourier import fft2c
 from larmor.recon.physics.sense import channels_to_complex
-from larmor.recon.recipe.own_code import call_part, is_own
+from larmor.recon.recipe.own_code import call_part
+from larmor.recon.recipe.own_name import is_own
 from larmor.recon.recipe.settings import Content, LossConfig
 from larmor.storage.objects.errors import InputError
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from larmor.recon.inference.own_metrics import own_figures
 from larmor.recon.networks.networks import build_critic, build_generator
 from larmor.recon.networks.own_networks import check_critic, check_generator
 from larmor.recon.physics.masks import make_mask
-from larmor.recon.recipe.own_code import is_own
+from larmor.recon.recipe.own_metric import find_metric
+from larmor.recon.recipe.own_name import is_own
 from larmor.recon.recipe.recipe import Recipe
 from larmor.recon.training.losses import content_loss
 from larmor.storage.objects.errors import InputError
@@ -20,6 +22,9 @@ def check_own_parts(recipe: Recipe) -> None:
     """
     if not recipe.own_parts:
         return
+    for key, name in recipe.own_parts.items():
+        if "metric" in key:
+            _check_metric(name, recipe.data.crop)
     size, channels = recipe.data.crop, recipe.signal.channels
     random = torch.Generator().manual_seed(0)
     image = torch.rand(recipe.data.stack, channels, *size, generator=random)
@@ -36,3 +41,9 @@ def check_own_parts(recipe: Recipe) -> None:
         reconstruction = torch.rand(image.shape, generator=random).requires_grad_()
         if not content_loss(image, reconstruction, recipe.loss.content).requires_grad:
             raise InputError(f"loss.content={recipe.loss.content}: has no gradient with respect to the reconstruction")
+
+
+def _check_metric(name: str, size: tuple[int, int]) -> None:
+    find_metric(name)
+    target, reconstruction = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
+    own_figures((name,), target, reconstruction)

@@ -61,6 +61,8 @@ class ProbeWorker:
     def restore(self, read: Callable[[Path], None]) -> bool:
         return False
 
+    def initial(self, read: Callable[[Path], None]) -> None: ...
+
     @property
     def step_seconds(self) -> float:
         """The median step, without the first where there are others."""

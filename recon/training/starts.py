@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from larmor.recon.networks.data_consistency import ConsistentGenerator
 from larmor.recon.physics.samples import Sample
 from larmor.recon.recipe.recipe import Recipe
+from larmor.recon.training.starts_on_disk import StartsOnDisk
 
 _kept_by_process: dict[str, dict[int, Tensor]] = {}  # of the newest training alone: the trials of a sweep share it
 
@@ -21,10 +23,10 @@ class Starts:
 
     A slice's start does not depend on what it is computed together with, so that it is the same, bit for bit on the
     CPU, whether it was kept or made anew. What is kept serves the next training of this process too if data, mask and
-    start are the same.
+    start are the same. With `folder`, the other workers of the machine and later processes find it on disk.
     """
 
-    def __init__(self, generator: torch.nn.Module, recipe: Recipe, identity: str) -> None:
+    def __init__(self, generator: torch.nn.Module, recipe: Recipe, identity: str, folder: Path | None = None) -> None:
         self._generator = generator if isinstance(generator, ConsistentGenerator) else None
         # stacks overlap, and an image's units are those of its stack
         changing = recipe.mask.per_slice or recipe.augment.enabled or recipe.signal.noisy
@@ -34,32 +36,50 @@ class Starts:
             _kept_by_process.clear()
         self._kept = _kept_by_process.setdefault(key, {}) if is_fixed else {}
         used = sum(image.numel() * image.element_size() for image in self._kept.values())
-        self._room = recipe.generator.start.cache_bytes - used if is_fixed else 0
+        config = recipe.generator.start
+        self._room = config.cache_bytes - used if is_fixed else 0
+        on_disk = is_fixed and self._has_start and folder is not None and config.disk_cache_bytes > 0
+        self._disk = StartsOnDisk.open(folder, config.disk_cache_bytes, key) if on_disk and folder else None
+
+    @property
+    def _has_start(self) -> bool:
+        return self._generator is not None and self._generator.start_config.enabled
 
     def add(self, sample: Sample) -> Sample:
         """The sample with its start; as it is where there is none."""
-        if self._generator is None or not self._generator.start_config.enabled:
+        if not self._has_start:
             return sample
-        indices = [int(index) for _, index in sample.samples]
-        missing = [row for row, index in enumerate(indices) if index not in self._kept]
         start = torch.empty_like(sample.zero_filled)
+        missing = []
+        for row, (_, index) in enumerate(sample.samples):
+            kept = self._find(int(index), start[row])
+            if kept is None:
+                missing.append(row)
+            else:
+                start[row] = kept.to(start.device)
         if missing:
-            rows = torch.tensor(missing, device=start.device)
-            made = self._generator.start(
-                sample.zero_filled[rows],
-                sample.kspace[rows],
-                sample.mask[rows],
-                None if sample.maps is None else sample.maps[rows],
-            )
-            start[rows] = made
+            made = self._make(sample, torch.tensor(missing, device=start.device))
             for row, image in zip(missing, made, strict=True):
-                self._keep(indices[row], image)
-        for row, index in enumerate(indices):
-            if row not in missing:
-                start[row] = self._kept[index].to(start.device)
+                start[row] = image
+                self._keep(int(sample.samples[row][1]), image, self._disk)
         return replace(sample, start=start)
 
-    def _keep(self, index: int, image: Tensor) -> None:
+    def _make(self, sample: Sample, rows: Tensor) -> Tensor:
+        assert self._generator is not None
+        maps = None if sample.maps is None else sample.maps[rows]
+        return self._generator.start(sample.zero_filled[rows], sample.kspace[rows], sample.mask[rows], maps)
+
+    def _find(self, index: int, like: Tensor) -> Tensor | None:
+        image = self._kept.get(index)
+        if image is None and self._disk is not None:
+            image = self._disk.get(index, like)
+            if image is not None:
+                self._keep(index, image, None)
+        return image
+
+    def _keep(self, index: int, image: Tensor, disk: StartsOnDisk | None) -> None:
+        if disk is not None:
+            disk.put(index, image)
         size = image.numel() * image.element_size()
         if size <= self._room:
             self._kept[index] = image.to("cpu", copy=True)
@@ -67,6 +87,10 @@ class Starts:
 
 
 def _key(recipe: Recipe, identity: str) -> str:
-    parts = [recipe.signal, recipe.mask, recipe.generator.start.model_copy(update={"cache_bytes": 0})]
+    parts = [
+        recipe.signal,
+        recipe.mask,
+        recipe.generator.start.model_copy(update={"cache_bytes": 0, "disk_cache_bytes": 0}),
+    ]
     said = [identity, recipe.data.crop, *(part.model_dump(mode="json") for part in parts)]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()

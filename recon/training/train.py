@@ -19,18 +19,19 @@ from larmor.recon.physics.augment import augment
 from larmor.recon.physics.coils import coils_of_split
 from larmor.recon.physics.feed import feed, page_locked
 from larmor.recon.physics.samples import prepare
-from larmor.recon.recipe.metric import HIGHER_IS_BETTER
+from larmor.recon.recipe.own_metric import find_metric
 from larmor.recon.recipe.recipe import Recipe, TrainingConfig
 from larmor.recon.training.average import AveragedWeights
 from larmor.recon.training.communication import listening
 from larmor.recon.training.gan import Gan
 from larmor.recon.training.history import History
+from larmor.recon.training.initial import start_from
 from larmor.recon.training.speed import Speed
 from larmor.recon.training.starts import Starts
 from larmor.recon.training.step_clock import StepClock, timeline
 from larmor.recon.training.validate import validate
 from larmor.recon.training.worker import Worker
-from larmor.storage.loading.config import open_loader, open_reader
+from larmor.storage.loading.config import cache_folder, open_loader, open_reader
 from larmor.storage.loading.loader import Share
 from larmor.storage.loading.reader import SliceReader
 from larmor.storage.loading.stacks import check_stack
@@ -69,7 +70,8 @@ def train(recipe: Recipe, worker: Worker) -> bool:
         loader = open_loader(recipe.data, train_reader, share, recipe.seed, page_locked(worker.device))
 
         state = TrainingState(gan, worker, EarlyStop(config))
-        worker.restore(state.load)
+        if not worker.restore(state.load) and recipe.init_from:
+            worker.initial(partial(start_from, gan=gan))
         worker.begin(state.step)
         batches = loader.batches(state.step * gan.critic_steps, end=config.num_steps * gan.critic_steps)
         coils = coils_of_split(train_reader, recipe.signal)
@@ -77,7 +79,7 @@ def train(recipe: Recipe, worker: Worker) -> bool:
         change = partial(augment, config=recipe.augment, seed=recipe.seed) if recipe.augment.enabled else None
         num_slices = config.global_batch_size * gan.critic_steps * stack
         speed = Speed(recipe, worker, loader, clock, num_slices, state.training_seconds)
-        starts = Starts(gan.whole, recipe, train_reader.info.identity)
+        starts = Starts(gan.whole, recipe, train_reader.info.identity, cache_folder(recipe.data, "starts"))
         log = History(worker, recipe, train_reader.info, speed)
 
         stopping = False
@@ -133,6 +135,7 @@ class EarlyStop:
         self.best: float | None = None
         self.in_vain = 0
         self._name, self._patience = config.best_metric, config.early_stop
+        self._sign = 1 if find_metric(config.best_metric).higher_is_better else -1
 
     @property
     def reached(self) -> bool:
@@ -146,7 +149,7 @@ class EarlyStop:
 
     def add(self, validated: dict[str, float]) -> None:
         """The figures of a validation, `val/psnr` and so on."""
-        value = validated[f"val/{self._name}"] * (1 if HIGHER_IS_BETTER[self._name] else -1)
+        value = validated[f"val/{self._name}"] * self._sign
         if self.best is None or value > self.best:
             self.best, self.in_vain = value, 0
         else:

@@ -7,6 +7,7 @@ from torch import nn
 
 from larmor.recon.inference.device_metrics import slice_metrics_on_device
 from larmor.recon.inference.inference import Physics, network_method, rate_sample, undersampled_split
+from larmor.recon.inference.own_metrics import own_figures
 from larmor.recon.recipe.metric import METRICS
 from larmor.recon.recipe.recipe import Recipe
 from larmor.recon.training.worker import Worker
@@ -31,7 +32,8 @@ def validation_stacks(info: SplitInfo, wanted: int | None, size: int) -> np.ndar
 
 
 def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: Worker, step: int) -> dict[str, float]:
-    """Mean of each metric (preset `paper`) over the validation slices that are not constant, as `val/psnr`, …
+    """Mean of each metric over the validation slices that are not constant, as `val/psnr`, …: preset `paper`, and the
+    metrics of one's own.
 
     Each rank reconstructs its share. All run equally many forwards (with ZeRO 3 a forward is a collective
     call): short shares are filled up with repeats that are not counted. `step` is what the worker is told.
@@ -53,7 +55,10 @@ def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: 
     for chosen, sample in undersampled_split(reader, padded.tolist(), physics, batch_size, worker.device):
         worker.progress(step, "validation")
         found = rate_sample(methods, sample)
-        figures = slice_metrics_on_device(found.target, found.images["generator"])
+        images, own = found.images["generator"], recipe.training.own_metrics
+        figures = slice_metrics_on_device(found.target, images)
+        for place in found.shows.nonzero()[0] if own else ():
+            figures[place] |= own_figures(own, found.target[place], images[place])
         rated = zip(chosen, found.shows, figures, strict=True)
         rows += [(index, row if shows else None) for index, shows, row in rated]
     generator.train(was_training)
@@ -71,4 +76,5 @@ def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: 
             f"{reader.info.name}: none of its {len(by_slice)} slices shows anything within {height}×{width}; raise "
             "data.crop, or validate with other volumes"
         )
-    return {f"val/{name}": float(np.mean([row[name] for row in shown])) for name in METRICS}
+    names = (*METRICS, *recipe.training.own_metrics)
+    return {f"val/{name}": float(np.mean([row[name] for row in shown])) for name in names}

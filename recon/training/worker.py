@@ -47,3 +47,8 @@ class Worker(Protocol):
     def restore(self, read: Callable[[Path], None]) -> bool:
         """Let `read` load the latest whole checkpoint, all ranks' files in one folder; False if there is none."""
         ...
+
+    def initial(self, read: Callable[[Path], None]) -> None:
+        """Let `read` load the weights that the run starts from, the same files on all ranks; after `restore` was False,
+        where the recipe has `init_from`."""
+        ...

@@ -109,7 +109,7 @@ def check_identity(config: DataConfig, found: str) -> None:
 def _open_cache(config: DataConfig, info: SplitInfo, part: str) -> DiskCache | None:
     if not config.disk_cache_bytes or not config.url.startswith("s3://"):
         return None
-    folder = _cache_folder(config)
+    folder = cache_folder(config, "slices")
     try:
         return DiskCache(folder, config.disk_cache_bytes, info.identity, part)
     except OSError as error:
@@ -140,7 +140,9 @@ def open_loader(
     return Loader(reader, order, share, config.read_ahead_bytes, allocate, starts, config.stack)
 
 
-def _cache_folder(config: DataConfig) -> Path:
+def cache_folder(config: DataConfig, kind: str) -> Path:
+    """Where the slices, or another `kind` of what can be made again, are kept on this machine's disk."""
     if config.disk_cache:
-        return Path(config.disk_cache).expanduser()
-    return cache_home() / "slices"
+        given = Path(config.disk_cache).expanduser()
+        return given if kind == "slices" else given / kind
+    return cache_home() / kind

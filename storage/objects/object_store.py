@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from fsspec.core import url_to_fs
 
 from larmor.storage.objects.atomic_file import write_atomically
-from larmor.storage.objects.default_store import use_embedded_store
+from larmor.storage.objects.default_store import refuse_anothers_bucket, use_embedded_store
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.http_ranges import HttpRanges, spread
 from larmor.storage.objects.local_names import leads_out
@@ -77,6 +77,7 @@ class ObjectStore:
         if protocol == "s3":
             self._patience = patience()
             use_embedded_store()
+            refuse_anothers_bucket(self.url)
         with translated(self.url):
             self.filesystem, self._root = url_to_fs(self.url, **(s3_options(READ_TIMEOUT) if protocol == "s3" else {}))
         if protocol == "s3":

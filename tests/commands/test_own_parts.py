@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,17 +11,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import larmor
-from larmor.cluster.experiments.experiment import Experiment
+from larmor.cli import main
+from larmor.cluster.experiments.experiment import Experiment, build, dump_for_workers, dump_yaml
+from larmor.cluster.on_ray.attempt import WorkConfig
 from larmor.cluster.on_ray.job_package import write_code, write_package
+from larmor.cluster.on_ray.jobs import check_places
+from larmor.cluster.on_ray.ray_worker import work
+from larmor.cluster.runs.origin import metric_of, pinned, record_origin
 from larmor.commands.models import EvaluateOptions, ReconstructOptions
-from larmor.recon.recipe.own_code import CodeConfig, check_code, code_hash
+from larmor.commands.training import use_own_code
+from larmor.recon.evaluation.evaluate import Evaluation
+from larmor.recon.recipe.own_code import CodeConfig, check_code, code_hash, use_pinned_code
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
+from larmor.tuning.report.report import write_report
+from larmor.tuning.search.slot import serve
+from larmor.tuning.search.slots import SlotConfig
+from larmor.tuning.search.sweep import trial_experiment
+from larmor.tuning.search.sweep_folder import SweepFolder
 from tests.cluster.launch.test_systems import kspace_url  # noqa: F401
 from tests.own_lab import write_lab
 
+METRIC = "mylab.parts:largest_error"
 FEW = (
     "training.num_steps=3",
     "training.global_batch_size=2",
@@ -58,6 +73,16 @@ class Flat(Smaller):
         return self.net(image).mean(dim=(1, 2, 3))
 
 
+class Alone(Smaller):
+    def __init__(self):
+        super().__init__(1)
+
+
+class ImageAlone(Smaller):
+    def forward(self, image):
+        return image
+
+
 def per_image(reconstruction, target):
     return (reconstruction - target).abs().mean(dim=(1, 2, 3))
 
@@ -71,6 +96,33 @@ def halves(shape, ratio, rng):
 
 
 number = 3
+
+
+def no_direction(reconstruction, target):
+    return (reconstruction - target).abs().mean()
+
+
+def map_of_errors(reconstruction, target):
+    return (reconstruction - target).abs()
+
+
+def undefined(reconstruction, target):
+    return float("nan")
+
+
+def one_image(reconstruction):
+    return 0.0
+
+
+for metric in (map_of_errors, undefined, one_image):
+    metric.higher_is_better = False
+odd = {"networks": {"generator": "unet"}}
+flat = {"generator": "unet"}
+misspelt = {"generator": {"nam": "unet"}}
+
+
+def broken():
+    raise OSError("no weights")
 """
 
 
@@ -90,14 +142,17 @@ def test_the_pages_example_is_trained_pulled_used_and_exported(kspace_url: str, 
     own = (*FEW, f"data.url={kspace_url}")
     result = larmor.train("own.yaml", own, local=True)
     assert result.state == "finished"
-    larmor.pull("results/runs/own", "model")
+    assert result.metrics[f"val/{METRIC}"] > 0
+    larmor.pull("results/runs/own", "model", metric=METRIC)
+    assert json.loads((lab / "model" / "metrics.json").read_text())["chosen_by"] == f"val/{METRIC}"
     with pytest.raises(InputError, match=r"runs code that is not Larmor's \(generator.name=mylab.parts:TwoLayers"):
         larmor.load_model("model")
     network = larmor.load_model("model", trust_code=["mylab"])
     assert sum(item.numel() for item in network.parameters()) == 16 * 9 + 16 + 16 * 9 + 1
-    few = EvaluateOptions(split="validation")
+    few = EvaluateOptions(split="validation", metrics=[METRIC])
     table = larmor.evaluate("model", kspace_url, few, to="tables", trust_code=["mylab"]).tables[0]
     assert table.methods == ("zero_filled", "TwoLayers")
+    _check_tables(table, lab / "tables")
     assert "differs from the model" in "".join(larmor.export("model", "model.pt2", trust_code=["mylab"]))
     reports = larmor.reconstruct("model", kspace_url, "images", ReconstructOptions("validation"), trust_code=["mylab"])
     assert all(report.files for report in reports)
@@ -119,9 +174,12 @@ def test_the_pages_example_is_trained_pulled_used_and_exported(kspace_url: str, 
             ["generator.name=nolab.nets:Net"],
             r"there is no module nolab; name the folder that holds it.*code=\[./nolab\]",
         ),
-        (["generator.options={depth: 3}"], r"TwoLayers\(channels=1, depth=3\): TypeError: .*'depth'"),
+        (["generator.options={depth: 3}"], r"TwoLayers\(channels=1, width=16, depth=3\): TypeError: .*'depth'"),
         (["generator.name=unett", "generator.options={}"], r"generator.name='unett': .*'unet', .* or MODULE:NAME"),
-        (["generator.name=unet"], r"options=\{'width': 16\} are for a network of your own"),
+        (
+            ["generator.name=unet", "generator.options={width: 16}"],
+            r"options=\{'width': 16\} are for a network of your own",
+        ),
         (["generator.name=mylab.trouble:Smaller", "generator.options={}"], r"expected an image \[1, 1, 32, 32\]"),
         (["generator.name=mylab.trouble:Nothing", "generator.options={}"], "has no parameters to train"),
         (["generator.name=mylab.trouble:number", "generator.options={}"], "TypeError: 'int' object is not callable"),
@@ -129,6 +187,27 @@ def test_the_pages_example_is_trained_pulled_used_and_exported(kspace_url: str, 
         (["loss.content=mylab.trouble:constant"], "has no gradient"),
         (["loss.adversarial=wasserstein", "critic.name=mylab.trouble:Flat"], r"expected scores \[1, 1\], got \[1\]"),
         (["mask.kind=mylab.trouble:halves"], r"expected booleans \(32, 32\) .*got bool \(16, 32\)"),
+        (["generator.name=mylab.trouble:Alone"], r"called as Alone\(channels=1\): TypeError"),
+        (
+            ["generator.name=mylab.trouble:ImageAlone", "generator.data_consistency=none"],
+            r"generator.name=mylab.trouble:ImageAlone: called with \[1, 1, 32, 32\].*TypeError: .*positional arguments",
+        ),
+        (["loss.content=mylab.trouble:one_image"], r"mylab.trouble:one_image: called as .*TypeError"),
+        (["mask.kind=mylab.trouble:one_image"], r"mask\(shape, sampling_ratio, rng\): TypeError: one_image"),
+        (["training.metrics=[mylab.trouble:no_direction]"], "no_direction: does not say whether higher is better"),
+        (["training.metrics=[mylab.trouble:map_of_errors]"], r"one finite number, got Tensor of shape \[32, 32\]"),
+        (["training.best_metric=mylab.trouble:undefined"], r"undefined: .*expected one finite number, got nan"),
+        (["training.metrics=[mylab.trouble:one_image]"], r"metric\(reconstruction, target\) .*TypeError: one_image"),
+        (["training.metrics=[mylab.trouble:number]"], "expected a function, or a class with __call__, got int"),
+        (["training.metrics=[sharpness]"], r"training.metrics.*should be MODULE:NAME of your own code"),
+        (["training.best_metric=sharpness"], r"'sharpness' is not a validation metric; choose one of psnr, .*MODULE"),
+        (["system=mylab.parts:three"], "mylab.parts has no three"),
+        (["system=mylab.trouble:number"], "expected a dictionary, or a function that returns one, got int"),
+        (["system=mylab.trouble:odd"], r"networks=.* is no section of a system; it may have augment, signal"),
+        (["system=mylab.trouble:flat"], r"generator='unet' is no section of a system"),
+        (["system=mylab.trouble:misspelt"], r"own.yaml with mylab.trouble:misspelt: unknown key 'generator.nam'; did"),
+        (["system=mylab.trouble:broken"], r"called as broken\(\): OSError: no weights"),
+        (["system=larmr"], r"system='larmr': .*'larmor', .* or MODULE:NAME of your own code"),
         (["code=[./nolab]"], "code=./nolab: expected the folder of a Python package, or a .py file"),
     ],
 )
@@ -141,6 +220,73 @@ def test_what_does_not_work_is_said_before_anything_starts(
     with pytest.raises(InputError, match=message):
         larmor.train("own.yaml", [*FEW, f"data.url={kspace_url}", *overrides])
     assert not (lab / "results").exists()
+
+
+def _check_tables(table: Evaluation, folder: Path) -> None:
+    """The metric of one's own is a column of each table and of the report, as its own attributes say."""
+    assert list(table.metrics)[-1] == METRIC
+    assert all(row.metrics[METRIC] > 0 for row in table.slices)
+    means = [np.mean([row.metrics[METRIC] for row in table.slices if row.method == name]) for name in table.methods]
+    assert [table.mean(name)[METRIC] for name in table.methods] == pytest.approx(means)
+    heading = (folder / "tables.md").read_text().splitlines()[2]
+    assert "| largest_error |" in heading
+    assert METRIC in (folder / "metrics.csv").read_text().splitlines()[0]
+    write_report(folder / "report.html", ["results/runs/own"], folder)
+    page = (folder / "report.html").read_text()
+    assert "Largest absolute error of a pixel. Lower is better." in page
+    assert "Validation: largest_error" in page
+
+
+def test_a_sweep_counts_a_metric_of_ones_own(
+    kspace_url: str,  # noqa: F811
+    lab: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which of its directions is better is read where the code is, and from the record where it is not."""
+    config = larmor.load_experiment("own.yaml", [*FEW, f"data.url={kspace_url}"])
+    use_own_code(config)
+    trial = trial_experiment(config)
+    assert (trial.training.best_metric, trial.training.own_metrics) == ("psnr", (METRIC,))
+    folder = SweepFolder(config.sweep_url)
+    folder.create(dump_yaml(config))
+    record_origin(pinned(trial), folder)
+    for name in ("mylab", "mylab.parts"):  # as where a sweep is pulled: the code is not there
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if Path(place) != lab])
+    objectives = folder.objectives()
+    assert objectives.modes == ["max", "min"]
+    found = [{"val/psnr": psnr, f"val/{METRIC}": error} for psnr, error in ((20.0, 0.5), (21.0, 0.4), (22.0, 0.6))]
+    assert objectives.front(found) == [1, 2]
+    assert objectives.choose(found, objectives.weights(METRIC)) == 1
+    with pytest.raises(InputError, match=r"has no metric mylab.parts:other; its own metrics are mylab.parts:largest"):
+        metric_of(folder, "mylab.parts:other")
+
+
+def test_a_sweeps_own_metric_is_tried_first(kspace_url: str, lab: Path) -> None:  # noqa: F811
+    with pytest.raises(InputError, match="no_direction: does not say whether higher is better"):
+        larmor.sweep("own.yaml", [*FEW, f"data.url={kspace_url}", "sweep.metric=mylab.trouble:no_direction"])
+
+
+def test_of_a_sweep_no_system_and_no_code_is_taken(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its values may be anybody's, and a system's defaults are read by importing it."""
+    for key, value in (("system", "antigravity:fly"), ("code.paths", ["evil"])):
+        monkeypatch.setattr("larmor.commands.training.best_parameters", lambda _, key=key, value=value: {key: value})
+        with pytest.raises(InputError, match=rf"names code of its own \({key.partition('.')[0]}"):
+            larmor.load_experiment("own.yaml", best_of="results/sweeps/other")
+
+
+def test_a_system_of_ones_own_gives_defaults(lab: Path) -> None:
+    found = larmor.load_experiment("own.yaml", ["loss.a=2", "generator.options.width=8"])
+    assert (found.system, found.title) == ("mylab.parts:two_layers", "TwoLayers")
+    assert (found.generator.name, found.generator.options) == ("mylab.parts:TwoLayers", {"width": 8})
+    assert (found.loss.a, found.loss.content, found.loss.adversarial) == (2, "mylab.parts:charbonnier", "none")
+    other = larmor.load_experiment("own.yaml", ["generator.name=unet"])
+    assert (other.title, other.generator.options) == ("two_layers", {}), "options are another network's"
+    with pytest.raises(InputError, match="its defaults are read with an experiment's file"):
+        build({"system": "mylab.parts:two_layers"}, Experiment, "here")
+    written = lab / "whole.yaml"
+    written.write_text(dump_yaml(found))
+    assert larmor.load_experiment(str(written)) == found
 
 
 class TestCode:
@@ -166,6 +312,36 @@ class TestCode:
         packed = larmor.load_experiment(str(tmp_path / "job" / "experiment.yaml"))
         assert packed.code.paths == ("mylab", "nets.py")
         assert code_hash([tmp_path / "job" / "mylab", tmp_path / "job" / "nets.py"]) == code_hash(["mylab", "nets.py"])
+
+    def test_a_worker_takes_no_other_code_than_the_runs(
+        self,
+        kspace_url: str,  # noqa: F811
+        lab: Path,
+    ) -> None:
+        """As when it is started again, and the shared disk has been edited since."""
+        given = larmor.load_experiment("own.yaml", [*FEW, f"data.url={kspace_url}"])
+        use_own_code(given)
+        trial = pinned(trial_experiment(given))
+        (lab / "mylab" / "parts.py").write_text((lab / "mylab" / "parts.py").read_text() + "\n# edited\n")
+        content = dump_for_workers(trial)
+        slot = SlotConfig(content, "results/sweeps/own", None, "desk", 1, 1)
+        for start in (lambda: work(WorkConfig(content, "results/runs/own", None)), lambda: serve(slot)):
+            with pytest.raises(InputError, match=r"mylab: is not the code of this experiment \(SHA-256 .*restore it"):
+                start()
+        elsewhere = CodeConfig(paths=("/nowhere/otherlab",), sha256="0" * 64)
+        with pytest.raises(InputError, match="this worker finds no module otherlab; `larmor train --address`"):
+            use_pinned_code(elsewhere)
+
+    @pytest.mark.parametrize("place", ["output_url=results", "data.url=heads", "mask.file=mask.npy"])
+    def test_a_job_has_no_relative_places(self, lab: Path, place: str) -> None:
+        mask = ["mask.kind=file"] if place.startswith("mask") else []
+        config = larmor.load_experiment("laptop", ["output_url=/shared/results", "data.url=s3://a/b", *mask, place])
+        with pytest.raises(InputError, match=f"{place}: is relative to a folder of this machine"):
+            check_places(config)
+        command = ["submit", "laptop", "--address", "http://127.0.0.1:1", "--dry-run", *mask, place]
+        result = CliRunner().invoke(main.app, command)
+        assert result.exit_code != 0
+        assert f"{place}: is relative to a folder of this machine" in str(result.exception or result.output)
 
     def test_two_of_one_name_are_refused(self, lab: Path) -> None:
         (lab / "other" / "mylab").mkdir(parents=True)

@@ -10,7 +10,7 @@ from typing import Literal
 import plotly.graph_objects as go
 import plotly.io
 
-from larmor.recon.recipe.metric import METRICS
+from larmor.recon.recipe.metric import METRICS, Metric
 
 INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 COLOURS = ("#2563eb", "#d97706", "#0d9488", "#9333ea", "#dc2626")
@@ -56,8 +56,8 @@ def log_axis(title: str) -> dict[str, object]:
     return {"title": {"text": title}, "type": "log", "dtick": 1, "minor": {"dtick": "D1", "ticks": "outside"}}
 
 
-def run_charts(history: Sequence[Mapping[str, float]]) -> list[Chart]:
-    """Loss terms of every step, validation metrics, and how fast it went."""
+def run_charts(history: Sequence[Mapping[str, float]], own: Mapping[str, Metric] | None = None) -> list[Chart]:
+    """Loss terms of every step, validation metrics, Larmor's and one's own, and how fast it went."""
     content = {"loss": "L_G, eq. (9)", "normalized_root_mse": "L_N, eq. (7)", "frequency": "L_F, eq. (8)"}
     adversarial = {"critic_loss": "critic, eq. (5)", "adversarial": "L_A, eq. (6)"}
     adversarial |= {"critic_loss_residual": "residual critic", "adversarial_residual": "L_A of residuals"}
@@ -67,7 +67,7 @@ def run_charts(history: Sequence[Mapping[str, float]]) -> list[Chart]:
         chart("Adversarial terms", "Global mean of every step.", _lines(history, adversarial, "loss"), width="half"),
     ]
     note = "Preset paper, on the validation subject(s)."
-    for name, metric in METRICS.items():
+    for name, metric in {**METRICS, **(own or {})}.items():
         if metric.brief and any(f"val/{name}" in row for row in history):
             figure = _lines(history, {f"val/{name}": metric.heading}, metric.heading, mode="lines+markers")
             charts.append(chart(f"Validation: {metric.heading}", f"{note} {metric.direction}.", figure, width="half"))

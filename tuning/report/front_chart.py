@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from larmor.recon.recipe.metric import METRICS
 from larmor.tuning.report.charts import INK, Chart, chart
 from larmor.tuning.report.trial_records import Sweep
 from larmor.tuning.search.objectives import RULE
@@ -38,6 +37,6 @@ def front_chart(sweep: Sweep, states: dict[str, tuple[str, str]]) -> list[Chart]
             point = [[trial.metrics[key]] for key in keys]
             figure.add_scatter(x=point[0], y=point[1], mode="markers", name=name, marker=marker, hoverinfo="skip")
     figure.update_layout(xaxis_title=keys[0], yaxis_title=keys[1])
-    better = ", ".join(f"{name}: {METRICS[name].direction.lower()}" for name in sweep.objectives.names)
+    better = ", ".join(f"{name}: {sweep.objectives.entry(name).direction.lower()}" for name in sweep.objectives.names)
     note = f"Each trial's best checkpoint by {keys[0]}; {better}. Chosen: {RULE}."
     return [chart("Front of best trade-offs", note, figure, height=430)]

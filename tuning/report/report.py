@@ -19,11 +19,11 @@ import yaml
 from plotly.offline import get_plotlyjs
 
 from larmor.cluster.runs.attempts import first_and_last
-from larmor.cluster.runs.origin import read_origin
+from larmor.cluster.runs.origin import read_origin, recorded_metrics
 from larmor.cluster.runs.reports import last_report
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.recon.inference.slices_page import Stack, read_page, script, style, viewer_html
-from larmor.recon.recipe.metric import TABLE_METRICS
+from larmor.recon.recipe.metric import TABLE_METRICS, from_record
 from larmor.storage.formats.provenance import larmor_version
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.local_names import inside
@@ -52,17 +52,20 @@ def write_report(path: Path, urls: Sequence[str], evaluation: Path | None = None
         "runs": [],
         "states": STATES,
         "number": describe_value,
-        "metrics": TABLE_METRICS,
+        "metrics": dict(TABLE_METRICS),
     }
     page["made"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     page["larmor"] = larmor_version()
     if evaluation:
         page["evaluation"] = _evaluation(evaluation)
+        own = page["evaluation"].get("metrics", {})
+        page["metrics"] |= {name: from_record(record) for name, record in own.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     written = [path]
     for url in urls:
         if SweepFolder(url).exists():
             sweep = read_sweep(url)
+            page["metrics"] |= sweep.own
             page["sweeps"].append(_sweep(sweep))
             written.append(_beside(path, url, "trials"))
             write_trials_csv(sweep, written[-1])
@@ -142,7 +145,7 @@ def _run(run: RunFolder) -> dict[str, Any]:
         "goodput": (last_report(run.store) or {}).get("goodput"),
         "restarts": attempts[1].number - 1 if attempts else 0,
         "checkpoints": checkpoints,
-        "charts": run_charts(history) if history else [],
+        "charts": run_charts(history, recorded_metrics(run)) if history else [],
         "panels": _panels(*panels),
         "config": config,
         "origin": read_origin(run),

@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from larmor.recon.recipe.metric import HIGHER_IS_BETTER, METRICS
 from larmor.tuning.report.trial_records import Sweep
 
 
@@ -40,6 +39,7 @@ class Gain:
     against: str
     noise: float | None
     is_start: bool
+    higher_is_better: bool
 
     @property
     def text(self) -> str:
@@ -48,7 +48,7 @@ class Gain:
             return "none (the starting point is the best)"
         if self.noise is not None and abs(self.value) <= self.noise:
             return f"none (within the noise between seeds: ±{self.noise:.2g})"
-        better = (self.value > 0) == HIGHER_IS_BETTER[self.name]
+        better = (self.value > 0) == self.higher_is_better
         worse = "" if better or not self.value else ", worse"
         known = "" if self.noise is None else f", noise between seeds ±{self.noise:.2g}"
         return f"{self.value:+.4f}" + (f" ({(known + worse).removeprefix(', ')})" if known or worse else "")
@@ -58,7 +58,7 @@ def spreads(sweep: Sweep) -> list[Spread]:
     """Of every metric that finished trials have, the sweep's own first."""
     groups = list(_trainings(sweep).values())
     own = sweep.objectives.names
-    found = [_spread(name, groups) for name in [*own, *(name for name in METRICS if name not in own)]]
+    found = [_spread(name, groups) for name in [*own, *(name for name in sweep.described if name not in own)]]
     return [spread for spread in found if spread.num_points]
 
 
@@ -68,7 +68,8 @@ def gains(sweep: Sweep) -> list[Gain]:
     found = []
     for name in sweep.objectives.names:
         if difference := gain_of(sweep, name):
-            found.append(Gain(name, *difference, noise.get(name), sweep.best is sweep.start))
+            higher = sweep.objectives.higher_is_better(name)
+            found.append(Gain(name, *difference, noise.get(name), sweep.best is sweep.start, higher))
     return found
 
 

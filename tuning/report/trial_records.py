@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import yaml
 
-from larmor.recon.recipe.metric import HIGHER_IS_BETTER, METRICS
+from larmor.cluster.runs.origin import recorded_metrics
+from larmor.recon.recipe.metric import METRICS, Metric
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.objectives import Objectives
 from larmor.tuning.search.records import RATED, Parameters, State, TrialRecord
@@ -66,16 +67,23 @@ class TrialView:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's trials in the order in which they began, seen by its first metric, or `by` the other one."""
+    """A sweep's trials in the order in which they began, seen by its first metric, or `by` the other one. `own` are the
+    recorded metrics of one's own."""
 
     folder: SweepFolder
     config: Mapping[str, Any]
     trials: Sequence[TrialView]
     by: str | None = None
+    own: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
 
     @property
     def objectives(self) -> Objectives:
-        return Objectives.of(self.config["sweep"]["metric"])
+        return Objectives.of(self.config["sweep"]["metric"], self.own.__getitem__)
+
+    @property
+    def described(self) -> dict[str, Metric]:
+        """Every metric that its trials may have."""
+        return {**METRICS, **self.own}
 
     @property
     def metric(self) -> str:
@@ -90,7 +98,7 @@ class Sweep:
 
     @property
     def higher_is_better(self) -> bool:
-        return HIGHER_IS_BETTER[self.by or self.objectives.first]
+        return self.described[self.by or self.objectives.first].higher_is_better
 
     @property
     def space(self) -> Mapping[str, str]:
@@ -124,7 +132,7 @@ class Sweep:
         values = [value for at, value in rows if step is not None and at <= step and math.isfinite(value)]
         if not values:
             return self.figure(trial, key)
-        return max(values) if HIGHER_IS_BETTER[key.removeprefix("val/")] else min(values)
+        return max(values) if self.described[key.removeprefix("val/")].higher_is_better else min(values)
 
     @property
     def comparable(self) -> dict[str, float]:
@@ -170,19 +178,26 @@ def read_sweep(url: str) -> Sweep:
     if not folder.exists():
         raise InputError(f"{url}: there is no sweep here (no sweep.yaml); check the URL")
     config = yaml.safe_load(folder.config_yaml())
-    metric = folder.objectives().keys[0]
+    objectives = folder.objectives()
     ended = {record.id: record for record in folder.trials()}
     ids = [*ended, *(name for name in folder.trial_ids() if name not in ended)]
     with ThreadPoolExecutor(8) as pool:
         reading = [
-            pool.submit(_read, folder, config, metric, number, name, ended.get(name)) for number, name in enumerate(ids)
+            pool.submit(_read, folder, config, objectives, number, name, ended.get(name))
+            for number, name in enumerate(ids)
         ]
-        return Sweep(folder, config, [trial.result() for trial in reading])
+        return Sweep(folder, config, [trial.result() for trial in reading], own=recorded_metrics(folder))
 
 
 def _read(
-    folder: SweepFolder, config: Mapping[str, Any], metric: str, number: int, name: str, record: TrialRecord | None
+    folder: SweepFolder,
+    config: Mapping[str, Any],
+    objectives: Objectives,
+    number: int,
+    name: str,
+    record: TrialRecord | None,
 ) -> TrialView:
+    metric = objectives.keys[0]
     run = folder.trial_run(name)
     try:
         own = yaml.safe_load(run.config_yaml())
@@ -191,7 +206,7 @@ def _read(
     history = run.history()
     step = int(history[-1]["step"]) if history else 0
     metrics = dict(record.metrics) if record else {}
-    better = max if HIGHER_IS_BETTER[metric.removeprefix("val/")] else min
+    better = max if objectives.higher_is_better(objectives.first) else min
     values = [row[metric] for row in history if row.get(metric, float("nan")) == row.get(metric)]
     value = metrics.get(metric, better(values) if values else None)
     searched = config["sweep"].get("space", {})
@@ -217,7 +232,7 @@ def _read(
 
 def write_trials_csv(sweep: Sweep, path: Path) -> None:
     """One line for each trial, in the order in which they began; of two metrics `front` says whether it is on it."""
-    names = [f"val/{name}" for name in METRICS]
+    names = [f"val/{name}" for name in sweep.described]
     balance = list(dict.fromkeys(key for trial in sweep.trials for key in trial.balance))
     front, has_front = sweep.front, sweep.objectives.has_front
     extra = [*balance, *(["front"] if has_front else [])]

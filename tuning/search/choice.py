@@ -53,7 +53,7 @@ def choose_run(url: str, metric: str | None = None, trial: str | None = None, pr
         best = _best_finished(folder, trials, objectives, weights)
         notes += _of_front(trials, objectives, weights)
     else:
-        name, higher = metric_direction(metric)
+        name, higher = metric_direction(folder, metric)
         best = _best_by_checkpoint(folder, [item for item in trials if item.is_rated], name, higher)
     return Choice(folder.trial_run(best.id), metric or objectives.first, _about(folder, best, notes))
 

@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from larmor.cluster.experiments.experiment import Experiment, build, change, parse_override, read_content
+from larmor.cluster.experiments.own_system import with_own_system
+from larmor.recon.recipe.own_metric import find_metric
+from larmor.recon.recipe.own_name import is_own
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.objectives import Objectives
 
@@ -53,7 +56,8 @@ class SweepConfig(BaseModel):
 
     @property
     def objectives(self) -> Objectives:
-        return Objectives.of(self.metric)
+        """Raises `InputError` for a metric of one's own that cannot be imported."""
+        return Objectives.of(self.metric, find_metric)
 
     def first_rung(self, num_steps: int, validate_every: int) -> int:
         """The step at which ASHA first stops trials of `num_steps`: a validation, unless it was chosen."""
@@ -67,6 +71,13 @@ class SweepExperiment(Experiment):
     sweep: SweepConfig = SweepConfig()
 
     @property
+    def own_parts(self) -> dict[str, str]:
+        """Those of the search too."""
+        names = [self.sweep.metric] if isinstance(self.sweep.metric, str) else self.sweep.metric
+        metrics = {f"sweep.metric.{number}": name for number, name in enumerate(names) if is_own(name)}
+        return super().own_parts | metrics
+
+    @property
     def sweep_url(self) -> str:
         return f"{self.output_url.rstrip('/')}/sweeps/{self.name}"
 
@@ -78,7 +89,8 @@ class SweepExperiment(Experiment):
 def load_sweep_experiment(source: str, overrides: Sequence[str]) -> SweepExperiment:
     """An experiment file with overrides; `space.KEY=loguniform(…)` adds a dimension to the search.
 
-    Raises `InputError` for a missing file, an unknown key (naming the valid ones) or an impossible value.
+    Raises `InputError` for a missing file, an unknown key (naming the valid ones) or an impossible value, and for a
+    system of one's own that cannot be had.
     """
     return build_sweep_experiment(read_content(source), overrides, source)
 
@@ -96,4 +108,5 @@ def build_sweep_experiment(content: dict[str, Any], overrides: Sequence[str], so
         if not isinstance(space, dict):
             raise InputError(f"'{override}': sweep.space is a value, not a section; remove it")
         space[key.removeprefix("space.")] = value
-    return build(content, SweepExperiment, source)
+    content, system = with_own_system(content)
+    return build(content, SweepExperiment, f"{source} with {system}" if system else source)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from larmor.recon.recipe.metric import HIGHER_IS_BETTER, check_metric
+from larmor.recon.recipe.metric import METRICS, Metric, check_metric
 from larmor.storage.objects.errors import InputError
 
 Figures = Mapping[str, float]  # `val/psnr` → value
@@ -17,19 +17,26 @@ RULE = "nearest to the best of each metric, distances in parts of the front's ra
 
 @dataclass(frozen=True)
 class Objectives:
-    """Names of one metric or two, such as ("psnr", "hfen"). The first one is what ASHA and early stop look at."""
+    """Names of one metric or two, such as ("psnr", "hfen"). The first one is what ASHA and early stop look at.
+
+    `own` describes those that are one's own.
+    """
 
     names: tuple[str, ...]
+    own: Mapping[str, Metric] = field(default_factory=dict)
 
     @staticmethod
-    def of(metric: str | Sequence[str]) -> Objectives:
-        """From `sweep.metric`. Raises `InputError` for an unknown metric, the same one twice, and more than two."""
+    def of(metric: str | Sequence[str], describe: Callable[[str], Metric] | None = None) -> Objectives:
+        """From `sweep.metric`; `describe` is asked of each metric of one's own.
+
+        Raises `InputError` for an unknown metric, the same one twice, and more than two.
+        """
         names = tuple(check_metric(name) for name in ([metric] if isinstance(metric, str) else metric))
         if not 1 <= len(names) <= _MOST:
             raise InputError(f"{len(names)} metrics: give one, or a list of two, such as [psnr, hfen]")
         if len(set(names)) < len(names):
             raise InputError(f"'{names[0]}' twice: the second metric must be another one, such as hfen")
-        return Objectives(names)
+        return Objectives(names, {name: describe(name) for name in names if name not in METRICS} if describe else {})
 
     @property
     def first(self) -> str:
@@ -40,10 +47,18 @@ class Objectives:
         """As histories and records have them: `val/psnr`, …"""
         return tuple(f"val/{name}" for name in self.names)
 
+    def higher_is_better(self, name: str) -> bool:
+        """Of one of `names`."""
+        return self.entry(name).higher_is_better
+
+    def entry(self, name: str) -> Metric:
+        """How a metric is called and read."""
+        return METRICS[name] if name in METRICS else self.own[name]
+
     @property
     def modes(self) -> list[str]:
         """`max` or `min` of each, as Ray Tune has them."""
-        return ["max" if HIGHER_IS_BETTER[name] else "min" for name in self.names]
+        return ["max" if self.higher_is_better(name) else "min" for name in self.names]
 
     @property
     def has_front(self) -> bool:
@@ -100,7 +115,7 @@ class Objectives:
 
     def _goodness(self, metrics: Figures) -> tuple[float, ...]:
         """The value of each metric, turned so that higher is better."""
-        return tuple(metrics[f"val/{name}"] * (1 if HIGHER_IS_BETTER[name] else -1) for name in self.names)
+        return tuple(metrics[f"val/{name}"] * (1 if self.higher_is_better(name) else -1) for name in self.names)
 
 
 def _missed(value: float, low: float, high: float) -> float:

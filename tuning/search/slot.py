@@ -21,8 +21,8 @@ from larmor.cluster.worker.ranks import Ranks
 from larmor.cluster.worker.stopping import StopRequest
 from larmor.cluster.worker.training import train_recipe
 from larmor.cluster.worker.worker import RunWorker
-from larmor.recon.recipe.metric import HIGHER_IS_BETTER
-from larmor.recon.recipe.own_code import make_importable
+from larmor.recon.recipe.own_code import use_pinned_code
+from larmor.recon.recipe.own_metric import find_metric
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.store_errors import StoreAway
 from larmor.tuning.search.desk import Job, Outcome
@@ -91,7 +91,7 @@ class TrialTraining:
         else:
             with contextlib.suppress(InputError):  # it ended before its first checkpoint
                 name = training.best_metric
-                metrics = self.run.best(f"val/{name}", HIGHER_IS_BETTER[name]).metrics
+                metrics = self.run.best(f"val/{name}", find_metric(name).higher_is_better).metrics
         steps = max([int(self._last["step"]), *(item.step for item in self.run.checkpoints())])
         return dataclasses.replace(
             end,
@@ -111,7 +111,7 @@ def serve(config: SlotConfig) -> None:
     from larmor.cluster.on_ray.ray_backend import this_process_request
 
     base = build(config.experiment, Experiment, "sweep")
-    make_importable(base.code.paths)
+    use_pinned_code(base.code)
     torch.set_num_threads(base.cluster.cpus_per_worker)
     folder, device = SweepFolder(config.sweep_url, config.lease), ray.train.torch.get_device()
     request = this_process_request(base.cluster.grace_seconds)

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from larmor.cluster.experiments.experiment import Experiment, dump_yaml
+from larmor.cluster.launch.initial import check_initial, pin_initial
 from larmor.cluster.launch.run import CHANGEABLE, check_data, refuse_another
 from larmor.cluster.on_ray.ray_cluster import require_resources, worker_bundle
 from larmor.cluster.runs.lease import Say, hold, refuse_if_held
 from larmor.cluster.runs.origin import check_origin, pinned, record_origin
 from larmor.cluster.worker.stopping import ending_at
-from larmor.recon.recipe.metric import HIGHER_IS_BETTER
+from larmor.recon.recipe.own_metric import find_metric
+from larmor.recon.recipe.own_name import is_own
 from larmor.tuning.search.experiment import SweepConfig, SweepExperiment
 from larmor.tuning.search.ladder import Ladder
 from larmor.tuning.search.objectives import Objectives
@@ -33,9 +35,9 @@ GOODBYE_SECONDS = 10.0
 def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: bool) -> SweepResult | None:
     """The result, if the sweep has all its trials already. Writes nothing.
 
-    Raises `InputError` for a bad space, data that do not fit, if another process is known to write to the folder, or
-    if another sweep of that name, or one with another data set or mask, is there and `overwrite` is False. The same
-    sweep again resumes; it may have more trials.
+    Raises `InputError` for a bad space, data or initial weights that do not fit, if another process is known to write
+    to the folder, or if another sweep of that name, or one with another data set or mask, is there and `overwrite` is
+    False. The same sweep again resumes; it may have more trials.
     """
     base, config = trial_experiment(experiment), experiment.sweep
     dimensions = parse_space(config.space, base)
@@ -49,6 +51,7 @@ def check_sweep(experiment: SweepExperiment, folder: SweepFolder, overwrite: boo
         result = folder.result()
         if result and sum(trial.state in ENDED for trial in result.trials) >= planned:
             return result
+    check_initial(base, folder, overwrite)
     refuse_if_held(folder.store)
     return None
 
@@ -61,7 +64,11 @@ def count_trials(experiment: SweepExperiment) -> int:
 def trial_experiment(experiment: SweepExperiment) -> Experiment:
     """What a trial trains, but for the searched values. It keeps the checkpoints that are best by the first metric."""
     config = experiment.sweep
-    return with_values(experiment, {**config.overrides, "training.best_metric": config.objectives.first})
+    names = config.objectives.names
+    metrics: Parameters = {"training.best_metric": names[0]}
+    if own := [name for name in names if is_own(name)]:
+        metrics = {**metrics, "training.metrics": list(dict.fromkeys([*experiment.training.metrics, *own]))}
+    return with_values(experiment, {**config.overrides, **metrics})
 
 
 def run_sweep(
@@ -88,7 +95,7 @@ def run_sweep(
             folder.delete()
         if not folder.create(dump_yaml(experiment)):
             refuse_another(experiment, folder.config_yaml(), folder.url, MAY_DIFFER)
-        base = pinned(base)
+        base = pin_initial(pinned(base), folder)
         record_origin(base, folder)
         ended = [trial for trial in folder.trials() if trial.state in ENDED]
         missing = planned_trials(config, dimensions) - len(ended)
@@ -217,7 +224,7 @@ def _ladder(
     """The rungs, with what trials of an earlier call reached on them; unfinished ones until their last checkpoint."""
     training, first_metric = base.training, config.objectives.first
     first = config.first_rung(training.num_steps, training.validate_every)
-    ladder = Ladder(first, config.reduction_factor, training.num_steps, HIGHER_IS_BETTER[first_metric])
+    ladder = Ladder(first, config.reduction_factor, training.num_steps, find_metric(first_metric).higher_is_better)
     key = f"val/{first_metric}"
     stopped = {trial.id: trial.state == "stopped" for trial in ended if trial.is_rated}
     for trial in [*stopped, *unfinished]:

@@ -16,11 +16,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import yaml
 
 from larmor.cluster.runs.lease import check_lease, delete_all_but_lease
+from larmor.cluster.runs.origin import metric_of
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
@@ -173,7 +175,7 @@ class SweepFolder:
 
     def objectives(self) -> Objectives:
         """What the sweep counts."""
-        return Objectives.of(yaml.safe_load(self.config_yaml())["sweep"]["metric"])
+        return Objectives.of(yaml.safe_load(self.config_yaml())["sweep"]["metric"], partial(metric_of, self))
 
     def write_result(self, objectives: Objectives) -> SweepResult:
         """Write and return all trials, the front and the best. Raises `InputError` if no trial has finished."""

@@ -105,6 +105,9 @@ def test_a_job_trains_on_two_nodes_and_no_secret_is_left(
     told = succeed("status", name, "--address", head.dashboard, **head.known())
     assert told.startswith(f"{name}: succeeded, submitted ")
     assert f"results: {OUTPUT}/runs/{name}" in told
+    assert f"{name}: succeeded, submitted " in succeed("jobs", "--address", head.dashboard, **head.known())
+    log = succeed("logs", name, "--address", head.dashboard, **head.known())
+    assert "best checkpoint: step      4/4" in log
 
     secrets = [keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"], head.token.read_text()]
     texts = {"output": done.stdout + done.stderr, "job": repr(jobs.get(name)), "status": told}

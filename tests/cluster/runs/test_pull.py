@@ -136,8 +136,10 @@ def test_without_a_run_or_a_checkpoint_nothing_appears(tmp_path: Path, target: P
 
 
 @pytest.mark.parametrize("name", HIGHER_IS_BETTER)
-def test_every_metric_has_its_direction(name: str) -> None:
-    assert metric_direction(name) == metric_direction(f"val/{name}") == (f"val/{name}", HIGHER_IS_BETTER[name])
+def test_every_metric_has_its_direction(name: str, tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path))
+    expected = (f"val/{name}", HIGHER_IS_BETTER[name])
+    assert metric_direction(run, name) == metric_direction(run, f"val/{name}") == expected
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ CLIP = 0.01
 GAIN = 15.0
 NORM = 0.5  # of the gradient, whose own norm is 3 or more in both networks
 NUM_STEPS = 20
+SEED_OF_OTHERS = 7
 SAVE_AT = 7
 NEW_RATES_AT = 5  # so that the learning rate, too, has to survive a resume
 MICRO_BATCH = 2
@@ -79,6 +80,9 @@ _STAGES: list[tuple[Backend, int]] = [
     ("deepspeed", 2),
     ("deepspeed", 3),
     ("plain", 0),
+]
+INITIAL = [
+    Case(stage, 2, 1, backend=backend, dtype=dtype) for backend, stage in _STAGES for dtype in ("float32", "bfloat16")
 ]
 BFLOAT16 = [Case(stage, 2, 3, backend=backend, dtype="bfloat16", resume=True) for backend, stage in _STAGES]
 MISTAKES = [
@@ -461,6 +465,25 @@ def mixed_layers(zero_stage: int, backend: Backend) -> dict[str, Any]:
     return {"before": states[0], "after": engine.state_dict()}
 
 
+def initial_weights(case: Case, rank: int, world_size: int) -> dict[str, Any]:
+    """Engines that are given the weights of others: these, what the engines hold, and both ways two steps later."""
+    from larmor.recon.engines.optimizers import inside
+
+    generator, critics = networks(SEED_OF_OTHERS)
+    others = {"generator": generator, CRITICS[0]: critics[0]}
+    trainer = Trainer(case, rank, world_size, seed=99)
+    for name, engine in trainer.engines.items():
+        weights = others[name].state_dict()
+        engine.set_weights(weights if name == "generator" else inside(engine.module, weights, CLIP))
+    clip_weights(critics)
+    found = {name: engine.state_dict() for name, engine in trainer.engines.items()}
+    built = Trainer(case, rank, world_size, seed=SEED_OF_OTHERS)
+    for each in (trainer, built):
+        each.train(0, 2)
+    given = {name: network.state_dict() for name, network in others.items()}
+    return {"given": given, "found": found, "set": trainer.result(), "built": built.result()}
+
+
 def barrier(world_size: int) -> None:
     if world_size > 1:
         dist.barrier()
@@ -495,6 +518,8 @@ def main(rank: int, world_size: int, folder: Path) -> None:
             deepspeed_engine.parameter_groups,
         ) = derived, groups
         torch.save(result, folder / f"{case.name}.rank{rank}.pt")
+    for case in INITIAL:
+        torch.save(initial_weights(case, rank, world_size), folder / f"initial-{case.name}.rank{rank}.pt")
     torch.save(refusals(Case(2, 2, 3), rank, world_size, folder), folder / f"refusals.rank{rank}.pt")
     if world_size == 1:
         for backend, stage in _STAGES:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from larmor.recon.networks.data_consistency import ConsistentGenerator
@@ -41,12 +43,12 @@ def sample(found: Recipe, epoch: int, indices: list[int]) -> Sample:
     return prepare(batch, found.data.crop, found.mask, torch.device("cpu"), signal=found.signal)
 
 
-def counted(found: Recipe, identity: str = "") -> Starts:
+def counted(found: Recipe, identity: str = "", folder: Path | None = None) -> Starts:
     generator = build_generator(found.generator)
     generator.__class__ = Counting
     Counting.made = 0
     identity = identity or uuid.uuid4().hex  # another split each time, unless it is said
-    return Starts(generator, found, identity)
+    return Starts(generator, found, identity, folder)
 
 
 def test_a_slice_is_made_once_and_is_the_same_in_any_company() -> None:
@@ -87,6 +89,60 @@ def test_the_next_training_of_a_process_finds_what_the_last_one_kept() -> None:
     other = recipe(mask={"seed": 1})
     counted(other, "knees").add(sample(other, 0, [0, 1]))
     assert Counting.made == 2, "nor of another mask"
+
+
+def in_a_new_process(found: Recipe, folder: Path, identity: str = "heads") -> Starts:
+    counted(recipe())  # of other data: what this process kept in memory is gone
+    return counted(found, identity, folder)
+
+
+def test_another_process_finds_the_starts_on_disk_bit_for_bit(tmp_path: Path) -> None:
+    found = recipe()
+    made = in_a_new_process(found, tmp_path).add(sample(found, 0, [0, 1, 2])).start
+    read = in_a_new_process(found, tmp_path).add(sample(found, 3, [2, 5, 0])).start
+    assert Counting.made == 1, "slice 5 alone"
+    assert made is not None
+    assert read is not None
+    assert torch.equal(read[0], made[2])
+    assert torch.equal(read[2], made[0])
+    for other, identity in (
+        (recipe(mask={"seed": 1}), "heads"),
+        (recipe(start={"weight": 1e-3}), "heads"),
+        (found, "knees"),
+    ):
+        in_a_new_process(other, tmp_path, identity).add(sample(other, 0, [0, 1]))
+        assert Counting.made == 2, "of other data, masks and settings nothing is taken"
+
+
+def test_a_damaged_start_is_made_anew(tmp_path: Path) -> None:
+    found = recipe()
+    made = in_a_new_process(found, tmp_path).add(sample(found, 0, [0, 1, 2])).start
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert len(files) == 3
+    content = bytearray(files[0].read_bytes())
+    content[100] ^= 1
+    files[0].write_bytes(content)
+    files[1].write_bytes(files[1].read_bytes()[:50])
+    for repaired in (2, 0):
+        read = in_a_new_process(found, tmp_path).add(sample(found, 0, [0, 1, 2])).start
+        assert Counting.made == repaired
+        assert made is not None
+        assert read is not None
+        assert torch.equal(read, made)
+
+
+def test_what_changes_from_epoch_to_epoch_never_reaches_the_disk(tmp_path: Path) -> None:
+    for number, found in enumerate((recipe(mask={"per_slice": True}), recipe(start={"disk_cache_bytes": 0}))):
+        folder = tmp_path / str(number)
+        in_a_new_process(found, folder).add(sample(found, 0, [0, 1]))
+        assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_written_costs_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    found = recipe()
+    assert in_a_new_process(found, tmp_path / "file").add(sample(found, 0, [0, 1])).start is not None
+    assert "data.disk_cache" in caplog.text
 
 
 def test_without_a_classical_start_a_sample_stays_as_it_is() -> None:
