@@ -96,13 +96,14 @@ def reconstruct(
         ),
     ] = None,
     uncertainty: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
-            help="A further model, trained apart; repeatable. The images are the mean of all models, and "
-            "NAME-uncertainty is their standard deviation.",
-            **LOCAL,
+            metavar="MODEL|SWEEP_URL",
+            help="A further model, trained apart, or a sweep, of which the best trials count; repeatable. The images "
+            "are the mean of all models, and NAME-uncertainty is their standard deviation.",
         ),
     ] = None,
+    members: Annotated[int, typer.Option(min=1, help="How many trials of a sweep --uncertainty takes.")] = 3,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave bad scans out instead of failing.")
     ] = False,
@@ -120,16 +121,8 @@ def reconstruct(
     from larmor.storage.formats.source import check_plane
 
     options = ReconstructOptions(
-        split,
-        undersample,
-        mask,
-        batch_size,
-        check_plane(plane),
-        format,
-        anonymous,
-        field_of_view,
-        uncertainty or [],
-        ratio,
+        *(split, undersample, mask, batch_size, check_plane(plane), format, anonymous, field_of_view),
+        *(uncertainty or [], members, ratio),
     )
     with progress_bar() as show:
         began = time.perf_counter()
@@ -146,6 +139,8 @@ def reconstruct(
     for report in reports:
         if report.calibration:
             console.print(f"{report.name}: {report.calibration}", markup=False)
+        if report.changed:
+            console.print(f"{report.name}: {report.changed}", markup=False)
     for line in describe_notes((report.name, report.notes) for report in reports):
         console.print(line, markup=False)
     if bad and (not skip_invalid or len(bad) == len(reports)):

@@ -14,10 +14,12 @@ from larmor.cluster.runs.pull import Pulled, pull_run
 from larmor.commands.feedback import QUIET, Feedback
 from larmor.storage.formats.source import Plane
 from larmor.storage.objects.errors import InputError
-from larmor.tuning.search.choice import choose_run
+from larmor.tuning.search.choice import choose_best, choose_run
+from larmor.tuning.search.sweep_folder import SweepFolder
 
 if TYPE_CHECKING:  # `pull` needs no PyTorch
     from larmor.recon.evaluation.evaluate import Evaluation
+    from larmor.recon.models.model import Model
     from larmor.recon.models.reconstruct import ScanReport
 
 TrustCode = Sequence[str | Path] | None
@@ -78,8 +80,9 @@ class ReconstructOptions:
     `split`: of a data set, default test. `undersample`: measured k-space is fully sampled and is undersampled with the
     model's mask. `mask`: a .npy (height, width) of the measured points. `plane`: of slices cut from images, as for
     `convert`. `format`: auto, nifti, dicom, h5 or npy; `anonymous`: DICOM that names nobody. `field_of_view`: whole, or
-    that of the model's training. `uncertainty`: further model directories; the images are then the mean of all models.
-    `ratio`: the sampling ratio of what is undersampled, instead of the models' own.
+    that of the model's training. `uncertainty`: further model directories, or URLs of sweeps, of which the `members`
+    best trials count; the images are then the mean of all models. `ratio`: the sampling ratio of what is undersampled,
+    instead of the models' own.
     """
 
     split: str | None = None
@@ -91,6 +94,7 @@ class ReconstructOptions:
     anonymous: bool = False
     field_of_view: str = "whole"
     uncertainty: Sequence[str | Path] = ()
+    members: int = 3
     ratio: float | None = None
 
 
@@ -120,7 +124,11 @@ def reconstruct(
     results = ResultOptions(check_format(chosen.format), chosen.anonymous)
     whole = check_field_of_view(chosen.field_of_view)
     model = load_model(Path(model_dir), device, trust_code)
-    others = [load_model(Path(place), device, trust_code) for place in chosen.uncertainty]
+    others = [
+        other
+        for place in chosen.uncertainty
+        for other in _ensemble(str(place), chosen.members, model, device, trust_code)
+    ]
     if chosen.ratio is not None:
         if chosen.mask is not None:
             raise InputError(f"--ratio {chosen.ratio:g}: --mask says what was measured; leave one of them out")
@@ -130,6 +138,23 @@ def reconstruct(
     undersample, plane = chosen.undersample, chosen.plane
     with open_scans(source, model.physics, chosen.split, undersample, mask, feedback.say, plane, whole) as scans:
         return reconstruct_scans(model, scans, Path(to), chosen.batch_size, feedback.progress, results, others)
+
+
+def _ensemble(place: str, count: int, model: Model, device: str, trust_code: TrustCode) -> list[Model]:
+    """The model of a directory, or those of a sweep's best trials without the one that `model` is."""
+    from larmor.recon.models.model import load_model
+
+    if "://" not in place and (Path(place) / "config.yaml").is_file() and not SweepFolder(place).exists():
+        return [load_model(Path(place), device, trust_code)]
+    own = model.record.get("trial") if model.record.get("sweep") == place.rstrip("/") else None
+    found = []
+    with tempfile.TemporaryDirectory(prefix="larmor-") as scratch:
+        for choice in choose_best(place, count, own):
+            assert choice.about is not None, "it is a trial"
+            folder = Path(scratch) / choice.about.trial
+            pull_run(choice.run, choice.metric, folder, about=choice.about)
+            found.append(load_model(folder, device, trust_code))
+    return found
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from larmor.recon.inference.inference import (
 )
 from larmor.recon.inference.metrics import slice_metrics, volume_metrics
 from larmor.recon.inference.own_metrics import own_figures
+from larmor.recon.models.residual import Residuals
 from larmor.recon.recipe.metric import DICE, METRICS, TABLE_METRICS, Metric, Preset
 from larmor.recon.recipe.own_metric import find_metric
 from larmor.recon.recipe.signal import check_modality
@@ -55,7 +56,8 @@ class Evaluation:
     `subject_of` gives the subject of each volume; `num_constant` slices are constant and left out. Every `every`-th
     slice of each volume is evaluated, by all methods alike. With segmentation the volumes have `dice` beside
     `METRICS` and `own`, the metrics of one's own, and `segmented` shows some slices with their classes.
-    `calibrations`, one for each volume, are those of the mean of `members` by their standard deviation.
+    `calibrations`, one for each volume, are those of the mean of `members` by their standard deviation. `residuals` are
+    the relative changes of measured points, by method.
     """
 
     physics: Physics
@@ -71,6 +73,7 @@ class Evaluation:
     calibrations: Sequence[Calibration] = ()
     members: tuple[str, ...] = ()
     own: Mapping[str, Metric] = field(default_factory=dict)
+    residuals: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def metrics(self) -> Mapping[str, Metric]:
@@ -164,6 +167,8 @@ def evaluate(
     segmented = []
     calibrations = []
     subjects = {}
+    residuals = Residuals()
+    note = residuals.note if physics.signal.mode != "pet" else None
     done, chosen_of = 0, {volume: in_stacks(info.slices_of(volume), physics.stack, every) for volume in info.volumes}
     total = sum(len(np.unique(stacks)) for stacks in chosen_of.values())
     for volume, stacks in chosen_of.items():
@@ -173,7 +178,7 @@ def evaluate(
         batches = []
         chosen = [int(index) for index in indices]
         for batch in reconstruct_split(
-            methods, reader, stacks.reshape(-1).tolist(), physics, batch_size, torch.device(device)
+            methods, reader, stacks.reshape(-1).tolist(), physics, batch_size, torch.device(device), note
         ):
             check_finite(batch, lambda index: f"slice {int(info.index[index])} of {info.volumes[info.volume[index]]}")
             slices += _slice_rows(batch, volume, own)
@@ -202,7 +207,8 @@ def evaluate(
             f"{physics.crop[1]}; evaluate at a larger --size, or other volumes"
         )
     num_constant = info.num_constant + total - len(slices) // len(names)
-    shown_of = (examples, subjects, segmented, num_constant, every, calibrations, tuple(members), described)
+    ended = (calibrations, tuple(members), described, residuals.shares)
+    shown_of = (examples, subjects, segmented, num_constant, every, *ended)
     return Evaluation(physics, preset, names, slices, volumes, *shown_of)
 
 

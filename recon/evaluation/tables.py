@@ -15,6 +15,7 @@ from larmor.recon.evaluation.evaluate import Evaluation
 from larmor.recon.evaluation.segmentation_figure import write_segmentation_figure
 from larmor.recon.inference.figures import Example, comparison
 from larmor.recon.inference.inference import ZERO_FILLED, Physics
+from larmor.recon.inference.residual import describe_share
 from larmor.recon.inference.slices_page import example_stack, write_page
 from larmor.recon.physics.masks import describe_mask
 from larmor.recon.recipe.metric import METRICS, PRESETS, to_record
@@ -85,6 +86,7 @@ def text_table(result: Evaluation) -> list[str]:
     """The lines that `larmor evaluate` prints, the gain over zero-filled last."""
     heading, rows = table_text(result)
     lines = [caption(result), *aligned([heading, *rows], first_right=1)]
+    lines += [f"measured points changed by {name}: {describe_share(one)}" for name, one in result.residuals.items()]
     zero_filled = result.mean(ZERO_FILLED)
     for method in result.methods[1:]:
         gain = {name: result.mean(method)[name] - zero_filled[name] for name in ("psnr", "ssim")}
@@ -194,6 +196,7 @@ def write_evaluation(
                 "stack": result.physics.stack,
                 "mean": {method: result.mean(method) for method in result.methods},
                 "interval": {method: result.interval(method) for method in result.methods},
+                "residual": dict(result.residuals),
                 "figure": figure,
                 "page": page,
                 **more,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from larmor.recon.engines.precision import lowered
+from larmor.recon.inference.residual import Residual
 from larmor.recon.physics.coils import coils_of_split
 from larmor.recon.physics.feed import to_device
 from larmor.recon.physics.samples import (
@@ -34,6 +35,8 @@ from larmor.storage.objects.errors import InputError
 ZERO_FILLED = "zero_filled"
 Method = Callable[[Sample], Tensor]
 """A sample → images (batch, channels, height, width) as its target."""
+Note = Callable[[str, Tensor, Sample], object]
+"""Is told of the images of each method, after their time was taken."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Reconstructed:
 
     `images` and `seconds` have an entry for each method, `images` one for `zero_filled` as well; what is brighter than
     the target's maximum is above 1, what is darker than its minimum below 0. `scale` (batch, 2): minimum and maximum
-    of the target, which map them back; `seconds` is the time of the method alone, for the batch.
+    of the target, which map them back; `seconds` is the time of the method alone, for the batch. `residual` is what was
+    changed of the measurement, where it is known.
     """
 
     indices: tuple[int, ...]
@@ -50,6 +54,7 @@ class Reconstructed:
     images: Mapping[str, np.ndarray]
     scale: np.ndarray
     seconds: Mapping[str, float]
+    residual: Residual | None = None
 
     @property
     def shows(self) -> np.ndarray:
@@ -61,7 +66,8 @@ class Reconstructed:
         if self.target.shape[1:] == size:
             return self
         images = {name: centre_fit(torch.from_numpy(image), size).numpy() for name, image in self.images.items()}
-        return replace(self, target=centre_fit(torch.from_numpy(self.target), size).numpy(), images=images)
+        target = centre_fit(torch.from_numpy(self.target), size).numpy()
+        return replace(self, target=target, images=images, residual=self.residual and self.residual.cut(size))
 
     def without(self, seen: Container[int]) -> Reconstructed:
         """The same without the slices `seen` and without repeats, and without their part of the time."""
@@ -76,6 +82,7 @@ class Reconstructed:
             {name: images[rows] for name, images in self.images.items()},
             self.scale[rows],
             {name: seconds * part for name, seconds in self.seconds.items()},
+            self.residual and self.residual.rows(rows),
         )
 
 
@@ -130,6 +137,7 @@ def reconstruct_split(
     physics: Physics,
     batch_size: int,
     device: torch.device,
+    note: Note | None = None,
 ) -> Iterator[Reconstructed]:
     """Undersample and reconstruct the slices `indices` of a split, in order, about `batch_size` at a time.
 
@@ -137,7 +145,7 @@ def reconstruct_split(
     """
     seen: set[int] = set()
     for chosen, sample in undersampled_split(reader, indices, physics, batch_size, device):
-        yield reconstruct_sample(methods, sample, chosen).without(seen)
+        yield reconstruct_sample(methods, sample, chosen, note).without(seen)
         seen.update(chosen)
 
 
@@ -176,15 +184,17 @@ class Rated:
         return ~is_constant(low, high)
 
 
-def reconstruct_sample(methods: Mapping[str, Method], sample: Sample, indices: tuple[int, ...]) -> Reconstructed:
+def reconstruct_sample(
+    methods: Mapping[str, Method], sample: Sample, indices: tuple[int, ...], note: Note | None = None
+) -> Reconstructed:
     """Run every method on one prepared batch; results are float32 on the CPU."""
-    found = rate_sample(methods, sample)
+    found = rate_sample(methods, sample, note)
     images = {name: _array(image) for name, image in found.images.items()}
     return Reconstructed(indices, _array(found.target), images, _array(found.scale), found.seconds)
 
 
 @torch.no_grad()
-def rate_sample(methods: Mapping[str, Method], sample: Sample) -> Rated:
+def rate_sample(methods: Mapping[str, Method], sample: Sample, note: Note | None = None) -> Rated:
     """Run every method on one prepared batch; results stay on its device."""
     target, scale = normalize(_intensities(sample.target, sample), sample.stack)
     images, seconds = {ZERO_FILLED: _rated(sample.zero_filled, sample, scale)}, {}
@@ -195,6 +205,8 @@ def rate_sample(methods: Mapping[str, Method], sample: Sample) -> Rated:
         _synchronize(sample.target.device)
         seconds[name] = time.perf_counter() - began
         images[name] = _rated(output, sample, scale)
+        if note:
+            note(name, output, sample)
     return Rated(target[:, 0], images, scale, seconds)
 
 

@@ -146,7 +146,7 @@ function larmorSlices(root, page) {
     for (let place = 0; place < pane.values.length; place++) {
       let red, green, blue;
       if (target) {
-        const error = Math.min(1, Math.abs(pane.values[place] - target.values[place]) * state.gain);
+        const error = Math.min(1, Math.abs(pane.values[place] - target.values[place]) * (pane.fixed ? 1 : state.gain));
         red = 255 * Math.min(1, 1.6 * error);  // black, violet, orange, yellow
         green = 255 * Math.max(0, Math.min(1, 1.9 * error - 0.7));
         blue = 255 * Math.max(0, error < 0.4 ? 1.5 * error : 0.9 - 0.8 * error);

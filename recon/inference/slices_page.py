@@ -19,10 +19,14 @@ import numpy as np
 
 from larmor.recon.inference.figures import Example
 from larmor.recon.inference.metrics import SSIM_WINDOW, slice_metrics
+from larmor.recon.inference.residual import Residual, describe_share
 
 TARGET = "target"
 DEVIATION = "standard_deviation"
 """Of an ensemble: a map in the colours of errors, which has no metrics."""
+RESIDUAL, RESIDUAL_KSPACE = "change_of_the_measurement", "change_in_k-space"
+"""What putting the measured points back would change: in the colours of errors, and its k-space, logarithmic."""
+_DECADES = 4  # of k-space, below the largest measured value
 _MARK = '<script type="application/json" id="slices">'
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; form-action 'none'"
@@ -43,9 +47,11 @@ class Stack:
         return {"name": self.name, "count": len(self.slices), "letters": self.letters, "slices": list(self.slices)}
 
 
-def slice_content(title: str, images: Mapping[str, np.ndarray], bits: int = 8) -> dict[str, Any]:
+def slice_content(
+    title: str, images: Mapping[str, np.ndarray], bits: int = 8, residual: Residual | None = None
+) -> dict[str, Any]:
     """Images (height, width) of one slice for JSON, in `bits` (8 or 16) a pixel; the first one is the target if it is
-    called so. Then the others have metrics (preset `paper`) beside them."""
+    called so. Then the others have metrics (preset `paper`) beside them. `residual` is that of this slice alone."""
     target = images.get(TARGET)
     panes = []
     for name, image in images.items():
@@ -57,7 +63,19 @@ def slice_content(title: str, images: Mapping[str, np.ndarray], bits: int = 8) -
         if name == DEVIATION:
             pane["map"] = True
         panes.append({"name": name, **pane})
+    panes += _residual_panes(residual, bits) if residual else []
     return {"title": title, "target": target is not None, "panes": panes}
+
+
+def _residual_panes(residual: Residual, bits: int) -> list[dict[str, Any]]:
+    """The change in the image, and in k-space, where 1 is the largest measured value and 0 a 10⁻⁴ of it."""
+    with np.errstate(divide="ignore"):
+        decades = (1 + np.log10(residual.kspace[0]) / _DECADES).clip(0, 1)
+    share, range_ = describe_share(float(residual.shares[0])), f"10⁻{'⁰¹²³⁴'[_DECADES]} to 1 of its largest value"
+    return [
+        {"name": RESIDUAL, **_packed(residual.image[0], bits), "map": True, "metrics": share},
+        {"name": RESIDUAL_KSPACE, **_packed(decades, bits), "map": True, "fixed": True, "metrics": range_},
+    ]
 
 
 def example_stack(name: str, examples: Sequence[Example]) -> Stack:

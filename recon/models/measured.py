@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from larmor.recon.models.model import Model
+from larmor.recon.models.residual import uses_measured_points
 from larmor.recon.physics.feed import DeviceBatch, to_device
 from larmor.recon.physics.fourier import ifft2c
 from larmor.recon.physics.phase import phase_map
@@ -35,8 +36,7 @@ def measured_sample(
     (group,) = (batch if isinstance(batch, DeviceBatch) else to_device(batch, device)).groups
     measured, maps = group.kspace, group.maps
     mask = (measured != 0).any(dim=1, keepdim=True)
-    signal, network, stack = model.physics.signal, model.recipe.generator, model.physics.stack
-    exact = network.data_consistency != "none" or network.start.enabled or network.name == "idpcnn"
+    signal, stack, exact = model.physics.signal, model.physics.stack, uses_measured_points(model.recipe)
     if signal.needs_maps:
         zero_filled = sense_reduce(ifft2c(measured), maps)
         return scaled(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from larmor.recon.inference.figures import contact_sheet
 from larmor.recon.inference.inference import (
     ZERO_FILLED,
     Reconstructed,
@@ -24,15 +24,19 @@ from larmor.recon.inference.inference import (
     reconstruct_sample,
     whole_stacks,
 )
-from larmor.recon.inference.slices_page import DEVIATION, TARGET, Stack, slice_content, write_page
+from larmor.recon.inference.residual import ResidualSum, describe_share
+from larmor.recon.inference.slices_page import DEVIATION
 from larmor.recon.models.ensemble import Calibration, check_alike, combined, member_methods
 from larmor.recon.models.measured import measured_sample
 from larmor.recon.models.model import Model
-from larmor.recon.models.results import ResultOptions, write_result
+from larmor.recon.models.pictures import Pictures
+from larmor.recon.models.residual import has_residual, measured_residual
+from larmor.recon.models.results import SUFFIXES, ResultOptions, write_result
 from larmor.recon.models.scans import Scan, Slices
 from larmor.recon.physics.feed import to_device
-from larmor.recon.physics.samples import denormalize, prepare
+from larmor.recon.physics.samples import Sample, denormalize, prepare
 from larmor.recon.recipe.mask_config import RatioRange
+from larmor.storage.formats.dicom_writer import DEVIATIONS
 from larmor.storage.loading.loader import Batch
 from larmor.storage.loading.stacks import in_stacks
 from larmor.storage.objects.errors import InputError
@@ -40,8 +44,6 @@ from larmor.storage.objects.progress import Count, Progress, silent
 from larmor.storage.objects.store_errors import StoreAway
 
 _MODEL = "the model"
-_PICTURED = 8  # slices on the contact sheet
-_ON_PAGE = 24  # slices on the page
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class ScanReport:
     """What became of a scan: its `files`, or the `problem` because of which there are none.
 
     `generator_seconds` is the time of the generator alone, for all `num_slices`; `notes` are those of `Source`, and of
-    what was undersampled; `calibration` is there for an ensemble whose target is known.
+    what was undersampled; `calibration` is there for an ensemble whose target is known, `residual` (of all slices, see
+    `Residual`) where images can be compared with the measurement.
     """
 
     name: str
@@ -59,6 +62,12 @@ class ScanReport:
     problem: str = ""
     notes: tuple[str, ...] = ()
     calibration: Calibration | None = None
+    residual: float | None = None
+
+    @property
+    def changed(self) -> str:
+        """The residual in words."""
+        return "" if self.residual is None else f"measured points changed by {describe_share(self.residual)}"
 
 
 def reconstruct_scans(
@@ -78,8 +87,6 @@ def reconstruct_scans(
     `OSError` if the files cannot be written, and `InputError` for `others` of another kind.
     """
     check_alike(model, others)
-    if others and options is not None and options.format == "dicom":
-        raise InputError("--uncertainty with --format dicom: a deviation is no MR image; choose nifti, h5 or npy")
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     reports, wanted = [], options or ResultOptions()
@@ -106,7 +113,7 @@ def images_of(model: Model, slices: Slices, batch_size: int) -> Iterator[np.ndar
 
     Raises `InputError` for a slice that the model cannot take.
     """
-    for result in _results(model, slices, batch_size):
+    for result in _results(model, slices, batch_size, watched=False):
         yield np.ascontiguousarray(_intensities(result, _MODEL) + slices.offset, np.float32)
 
 
@@ -145,17 +152,19 @@ def _reconstruct(
             "(data.stack); reconstruct longer scans, or train a model with a smaller data.stack"
         )
     with tempfile.TemporaryDirectory(prefix=".larmor-", dir=folder) as scratch:
-        images, pictures = Path(scratch, f"{name}-reconstruction.npy"), _Pictures(slices.num_slices)
+        images, pictures = Path(scratch, f"{name}-reconstruction.npy"), Pictures(slices.num_slices, _MODEL)
         deviations = images.with_name(f"{name}-uncertainty.npy")
-        seconds, calibration = _stream(results, (images, deviations), slices, pictures, progress)
+        seconds, calibration, residual = _stream(results, (images, deviations), slices, pictures, progress)
         files = [write_result(images, slices, options), images.with_suffix(".png"), images.with_suffix(".html")]
         if deviations.exists():
-            files.append(write_result(deviations, slices, options))
+            files.append(write_result(deviations, slices, options, DEVIATIONS))
         pictures.write(files[1])
         pictures.write_page(files[2], name, slices.volume.letters if slices.volume else None)
         written = tuple(_publish(file, folder / file.name) for file in files)
+        _remove_older(folder / f"{name}-uncertainty", written)
     notes = (*slices.notes, *_of_ratios(model, slices))
-    return ScanReport(name, written, slices.num_slices, seconds, notes=notes, calibration=calibration)
+    done = ScanReport(name, written, slices.num_slices, seconds, notes=notes)
+    return replace(done, calibration=calibration, residual=residual)
 
 
 def _of_ratios(model: Model, slices: Slices) -> list[str]:
@@ -173,10 +182,26 @@ def _publish(made: Path, place: Path) -> Path:
     return made.replace(place)
 
 
-def _results(model: Model, slices: Slices, batch_size: int, others: Sequence[Model] = ()) -> Iterator[Reconstructed]:
+def _remove_older(map_: Path, written: Sequence[Path]) -> None:
+    """A map of an earlier call, or in another format, is not of the images that lie there now."""
+    for suffix in SUFFIXES:
+        found = map_.with_name(map_.name + suffix)
+        if found in written:
+            continue
+        if found.is_dir() and not found.is_symlink():
+            shutil.rmtree(found)
+        else:
+            found.unlink(missing_ok=True)
+
+
+def _results(
+    model: Model, slices: Slices, batch_size: int, others: Sequence[Model] = (), watched: bool = True
+) -> Iterator[Reconstructed]:
+    """`watched`: with what was changed of the measurement, where it can be known."""
     device, physics = next(model.generator.parameters()).device, model.physics
     noiseless = physics.signal.with_noise(0, 0)  # a scan has its own
     methods = member_methods([model, *others]) if others else {_MODEL: network_method(model.generator)}
+    watched = watched and all(has_residual(one.recipe, slices.measured) for one in (model, *others))
     seen: set[int] = set()
     file = physics.mask.file
     for batch in _read_ahead(slices, batch_size, physics.stack):
@@ -191,11 +216,18 @@ def _results(model: Model, slices: Slices, batch_size: int, others: Sequence[Mod
             sample = measured_sample(moved, model, device, size)
         else:
             sample = prepare(moved, size, physics.mask, device, signal=noiseless, stack=physics.stack)
-        result = reconstruct_sample(methods, sample, tuple(int(place) for place in batch.samples[:, 1])).without(seen)
+        outputs: list[Tensor] = []
+        note = partial(_keep, outputs) if watched else None
+        result = reconstruct_sample(methods, sample, tuple(int(place) for place in batch.samples[:, 1]), note)
+        result = replace(result, residual=measured_residual(sample, outputs) if watched else None).without(seen)
         seen.update(result.indices)
         check_finite(result, "slice {}".format)
         result = combined(result, _MODEL) if others else result
         yield result if slices.size else result.cut(moved.size)
+
+
+def _keep(outputs: list[Tensor], _name: str, output: Tensor, _sample: Sample) -> None:
+    outputs.append(output)
 
 
 def _read_ahead(slices: Slices, batch_size: int, stack: int) -> Iterator[Batch]:
@@ -216,12 +248,12 @@ def _stream(
     results: Iterator[Reconstructed],
     paths: tuple[Path, Path],
     slices: Slices,
-    pictures: _Pictures,
+    pictures: Pictures,
     progress: Count,
-) -> tuple[float, Calibration | None]:
+) -> tuple[float, Calibration | None, float | None]:
     """Write the images as they come to the first .npy file, and deviations, of an ensemble, to the second; the
-    generator's seconds, and the calibration where targets are known."""
-    done, seconds, calibration = 0, 0.0, None
+    generator's seconds, the calibration where targets are known, and the residual where it is."""
+    done, seconds, calibration, residual = 0, 0.0, None, ResidualSum()
     with ExitStack() as opened:
         files: dict[Path, BinaryIO] = {}
         for result in results:
@@ -233,21 +265,25 @@ def _stream(
                 if not slices.measured and result.shows.any():
                     calibration = calibration or Calibration()
                     calibration.add(*(image[result.shows] for image in _rated(result)))
+            if result.residual:
+                residual.add(result.residual)
             pictures.add(done, *made)
             pictures.add_to_page(done, result, not slices.measured)
-            for path, array in zip(paths, made[1:], strict=False):
+            for path, array, least in zip(paths, made[1:], (-np.inf, 0.0), strict=False):
                 if path not in files:
                     files[path] = opened.enter_context(path.open("wb"))
-                _append(files[path], array, slices, is_first=not done)
+                _append(files[path], array, slices, not done, least)
             done, seconds = done + len(images), seconds + result.seconds[_MODEL]
             progress(done, slices.num_slices)
     assert done == slices.num_slices
-    return seconds, calibration
+    return seconds, calibration, residual.share
 
 
-def _append(file: BinaryIO, images: np.ndarray, slices: Slices, is_first: bool) -> None:
-    """Images (n, height, width) on the source's voxels, at the end of a .npy file of all slices."""
+def _append(file: BinaryIO, images: np.ndarray, slices: Slices, is_first: bool, least: float = -np.inf) -> None:
+    """Images (n, height, width) on the source's voxels, at the end of a .npy file of all slices; what interpolation
+    leaves below `least` is raised to it."""
     images = images if slices.volume is None else slices.volume.to_voxels(images)
+    images = np.maximum(images, least) if least > -np.inf else images
     if is_first:
         header = {"descr": "<f4", "fortran_order": False, "shape": (slices.num_slices, *images.shape[1:])}
         np.lib.format.write_array_header_1_0(file, header)
@@ -262,41 +298,3 @@ def _rated(result: Reconstructed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _intensities(result: Reconstructed, key: str) -> np.ndarray:
     images: Tensor = torch.from_numpy(result.images[key])[:, None]
     return denormalize(images, torch.from_numpy(result.scale))[:, 0].numpy()
-
-
-@dataclass
-class _Pictures:
-    """A few evenly spaced slices for a contact sheet, zero-filled above, reconstructions below, then the deviations of
-    an ensemble, and for a page."""
-
-    num_slices: int
-    shown: dict[int, list[np.ndarray]] = field(default_factory=dict)
-    contents: dict[int, dict[str, Any]] = field(default_factory=dict)
-
-    def add(self, first: int, *kinds: np.ndarray) -> None:
-        places = np.linspace(0.15, 0.85, _PICTURED) * (self.num_slices - 1)
-        for place in set(places.round().astype(int).tolist()) & set(range(first, first + len(kinds[0]))):
-            self.shown[place] = [images[place - first].copy() for images in kinds]
-
-    def add_to_page(self, first: int, result: Reconstructed, has_target: bool) -> None:
-        """Slices in the range of their target."""
-        places = np.linspace(0.05, 0.95, _ON_PAGE) * (self.num_slices - 1)
-        for place in set(places.round().astype(int).tolist()) & set(range(first, first + len(result.indices))):
-            row = place - first
-            images = {TARGET: result.target[row]} if has_target else {}
-            images |= {ZERO_FILLED: result.images[ZERO_FILLED][row], "reconstruction": result.images[_MODEL][row]}
-            if DEVIATION in result.images:
-                images[DEVIATION] = result.images[DEVIATION][row]
-            self.contents[place] = slice_content(f"slice {place}", images)
-
-    def write_page(self, path: Path, name: str, letters: Sequence[str] | None) -> None:
-        stack = Stack(name, [self.contents[place] for place in sorted(self.contents)], letters)
-        write_page(path, f"{name} – Larmor reconstruction", [stack])
-
-    def write(self, path: Path) -> None:
-        names = ("zero-filled", "reconstruction", "deviation")
-        kinds = enumerate(names[: len(next(iter(self.shown.values())))])
-        shown = [
-            (self.shown[place][side], f"{kind}, slice {place}") for side, kind in kinds for place in sorted(self.shown)
-        ]
-        contact_sheet([image for image, _ in shown], [title for _, title in shown], len(self.shown), path)

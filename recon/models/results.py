@@ -9,10 +9,12 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from larmor.recon.models.scans import Slices
-from larmor.storage.formats.dicom_writer import write_series
+from larmor.storage.formats.dicom_writer import IMAGES, Meaning, write_series
 from larmor.storage.formats.nifti_writer import write_on_grid
 from larmor.storage.objects.errors import InputError
 
+SUFFIXES = (".nii.gz", "", ".h5", ".npy")
+"""Of results; a DICOM series is a folder."""
 Format = Literal["auto", "nifti", "dicom", "h5", "npy"]
 
 
@@ -58,8 +60,9 @@ class ResultOptions:
             )
 
 
-def write_result(images: Path, slices: Slices, options: ResultOptions) -> Path:
-    """Turn the .npy file `images` (slice, height, width) into the result beside it; returns its file, or folder."""
+def write_result(images: Path, slices: Slices, options: ResultOptions, meaning: Meaning = IMAGES) -> Path:
+    """Turn the .npy file `images` (slice, height, width) into the result beside it; returns its file, or folder.
+    `meaning` is what DICOM says of the pixels."""
     has_place = slices.volume is not None or slices.affine is not None
     wanted = ("nifti" if has_place else "npy") if options.format == "auto" else options.format
     data = np.load(images, mmap_mode="r")
@@ -75,7 +78,7 @@ def write_result(images: Path, slices: Slices, options: ResultOptions) -> Path:
             assert slices.volume is not None, "checked before"
             assert slices.volume.grid is not None, "checked before"
             path = images.with_suffix("")
-            write_series(slices.volume.on_grid(data), slices.volume.grid.frames, path, options.anonymous)
+            write_series(slices.volume.on_grid(data), slices.volume.grid.frames, path, options.anonymous, meaning)
         case "h5":
             path = images.with_suffix(".h5")
             _write_h5(data, path)

@@ -10,12 +10,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from larmor.recon.evaluation.methods import classical_method
 from larmor.recon.inference.inference import Method, Physics, network_method, reconstruct_sample
+from larmor.recon.inference.residual import Residual
 from larmor.recon.inference.slices_page import TARGET, slice_content
 from larmor.recon.models.measured import measured_sample
 from larmor.recon.models.model import Model
+from larmor.recon.models.residual import has_residual, measured_residual
 from larmor.recon.models.scans import Scan, Slices
 from larmor.recon.physics.feed import DeviceBatch, to_device
 from larmor.recon.physics.masks import with_ratio
@@ -107,8 +110,8 @@ class LiveGallery:
 
     def slice(self, stack: int, index: int) -> dict[str, Any]:
         slices = self._slices(stack)
-        images, words = self._images(slices, index)
-        return {**slice_content(f"slice {index}", images, bits=16), "note": words}
+        images, words, residual = self._images(slices, index)
+        return {**slice_content(f"slice {index}", images, bits=16, residual=residual), "note": words}
 
     def volume(self, stack: int) -> Path | None:
         return self._volumes.get(self.names[stack])
@@ -124,8 +127,8 @@ class LiveGallery:
             self._open = (stack, self._one_open.enter_context(self._scans[stack].open()))
         return self._open[1]
 
-    def _images(self, slices: Slices, index: int) -> tuple[dict[str, np.ndarray], str]:
-        """By name, and what was done to them in words."""
+    def _images(self, slices: Slices, index: int) -> tuple[dict[str, np.ndarray], str, Residual | None]:
+        """By name, what was done to them in words, and what the model changed of the measurement."""
         model, physics = self._recipes.model, self._recipes.physics
         together = physics.stack if physics else 1
         if slices.num_slices < together:
@@ -133,17 +136,26 @@ class LiveGallery:
         first = min(index, slices.num_slices - together)
         batch = slices.read(range(first, first + together))
         if physics is None:
-            return {"image": _whole(batch)}, ""
+            return {"image": _whole(batch)}, "", None
         if slices.measured and model is None:
-            return {"zero_filled": _whole(batch)}, _MEASURED
+            return {"zero_filled": _whole(batch)}, _MEASURED, None
         moved = slices.coils(to_device(batch, _CPU))
         size = slices.size_of(moved, physics.crop) if model else slices.size or moved.size
         sample, words = self._sample(moved, size, slices.measured)
         places = tuple(range(first, first + together))
-        found, row = reconstruct_sample(self._recipes.methods(physics), sample, places), index - first
+        outputs: dict[str, Tensor] = {}
+
+        def keep(name: str, output: Tensor, _sample: Sample) -> None:
+            outputs[name] = output
+
+        found = reconstruct_sample(self._recipes.methods(physics), sample, places, keep)
+        row = index - first
+        if model and has_residual(model.recipe, slices.measured):
+            found = replace(found, residual=measured_residual(sample, [outputs["reconstruction"]]))
         found = found if slices.size else found.cut(moved.size)
         images = {physics.title(name): images[row] for name, images in found.images.items()}
-        return images if slices.measured else {TARGET: found.target[row], **images}, words
+        residual = found.residual and found.residual.rows([row])
+        return images if slices.measured else {TARGET: found.target[row], **images}, words, residual
 
     def _sample(self, batch: DeviceBatch, size: tuple[int, int], measured: bool) -> tuple[Sample, str]:
         model, physics = self._recipes.model, self._recipes.physics

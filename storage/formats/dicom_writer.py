@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from larmor.storage.formats.dicom_header import read_header
 _LARGEST = 2**16 - 1
 _LONGEST_DESCRIPTION = 64  # characters of a long string (LO)
 _PURPOSE = "Larmor, research use only"
-_SERIES_OFFSET = 1000  # added to the number of the source's series
 # of other pixels than those that are written
 _STALE = (
     *("PixelData", "FloatPixelData", "SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingValue"),
@@ -47,7 +47,27 @@ _KEPT = (  # without a person: what the pixels are, where they lie, and how they
 _KEPT_GROUPS = ("PixelMeasuresSequence", "PlaneOrientationSequence", "PlanePositionSequence")
 
 
-def write_series(volume: np.ndarray, frames: Sequence[Frame], folder: Path, anonymous: bool = False) -> None:
+@dataclass(frozen=True)
+class Meaning:
+    """What the pixels of a series are: how it is `derived`, a `title` for its description, and the `offset` that is
+    added to the number of the source's series."""
+
+    derived: str = "Reconstructed from undersampled k-space by a neural network; research use only"
+    title: str = ""
+    offset: int = 1000
+
+
+IMAGES = Meaning()
+DEVIATIONS = Meaning(
+    "Standard deviation of several neural networks at each pixel, no image; research use only",
+    "standard deviation",
+    1001,
+)
+
+
+def write_series(
+    volume: np.ndarray, frames: Sequence[Frame], folder: Path, anonymous: bool = False, meaning: Meaning = IMAGES
+) -> None:
     """A volume (column, row, slice), whose slices are those of `frames`, as a series in `folder`: a file for each of
     the source's. Values are kept to 1/65535 of the volume's range.
 
@@ -67,7 +87,7 @@ def write_series(volume: np.ndarray, frames: Sequence[Frame], folder: Path, anon
     for number, path in enumerate(dict.fromkeys(frame.path for frame in frames), start=1):
         places = sorted((frame.index, place) for place, frame in enumerate(frames) if frame.path == path)
         pixels = np.stack([volume[..., place].T for _, place in places])
-        header = _derived(read_header(path), series, rescale, moment, anonymous)
+        header = _derived(read_header(path), series, rescale, moment, anonymous, meaning)
         header.InstanceNumber = number
         header.PixelData = _stored(pixels, *rescale).tobytes()
         header["PixelData"].VR = "OW"
@@ -85,7 +105,12 @@ def _stored(pixels: np.ndarray, slope: str, intercept: str) -> np.ndarray:
 
 
 def _derived(
-    source: Any, series: dict[str, str], rescale: tuple[str, str], moment: datetime.datetime, anonymous: bool
+    source: Any,
+    series: dict[str, str],
+    rescale: tuple[str, str],
+    moment: datetime.datetime,
+    anonymous: bool,
+    meaning: Meaning,
 ) -> Any:
     """The header of a result, without pixels."""
     from pydicom.dataset import Dataset
@@ -100,11 +125,12 @@ def _derived(
     header.SOPInstanceUID = generate_uid(prefix=None)
     for name, value in series.items():
         setattr(header, name, value)
-    header.SeriesNumber = int(source.get("SeriesNumber") or 0) + _SERIES_OFFSET
+    header.SeriesNumber = int(source.get("SeriesNumber") or 0) + meaning.offset
     described = "" if anonymous else str(source.get("SeriesDescription") or "")
-    room = _LONGEST_DESCRIPTION - len(_PURPOSE) - 3
-    header.SeriesDescription = f"{described[:room]} ({_PURPOSE})".strip() if described else _PURPOSE
-    header.DerivationDescription = "Reconstructed from undersampled k-space by a neural network; research use only"
+    purpose = f"{meaning.title}, {_PURPOSE}" if meaning.title else _PURPOSE
+    room = _LONGEST_DESCRIPTION - len(purpose) - 3
+    header.SeriesDescription = f"{described[:room]} ({purpose})".strip() if described else purpose
+    header.DerivationDescription = meaning.derived
     header.ImageType = _derived_type(source.get("ImageType"))
     for name in ("InstanceCreation", "Content", "Series"):
         setattr(header, f"{name}Date", moment.strftime("%Y%m%d"))

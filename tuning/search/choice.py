@@ -14,7 +14,7 @@ from larmor.recon.recipe.metric import check_metric
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.objectives import Objectives
 from larmor.tuning.search.records import TrialRecord
-from larmor.tuning.search.sweep_folder import SweepFolder, best_trial, front_trials
+from larmor.tuning.search.sweep_folder import SweepFolder, best_trial, front_trials, ranked_trials
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,25 @@ def choose_run(url: str, metric: str | None = None, trial: str | None = None, pr
         name, higher = metric_direction(folder, metric)
         best = _best_by_checkpoint(folder, [item for item in trials if item.is_rated], name, higher)
     return Choice(folder.trial_run(best.id), metric or objectives.first, _about(folder, best, notes))
+
+
+def choose_best(url: str, count: int, without: str | None = None) -> list[Choice]:
+    """The runs of the `count` best trials of the sweep at `url` by its (first) metric, the best one first; `without`
+    the trial of this id.
+
+    Raises `InputError` for anything else than a sweep, and one with fewer finished trials.
+    """
+    folder = SweepFolder(url)
+    if not folder.exists():
+        raise InputError(f"{url}: is neither a model directory nor a sweep; name one of them")
+    objectives = Objectives.of(folder.objectives().first)
+    ranked = [trial for trial in ranked_trials(folder.trials(), objectives) if trial.id != without]
+    if len(ranked) < count:
+        raise InputError(
+            f"{url}: has {len(ranked)} rated trials{' beside the model' if without else ''}, and {count} are wanted; "
+            "give a smaller --members"
+        )
+    return [Choice(folder.trial_run(one.id), objectives.first, _about(folder, one, [])) for one in ranked[:count]]
 
 
 def _of_run(url: str, metric: str | None, trial: str | None, prefer: str | None) -> Choice:

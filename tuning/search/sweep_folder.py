@@ -208,6 +208,14 @@ def best_trial(
     return rated[objectives.choose([trial.metrics for trial in rated], weights)]
 
 
+def ranked_trials(trials: Sequence[TrialRecord], objectives: Objectives) -> list[TrialRecord]:
+    """Those that have finished or were stopped early, the best one first; of equal ones the earliest."""
+    left, ranked = _rated(trials, objectives), []
+    while left:
+        ranked.append(left.pop(objectives.choose([trial.metrics for trial in left])))
+    return ranked
+
+
 def front_trials(trials: Sequence[TrialRecord], objectives: Objectives) -> list[TrialRecord]:
     """The best trade-offs of the trials that have finished or were stopped early, in the order of `trials`."""
     rated = _rated(trials, objectives)

@@ -233,6 +233,18 @@ def test_an_ensemble_is_measured_and_written(model: Model, reader: SliceReader, 
     assert [row.metrics for row in alone.slices] == [row.metrics for row in result.slices], "rows stay as they are"
 
 
+def test_what_was_measured_and_changed_is_written(model: Model, reader: SliceReader, tmp_path: Path) -> None:
+    """A method that gives the target changes nothing; one that darkens it by a tenth, a tenth of each point."""
+    methods = {"target": lambda sample: sample.target, "darker": lambda sample: sample.target * 0.9}
+    result = evaluate(methods, model.physics, reader, "paper", 3, lambda *_: None)
+    assert result.residuals["target"] < 1e-6
+    assert result.residuals["darker"] == pytest.approx(0.1, rel=1e-4)
+    assert "measured points changed by darker: 10 % of the measured norm" in text_table(result)
+    write_evaluation([result], reader.info, {}, tmp_path)
+    (cell,) = json.loads((tmp_path / "summary.json").read_text())["cells"]
+    assert cell["residual"] == dict(result.residuals)
+
+
 @pytest.mark.parametrize("preset", ["paper", "fastmri"])
 def test_the_printed_table_names_the_preset_and_the_means(model: Model, reader: SliceReader, preset: Any) -> None:
     result = run(model, reader, preset)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
-from larmor.commands.models import ReconstructOptions, reconstruct
+from larmor.commands.models import ReconstructOptions, pull, reconstruct
 from larmor.recon.inference.slices_page import DEVIATION, read_page, slice_content
 from larmor.recon.models.ensemble import Calibration
 from larmor.recon.models.reconstruct import ScanReport
 from larmor.storage.objects.errors import InputError
 from tests.helpers import small_recipe, write_heads, write_model
+from tests.synthetic_sweep import write_sweep
 
 MASK = {"kind": "gaussian2d", "sampling_ratio": 0.4}
 
@@ -55,7 +57,7 @@ def test_images_are_the_mean_and_the_map_is_the_deviation(places: dict[str, Path
     assert report.calibration.pixels == shows.sum() * mean[:, 0].size, "a constant slice has no figures"
     (stack,) = read_page(tmp_path / "both" / "ann-reconstruction.html")
     panes = stack["slices"][5]["panes"]
-    assert [pane["name"] for pane in panes] == ["target", "zero_filled", "reconstruction", DEVIATION]
+    assert [pane["name"] for pane in panes[:4]] == ["target", "zero_filled", "reconstruction", DEVIATION]
     assert panes[3]["map"]
     assert "metrics" not in panes[3]
 
@@ -73,7 +75,6 @@ def test_without_others_there_is_no_map(places: dict[str, Path], tmp_path: Path)
         ("a", "auto", "is named twice"),
         ("bb", "auto", "is named twice"),
         ("c", "auto", "30 %, and .* 40 %"),
-        ("b", "dicom", "no MR image"),
     ],
 )
 def test_others_that_do_not_fit_are_refused(
@@ -82,6 +83,38 @@ def test_others_that_do_not_fit_are_refused(
     with pytest.raises(InputError, match=problem):
         run(places, tmp_path / "to", "a", others, format)
     assert not (tmp_path / "to").exists()
+
+
+def test_an_older_map_does_not_stay_beside_new_images(places: dict[str, Path], tmp_path: Path) -> None:
+    run(places, tmp_path, "a", "b", "npy")
+    assert (tmp_path / "ann-uncertainty.npy").is_file()
+    (tmp_path / "ann-uncertainty").mkdir()  # a DICOM series
+    (tmp_path / "anna-uncertainty.npy").touch()  # of another scan
+    run(places, tmp_path, "a", "b")
+    assert [path.name for path in tmp_path.glob("ann-uncertainty*")] == ["ann-uncertainty.nii.gz"]
+    run(places, tmp_path, "a")
+    assert [path.name for path in tmp_path.glob("*-uncertainty*")] == ["anna-uncertainty.npy"]
+
+
+def test_the_best_trials_of_a_sweep_are_an_ensemble(places: dict[str, Path], tmp_path: Path) -> None:
+    folder = write_sweep(str(tmp_path / "sweep"), num_trials=10)
+    rated = [trial for trial in folder.trials() if trial.is_rated]
+    ranked = sorted(rated, key=lambda trial: -trial.metrics["val/psnr"])
+    pull(folder.url, tmp_path / "best")
+    options = ReconstructOptions(uncertainty=[folder.url], members=2)
+    (report,) = reconstruct(tmp_path / "best", str(places["head"]), tmp_path / "to", options)
+    models = [tmp_path / "best"]
+    for trial in ranked[1:3]:  # the best one is the model itself
+        pull(folder.url, tmp_path / trial.id, trial=trial.id)
+        models.append(tmp_path / trial.id)
+    others = ReconstructOptions(uncertainty=models[1:])
+    (expected,) = reconstruct(models[0], str(places["head"]), tmp_path / "by-hand", others)
+    for found, wanted in ((report.files[0], expected.files[0]), (report.files[-1], expected.files[-1])):
+        assert np.array_equal(volume(found), volume(wanted))
+    with pytest.raises(InputError, match=r"rated trials beside the model, and 20 are wanted; give a smaller --members"):
+        reconstruct(models[0], str(places["head"]), tmp_path / "no", replace(options, members=20))
+    with pytest.raises(InputError, match="neither a model directory nor a sweep"):
+        reconstruct(models[0], str(places["head"]), tmp_path / "no", ReconstructOptions(uncertainty=[tmp_path / "x"]))
 
 
 def test_calibration_of_errors_that_are_as_large_as_said() -> None:

@@ -553,7 +553,7 @@ class TestManyScans:
 
     def test_memory_does_not_grow_with_the_scan(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The slices of a scan are never together in memory. (Pictures are slow to trace.)"""
-        monkeypatch.setattr("larmor.recon.models.reconstruct.contact_sheet", lambda *arguments: arguments[-1].touch())
+        monkeypatch.setattr("larmor.recon.models.pictures.contact_sheet", lambda *arguments: arguments[-1].touch())
         model, peaks = make_model(), []
         for num_slices in (16, 16, 160):  # the first imports and fills caches
             np.save(tmp_path / "scan.npy", image_to_kspace(images(num_slices, 64, 64)))

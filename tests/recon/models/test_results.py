@@ -32,7 +32,7 @@ ORIENTATIONS = ("RAS", "LPS", "AIL", "SPR", "PIR", "ILA")
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than all else here."""
-    monkeypatch.setattr("larmor.recon.models.reconstruct.contact_sheet", lambda *arguments: arguments[-1].touch())
+    monkeypatch.setattr("larmor.recon.models.pictures.contact_sheet", lambda *arguments: arguments[-1].touch())
 
 
 def run(model: Model, source: Path, folder: Path, plane: Any = "coronal", **options: Any) -> Path:
@@ -198,6 +198,24 @@ class TestDicom:
             assert found.SOPInstanceUID not in sources
         assert len(series) == 2
         assert not series & {source.SeriesInstanceUID for source in sources.values()}
+
+    def test_the_deviation_of_an_ensemble_is_a_series_of_its_own(self, tmp_path: Path) -> None:
+        write_series(tmp_path / "in", smooth_scan("axial", 0))
+        model, other = make_model(trained=True), dataclasses.replace(make_model(), folder=Path("other"))
+        with open_scans(str(tmp_path / "in"), model.physics, plane="native", whole=True) as scans:
+            options = ResultOptions("dicom")
+            (report,) = reconstruct_scans(model, scans, tmp_path / "out", 4, options=options, others=[other])
+        images, deviations = report.files[0], report.files[-1]
+        assert (images.name, deviations.name) == ("in-reconstruction", "in-uncertainty")
+        image, deviation = (dcmread(min(folder.iterdir())) for folder in (images, deviations))
+        assert "standard deviation" in deviation.SeriesDescription
+        assert len(deviation.SeriesDescription) <= 64
+        assert "no image" in deviation.DerivationDescription
+        assert deviation.SeriesInstanceUID != image.SeriesInstanceUID
+        assert deviation.SeriesNumber == image.SeriesNumber + 1
+        assert deviation.ImagePositionPatient == image.ImagePositionPatient
+        values = SimpleITK.GetArrayFromImage(itk(deviations))
+        assert 0 <= values.min() < values.max() < SimpleITK.GetArrayFromImage(itk(images)).max()
 
     @pytest.mark.parametrize("enhanced", [False, True])
     def test_anonymous_names_nobody(self, tmp_path: Path, enhanced: bool) -> None:

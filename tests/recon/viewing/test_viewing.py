@@ -15,7 +15,14 @@ import pytest
 from larmor.commands.view import ViewOptions, view
 from larmor.recon.inference.figures import Example
 from larmor.recon.inference.metrics import slice_metrics
-from larmor.recon.inference.slices_page import example_stack, read_page, slice_content, write_page
+from larmor.recon.inference.slices_page import (
+    RESIDUAL,
+    RESIDUAL_KSPACE,
+    example_stack,
+    read_page,
+    slice_content,
+    write_page,
+)
 from larmor.recon.viewing.server import ViewServer
 from larmor.storage.objects.errors import InputError
 from tests.browser import CHROMIUM, Press, visit
@@ -69,8 +76,10 @@ class TestServer:
         assert status == 200
         assert stack == {"count": 14, "letters": ["S", "I", "R", "L"], "volume": True}
         status, found = get(served, f"{root}/slice/0/7")
-        assert [pane["name"] for pane in found["panes"]] == ["target", "zero_filled", "alternating", "reconstruction"]
-        assert all((pane["height"], pane["width"]) == (30, 28) for pane in found["panes"])
+        names = ["target", "zero_filled", "alternating", "reconstruction", RESIDUAL, RESIDUAL_KSPACE]
+        assert [pane["name"] for pane in found["panes"]] == names
+        assert all((pane["height"], pane["width"]) == (30, 28) for pane in found["panes"][:-1])
+        assert found["panes"][-1]["height"] == 32, "k-space is that of the padded image"
         assert "dB · SSIM" in found["panes"][3]["metrics"]
         assert found["note"] == "32×32, gaussian2d 40 %", "padded to the size of the training"
 
