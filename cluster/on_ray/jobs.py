@@ -50,6 +50,8 @@ def check_places(experiment: Experiment) -> None:
     Absolute paths may be on a disk that the nodes share.
     """
     places = {"output_url": experiment.output_url, "data.url": experiment.data.url, "mask.file": experiment.mask.file}
+    if experiment.init_from is not None:
+        places["init_from"] = experiment.init_from.url
     for key, place in places.items():
         if place and "://" not in place and not Path(place).is_absolute():
             raise InputError(

@@ -332,7 +332,7 @@ class TestCode:
         with pytest.raises(InputError, match="this worker finds no module otherlab; `larmor train --address`"):
             use_pinned_code(elsewhere)
 
-    @pytest.mark.parametrize("place", ["output_url=results", "data.url=heads", "mask.file=mask.npy"])
+    @pytest.mark.parametrize("place", ["output_url=results", "data.url=heads", "mask.file=mask.npy", "init_from=mine"])
     def test_a_job_has_no_relative_places(self, lab: Path, place: str) -> None:
         mask = ["mask.kind=file"] if place.startswith("mask") else []
         config = larmor.load_experiment("laptop", ["output_url=/shared/results", "data.url=s3://a/b", *mask, place])
