@@ -106,7 +106,7 @@ class Experiment(Recipe):
         return f"{self.output_url.rstrip('/')}/runs/{self.name}"
 
 
-E = TypeVar("E", bound=Recipe)
+E = TypeVar("E", bound=BaseModel)
 
 
 def read_content(source: str) -> dict[str, Any]:

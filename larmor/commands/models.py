@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from larmor.cluster.runs.model_card import write_card
 from larmor.cluster.runs.pull import Pulled, pull_run
@@ -18,6 +18,8 @@ from larmor.tuning.search.choice import choose_best, choose_run
 from larmor.tuning.search.sweep_folder import SweepFolder
 
 if TYPE_CHECKING:  # `pull` needs no PyTorch
+    import torch
+
     from larmor.recon.evaluation.evaluate import Evaluation
     from larmor.recon.models.model import Model
     from larmor.recon.models.reconstruct import ScanReport
@@ -54,7 +56,7 @@ def load_model(
     device: str = "cpu",
     prefer: str | None = None,
     trust_code: TrustCode = None,
-) -> Any:
+) -> torch.nn.Module:
     """Load the generator of a model directory, or the best one of a run's or a sweep's URL, as a `torch.nn.Module`.
 
     The module is ready to use (evaluation mode, on `device`). It takes zero-filled images (batch, channels, height,
