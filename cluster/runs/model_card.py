@@ -17,6 +17,7 @@ import yaml
 
 from larmor.cluster.runs.origin import trained_with
 from larmor.recon.recipe.metric import TABLE_METRICS
+from larmor.recon.recipe.own_name import short_name
 
 _MOST_SOURCES = 40  # rows of the table of volumes; metrics.json has all
 _UNKNOWN = "not recorded by the Larmor that made the run"
@@ -159,7 +160,7 @@ def _versions(environments: Sequence[Mapping[str, str]]) -> tuple[Row, list[Row]
 
 
 def _title(name: str) -> str:
-    return TABLE_METRICS[name].title if name in TABLE_METRICS else name
+    return TABLE_METRICS[name].title if name in TABLE_METRICS else short_name(name)
 
 
 def _figure(name: str, value: float) -> str:
