@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from larmor.cli.app import LOCAL, TrustCode
+from larmor.cli.app import LOCAL, Address, BatchSize, TrustCode
 from larmor.storage.objects.errors import InputError
 
 commands = typer.Typer(rich_markup_mode=None)
@@ -46,17 +48,43 @@ def serve(
             "/metrics; 0: a free one.",
         ),
     ] = None,
+    http: Annotated[
+        bool,
+        typer.Option(
+            "--http",
+            help="Take whole volumes over HTTP instead, by Ray Serve: POST /reconstruct with the token "
+            "(LARMOR_HTTP_TOKEN, else a random one).",
+        ),
+    ] = False,
+    replicas: Annotated[int, typer.Option(min=1, help="Of the model, with --http.")] = 1,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="With --http: up to so many replicas while requests wait.")
+    ] = None,
+    largest: Annotated[int, typer.Option(min=1, help="MiB of a volume that are taken, with --http.")] = 256,
+    batch_size: BatchSize = 8,
+    address: Address = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     trust_code: TrustCode = None,
 ) -> None:
-    """Reconstruct at the scanner, slice by slice: MRD streaming (Gadgetron, FIRE) over TCP. Ctrl-C ends it."""
+    """Reconstruct at the scanner, slice by slice: MRD streaming (Gadgetron, FIRE) over TCP, or volumes over HTTP.
+
+    Ctrl-C ends it.
+    """
+    listening_at = (host, port, connections, patience, unencrypted)
+    if http:
+        if metrics_port is not None:
+            raise InputError("--metrics-port with --http: the metrics are at /metrics of the same port; leave it out")
+        scale = (replicas, max_replicas, batch_size, largest * 2**20)
+        return _serve_http(model_dir, listening_at, scale, address, device, trust_code)
+    if (replicas, max_replicas, address) != (1, None, None):
+        raise InputError("--replicas, --max-replicas and --address are of volumes over HTTP; add --http")
     from larmor.cli.console import console
     from larmor.commands.feedback import Feedback
     from larmor.commands.serve import serve as start
     from larmor.recon.serving.counts import MetricsServer
     from larmor.recon.serving.server import Listening
 
-    listening = Listening(host, port, connections, patience, unencrypted)
+    listening = Listening(*listening_at)
     feedback = Feedback(partial(console.print, markup=False))
     server = start(model_dir, listening, device=device, feedback=feedback, trust_code=trust_code)
     where, number = server.address
@@ -77,6 +105,33 @@ def serve(
         if metrics:
             metrics.close()
         server.close()
+
+
+def _serve_http(
+    model_dir: Path,
+    listening: tuple[str, int, int, float, bool],
+    scale: tuple[int, int | None, int, int],
+    address: str | None,
+    device: str,
+    trust_code: list[str] | None,
+) -> None:
+    from larmor.cli.console import console
+    from larmor.cluster.on_ray.http_server import HttpOptions
+    from larmor.commands.serve import serve_http
+    from larmor.recon.serving.server import Listening
+
+    known = os.environ.get("LARMOR_HTTP_TOKEN")  # not an option: others see command lines
+    options = HttpOptions(Listening(*listening), *scale)
+    options = replace(options, token=known) if known else options
+    with serve_http(model_dir, options, address=address, device=device, trust_code=trust_code) as url:
+        shown = "the token of LARMOR_HTTP_TOKEN" if known else f"token {options.token}"
+        console.print(f"POST volumes to {url}/reconstruct ({shown})", markup=False, soft_wrap=True)
+        if options.listening.unencrypted:
+            console.print("Other machines may reach this address; nothing that is sent is encrypted.", markup=False)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            console.print("closed", markup=False)
 
 
 @commands.command()

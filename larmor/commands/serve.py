@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from larmor.commands.feedback import QUIET, Feedback
 
 if TYPE_CHECKING:
+    from larmor.cluster.on_ray.http_server import HttpOptions
     from larmor.recon.serving.server import Listening, ScanServer
     from larmor.storage.formats.mrd2_items import Sink
 
@@ -49,3 +51,20 @@ def stream(
     from larmor.recon.serving.pipe import reconstruct_stream
 
     return reconstruct_stream(load_model(Path(model_dir), device, trust_code), source, to)
+
+
+def serve_http(
+    model_dir: str | Path,
+    options: HttpOptions | None = None,
+    *,
+    address: str | None = None,
+    device: str = "cpu",
+    trust_code: Sequence[str | Path] | None = None,
+) -> AbstractContextManager[str]:
+    """Serve a pulled model over HTTP by Ray Serve while a block runs, which gets the URL (`larmor serve --http`).
+
+    `address` is that of a running Ray cluster. Raises `InputError` as `http_server` does.
+    """
+    from larmor.cluster.on_ray.http_server import HttpOptions, http_server
+
+    return http_server(Path(model_dir), options or HttpOptions(), address, device, trust_code)

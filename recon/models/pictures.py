@@ -44,11 +44,15 @@ class Pictures:
             residual = result.residual and result.residual.rows([row])
             self.contents[place] = slice_content(f"slice {place}", images, residual=residual)
 
-    def write_page(self, path: Path, name: str, letters: Sequence[str] | None) -> None:
+    def write(self, beside: Path, name: str, letters: Sequence[str] | None) -> list[Path]:
+        """PNG and page with the name of the file `beside`; `letters` are those of a `Stack`."""
+        sheet, page = beside.with_suffix(".png"), beside.with_suffix(".html")
+        self._write_sheet(sheet)
         stack = Stack(name, [self.contents[place] for place in sorted(self.contents)], letters)
-        write_page(path, f"{name} – Larmor reconstruction", [stack])
+        write_page(page, f"{name} – Larmor reconstruction", [stack])
+        return [sheet, page]
 
-    def write(self, path: Path) -> None:
+    def _write_sheet(self, path: Path) -> None:
         names = ("zero-filled", "reconstruction", "deviation")
         kinds = enumerate(names[: len(next(iter(self.shown.values())))])
         shown = [

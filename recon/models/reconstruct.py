@@ -95,7 +95,7 @@ def reconstruct_scans(
             with scan.open() as slices:
                 wanted.check(scan.name, slices)
                 shown = partial(progress, "slices")
-                results = _results(model, slices, batch_size, others)
+                results = _results(model, slices, batch_size, others, wanted.pictured)
                 reports.append(_reconstruct(model, results, scan.name, slices, folder, shown, wanted))
         except StoreAway:
             raise  # the scan may be good
@@ -152,14 +152,15 @@ def _reconstruct(
             "(data.stack); reconstruct longer scans, or train a model with a smaller data.stack"
         )
     with tempfile.TemporaryDirectory(prefix=".larmor-", dir=folder) as scratch:
-        images, pictures = Path(scratch, f"{name}-reconstruction.npy"), Pictures(slices.num_slices, _MODEL)
+        images = Path(scratch, f"{name}-reconstruction.npy")
+        pictures = Pictures(slices.num_slices, _MODEL) if options.pictured else None
         deviations = images.with_name(f"{name}-uncertainty.npy")
         seconds, calibration, residual = _stream(results, (images, deviations), slices, pictures, progress)
-        files = [write_result(images, slices, options), images.with_suffix(".png"), images.with_suffix(".html")]
+        files = [write_result(images, slices, options)]
+        if pictures:
+            files += pictures.write(images, name, slices.volume.letters if slices.volume else None)
         if deviations.exists():
             files.append(write_result(deviations, slices, options, DEVIATIONS))
-        pictures.write(files[1])
-        pictures.write_page(files[2], name, slices.volume.letters if slices.volume else None)
         written = tuple(_publish(file, folder / file.name) for file in files)
         _remove_older(folder / f"{name}-uncertainty", written)
     notes = (*slices.notes, *_of_ratios(model, slices))
@@ -248,7 +249,7 @@ def _stream(
     results: Iterator[Reconstructed],
     paths: tuple[Path, Path],
     slices: Slices,
-    pictures: Pictures,
+    pictures: Pictures | None,
     progress: Count,
 ) -> tuple[float, Calibration | None, float | None]:
     """Write the images as they come to the first .npy file, and deviations, of an ensemble, to the second; the
@@ -267,8 +268,9 @@ def _stream(
                     calibration.add(*(image[result.shows] for image in _rated(result)))
             if result.residual:
                 residual.add(result.residual)
-            pictures.add(done, *made)
-            pictures.add_to_page(done, result, not slices.measured)
+            if pictures:
+                pictures.add(done, *made)
+                pictures.add_to_page(done, result, not slices.measured)
             for path, array, least in zip(paths, made[1:], (-np.inf, 0.0), strict=False):
                 if path not in files:
                     files[path] = opened.enter_context(path.open("wb"))

@@ -28,13 +28,15 @@ def check_format(name: str) -> Format:
 
 @dataclass(frozen=True)
 class ResultOptions:
-    """The format of results, `auto`: NIfTI for volumes of images, else NumPy; `anonymous` names nobody in DICOM.
+    """The format of results, `auto`: NIfTI for volumes of images, else NumPy; `anonymous` names nobody in DICOM;
+    `pictured`: with a PNG and a page to look at.
 
     Raises `InputError` if the two do not fit.
     """
 
     format: Format = "auto"
     anonymous: bool = False
+    pictured: bool = True
 
     def __post_init__(self) -> None:
         if self.anonymous and self.format != "dicom":

@@ -14,7 +14,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from larmor.storage.objects.errors import InputError
 
@@ -37,6 +38,10 @@ class Counts:
             registry=self.registry,
             buckets=_BUCKETS,
         )
+
+    def text(self) -> bytes:
+        """All of it in Prometheus' format, whose type is `CONTENT_TYPE`."""
+        return generate_latest(self.registry)
 
 
 class MetricsServer:
@@ -84,7 +89,7 @@ class _Request(BaseHTTPRequestHandler):
         ):
             self._send(b"send the token: Authorization: Bearer TOKEN\n", HTTPStatus.UNAUTHORIZED)
         else:
-            self._send(generate_latest(self._metrics.counts.registry), kind=CONTENT_TYPE_LATEST)
+            self._send(self._metrics.counts.text(), kind=CONTENT_TYPE)
 
     def _send(self, body: bytes, status: HTTPStatus = HTTPStatus.OK, kind: str = "text/plain; charset=utf-8") -> None:
         self.send_response(status)

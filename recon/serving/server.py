@@ -136,14 +136,19 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in found)
 
 
-def _listen(where: Listening, serve: Callable[[socket.socket], None]) -> socketserver.ThreadingTCPServer:
+def check_place(where: Listening, lacking: str = "the protocol has neither encryption nor a password") -> None:
+    """Raises `InputError` for a host that is none, and for one that others reach unless that is wanted."""
     if not where.host:
         raise InputError("--host is empty; use 127.0.0.1")
     if not is_loopback(where.host) and not where.unencrypted:
         raise InputError(
-            f"--host {where.host}: other machines could reach the server, and the protocol has neither encryption nor "
-            "a password; add --unencrypted if the network is the scanner's own, or use an SSH tunnel to 127.0.0.1"
+            f"--host {where.host}: other machines could reach the server, and {lacking}; add --unencrypted if the "
+            "network is the scanner's own, or use an SSH tunnel to 127.0.0.1"
         )
+
+
+def _listen(where: Listening, serve: Callable[[socket.socket], None]) -> socketserver.ThreadingTCPServer:
+    check_place(where)
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
