@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from larmor.cluster.experiments.shipped import shipped_experiments
+from larmor.cluster.experiments.tracking import TrackingConfig
 from larmor.recon.recipe.recipe import Recipe
 from larmor.storage.objects.errors import InputError
 
@@ -85,6 +86,7 @@ class Experiment(Recipe):
     )
     output_url: str = Field("s3://larmor", description="runs go to output_url/runs/NAME, sweeps to …/sweeps/NAME")
     cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _workers_divide_batch(self) -> Experiment:
@@ -248,6 +250,7 @@ def dump_for_workers(experiment: Experiment) -> dict[str, Any]:
         content["data"]["url"] = _absolute(experiment.data.url)
     if experiment.mask.file:
         content["mask"]["file"] = _absolute(experiment.mask.file)
+    content["tracking"] = experiment.tracking.anywhere().model_dump(mode="json")
     content["code"]["paths"] = [_absolute(path) for path in experiment.code.paths]
     if experiment.init_from is not None:
         content["init_from"]["url"] = _absolute(experiment.init_from.url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from larmor.cluster.experiments.experiment import Experiment
+from larmor.cluster.experiments.tracking import check_trackers
 from larmor.cluster.launch.run import check
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.commands.training import use_own_code
@@ -23,6 +24,7 @@ def plan_training(experiment: Experiment, device: str = "cpu", overwrite: bool =
     Raises `InputError` as `train` does before it begins.
     """
     use_own_code(experiment)
+    check_trackers(experiment.tracking)
     run = RunFolder(experiment.run_url)
     done = check(experiment, run, overwrite) is not None
     steps = experiment.training.num_steps
@@ -44,6 +46,7 @@ def plan_sweep(experiment: SweepExperiment, device: str = "cpu", overwrite: bool
     Raises `InputError` as `sweep` does before it begins.
     """
     use_own_code(experiment)
+    check_trackers(experiment.tracking)
     folder, trial = SweepFolder(experiment.sweep_url), trial_experiment(experiment)
     done = check_sweep(experiment, folder, overwrite) is not None
     count, at_once = count_trials(experiment), experiment.sweep.concurrent_trials

@@ -197,6 +197,9 @@ class Rank:
     def progress(self, *_: object) -> None:
         pass
 
+    def show(self, picture: np.ndarray) -> None:
+        self.picture = picture
+
     def gather(self, value: Any) -> list[Any]:
         self._shared[self.rank] = value
         self._barrier.wait(60)
