@@ -247,11 +247,7 @@ class Recipe(BaseModel):
             raise ValueError(
                 "loss.critic_sees=measurement needs k-space, and signal.mode=pet has none; set it to image"
             )
-        if self.augment.changes_intensity:
-            raise ValueError(
-                f"augment.contrast={self.augment.contrast:g}, augment.bias={self.augment.bias:g} change magnitudes of "
-                "MRI, and signal.mode=pet has activity and attenuation, which belong together; set both to 0"
-            )
+        self.augment.check_modality(self.signal.modality)
         if self.mask != MaskConfig():
             raise ValueError("mask: of no use with signal.mode=pet, which has no k-space; leave the section out")
 

@@ -314,6 +314,14 @@ class AugmentConfig(BaseModel):
         """Whether any image is changed."""
         return self.moves or self.changes_intensity
 
+    def check_modality(self, modality: str) -> None:
+        """Raises `ValueError` for what makes no sense with `signal.modality`."""
+        if modality == "pet" and self.changes_intensity:
+            raise ValueError(
+                f"augment.contrast={self.contrast:g}, augment.bias={self.bias:g} change magnitudes of MRI, and "
+                "signal.mode=pet has activity and attenuation, which belong together; set both to 0"
+            )
+
     @property
     def moves(self) -> bool:
         """Whether anything of an image is elsewhere then."""
