@@ -24,7 +24,15 @@ _BY_SECTION: Mapping[str, Mapping[str, str]] = {
         "memory_cache_bytes": "bytes",
         "disk_cache_bytes": "bytes",
     },
-    "augment": {"flip": "probability", "rotation": "degrees", "shift": "fraction", "zoom": "fraction"},
+    "augment": {
+        "flip": "probability",
+        "rotation": "degrees",
+        "shift": "fraction",
+        "zoom": "fraction",
+        "elastic": "fraction",
+        "contrast": "fraction",
+        "bias": "factor",
+    },
     "signal": {"num_coils": "coils", "noise": "fraction"},
     "signal.pet": {
         "counts": "coincidences",

@@ -127,14 +127,15 @@ def prepare(
     augment: Augment | None = None,
     signal: SignalConfig = MAGNITUDE,
     stack: int = 1,
+    intensity: Augment | None = None,
 ) -> Sample:
     """Fit the images to `crop`, undersample their k-space, scale both; all of it on `device`.
 
-    `augment` changes the images (n, coil, height, width) of the samples (n, 2), and their maps alike, before they are
-    cut. With maps the target is Σ conj(map) · coil image; where `signal` has all coils together, it is their images,
-    with images of zeros for missing ones. `signal.noise` is added to k-space before the mask; the target stays as it
-    is. Reproducible from (seeds, epoch, slice index) alone. Raises `InputError` for several coils without maps where
-    `signal` wants them.
+    `augment` moves the images (n, coil, height, width) of the samples (n, 2), and their maps alike, before they are
+    cut; `intensity` then changes the images alone, by a factor that is the same for all coils. With maps the target is
+    Σ conj(map) · coil image; where `signal` has all coils together, it is their images, with images of zeros for
+    missing ones. `signal.noise` is added to k-space before the mask; the target stays as it is. Reproducible from
+    (seeds, epoch, slice index) alone. Raises `InputError` for several coils without maps where `signal` wants them.
     """
     moved = batch if isinstance(batch, DeviceBatch) else to_device(batch, device)
     magnitudes, sense = signal.mode == "magnitude", signal.needs_maps
@@ -142,9 +143,12 @@ def prepare(
     for group in moved.groups:
         image = magnitude(group.kspace) if magnitudes else ifft2c(group.kspace)
         maps = _wanted_maps(group) if sense else None
+        # the images of a stack are moved and changed as its first one
+        first = moved.samples[group.rows - group.rows % stack]
         if augment:
-            # the images of a stack are moved as its first one
-            image, maps = _augmented(augment, image, maps, moved.samples[group.rows - group.rows % stack])
+            image, maps = _augmented(augment, image, maps, first)
+        if intensity:
+            image = intensity(image, first)
         parts.append(_cut(image, crop))
         map_parts.append(None if maps is None else centre_fit(maps, crop))
     rows = [group.rows for group in moved.groups]

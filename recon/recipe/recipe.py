@@ -250,6 +250,7 @@ class Recipe(BaseModel):
             raise ValueError(
                 "loss.critic_sees=measurement needs k-space, and signal.mode=pet has none; set it to image"
             )
+        self.augment.check_modality(self.signal.modality)
         if self.mask != MaskConfig():
             raise ValueError("mask: of no use with signal.mode=pet, which has no k-space; leave the section out")
 

@@ -6,17 +6,16 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from larmor.recon.engines.device import choose_device
-from larmor.recon.physics.augment import augment
+from larmor.recon.physics.augment import changes
 from larmor.recon.physics.coils import Change, coils_of_split
 from larmor.recon.physics.feed import DeviceBatch, feed, page_locked, to_device
 from larmor.recon.physics.masks import make_mask
@@ -68,6 +67,11 @@ class SampleConfig(BaseModel):
     signal: SignalConfig = SignalConfig()
     augment: AugmentConfig = AugmentConfig()
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _intensities_are_those_of_mri(self) -> SampleConfig:
+        self.augment.check_modality(self.signal.modality)
+        return self
 
 
 @dataclass(frozen=True)
@@ -197,8 +201,9 @@ class SliceDataset(IterableDataset[ImageSample]):
 
     def _samples(self, batch: DeviceBatch, coils: Change) -> Iterator[ImageSample]:
         config, info = self.config, self.info
-        change = partial(augment, config=config.augment, seed=config.seed) if config.augment.enabled else None
-        whole = prepare(coils(batch), config.data.crop, config.mask, self.device, change, config.signal)
+        move, recolour = changes(config.augment, config.seed)
+        crop = config.data.crop
+        whole = prepare(coils(batch), crop, config.mask, self.device, move, config.signal, intensity=recolour)
         for row, index in enumerate(whole.samples[:, 1].tolist()):
             # a batch has as many coils as its largest slice
             num_coils = info.bucket_of(index).shape[0] if config.signal.needs_maps else whole.kspace.shape[1]

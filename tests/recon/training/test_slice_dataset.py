@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import larmor
-from larmor.recon.physics.augment import augment
+from larmor.recon.physics.augment import changes
 from larmor.recon.physics.coils import coils_of_split
 from larmor.recon.physics.feed import feed
 from larmor.recon.physics.samples import Sample, prepare
@@ -32,7 +32,7 @@ from tests.helpers import coil_scan, random_kspace, write_coil_splits, write_dat
 NUM_SLICES = 45
 CROP = (24, 20)
 PER_SLICE = {"kind": "gaussian2d", "acceleration": 4, "per_slice": True}
-MOVED = {"flip": 0.5, "rotation": 20, "zoom": 0.1}
+MOVED = {"flip": 0.5, "rotation": 20, "zoom": 0.1, "elastic": 0.01, "contrast": 0.3, "bias": 0.1}
 NOISE = {"noise": (0.0, 0.1)}
 
 
@@ -58,12 +58,13 @@ def coils(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def as_trained(dataset: SliceDataset, num_batches: int, batch_size: int = 16) -> Iterator[Sample]:
     """The micro-batches of a training with the data set's configuration (`recon/training/train.py`)."""
     config, cpu = dataset.config, torch.device("cpu")
-    change = partial(augment, config=config.augment, seed=config.seed) if config.augment.enabled else None
+    move, recolour = changes(config.augment, config.seed)
     with closing(open_reader(config.data, dataset.split, with_maps=config.signal.needs_maps)) as reader:
         batches = open_loader(config.data, reader, Share(0, 1, batch_size, 1), config.seed).batches(0, num_batches)
         compress = coils_of_split(reader, config.signal)
         for batch in feed(batches, cpu):
-            yield prepare(compress(batch), config.data.crop, config.mask, cpu, change, config.signal)
+            found = compress(batch)
+            yield prepare(found, config.data.crop, config.mask, cpu, move, config.signal, intensity=recolour)
 
 
 def assert_as_trained(sample: ImageSample, trained: Sample, row: int) -> None:
@@ -86,6 +87,7 @@ class TestValues:
             {"mask": {"kind": "random", "sampling_ratio": 0.3}},
             {"mask": PER_SLICE, "augment": MOVED, "signal": {**NOISE}, "seed": 3},
             {"mask": PER_SLICE, "signal": {"mode": "complex"}},
+            {"mask": {"sampling_ratio": {"min": 0.1, "max": 0.5}}},
         ],
     )
     def test_they_are_bit_for_bit_what_a_training_sees_in_its_order(self, heads: Path, sections: Any) -> None:

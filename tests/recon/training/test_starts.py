@@ -70,6 +70,7 @@ def test_nothing_is_kept_where_epochs_differ_or_memory_ends() -> None:
         ({"mask": {"per_slice": True}}, 6),
         ({"mask": {"sampling_ratio": {"min": 0.2, "max": 0.5}}}, 6),
         ({"augment": {"flip": 0.5}}, 6),
+        ({"augment": {"contrast": 0.5}}, 6),
         ({"start": {"cache_bytes": 0}}, 6),
         ({"start": {"cache_bytes": 2 * 4 * SIZE[0] * SIZE[1]}}, 4),  # two of three
     ):
