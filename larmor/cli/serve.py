@@ -8,12 +8,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from larmor.cli.app import LOCAL, TrustCode
+from larmor.cli.app import MODEL, TrustCode
 from larmor.storage.objects.errors import InputError
 
 commands = typer.Typer(rich_markup_mode=None)
@@ -21,7 +20,7 @@ commands = typer.Typer(rich_markup_mode=None)
 
 @commands.command()
 def serve(
-    model_dir: Annotated[Path, typer.Argument(metavar="MODEL", help="Made by `larmor pull`.", **LOCAL)],
+    model_dir: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 9002,
     host: Annotated[str, typer.Option(help="The address to listen at; only this machine reaches 127.0.0.1.")] = (
         "127.0.0.1"
@@ -81,7 +80,7 @@ def serve(
 
 @commands.command()
 def stream(
-    model_dir: Annotated[Path, typer.Argument(metavar="MODEL", help="Made by `larmor pull`.", **LOCAL)],
+    model_dir: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     trust_code: TrustCode = None,
 ) -> None:

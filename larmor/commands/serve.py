@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from larmor.commands.feedback import QUIET, Feedback
+from larmor.commands.model_places import model_folder
 
 if TYPE_CHECKING:
     from larmor.recon.serving.server import Listening, ScanServer
@@ -21,15 +22,16 @@ def serve(
     feedback: Feedback = QUIET,
     trust_code: Sequence[str | Path] | None = None,
 ) -> ScanServer:
-    """Serve a pulled model to scanners by the MRD streaming protocol (`larmor serve`); `close` ends it.
+    """Serve a model to scanners by the MRD streaming protocol (`larmor serve`); `close` ends it.
 
-    `trust_code` is as for `load_model`. Raises `InputError` for a model that does not exist or cannot reconstruct slice
-    by slice, and for a place that cannot be used.
+    `model_dir` is a model directory, or a URL as for `load_model`. `trust_code` is as there. Raises
+    `InputError` for a model that does not exist or cannot reconstruct slice by slice, and for a place that cannot be
+    used.
     """
     from larmor.recon.models.model import load_model
     from larmor.recon.serving.server import ScanServer
 
-    return ScanServer(load_model(Path(model_dir), device, trust_code), listening, feedback.say)
+    return ScanServer(load_model(model_folder(model_dir), device, trust_code), listening, feedback.say)
 
 
 def stream(
@@ -48,4 +50,4 @@ def stream(
     from larmor.recon.models.model import load_model
     from larmor.recon.serving.pipe import reconstruct_stream
 
-    return reconstruct_stream(load_model(Path(model_dir), device, trust_code), source, to)
+    return reconstruct_stream(load_model(model_folder(model_dir), device, trust_code), source, to)
