@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import pickle
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -28,6 +31,7 @@ from larmor.storage.objects.store_errors import StoreAway
 from larmor.storage.objects.web_files import WebFiles
 from tests.helpers import add_checkpoint, contents_of, make_generator, random_images, small_recipe
 from tests.hub_server import HubServer, Repository, WebServer, serving
+from tests.workbench import REPOSITORY
 
 FILES = {"generator.safetensors", "config.yaml", "metrics.json", "model-card.md"}
 
@@ -425,6 +429,15 @@ class TestHub:
         assert weights_of(tmp_path / "back") == weights_of(model)
         large = [headers for _, path, headers in hub.log if path.startswith("/lfs/")]
         assert large, "weights are read by a redirect"
+
+    def test_the_command_line_finds_the_hub_by_its_own_variables(
+        self, model: Path, hub: HubServer, tmp_path: Path
+    ) -> None:
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "PYTHONPATH": str(REPOSITORY)}
+        for words in (("push", str(model), "hf://lab/heads"), ("pull", "hf://lab/heads", "--to", "back")):
+            command = [sys.executable, "-m", "larmor", *words]
+            subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True)
+        assert weights_of(tmp_path / "back") == weights_of(model)
 
     def test_another_model_is_replaced_only_if_told(
         self, model: Path, other: Path, hub: HubServer, tmp_path: Path
