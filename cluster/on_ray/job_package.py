@@ -45,8 +45,8 @@ def write_code(folder: Path, code: Sequence[str]) -> list[Path]:
 
 
 def write_source(folder: Path) -> Path:
-    """Copy Larmor's own source to `folder`/larmor, as a wheel has it but for NiiVue; returns that path."""
-    unused = shutil.ignore_patterns("__pycache__", "niivue.*")
+    """Copy Larmor's own source to `folder`/larmor, as a wheel has it, without NiiVue and shipped models; that path."""
+    unused = shutil.ignore_patterns("__pycache__", "niivue.*", "shipped")
     return Path(shutil.copytree(package_folder(), folder / "larmor", ignore=unused))
 
 

@@ -15,15 +15,17 @@ from larmor.storage.formats.provenance import larmor_version
 
 def local_path(text: str | Path) -> Path:
     if "://" in str(text):
-        raise typer.BadParameter(
-            f"{text}: is a URL, but a path on this machine is expected (`larmor pull {text} --to MODEL_DIR` makes a "
-            "model directory of a run)"
-        )
+        raise typer.BadParameter(f"{text}: is a URL, but a path on this machine is expected")
     return Path(text)
 
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LOCAL: dict[str, Any] = {"parser": local_path}  # pathlib would make s3:/… of a URL, and a folder of that name
+
+MODEL = (
+    "A model directory made by `larmor pull`, or a URL: of a run, a sweep or a published model (s3://…, https://…, "
+    "hf://OWNER/NAME, larmor://NAME)."
+)
 
 app = typer.Typer(
     no_args_is_help=True,

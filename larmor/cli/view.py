@@ -23,7 +23,8 @@ def view(
         ),
     ],
     model: Annotated[
-        str | None, typer.Option(help="Also reconstruct with this model: a model directory, or a run's or sweep's URL.")
+        str | None,
+        typer.Option(help="Also reconstruct with this model: a model directory, or a URL as for `larmor reconstruct`."),
     ] = None,
     method: Annotated[
         list[str] | None,
