@@ -72,6 +72,7 @@ _BY_SECTION: Mapping[str, Mapping[str, str]] = {
         "validate_every": "steps",
         "checkpoint_every": "steps",
         "validation_slices": "slices",
+        "validation_images": "slices",
         "keep_checkpoints": "checkpoints",
         "keep_best": "checkpoints",
     },
