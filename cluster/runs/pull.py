@@ -199,7 +199,7 @@ def _download_best(run: RunFolder, metric: str, higher: bool, partial: Path, ful
 
 def best_checkpoint(run: RunFolder, metric: str) -> Checkpoint:
     """The one that `pull_run` would take now. Raises `InputError` as it does."""
-    return _best(run, *metric_direction(metric))
+    return _best(run, *metric_direction(run, metric))
 
 
 def _best(run: RunFolder, metric: str, higher: bool) -> Checkpoint:
