@@ -22,6 +22,7 @@ contenders one after another in each, every time in a new process with an empty 
 A measured run that fails, or delivers a wrong slice, is named and run once more; after that the contender is out.
 The limit is the best of three bare clients that throw the bytes away. The second table has the epoch after the first
 one for contenders with a cache on disk (which the operating system keeps in memory when it is this small).
+`--augmentation` measures something else: what `augment` adds to the preparation of a slice (see `augmentation.py`).
 """
 
 from __future__ import annotations
@@ -264,10 +265,16 @@ def main() -> None:
     parser.add_argument("--url", help="s3://bucket/prefix to use instead of the embedded store")
     parser.add_argument("--only", action="append", choices=NAMES, help="a contender; may be repeated; without: all")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one process")
+    parser.add_argument("--augmentation", action="store_true", help="only what augmentation adds to a slice (no store)")
     parser.add_argument("--json", type=Path, help="where all figures go")
     arguments = parser.parse_args()
     if arguments.slices < BATCH or arguments.slices % BATCH:
         parser.error(f"--slices is {arguments.slices}; choose a multiple of {BATCH}")
+    if arguments.augmentation:
+        from augmentation import augmentation_table  # PyTorch, which no contender needs
+
+        console.print(augmentation_table(arguments.repeats))
+        return
     names = arguments.only or NAMES
     with tempfile.TemporaryDirectory() as folder, a_store(arguments.url, Path(folder)) as url:
         runner = Runner(Place(url, arguments.slices, Path(folder)), Path(folder) / "expected.npz", arguments.timeout)

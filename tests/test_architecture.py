@@ -24,6 +24,7 @@ HOMES = {
     "tensorboardX": ("cluster/runs/event_file.py",),
     "zarr": ("storage/",),
     "s3fs": ("storage/",),
+    "huggingface_hub": ("storage/objects/hub_files.py",),
     "botocore": ("storage/",),
     "boto3": (),
     "pickle": (),
@@ -44,10 +45,15 @@ DRIVER = [
 ]
 PULL = [
     "larmor.cluster.runs.pull",
+    "larmor.cluster.runs.push",
+    "larmor.cluster.runs.published",
     "larmor.cluster.runs.run_folder",
     "larmor.cluster.runs.runs",
     "larmor.cluster.runs.model_card",
     "larmor.cluster.runs.origin",
+    "larmor.commands.model_places",
+    "larmor.storage.objects.hub_files",
+    "larmor.storage.objects.web_files",
     "larmor.tuning.search.choice",
 ]
 

@@ -638,6 +638,8 @@ class TestModel:
         refused((*reconstruct, "scan.npy", *mask, "--undersample"), "--mask mask.npy", "--undersample", "leave one")
         refused((*reconstruct, data, *mask), "--mask mask.npy", "is a data set, which is whole")
         refused((*reconstruct, "heads/ann.nii.gz", *mask), "ann: holds whole images", "leave it out")
+        refused((*reconstruct, "scan.npy", *mask, "--ratio", "0.3"), "--ratio 0.3", "--mask", "leave one")
+        refused((*reconstruct, data, *mask[:2], "--ratio", "1.5"), "--ratio 1.5", "above 0, up to 1")
         refused((*reconstruct, "scan.npy", *mask[:3], "no.npy"), "no.npy does not exist", "1/0 in (height, width)")
         assert cli(*reconstruct, "scan.npy", *mask).code == 0
 
@@ -646,9 +648,13 @@ class TestModel:
     ) -> None:
         url = "s3://bucket/runs/mine"
         for command in self.commands(data):
-            refused((command[0], url, *command[2:]), url, "is a URL", "larmor pull")
+            refused((command[0], "gs://bucket/mine", *command[2:]), "gs://bucket/mine", "not supported", "s3:// URL")
+            refused((command[0], "larmor://big", *command[2:]), "larmor://big", "is not shipped here; choose of small")
             refused((*command[:-1], url), url, "is a URL", "path on this machine")
-        refused(("export", url, "--to", "model.onnx"), url, "is a URL", "larmor pull")
+        refused(("export", "http://host/m", "--to", "model.onnx"), "http://host/m", "only https:// is trusted")
+        refused(("push", "model", "hf://mine"), "hf://mine", "hf://OWNER/NAME")
+        refused(("push", "model", "https://host/m"), "https://host/m", "not supported")
+        refused(("evaluate", "larmor://small", data), "larmor://small", "is a URL", "--to FOLDER")
         refused(("convert", "heads", "--to", "data", "--splits", url), url, "is a URL")
 
     def test_a_bad_scan_among_others(self, model: Path, heads: list[Path], cli: Command, tmp_path: Path) -> None:

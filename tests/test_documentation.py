@@ -17,7 +17,7 @@ import yaml
 from typer.testing import CliRunner
 
 from larmor.cli import main
-from larmor.cluster.experiments.experiment import shipped_experiments
+from larmor.cluster.experiments.shipped import shipped_experiments
 from larmor.tuning.search.experiment import load_sweep_experiment
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -182,7 +182,7 @@ def fill(
         filled = [
             each
             for cell in cells(grid)
-            for each in fill_cells(experiments(grid, cell, name, data_url, output_url), place, options)
+            for each in fill_cells(experiments(grid, cell, name, data_url, output_url), place, options, cell.ratio)
         ]
     write_grid(filled, folder)
     return [cell.result for cell in filled]

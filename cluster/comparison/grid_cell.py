@@ -22,6 +22,7 @@ from larmor.recon.inference.figures import comparison
 from larmor.recon.inference.inference import ZERO_FILLED, Method, Physics, network_method
 from larmor.recon.models.model import load_model
 from larmor.recon.physics.masks import describe_mask
+from larmor.recon.recipe.mask_config import RatioRange
 from larmor.recon.training.history import TrainingDiverged
 from larmor.storage.loading.reader import SliceReader
 from larmor.storage.objects.file_digest import file_digest
@@ -60,8 +61,12 @@ class CellOptions:
     overwrite: bool = False
 
 
-def fill_cells(trained: Mapping[str, Experiment], place: CellPlace, options: CellOptions) -> list[FilledCell]:
+def fill_cells(
+    trained: Mapping[str, Experiment], place: CellPlace, options: CellOptions, ratio: float | None = None
+) -> list[FilledCell]:
     """Train each system and evaluate all, at each level of `options.noises` or without noise.
+
+    A system that was trained for a range of sampling ratios is evaluated at `ratio`, as the others are.
 
     What the folder and the runs already have is not repeated, unless the data set, the mask or the evaluating code is
     another one now.
@@ -80,7 +85,7 @@ def fill_cells(trained: Mapping[str, Experiment], place: CellPlace, options: Cel
             diverged.append(system)
         else:
             models[system] = model
-    physics = physics_of(next(iter(trained.values())))
+    physics = physics_of(next(iter(trained.values())), ratio)
     signals = [noisy_signal(physics.signal, level) for level in options.noises] or [physics.signal]
     return [
         FilledCell(
@@ -109,10 +114,13 @@ def _evaluated(models: Mapping[str, Path], physics: Physics, place: CellPlace, o
     return result
 
 
-def physics_of(experiment: Experiment) -> Physics:
+def physics_of(experiment: Experiment, ratio: float | None = None) -> Physics:
     """How the slices of a cell are undersampled: with one mask for all, also where a system was trained with many, and
-    without the noise that one was trained with; the frames of stacks as in training."""
+    without the noise that one was trained with; the frames of stacks as in training. `ratio` takes the place of a range
+    of sampling ratios."""
     mask = experiment.mask
+    if ratio is not None and isinstance(mask.sampling_ratio, RatioRange):
+        mask = mask.model_copy(update={"sampling_ratio": ratio})
     if experiment.data.stack == 1:
         mask = mask.model_copy(update={"per_slice": False})
     return Physics(experiment.data.crop, mask, experiment.signal.with_noise(0, 0), experiment.data.stack)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.resources
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,8 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from larmor.cluster.experiments.shipped import shipped_experiments
+from larmor.cluster.experiments.tracking import TrackingConfig
 from larmor.recon.recipe.recipe import Recipe
 from larmor.storage.objects.errors import InputError
 
@@ -85,6 +86,7 @@ class Experiment(Recipe):
     )
     output_url: str = Field("s3://larmor", description="runs go to output_url/runs/NAME, sweeps to …/sweeps/NAME")
     cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _workers_divide_batch(self) -> Experiment:
@@ -106,13 +108,7 @@ class Experiment(Recipe):
         return f"{self.output_url.rstrip('/')}/runs/{self.name}"
 
 
-E = TypeVar("E", bound=Recipe)
-
-
-def shipped_experiments() -> dict[str, Path]:
-    """Name → file of the experiments that come with Larmor."""
-    folder = Path(str(importlib.resources.files("larmor.cluster.experiments")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+E = TypeVar("E", bound=BaseModel)
 
 
 def read_content(source: str) -> dict[str, Any]:
@@ -254,6 +250,7 @@ def dump_for_workers(experiment: Experiment) -> dict[str, Any]:
         content["data"]["url"] = _absolute(experiment.data.url)
     if experiment.mask.file:
         content["mask"]["file"] = _absolute(experiment.mask.file)
+    content["tracking"] = experiment.tracking.anywhere().model_dump(mode="json")
     content["code"]["paths"] = [_absolute(path) for path in experiment.code.paths]
     if experiment.init_from is not None:
         content["init_from"]["url"] = _absolute(experiment.init_from.url)

@@ -1,4 +1,4 @@
-"""Every key of an experiment with its type, default, range and description, as its JSON schema has them."""
+"""Every key of an experiment with its type, unit, default, range and description, as its JSON schema has them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
+
+from larmor.cluster.experiments.units import UNITS
 
 Schema = Mapping[str, Any]
 _BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
@@ -24,10 +26,12 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Key:
-    """One key, all of it as a person reads it. `range` is what the value alone must obey; empty where it is free."""
+    """One key, all of it as a person reads it. `range` is what the value alone must obey; empty where it is free.
+    `unit` is what a number counts or is measured in."""
 
     name: str
     type: str
+    unit: str
     default: str
     range: str
     description: str
@@ -43,8 +47,22 @@ class Section:
 
 
 def json_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of an experiment's file: editors complete and check YAML by it."""
-    return {"$schema": GenerateJsonSchema.schema_dialect, **model.model_json_schema()}
+    """The JSON schema (draft 2020-12) of an experiment's file: editors complete and check YAML by it.
+
+    A number has its `unit`, which validators pass over.
+    """
+    schema = model.model_json_schema()
+    _add_units(schema, "", schema["$defs"])
+    return {"$schema": GenerateJsonSchema.schema_dialect, **schema}
+
+
+def _add_units(schema: Schema, prefix: str, definitions: Schema) -> None:
+    for name, value in schema["properties"].items():
+        section = _inner(value, definitions)
+        if (unit := UNITS.get(f"{prefix}{name}")) is not None:
+            value["unit"] = unit
+        elif section is not None:
+            _add_units(section, f"{prefix}{name}.", definitions)
 
 
 def sections(model: type[BaseModel]) -> list[Section]:
@@ -84,7 +102,8 @@ def _key(name: str, value: Schema, definitions: Schema, required: bool) -> Key:
     ranges = dict.fromkeys(text for choice in choices if (text := _range(choice)))
     default = json.dumps(value["default"], ensure_ascii=False) if "default" in value else "{}"
     default = "required" if required else default
-    return Key(name, " or ".join(types), default, ", ".join(ranges), value.get("description", ""))
+    bounds, about = ", ".join(ranges), value.get("description", "")
+    return Key(name, " or ".join(types), value.get("unit", ""), default, bounds, about)
 
 
 def _type(value: Schema) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import yaml
@@ -15,6 +16,7 @@ from larmor.cluster.runs.lease import Say, hold, refuse_if_held
 from larmor.cluster.runs.origin import check_origin, pinned, record_origin
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.runs.run_result import RunResult
+from larmor.cluster.worker.tracking import send_the_rest
 from larmor.recon.decoding.trials import open_trials, split_trials
 from larmor.recon.recipe.own_metric import find_metric
 from larmor.recon.recipe.signal import check_modality, check_phase
@@ -41,6 +43,8 @@ CHANGEABLE = (
     "training.log_every",
     "training.checkpoint_every",
     "training.keep_",
+    "training.validation_images",
+    "tracking.",
 )
 """What keys may begin with that say how something is trained and not what: checkpoints and samples belong to none."""
 
@@ -152,6 +156,17 @@ def refuse_another(experiment: Experiment, known_yaml: str, url: str, may_differ
             f"{url}: another experiment of that name exists; it differs in {', '.join(differing[:5])}; choose "
             "another name=…, or pass --overwrite to delete it"
         )
+
+
+def with_the_rest_sent(experiment: Experiment, run: RunFolder, result: RunResult) -> RunResult:
+    """The result of a finished run, with fewer warnings if its trackers can be reached now and get what they lack."""
+    send_the_rest(experiment, run)
+    warnings = tuple(run.warnings())
+    if warnings == result.warnings:
+        return result
+    result = dataclasses.replace(result, warnings=warnings)
+    run.write_result(result)
+    return result
 
 
 def finish(experiment: Experiment, run: RunFolder) -> RunResult:

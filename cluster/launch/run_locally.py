@@ -11,6 +11,7 @@ from larmor.cluster.runs.lease import Say
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.ranks import Ranks
 from larmor.cluster.worker.stopping import Stopped, StopRequest, withdraw_stop_order
+from larmor.cluster.worker.tracking import Tracking
 from larmor.cluster.worker.training import train_recipe
 from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.engines.device import choose_device
@@ -39,7 +40,7 @@ def train_locally(experiment: Experiment, run: RunFolder, device: str, say: Say 
     withdraw_stop_order(run.store)
     request = StopRequest(cluster.grace_seconds)
     with request.listening(signal.SIGTERM, signal.SIGINT, say=say):
-        worker = RunWorker(Ranks(), run, experiment.training, chosen, request)
+        worker = RunWorker(Ranks(), run, experiment.training, chosen, request, tracking=Tracking(experiment, run))
         try:
             with worker.watched(cluster.hang_seconds), worker:
                 finished = train_recipe(experiment, worker)

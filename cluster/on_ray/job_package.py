@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from larmor.cluster.experiments.experiment import dump_yaml
@@ -45,8 +45,8 @@ def write_code(folder: Path, code: Sequence[str]) -> list[Path]:
 
 
 def write_source(folder: Path) -> Path:
-    """Copy Larmor's own source to `folder`/larmor, as a wheel has it but for NiiVue; returns that path."""
-    unused = shutil.ignore_patterns("__pycache__", "niivue.*")
+    """Copy Larmor's own source to `folder`/larmor, as a wheel has it, without NiiVue and shipped models; that path."""
+    unused = shutil.ignore_patterns("__pycache__", "niivue.*", "shipped")
     return Path(shutil.copytree(package_folder(), folder / "larmor", ignore=unused))
 
 
@@ -58,8 +58,8 @@ def package_folder() -> Path:
     return Path(found.origin).parent
 
 
-def pinned_requirements() -> list[str]:
-    """Larmor's dependencies in the versions that are installed here; Ray is the cluster's own.
+def pinned_requirements(extras: Collection[str] = ()) -> list[str]:
+    """Larmor's dependencies, and those of some `extras`, in the versions that are installed here; Ray is the cluster's.
 
     Raises `InputError` where only Larmor's source is there.
     """
@@ -67,6 +67,9 @@ def pinned_requirements() -> list[str]:
         requirements = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise InputError("Larmor is not installed here, so its dependencies are not known: pip install .") from error
-    names = [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in requirements if "extra ==" not in text]
+    wanted = [
+        text for text in requirements if "extra ==" not in text or text.rpartition("==")[2].strip(" \"'") in extras
+    ]
+    names = [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in wanted]
     versions = {name: importlib.metadata.version(name).partition("+")[0] for name in names if name != "ray"}
     return [f"{name}=={version}" for name, version in versions.items()]

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from larmor.cluster.experiments.experiment import Experiment, differing_keys
+from larmor.cluster.experiments.tracking import check_trackers
 from larmor.cluster.on_ray.job_package import pinned_requirements, write_package
 from larmor.cluster.on_ray.ray_cluster import use_known_token
 from larmor.storage.objects.errors import InputError
@@ -49,7 +50,13 @@ def check_places(experiment: Experiment) -> None:
 
     Absolute paths may be on a disk that the nodes share.
     """
-    places = {"output_url": experiment.output_url, "data.url": experiment.data.url, "mask.file": experiment.mask.file}
+    start = experiment.init_from
+    places = {
+        "output_url": experiment.output_url,
+        "data.url": experiment.data.url,
+        "mask.file": experiment.mask.file,
+        "init_from.url": start.url if start else None,
+    }
     for key, place in places.items():
         if place and "://" not in place and not Path(place).is_absolute():
             raise InputError(
@@ -85,9 +92,11 @@ class Jobs:
 
         With `install` each node first installs the dependencies in the versions that are installed here.
 
-        Raises `InputError` if a job of that name works at something else, and as `check_places`.
+        Raises `InputError` if a job of that name works at something else, and as `check_places` and
+        `check_trackers`.
         """
         check_places(experiment)
+        check_trackers(experiment.tracking)
         name = job_name(kind, experiment.name)
         content = experiment.model_dump(mode="json")
         deadline = time.monotonic() + _STARTING_SECONDS
@@ -120,7 +129,7 @@ class Jobs:
             write_package(Path(folder), experiment)
             environment: dict[str, Any] = {"working_dir": folder, "env_vars": variables}
             if install:
-                environment["pip"] = pinned_requirements()
+                environment["pip"] = pinned_requirements(experiment.tracking.names)
             self._ask(
                 lambda: self.client.submit_job(
                     entrypoint=f"exec python -m larmor {kind} experiment.yaml --address auto",

@@ -11,6 +11,7 @@ from larmor.cluster.on_ray.attempt import AttemptEnd, WorkConfig
 from larmor.cluster.runs.lease import LeaseLost
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.ranks import Ranks
+from larmor.cluster.worker.tracking import Tracking
 from larmor.cluster.worker.training import train_recipe
 from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.recipe.own_code import use_pinned_code
@@ -41,7 +42,8 @@ def work(config: WorkConfig) -> AttemptEnd:
     # with these errors every rank ends, at the same step; an exception would make Ray start them all again
     try:
         ranks, device = Ranks(), ray.train.torch.get_device()
-        worker = RunWorker(ranks, run, experiment.training, device, request, preemption_notice)
+        tracking = Tracking(experiment, run)
+        worker = RunWorker(ranks, run, experiment.training, device, request, preemption_notice, tracking=tracking)
         with worker.watched(cluster.hang_seconds), contextlib.closing(ranks), worker:
             finished = train_recipe(experiment, worker)
             reasons = [reason for reason in worker.gather(request.reason) if reason]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from larmor.storage.objects.object_store import ObjectStore
 
+if TYPE_CHECKING:
+    import numpy as np
+
+IMAGES = "validation/images"
 _FOLDER = "tensorboard"
 _LARGEST = 2**20  # bytes: S3 cannot append, so with each report a file is written anew
 _SPEED = ("slices_per_second", "step_seconds", "bytes_per_second", "gpu_memory_bytes", "flops_per_second", "mfu")
@@ -26,17 +30,22 @@ class EventFile:
         self._writer: Any = None
         self._path = Path()
 
-    def add(self, record: Mapping[str, float]) -> None:
-        """Append a report, with its `step` and `time`, and bring it to the store."""
+    def add(self, record: Mapping[str, float], picture: np.ndarray | None = None) -> None:
+        """Append a report, with its `step` and `time`, and bring it to the store.
+
+        `picture` is (height, width) uint8.
+        """
         from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import scalar
+        from tensorboardX.summary import image, scalar
 
         if self._writer is None or self._path.stat().st_size > _LARGEST:
             self._begin_file()
-        for name, value in record.items():
-            if name not in ("step", "time"):
-                event = Event(wall_time=record["time"], step=int(record["step"]), summary=scalar(tag(name), value))
-                self._writer.write_event(event)
+        summaries = [scalar(tag(name), value) for name, value in record.items() if name not in ("step", "time")]
+        if picture is not None:
+            summaries.append(image(IMAGES, picture, dataformats="HW"))
+        for summary in summaries:
+            event = Event(wall_time=record["time"], step=int(record["step"]), summary=summary)
+            self._writer.write_event(event)
         self._writer.flush()
         if not self._store.is_local:
             self._store.write(f"{_FOLDER}/{self._path.name}", self._path.read_bytes())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from typing import Any
 import jinja2
 import yaml
 
+from larmor.cluster.runs.front_matter import front_matter
 from larmor.cluster.runs.origin import trained_with
 from larmor.recon.recipe.metric import TABLE_METRICS
+from larmor.recon.recipe.own_name import short_name
 
 _MOST_SOURCES = 40  # rows of the table of volumes; metrics.json has all
 _UNKNOWN = "not recorded by the Larmor that made the run"
@@ -33,13 +35,19 @@ def write_card(folder: Path, name: str, evaluation: Path | None = None, method: 
     data, environments = origin.get("data"), trained_with(origin)
     summary = json.loads(evaluation.read_text()) if evaluation else None
     text = _template().render(
+        front_matter=front_matter(name, record, setting, summary, method),
         name=name,
         record=record,
         setting=setting,
         unknown=_UNKNOWN,
         parameters=", ".join(_parameter(*item) for item in record.get("parameters", {}).items()),
         summary=summary,
-        cells=[(cell["label"], *_evaluated(cell, method)) for cell in summary["cells"]] if summary else [],
+        cells=[
+            (cell.get("caption", cell["label"]), *_evaluated(cell, method, summary["models"]))
+            for cell in summary["cells"]
+        ]
+        if summary
+        else [],
         validated=[(_title(key), _figure(key, value)) for key, value in _validated(record)],
         data=data,
         splits=_splits(data) if data else [],
@@ -89,9 +97,9 @@ def _validated(record: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
     return ((key.removeprefix("val/"), value) for key, value in record["metrics"].items() if key.startswith("val/"))
 
 
-def _evaluated(cell: Mapping[str, Any], method: str) -> tuple[Row, list[Row]]:
-    """Heading and rows of one cell of an evaluation: the model, and the zero-filled image below it."""
-    methods = [method, *(["zero_filled"] if "zero_filled" in cell["mean"] else [])]
+def _evaluated(cell: Mapping[str, Any], method: str, models: Collection[str]) -> tuple[Row, list[Row]]:
+    """Heading and rows of one cell of an evaluation: the model, and below it methods without training."""
+    methods = [method, *(name for name in cell["mean"] if name not in models)]
     names = [name for name in cell["mean"][method] if name != "seconds"]
     is_pet = cell.get("signal", {}).get("mode") == "pet"  # there zero-filled is filtered back-projection
     titles = {"zero_filled": "FBP"} if is_pet else {}
@@ -159,7 +167,7 @@ def _versions(environments: Sequence[Mapping[str, str]]) -> tuple[Row, list[Row]
 
 
 def _title(name: str) -> str:
-    return TABLE_METRICS[name].title if name in TABLE_METRICS else name
+    return TABLE_METRICS[name].title if name in TABLE_METRICS else short_name(name)
 
 
 def _figure(name: str, value: float) -> str:

@@ -26,6 +26,7 @@ import yaml
 from larmor.cluster.runs.checkpoint import WEIGHTS, Checkpoint
 from larmor.cluster.runs.model_card import write_card
 from larmor.cluster.runs.origin import Folder, metric_of, read_origin
+from larmor.cluster.runs.published import Listing, Place, fetch
 from larmor.cluster.runs.run_folder import REMOVED, RunFolder
 from larmor.recon.recipe.metric import check_metric
 from larmor.storage.objects.errors import InputError
@@ -116,6 +117,43 @@ def pull_run(
     return Pulled(run.url, best, notes)
 
 
+def pull_published(place: Place, listing: Listing, target: Path, overwrite: bool = False) -> Pulled:
+    """Write the model directory `target` from a published model, verified by checksum.
+
+    The directory appears whole or not at all; a pull that broke is resumed. Raises `InputError` as `pull_run` does for
+    `target`, for files that are missing or do not match, and for a record that no Larmor wrote.
+    """
+    check_target(target, overwrite)
+    with _partial_folder(target) as partial:
+        model = partial / "model"
+        _begin(partial, json.dumps([place.url, listing.sha256]))
+        try:
+            fetch(place, listing, model)
+            pulled = _pulled(place, listing, model)
+        except InputError as error:
+            if not isinstance(error, StoreAway):
+                shutil.rmtree(model, ignore_errors=True)
+            raise
+        for path in list(model.iterdir()):
+            if path.name not in listing.files:  # an earlier pull of another version left it
+                path.unlink()
+        _put_in_place(model, target)
+    return pulled
+
+
+def _pulled(place: Place, listing: Listing, model: Path) -> Pulled:
+    try:
+        record = json.loads((model / "metrics.json").read_text())
+        metrics = {str(name): float(value) for name, value in record["metrics"].items()}
+        step, notes = int(record["step"]), tuple(str(note) for note in record.get("notes", ()))
+        agrees = record["sha256"][WEIGHTS] == listing.files[WEIGHTS].sha256
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{place.url}: its metrics.json is not what Larmor writes ({str(error)[:100]})") from error
+    if not agrees:
+        raise InputError(f"{place.url}: its metrics.json is of other weights than those beside it; push it again")
+    return Pulled(place.url, Checkpoint(place.url, step, metrics, listing.files), notes)
+
+
 def check_target(target: Path, overwrite: bool) -> None:
     """Raises `InputError` if `target` is taken, or may not be overwritten."""
     if target.is_file():
@@ -159,6 +197,11 @@ def _download_best(run: RunFolder, metric: str, higher: bool, partial: Path, ful
     raise InputError(f"{run.url}: its best checkpoint changes faster than it can be read; pull again")
 
 
+def best_checkpoint(run: RunFolder, metric: str) -> Checkpoint:
+    """The one that `pull_run` would take now. Raises `InputError` as it does."""
+    return _best(run, *metric_direction(run, metric))
+
+
 def _best(run: RunFolder, metric: str, higher: bool) -> Checkpoint:
     """`RunFolder.best`, but damage to the best one's weights is an error: the next best is another model."""
     best = run.best(metric, higher)
@@ -177,11 +220,7 @@ def _best(run: RunFolder, metric: str, higher: bool) -> Checkpoint:
 
 def _download(run: RunFolder, best: Checkpoint, partial: Path, full: bool) -> None:
     model = partial / "model"
-    source = json.dumps([f"{run.url}/{best.folder}", dataclasses.asdict(best.files[WEIGHTS])])
-    begun = partial / "source.json"
-    if not begun.is_file() or begun.read_text() != source:
-        shutil.rmtree(model, ignore_errors=True)
-        begun.write_text(source)
+    _begin(partial, json.dumps([f"{run.url}/{best.folder}", dataclasses.asdict(best.files[WEIGHTS])]))
     run.download(best, model, [WEIGHTS], resume=True)
     if full:
         state = model / "checkpoint"
@@ -191,6 +230,14 @@ def _download(run: RunFolder, best: Checkpoint, partial: Path, full: bool) -> No
         run.download(best, state, resume=True)
     else:
         shutil.rmtree(model / "checkpoint", ignore_errors=True)
+
+
+def _begin(partial: Path, source: str) -> None:
+    """Keep what an earlier pull brought only if it was of the same source."""
+    begun = partial / "source.json"
+    if not begun.is_file() or begun.read_text() != source:
+        shutil.rmtree(partial / "model", ignore_errors=True)
+        begun.write_text(source)
 
 
 def _notes(run: RunFolder, config: str, metric: str, best: Checkpoint) -> Iterator[str]:

@@ -13,10 +13,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from larmor.cluster.runs.attempts import Attempt, first_and_last, goodput
 from larmor.cluster.runs.event_file import EventFile
 from larmor.storage.objects.object_store import ObjectStore
+
+if TYPE_CHECKING:  # who reads reports needs no NumPy
+    import numpy as np
+
+    Picture = np.ndarray | None  # (height, width) uint8
 
 NEWEST = "metrics.jsonl"
 Report = dict[str, float]  # name → figure, with step, time and attempt
@@ -28,7 +34,8 @@ class Reports:
 
     Written in order by a thread of their own, so that a store that is slow or away does not keep the training waiting.
     After an error nothing more is written, and the next `add` raises it. Whoever publishes a checkpoint waits for
-    them before, so that nothing of a checkpointed step is lost. `write_history` is called in that thread.
+    them before, so that nothing of a checkpointed step is lost. `write_history` is called in that thread, `tell` by
+    `add` itself, before anybody can read of the report.
     """
 
     def __init__(
@@ -38,9 +45,10 @@ class Reports:
         scratch: Path,
         lines_of_a_file: int = 2000,
         write_history: Callable[[int, Rows], None] = lambda step, rows: None,
+        tell: Callable[[Report, Picture], None] = lambda record, picture: None,
     ) -> None:
         self._store, self._attempt, self._most_lines = store, attempt, lines_of_a_file
-        self._write_history = write_history
+        self._write_history, self._tell = write_history, tell
         found = first_and_last(store)
         self._first_began = found[0].began if found else attempt.began
         self._lines = read_lines(store)
@@ -49,19 +57,23 @@ class Reports:
         self._newest: Future[None] | None = None
         self._error: BaseException | None = None
 
-    def add(self, step: int, metrics: Mapping[str, float], history: Rows = ()) -> None:
-        """Take over a report and the rows since the last one. Raises the error that an earlier report met."""
+    def add(self, step: int, metrics: Mapping[str, float], history: Rows = (), picture: Picture = None) -> None:
+        """Take over a report and the rows since the last one, and what the validation looks like.
+
+        Raises the error that an earlier report met.
+        """
         if self._error:
             raise self._error
         now = time.time()
-        record = {
+        record: Report = {
             "step": step,
             "time": now,
             "attempt": self._attempt.number,
             "goodput": goodput(metrics, self._first_began, now),
             **metrics,
         }
-        self._newest = self._thread.submit(self._write, record, history)
+        self._tell(record, picture)
+        self._newest = self._thread.submit(self._write, record, history, picture)
 
     def up_to_now(self) -> Callable[[], None]:
         """A function that waits until everything added before is stored, and raises the error if it cannot be."""
@@ -76,24 +88,24 @@ class Reports:
         """Wait for what is under way."""
         self._thread.shutdown()
 
-    def _write(self, record: Mapping[str, float], history: Rows) -> None:
+    def _write(self, record: Mapping[str, float], history: Rows, picture: Picture) -> None:
         if self._error:
             raise self._error
         try:
             self._write_history(int(record["step"]), history)
-            self._write_record(record)
+            self._write_record(record, picture)
         except BaseException as error:
             self._error = error
             raise
 
-    def _write_record(self, record: Mapping[str, float]) -> None:
+    def _write_record(self, record: Mapping[str, float], picture: Picture) -> None:
         if len(self._lines) >= self._most_lines:
             number = len(self._store.list("metrics")) + 1
             self._store.write(f"metrics/{number:04d}.jsonl", _joined(self._lines))
             self._lines.clear()
         self._lines.append(json.dumps(record))
         self._store.write(NEWEST, _joined(self._lines))
-        self._events.add(record)
+        self._events.add(record, picture)
 
 
 def read_lines(store: ObjectStore) -> list[str]:

@@ -8,6 +8,7 @@
     checkpoints/step-STEP-TOKEN/…                     every rank's files
     checkpoints/step-STEP-TOKEN/parts/rank-RANK.json  size and SHA-256 of that rank's files, once they are there
     checkpoints/step-STEP-TOKEN/manifest.json         written last: all parts in one, metrics
+    trackers/NAME.json                                which run it is at a tracker (cluster/worker/delivery.py)
     warnings/step-STEP-TOKEN.txt                      why that checkpoint was skipped, and which was used instead
     result.json                                       written when the run has finished
     failure.txt                                       why the training cannot continue: it diverged
@@ -137,11 +138,15 @@ class RunFolder:
     # warnings
 
     def write_warning(self, checkpoint: str, text: str) -> None:
-        """Record what was wrong with a checkpoint's folder."""
+        """Record what was wrong with a checkpoint's folder, or with a tracker of that name."""
         self._write(f"warnings/{checkpoint.split('/')[-1]}.txt", text.encode())
 
     def warnings(self) -> list[str]:
         return [self.store.read(path).decode() for path in self.store.list("warnings")]
+
+    def clear_warning(self, name: str) -> None:
+        """What was wrong is not any more."""
+        self.store.remove([f"warnings/{name}.txt"], guard=self.check_lease)
 
     # checkpoints
 

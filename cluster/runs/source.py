@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from larmor.cluster.runs.checkpoint import WEIGHTS, FileEntry, Files
+from larmor.cluster.runs.pull import metric_direction
 from larmor.cluster.runs.run_folder import RunFolder
-from larmor.recon.recipe.metric import HIGHER_IS_BETTER
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.file_digest import file_digest
 from larmor.storage.objects.local_names import inside
@@ -166,11 +166,9 @@ def _model(store: ObjectStore, content: Mapping[str, Any]) -> Source:
 
 def _run(store: ObjectStore, content: Mapping[str, Any], which: str) -> Source:
     run = RunFolder(store.url)
-    metric = content.get("training", {}).get("best_metric", "psnr")
-    if which == "latest":
-        chosen = run.latest()
-    else:
-        chosen = run.best(f"val/{metric}", HIGHER_IS_BETTER[metric]) if metric in HIGHER_IS_BETTER else None
+    training = content.get("training")
+    metric = training.get("best_metric", "psnr") if isinstance(training, Mapping) else "psnr"
+    chosen = run.latest() if which == "latest" else run.best(*metric_direction(run, str(metric)))
     if chosen is None or WEIGHTS not in chosen.files:
         raise InputError(f"init_from={store.url}: has no whole checkpoint yet; let it train until its first one")
     return Source(store, chosen.folder, chosen.step, content, chosen.files)

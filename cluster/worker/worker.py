@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
 
 from larmor.cluster.runs.attempts import Attempt
@@ -19,6 +20,8 @@ from larmor.cluster.worker.heartbeat import Place
 from larmor.cluster.worker.ranks import Ranks
 from larmor.cluster.worker.scratch import Scratch
 from larmor.cluster.worker.stopping import StopRequest
+from larmor.cluster.worker.tracker import End
+from larmor.cluster.worker.tracking import Tracking
 from larmor.cluster.worker.upload import Retention
 from larmor.cluster.worker.watchdog import Watchdog
 from larmor.recon.recipe.own_metric import find_metric
@@ -46,13 +49,14 @@ class RunWorker:
         request: StopRequest | None = None,
         notice: Notice | None = None,
         judge: Judge | None = None,
+        tracking: Tracking | None = None,
     ) -> None:
         self.ranks = ranks
         self.rank, self.world_size = ranks.rank, ranks.world_size
         self.device = device
         self.request = request or StopRequest(grace_seconds=0)
         self.place = Place()
-        self._run, self._notice, self._judge = run, notice, judge
+        self._run, self._notice, self._judge, self._tracking = run, notice, judge, tracking
         metric, higher = config.best_metric, find_metric(config.best_metric).higher_is_better
         retention = Retention(config.keep_checkpoints, config.keep_best, f"val/{metric}", higher)
         self._scratch = Scratch()
@@ -60,6 +64,8 @@ class RunWorker:
         self._began = time.time()
         self._asked = 0.0
         self._reports: Reports | None = None
+        self._picture: np.ndarray | None = None
+        self._stopped = False
 
     def __enter__(self) -> Self:
         self.ranks.forget_votes()
@@ -73,6 +79,9 @@ class RunWorker:
         finally:
             if self._reports:
                 self._reports.close()
+            if self._tracking:
+                how: End = "failed" if error else "stopped" if self._stopped else "finished"
+                self._tracking.close(how, lambda: self.place.at(self.place.step, "report"))
             self._scratch.remove()
 
     def progress(self, step: int, phase: str) -> None:
@@ -85,7 +94,8 @@ class RunWorker:
         wanted, ask = self.ranks.vote(self.request.reason is not None, due)
         if self._notice and ask and not wanted and (reason := self._notice()) is not None:
             self.request.ask(reason)
-            return True
+            wanted = True
+        self._stopped = self._stopped or wanted
         return wanted
 
     def watched(self, hang_seconds: float) -> Watchdog:
@@ -98,9 +108,14 @@ class RunWorker:
     def begin(self, step: int) -> None:
         self.ranks.on_rank_0(lambda: self._begin_attempt(step))
 
+    def show(self, picture: np.ndarray) -> None:
+        self._picture = picture
+
     def report(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> bool:
         self.ranks.on_rank_0(lambda: self._publish(step, metrics, history))
-        return self._judge is not None and self._judge(step, metrics)
+        ended = self._judge is not None and self._judge(step, metrics)
+        self._stopped = self._stopped or ended
+        return ended
 
     def save(self, step: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:
         """See `Checkpoints.save`; published once the reports up to now are stored."""
@@ -115,8 +130,14 @@ class RunWorker:
 
     def _begin_attempt(self, step: int) -> None:
         attempt = Attempt.begin(self._run.store, self.world_size, step, self._began)
-        self._reports = Reports(self._run.store, attempt, self._scratch.folder(), write_history=self._run.write_history)
+        tell = self._tracking.add if self._tracking else lambda record, picture: None
+        self._reports = Reports(
+            self._run.store, attempt, self._scratch.folder(), write_history=self._run.write_history, tell=tell
+        )
+        if self._tracking:
+            self._tracking.begin()
 
     def _publish(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> None:
         assert self._reports is not None, "begin comes first"
-        self._reports.add(step, metrics, history)
+        self._reports.add(step, metrics, history, self._picture)
+        self._picture = None

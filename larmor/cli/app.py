@@ -8,20 +8,24 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from larmor.cluster.experiments.shipped import shipped_experiments
+from larmor.recon.recipe.mask_kinds import ALIASES, KINDS
 from larmor.storage.formats.provenance import larmor_version
 
 
 def local_path(text: str | Path) -> Path:
     if "://" in str(text):
-        raise typer.BadParameter(
-            f"{text}: is a URL, but a path on this machine is expected (`larmor pull {text} --to MODEL_DIR` makes a "
-            "model directory of a run)"
-        )
+        raise typer.BadParameter(f"{text}: is a URL, but a path on this machine is expected")
     return Path(text)
 
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LOCAL: dict[str, Any] = {"parser": local_path}  # pathlib would make s3:/… of a URL, and a folder of that name
+
+MODEL = (
+    "A model directory made by `larmor pull`, or a URL: of a run, a sweep or a published model (s3://…, https://…, "
+    "hf://OWNER/NAME, larmor://NAME)."
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,7 +35,8 @@ app = typer.Typer(
 )
 
 Experiment = Annotated[
-    str, typer.Argument(help="An experiment's YAML file, or the name of a shipped experiment: laptop, paper_256x256, …")
+    str,
+    typer.Argument(help=f"An experiment's YAML file, or a shipped experiment: {', '.join(shipped_experiments())}."),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the experiment: key=value, such as training.num_steps=100")
@@ -52,6 +57,8 @@ DryRun = Annotated[
         "on this machine.",
     ),
 ]
+MASK_KINDS = ", ".join([*(kind for kind in KINDS if kind != "file"), *ALIASES])
+"""For help: the kinds that need nothing but a ratio."""
 BatchSize = Annotated[int, typer.Option(min=1, help="How many slices the generator processes at once.")]
 Address = Annotated[
     str | None,

@@ -20,7 +20,7 @@ def config(
     ] = None,
     overrides: Overrides = None,
     keys: Annotated[
-        bool, typer.Option("--keys", help="List every key with its type, default, range and description.")
+        bool, typer.Option("--keys", help="List every key with its type, unit, default, range and description.")
     ] = False,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON schema, by which editors complete and check YAML.")
@@ -52,10 +52,10 @@ def _print_keys() -> None:
 
     from larmor.commands.configuration import all_sections
 
-    table = Table(Column("key", no_wrap=True), "type", "default", "range", "description")
+    table = Table(Column("key", no_wrap=True), "type", "unit", "default", "range", "description")
     for section in all_sections():
         for key in section.keys:
-            table.add_row(key.name, key.type, key.default, key.range, key.description)
+            table.add_row(key.name, key.type, key.unit, key.default, key.range, key.description)
         table.add_section()
     # a file or a pipe has no width: each key is a line there
     width = None if Console().is_terminal else _WIDEST

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from larmor.cli.app import LOCAL, Overwrite
+from larmor.cli.app import LOCAL, MASK_KINDS, Overwrite
 
 commands = typer.Typer(rich_markup_mode=None)
 
@@ -136,7 +136,9 @@ def inspect(
 def masks(
     to: Annotated[Path, typer.Option(help="The PNG file to write.", **LOCAL)] = Path("masks.png"),
     size: Annotated[str, typer.Option(help="Height and width: HEIGHTxWIDTH.")] = "256x256",
-    kind: Annotated[list[str] | None, typer.Option(help="Kind of mask; repeatable; default: all.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help=f"Kind of mask: {MASK_KINDS}; repeatable; default: all.")
+    ] = None,
     ratio: Annotated[float, typer.Option(help="Measured points / all points.")] = 0.1,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other masks.")] = 0,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from larmor.cli.app import LOCAL, Overwrite
+from larmor.cli.app import LOCAL, MODEL, Overwrite
 
 decode_app = typer.Typer(
     help="Decoding, not reconstruction: pictures of what a person saw, from fMRI (system tigan).",
@@ -70,10 +70,13 @@ def decode_convert(
 
 @decode_app.command("evaluate")
 def decode_evaluate(
-    model_dirs: Annotated[list[Path], typer.Argument(metavar="MODEL_DIR...", help="Made by `larmor pull`.", **LOCAL)],
+    model_dirs: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL)],
     url: Annotated[str, typer.Argument(metavar="DATASET_URL", help="Made by `larmor decode fetch` or `convert`.")],
     to: Annotated[
-        Path | None, typer.Option(help="Folder for the table and the picture; default: MODEL_DIR/evaluation.", **LOCAL)
+        Path | None,
+        typer.Option(
+            help="Folder for the table and the picture; default: evaluation in the first model directory.", **LOCAL
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from larmor.cli.app import LOCAL, BatchSize, Overwrite, TrustCode
+from larmor.cli.app import LOCAL, MASK_KINDS, MODEL, BatchSize, Overwrite, TrustCode
 from larmor.recon.recipe.metric import METRICS
 from larmor.storage.objects.errors import InputError
 
@@ -20,7 +20,13 @@ commands = typer.Typer(rich_markup_mode=None)
 
 @commands.command()
 def pull(
-    url: Annotated[str, typer.Argument(help="A run's or a sweep's URL.")],
+    url: Annotated[
+        str,
+        typer.Argument(
+            help="A run's or a sweep's URL, or that of a published model: s3://…, https://… (a folder or a .zip), "
+            "hf://OWNER/NAME[@REVISION], larmor://NAME."
+        ),
+    ],
     to: Annotated[Path, typer.Option(help="The model directory to make.", **LOCAL)],
     metric: Annotated[
         str | None,
@@ -46,7 +52,7 @@ def pull(
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Pull the best checkpoint by a validation metric, verified by checksum: weights, configuration, metrics, card.
+    """Pull a model, verified by checksum: weights, configuration, metrics, card. Of a run, its best checkpoint.
 
     If it is interrupted, run the same command again to resume.
     """
@@ -63,8 +69,32 @@ def pull(
 
 
 @commands.command()
+def push(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    url: Annotated[str, typer.Argument(help="Where to: s3://…, a folder, or hf://OWNER/NAME[@REVISION].")],
+    licence: Annotated[
+        str | None,
+        typer.Option("--licence", "--license", metavar="ID", help="For the card, such as apache-2.0 or cc-by-4.0."),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody read a new repository of a hub; default: private.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another model that lies there.")] = False,
+) -> None:
+    """Publish a model, with checksums and its card: there wholly or not at all."""
+    from larmor.cli.console import console
+    from larmor.commands.models import push as push_model
+
+    pushed = push_model(model, url, licence=licence, overwrite=overwrite, public=public)
+    for note in pushed.notes:
+        console.print(f"note: {note}", markup=False)
+    said = "published" if pushed.is_new else "lies there already"
+    console.print(f"{pushed.url}: {said}; `larmor pull {pushed.url} --to MODEL_DIR` brings it", markup=False)
+
+
+@commands.command()
 def reconstruct(
-    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.", **LOCAL)],
+    model_dir: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
     source: Annotated[
         str, typer.Argument(metavar="INPUT", help="Scans as for `larmor convert`, or a data set made by it.")
     ],
@@ -88,6 +118,13 @@ def reconstruct(
     field_of_view: Annotated[
         str, typer.Option(help="whole, or model: cut or padded to the size that the model was trained on.")
     ] = "whole",
+    ratio: Annotated[
+        float | None,
+        typer.Option(
+            help="Sampling ratio of images, or with --undersample, instead of the model's own; measured k-space stays "
+            "as it is."
+        ),
+    ] = None,
     uncertainty: Annotated[
         list[str] | None,
         typer.Option(
@@ -115,7 +152,7 @@ def reconstruct(
 
     options = ReconstructOptions(
         *(split, undersample, mask, batch_size, check_plane(plane), format, anonymous, field_of_view),
-        *(uncertainty or [], members),
+        *(uncertainty or [], members, ratio),
     )
     with progress_bar() as show:
         began = time.perf_counter()
@@ -144,7 +181,7 @@ def reconstruct(
 
 @commands.command()
 def export(
-    model_dir: Annotated[Path, typer.Argument(help="Made by `larmor pull`.", **LOCAL)],
+    model_dir: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
     to: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for torch.export.", **LOCAL)],
     size: Annotated[
         str | None, typer.Option(help="HEIGHTxWIDTH of the images; default: the size of the training.")
@@ -175,14 +212,16 @@ def export(
 
 @commands.command()
 def evaluate(
-    model_dirs: Annotated[list[Path], typer.Argument(metavar="MODEL_DIR...", help="Made by `larmor pull`.", **LOCAL)],
+    model_dirs: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL)],
     url: Annotated[str, typer.Argument(metavar="DATASET_URL", help="A data set made by `larmor convert`.")],
     method: Annotated[
         list[str] | None,
         typer.Option(help="A method without training: wavelet, total_variation, alternating or bart; repeatable."),
     ] = None,
     size: Annotated[list[str] | None, typer.Option(help="HEIGHTxWIDTH instead of the models' own; repeatable.")] = None,
-    mask: Annotated[list[str] | None, typer.Option(help="Kind of mask instead of their own; repeatable.")] = None,
+    mask: Annotated[
+        list[str] | None, typer.Option(help=f"Kind of mask instead of their own: {MASK_KINDS}; repeatable.")
+    ] = None,
     ratio: Annotated[list[float] | None, typer.Option(help="Sampling ratio instead of their own; repeatable.")] = None,
     noise: Annotated[
         list[float] | None,
@@ -212,7 +251,8 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     preset: Annotated[str, typer.Option(help="Definitions of the metrics: paper or fastmri.")] = "paper",
     to: Annotated[
-        Path | None, typer.Option(help="Folder for the tables; default: MODEL_DIR/evaluation.", **LOCAL)
+        Path | None,
+        typer.Option(help="Folder for the tables; default: evaluation in the first model directory.", **LOCAL),
     ] = None,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -288,10 +328,11 @@ def report(
         "report.html"
     ),
     evaluation: Annotated[Path | None, typer.Option(help="A folder made by `larmor evaluate`.", **LOCAL)] = None,
+    trust_code: TrustCode = None,
 ) -> None:
     """Write one HTML page about a sweep or a run: trials, curves, landscape, panels, cost; CSV beside it."""
     from larmor.cli.console import console
     from larmor.tuning.report.report import write_report
 
-    for path in write_report(to, urls, evaluation):
+    for path in write_report(to, urls, evaluation, trust_code):
         console.print(str(path), markup=False)

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from larmor.cli.app import LOCAL, Address, BatchSize, TrustCode
+from larmor.cli.app import MODEL, Address, BatchSize, TrustCode
 from larmor.storage.objects.errors import InputError
 
 commands = typer.Typer(rich_markup_mode=None)
@@ -23,7 +22,7 @@ commands = typer.Typer(rich_markup_mode=None)
 
 @commands.command()
 def serve(
-    model_dir: Annotated[Path, typer.Argument(metavar="MODEL", help="Made by `larmor pull`.", **LOCAL)],
+    model_dir: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 9002,
     host: Annotated[str, typer.Option(help="The address to listen at; only this machine reaches 127.0.0.1.")] = (
         "127.0.0.1"
@@ -108,7 +107,7 @@ def serve(
 
 
 def _serve_http(
-    model_dir: Path,
+    model_dir: str,
     listening: tuple[str, int, int, float, bool],
     scale: tuple[int, int | None, int, int],
     address: str | None,
@@ -136,7 +135,7 @@ def _serve_http(
 
 @commands.command()
 def stream(
-    model_dir: Annotated[Path, typer.Argument(metavar="MODEL", help="Made by `larmor pull`.", **LOCAL)],
+    model_dir: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     trust_code: TrustCode = None,
 ) -> None:

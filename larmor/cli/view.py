@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from larmor.cli.app import TrustCode
+
 commands = typer.Typer(rich_markup_mode=None)
 
 
@@ -21,7 +23,8 @@ def view(
         ),
     ],
     model: Annotated[
-        str | None, typer.Option(help="Also reconstruct with this model: a model directory, or a run's or sweep's URL.")
+        str | None,
+        typer.Option(help="Also reconstruct with this model: a model directory, or a URL as for `larmor reconstruct`."),
     ] = None,
     method: Annotated[
         list[str] | None,
@@ -34,6 +37,7 @@ def view(
         str, typer.Option(help="Of slices cut from images: coronal, or native, as for `larmor convert`.")
     ] = "coronal",
     port: Annotated[int, typer.Option(min=0, max=65535, help="On this machine; 0: a free one.")] = 0,
+    trust_code: TrustCode = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Look at slices side by side in a browser: target, zero-filled, reconstruction, errors. Ctrl-C ends it."""
@@ -42,7 +46,7 @@ def view(
     from larmor.commands.view import view as serve
     from larmor.storage.formats.source import check_plane
 
-    server = serve(source, ViewOptions(model, method or [], split, check_plane(plane), port))
+    server = serve(source, ViewOptions(model, method or [], split, check_plane(plane), port, trust_code))
     console.print(f"{server.url}", markup=False, soft_wrap=True)
     console.print("Open this address in a browser on this machine. Ctrl-C ends the command.", markup=False)
     if open_browser:

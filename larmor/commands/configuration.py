@@ -58,11 +58,11 @@ def key_page() -> str:
 def _describe(section: Section) -> str:
     heading = f"## `{section.name}`" if section.name else "## Top level"
     about = [section.about[0].upper() + section.about[1:].rstrip(".") + ".", ""] if section.about else []
-    table = ["| key | type | default | range | description |", "|---|---|---|---|---|"]
+    table = ["| key | type | unit | default | range | description |", "|---|---|---|---|---|---|"]
     return "\n".join([heading, "", *about, *table, *(_row(key) for key in section.keys), ""])
 
 
 def _row(key: Key) -> str:
     bounds = f"`{key.range}`" if key.range.startswith("matches") else key.range
-    cells = [f"`{key.name}`", key.type, f"`{key.default}`", bounds, key.description]
+    cells = [f"`{key.name}`", key.type, key.unit, f"`{key.default}`", bounds, key.description]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

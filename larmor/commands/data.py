@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from larmor.commands.feedback import QUIET, Feedback
 from larmor.storage.conversion import convert as conversion
@@ -14,8 +15,15 @@ from larmor.storage.conversion.verify import verify as verify_dataset
 from larmor.storage.dataset.dataset import read_root
 from larmor.storage.dataset.describe import describe
 from larmor.storage.formats.recognise import find_sources
+from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.parallel import default_threads
+
+if TYPE_CHECKING:  # converting needs no PyTorch
+    from larmor.recon.recipe.mask_config import MaskConfig
+    from larmor.recon.recipe.settings import AugmentConfig
+    from larmor.recon.recipe.signal import SignalConfig
+    from larmor.recon.training.slice_dataset import SliceDataset
 
 
 def convert(
@@ -76,3 +84,43 @@ def inspect(url: str, to: Path | None = None) -> list[str]:
 
         write_contact_sheet(store, to)
     return list(lines)
+
+
+def open_dataset(
+    url: str | Path,
+    split: str,
+    *,
+    mask: MaskConfig | Mapping[str, Any] | None = None,
+    crop: tuple[int, int] | None = None,
+    signal: SignalConfig | Mapping[str, Any] | None = None,
+    augment: AugmentConfig | Mapping[str, Any] | None = None,
+    shuffle: bool = True,
+    seed: int = 0,
+    drop_last: bool = False,
+    rank: int | None = None,
+    world_size: int | None = None,
+    device: str = "cpu",
+    data: Mapping[str, Any] | None = None,
+) -> SliceDataset:
+    """Open a split for a training loop of one's own: an iterable PyTorch data set, read and prepared as `train` does.
+
+    `mask`, `signal`, `augment` and `data` take the keys of the experiment's sections of these names; with `mask=None`
+    the images are fully sampled. `crop` (height, width) in pixels; None: as large as the largest slices. `seed` is that
+    of order and motion; with `shuffle=False` slices come as they are stored. Ranks are those of `torch.distributed`, or
+    `rank` of `world_size`; `drop_last` gives all ranks as many. On `device="cuda"`
+    the samples are made on the GPU, which needs `num_workers=0`.
+
+    Raises `InputError` for a data set or a split that does not exist, for an unknown key or an impossible value, and
+    for a data set that lacks what `signal` needs.
+    """
+    from larmor.cluster.experiments.experiment import build
+    from larmor.recon.training.slice_dataset import FULLY_SAMPLED, Dealing, SampleConfig, SliceDataset
+
+    reading = dict(data or {})
+    if twice := sorted({"url", "crop"} & reading.keys()):
+        raise InputError(f"data: {' and '.join(twice)} cannot be given there; use open_dataset(url, split, crop=…)")
+    reading |= {"url": str(url)} | ({} if crop is None else {"crop": tuple(crop)})
+    sections = {"mask": FULLY_SAMPLED if mask is None else mask, "signal": signal, "augment": augment}
+    given = {name: section for name, section in sections.items() if section is not None}
+    config = build({"data": reading, "seed": seed, **given}, SampleConfig, "open_dataset")
+    return SliceDataset(config, split, Dealing(shuffle, drop_last, rank, world_size), device, whole=crop is None)

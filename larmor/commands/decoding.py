@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from larmor.commands.feedback import QUIET, Feedback
+from larmor.commands.model_places import model_folder, tables_folder
 from larmor.storage.dataset.dataset import TRIALS, read_root
 from larmor.storage.dataset.trials import Trials, read_trials, write_trials
 from larmor.storage.objects.errors import InputError
@@ -97,8 +98,9 @@ class Decoded:
 def evaluate(
     model_dirs: str | Path | Sequence[str | Path], url: str, *, to: str | Path | None = None, device: str = "cpu"
 ) -> Decoded:
-    """Evaluate pulled models that decode on the runs that each held out (`larmor decode evaluate`).
+    """Evaluate models that decode on the runs that each held out (`larmor decode evaluate`).
 
+    `model_dirs` are model directories, or URLs as for `load_model`.
     Several models are folds of one experiment: their held-out trials are scored together. A table, its numbers and a
     picture are written to `to`; default: the folder `evaluation` of the first model. Raises `InputError` for models
     that reconstruct, and for data that hold no trials, or trials of another shape.
@@ -107,12 +109,13 @@ def evaluate(
     from larmor.recon.decoding.model import load_decoding_model
     from larmor.recon.decoding.report import text_lines, write_report
 
-    folders = [Path(folder) for folder in ([model_dirs] if isinstance(model_dirs, str | Path) else model_dirs)]
-    models = [load_decoding_model(folder, device) for folder in folders]
+    places = [model_dirs] if isinstance(model_dirs, str | Path) else model_dirs
+    target = tables_folder(places, to)
+    models = [load_decoding_model(model_folder(place), device) for place in places]
     store = ObjectStore(url)
     stimuli = read_root(store, TRIALS).get("stimuli", "not stated")
     result = evaluate_decoding(models, read_trials(store))
-    files = write_report(result, stimuli, Path(to) if to else folders[0] / "evaluation")
+    files = write_report(result, stimuli, target)
     return Decoded(result, tuple(text_lines(result, stimuli)), tuple(files))
 
 

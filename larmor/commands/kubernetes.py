@@ -7,6 +7,7 @@ from typing import Literal
 
 import yaml
 
+from larmor.cluster.on_ray.jobs import check_places
 from larmor.cluster.on_ray.rayjob import RayJobOptions, rayjob_manifests
 from larmor.commands.training import load_experiment
 from larmor.storage.objects.errors import InputError
@@ -24,9 +25,10 @@ _HEADER = """\
 def rayjob_yaml(experiment: str, overrides: Sequence[str], run_sweep: bool, options: RayJobOptions) -> str:
     """The manifests of an experiment's training or sweep as YAML, with a header that says what they need.
 
-    Raises `InputError` as `load_experiment` and `rayjob_manifests`.
+    Raises `InputError` as `load_experiment`, `check_places` and `rayjob_manifests`.
     """
     config = load_experiment(experiment, overrides)
+    check_places(config)
     at_once = (config.sweep.concurrent_trials or config.sweep.num_trials) if run_sweep else 1
     workers = options.workers or config.cluster.most_workers * at_once
     kind: Literal["train", "sweep"] = "sweep" if run_sweep else "train"

@@ -7,17 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from larmor.cluster.runs.model_card import write_card
+from larmor.cluster.runs.published import is_published
 from larmor.cluster.runs.pull import Pulled, pull_run
+from larmor.cluster.runs.push import Pushed, push_model
 from larmor.commands.feedback import QUIET, Feedback
+from larmor.commands.model_places import is_url, model_folder, pull_place, tables_folder
 from larmor.storage.formats.source import Plane
 from larmor.storage.objects.errors import InputError
-from larmor.tuning.search.choice import choose_best, choose_run
+from larmor.tuning.search.choice import choose_best
 from larmor.tuning.search.sweep_folder import SweepFolder
 
 if TYPE_CHECKING:  # `pull` needs no PyTorch
+    import torch
+
     from larmor.recon.evaluation.evaluate import Evaluation
     from larmor.recon.models.model import Model
     from larmor.recon.models.reconstruct import ScanReport
@@ -36,15 +41,28 @@ def pull(
     full: bool = False,
     overwrite: bool = False,
 ) -> Pulled:
-    """Pull the best checkpoint of a run or a sweep into the model directory `to`, verified by checksum (`larmor pull`).
+    """Pull a model into the model directory `to`, verified by checksum (`larmor pull`).
 
-    The validation metric `metric` decides which checkpoint is the best; default: the run's or the sweep's own. For a
+    `url` is that of a run or a sweep, whose best checkpoint is meant, or of a published model: a folder that `push`
+    wrote, `hf://OWNER/NAME[@REVISION]`, `https://…` (a folder, or a .zip) or `larmor://NAME`, which is shipped. The
+    validation metric `metric` decides which checkpoint is the best; default: the run's or the sweep's own. For a
     sweep, `trial` names one trial. For a sweep by two metrics, `prefer` chooses from the front: METRIC, or
     METRIC=WEIGHT,METRIC=WEIGHT. With `full` the whole training state is pulled too. Raises `InputError` for a URL
     without a checkpoint, for files that do not match their checksum and for an existing folder (unless `overwrite`).
     """
-    choice = choose_run(url, metric, trial, prefer)
-    return pull_run(choice.run, choice.metric, Path(to), overwrite, full, choice.about)
+    return pull_place(url, Path(to), metric, trial, prefer, full, overwrite)
+
+
+def push(
+    model: str | Path, url: str, *, licence: str | None = None, overwrite: bool = False, public: bool = False
+) -> Pushed:
+    """Publish a model at `url`: `s3://…`, a folder, or `hf://OWNER/NAME[@REVISION]` (`larmor push`).
+
+    `model` is a model directory, or the URL of a run or a sweep. `licence` is an id for the card, such as `apache-2.0`.
+    A new repository of a hub is private unless `public`. Raises `InputError` for weights that have changed since they
+    were pulled, and for a place that holds another model (unless `overwrite`) or anything else.
+    """
+    return push_model(model_folder(model), url, licence=licence, overwrite=overwrite, public=public)
 
 
 def load_model(
@@ -54,23 +72,19 @@ def load_model(
     device: str = "cpu",
     prefer: str | None = None,
     trust_code: TrustCode = None,
-) -> Any:
-    """Load the generator of a model directory, or the best one of a run's or a sweep's URL, as a `torch.nn.Module`.
+) -> torch.nn.Module:
+    """Load the generator of a model directory, or of the URL of a run, a sweep or a published model, as a
+    `torch.nn.Module`.
 
     The module is ready to use (evaluation mode, on `device`). It takes zero-filled images (batch, channels, height,
     width), float32, whose largest magnitude is 1. A generator with data consistency also takes the measured k-space
-    and the mask, as `samples.Sample` has them. From a URL the model is pulled, verified and not kept; `metric`,
-    `trial` and `prefer` choose as in `pull`. A model with parts that are not Larmor's runs only the code at
+    and the mask, as `samples.Sample` has them. From a URL the model is pulled, verified and kept in the cache;
+    `metric`, `trial` and `prefer` choose as in `pull`. A model with parts that are not Larmor's runs only the code at
     `trust_code` (see `recon.models.model.load_model`). Raises `errors.InputError`.
     """
     from larmor.recon.models import model
 
-    if (Path(place) / "config.yaml").is_file() and not (Path(place) / "checkpoints").exists():
-        return model.load_model(Path(place), device, trust_code).generator
-    choice = choose_run(str(place), metric, trial, prefer)
-    with tempfile.TemporaryDirectory(prefix="larmor-") as scratch:
-        pull_run(choice.run, choice.metric, Path(scratch) / "model", about=choice.about)
-        return model.load_model(Path(scratch) / "model", device, trust_code).generator
+    return model.load_model(model_folder(place, metric, trial, prefer), device, trust_code).generator
 
 
 @dataclass(frozen=True)
@@ -80,8 +94,9 @@ class ReconstructOptions:
     `split`: of a data set, default test. `undersample`: measured k-space is fully sampled and is undersampled with the
     model's mask. `mask`: a .npy (height, width) of the measured points. `plane`: of slices cut from images, as for
     `convert`. `format`: auto, nifti, dicom, h5 or npy; `anonymous`: DICOM that names nobody. `field_of_view`: whole, or
-    that of the model's training. `uncertainty`: further model directories, or URLs of sweeps, of which the `members`
-    best trials count; the images are then the mean of all models.
+    that of the model's training. `uncertainty`: further models, or URLs of sweeps, of which the `members`
+    best trials count; the images are then the mean of all models. `ratio`: the sampling ratio of what is undersampled,
+    instead of the models' own.
     """
 
     split: str | None = None
@@ -94,6 +109,7 @@ class ReconstructOptions:
     field_of_view: str = "whole"
     uncertainty: Sequence[str | Path] = ()
     members: int = 3
+    ratio: float | None = None
 
 
 def reconstruct(
@@ -106,14 +122,15 @@ def reconstruct(
     feedback: Feedback = QUIET,
     trust_code: TrustCode = None,
 ) -> list[ScanReport]:
-    """Reconstruct scans, or a data set, with a pulled model (`larmor reconstruct`).
+    """Reconstruct scans, or a data set, with a model (`larmor reconstruct`).
 
+    `model_dir` is a model directory, or a URL as for `load_model`.
     `source` is a file, folder, pattern or URL as for `convert`, or the URL of a data set. Images (undersampled first)
     and measured k-space of any size are written to the folder `to`, volumes on their source's own grid,
     with a PNG. Returns a report for each scan; its `problem` says why the scan could not be reconstructed. Raises
     `InputError` for a model or a source that does not exist.
     """
-    from larmor.recon.models.model import load_model
+    from larmor.recon.models.model import at_ratio, load_model
     from larmor.recon.models.reconstruct import check_places, reconstruct_scans
     from larmor.recon.models.results import ResultOptions, check_format
     from larmor.recon.models.scans import check_field_of_view, open_scans
@@ -121,12 +138,16 @@ def reconstruct(
     chosen = options or ReconstructOptions()
     results = ResultOptions(check_format(chosen.format), chosen.anonymous)
     whole = check_field_of_view(chosen.field_of_view)
-    model = load_model(Path(model_dir), device, trust_code)
+    model = load_model(model_folder(model_dir), device, trust_code)
     others = [
         other
         for place in chosen.uncertainty
         for other in _ensemble(str(place), chosen.members, model, device, trust_code)
     ]
+    if chosen.ratio is not None:
+        if chosen.mask is not None:
+            raise InputError(f"--ratio {chosen.ratio:g}: --mask says what was measured; leave one of them out")
+        model, *others = (at_ratio(each, chosen.ratio) for each in (model, *others))
     check_places(source, Path(to))
     mask = str(chosen.mask) if chosen.mask else None
     undersample, plane = chosen.undersample, chosen.plane
@@ -135,11 +156,11 @@ def reconstruct(
 
 
 def _ensemble(place: str, count: int, model: Model, device: str, trust_code: TrustCode) -> list[Model]:
-    """The model of a directory, or those of a sweep's best trials without the one that `model` is."""
+    """The model of a place, or those of a sweep's best trials without the one that `model` is."""
     from larmor.recon.models.model import load_model
 
-    if "://" not in place and (Path(place) / "config.yaml").is_file() and not SweepFolder(place).exists():
-        return [load_model(Path(place), device, trust_code)]
+    if is_published(place) or not SweepFolder(place).exists():
+        return [load_model(model_folder(place), device, trust_code)]
     own = model.record.get("trial") if model.record.get("sweep") == place.rstrip("/") else None
     found = []
     with tempfile.TemporaryDirectory(prefix="larmor-") as scratch:
@@ -194,11 +215,12 @@ def evaluate(
     feedback: Feedback = QUIET,
     trust_code: TrustCode = None,
 ) -> Evaluated:
-    """Evaluate pulled models and methods without training on a data set, zero-filled first (`larmor evaluate`).
+    """Evaluate models and methods without training on a data set, zero-filled first (`larmor evaluate`).
 
-    Tables (CSV, Markdown, LaTeX) and pictures are written to `to`; default: the folder `evaluation` of the first model.
-    The results are added to the card of each model. Raises `InputError` for a model, a data set or a method that does
-    not exist.
+    `model_dirs` are model directories, or URLs as for `load_model`. Tables (CSV, Markdown, LaTeX) and pictures are
+    written to `to`; default: the folder `evaluation` of the first model, if it is a directory. The results are
+    added to the card of each model directory. Raises `InputError` for a model, a data set or a method that does not
+    exist.
     """
     from larmor.recon.evaluation.calibration import check_members
     from larmor.recon.evaluation.evaluate import evaluate as evaluate_cell
@@ -211,8 +233,9 @@ def evaluate(
     from larmor.storage.loading.config import DataConfig, open_reader
 
     chosen = options or EvaluateOptions()
-    folders = [Path(folder) for folder in ([model_dirs] if isinstance(model_dirs, str | Path) else model_dirs)]
-    models = named([load_model(folder, device, trust_code) for folder in folders])
+    places = [model_dirs] if isinstance(model_dirs, str | Path) else model_dirs
+    target = tables_folder(places, to)
+    models = named([load_model(model_folder(place), device, trust_code) for place in places])
     cells = table_cells(models, chosen.methods, chosen.sizes, chosen.masks, chosen.ratios, chosen.noises)
     with_maps = any(cell.physics.signal.needs_maps for cell in cells)
     data = DataConfig(url=url, memory_cache_bytes=0, disk_cache_bytes=0)
@@ -242,10 +265,10 @@ def evaluate(
             )
         )
     records = {name: model.record for name, model in models.items()}
-    written = write_evaluation(results, reader.info, records, Path(to) if to else folders[0] / "evaluation")
+    written = write_evaluation(results, reader.info, records, target)
     summary = next(path for path in written if path.name == "summary.json")
-    for name, model in models.items():
-        if model.record:  # pulled: its card gets the figures
+    for place, (name, model) in zip(places, models.items(), strict=True):
+        if model.record and not is_url(place):  # pulled: its card gets the figures
             written.append(write_card(model.folder, model.folder.resolve().name, summary, name))
     return Evaluated(tuple(results), tuple(written))
 
@@ -260,10 +283,11 @@ def export(
     overwrite: bool = False,
     trust_code: TrustCode = None,
 ) -> list[str]:
-    """Write a pulled model as ONNX (`to` ends in .onnx) or for torch.export (.pt2), checked to 1e-4 (`larmor export`).
+    """Write a model as ONNX (`to` ends in .onnx) or for torch.export (.pt2), checked to 1e-4 (`larmor export`).
 
-    `size` (height, width) is that of the images, default as trained. Returns lines that describe the file. Raises
-    `InputError` for a file that exists (unless `overwrite`) and for a model that cannot be exported.
+    `model_dir` is a model directory, or a URL as for `load_model`. `size` (height, width) is that of the
+    images, default as trained. Returns lines that describe the file. Raises `InputError` for a file that exists (unless
+    `overwrite`) and for a model that cannot be exported.
     """
     from larmor.recon.models.export import ExportConfig, describe_export, export_model
     from larmor.recon.models.model import load_model, read_recipe
@@ -271,11 +295,12 @@ def export(
     place = Path(to)
     if place.exists() and not overwrite:
         raise InputError(f"{place}: already exists; pass --overwrite or choose another --to")
-    if read_recipe(Path(model_dir))[0].decoding is not None:
+    folder = model_folder(model_dir)
+    if read_recipe(folder)[0].decoding is not None:
         from larmor.recon.decoding.export import export_decoding_model
         from larmor.recon.decoding.model import load_decoding_model
 
-        return list(describe_export(export_decoding_model(load_decoding_model(Path(model_dir)), place)))
-    model = load_model(Path(model_dir), trust_code=trust_code)
+        return list(describe_export(export_decoding_model(load_decoding_model(folder), place)))
+    model = load_model(folder, trust_code=trust_code)
     config = ExportConfig(size or model.physics.crop, dynamic_size, coils)
     return list(describe_export(export_model(model, place, config)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from larmor.cluster.experiments.experiment import Experiment
+from larmor.cluster.experiments.tracking import check_trackers
 from larmor.cluster.launch.run import check
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.commands.training import use_own_code
@@ -23,6 +24,7 @@ def plan_training(experiment: Experiment, device: str = "cpu", overwrite: bool =
     Raises `InputError` as `train` does before it begins.
     """
     use_own_code(experiment)
+    check_trackers(experiment.tracking)
     run = RunFolder(experiment.run_url)
     done = check(experiment, run, overwrite) is not None
     steps = experiment.training.num_steps
@@ -32,6 +34,7 @@ def plan_training(experiment: Experiment, device: str = "cpu", overwrite: bool =
         "output": f"{run.url} ({state})",
         "checkpoints": f"{run.url}/checkpoints, every {experiment.training.checkpoint_every} steps",
         "resources": _resources(experiment),
+        **_initial(experiment),
         "trainings": "1",
         **_costs(experiment, device, 1, steps),
     }
@@ -43,6 +46,7 @@ def plan_sweep(experiment: SweepExperiment, device: str = "cpu", overwrite: bool
     Raises `InputError` as `sweep` does before it begins.
     """
     use_own_code(experiment)
+    check_trackers(experiment.tracking)
     folder, trial = SweepFolder(experiment.sweep_url), trial_experiment(experiment)
     done = check_sweep(experiment, folder, overwrite) is not None
     count, at_once = count_trials(experiment), experiment.sweep.concurrent_trials
@@ -51,6 +55,7 @@ def plan_sweep(experiment: SweepExperiment, device: str = "cpu", overwrite: bool
         "output": f"{folder.url}{' (finished already; nothing to do)' if done else ''}",
         "checkpoints": f"{folder.url}, in the folder of each trial, every {trial.training.checkpoint_every} steps",
         "resources": f"{_resources(trial)} for each trial, {at_once or 'as many as there is room for'} at once",
+        **_initial(experiment),
         "trainings": f"{count} trials, by {experiment.sweep.sampler}: {', '.join(experiment.sweep.space) or 'no key'}",
         **_costs(trial, device, count, trial.training.num_steps),
     }
@@ -85,6 +90,10 @@ def _state(run: RunFolder, overwrite: bool) -> str:
     if not run.store.exists("config.yaml"):
         return "new"
     return "would be deleted and started again" if overwrite else "would be resumed"
+
+
+def _initial(experiment: Experiment) -> Facts:
+    return {} if experiment.init_from is None else {"initial weights": experiment.init_from.url}
 
 
 def _resources(experiment: Experiment) -> str:

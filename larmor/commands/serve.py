@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from larmor.commands.feedback import QUIET, Feedback
+from larmor.commands.model_places import model_folder
 
 if TYPE_CHECKING:
     from larmor.cluster.on_ray.http_server import HttpOptions
@@ -23,15 +24,16 @@ def serve(
     feedback: Feedback = QUIET,
     trust_code: Sequence[str | Path] | None = None,
 ) -> ScanServer:
-    """Serve a pulled model to scanners by the MRD streaming protocol (`larmor serve`); `close` ends it.
+    """Serve a model to scanners by the MRD streaming protocol (`larmor serve`); `close` ends it.
 
-    `trust_code` is as for `load_model`. Raises `InputError` for a model that does not exist or cannot reconstruct slice
-    by slice, and for a place that cannot be used.
+    `model_dir` is a model directory, or a URL as for `load_model`. `trust_code` is as there. Raises
+    `InputError` for a model that does not exist or cannot reconstruct slice by slice, and for a place that cannot be
+    used.
     """
     from larmor.recon.models.model import load_model
     from larmor.recon.serving.server import ScanServer
 
-    return ScanServer(load_model(Path(model_dir), device, trust_code), listening, feedback.say)
+    return ScanServer(load_model(model_folder(model_dir), device, trust_code), listening, feedback.say)
 
 
 def stream(
@@ -50,7 +52,7 @@ def stream(
     from larmor.recon.models.model import load_model
     from larmor.recon.serving.pipe import reconstruct_stream
 
-    return reconstruct_stream(load_model(Path(model_dir), device, trust_code), source, to)
+    return reconstruct_stream(load_model(model_folder(model_dir), device, trust_code), source, to)
 
 
 def serve_http(
@@ -67,4 +69,4 @@ def serve_http(
     """
     from larmor.cluster.on_ray.http_server import HttpOptions, http_server
 
-    return http_server(Path(model_dir), options or HttpOptions(), address, device, trust_code)
+    return http_server(model_folder(model_dir), options or HttpOptions(), address, device, trust_code)

@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from larmor.cluster.experiments.experiment import Experiment, as_override
-from larmor.cluster.launch.run import check, claimed, finish
+from larmor.cluster.experiments.tracking import check_trackers
+from larmor.cluster.launch.run import check, claimed, finish, with_the_rest_sent
 from larmor.cluster.on_ray.ray_cluster import connected, require_resources, worker_bundle
 from larmor.cluster.on_ray.ray_train import train_on_ray
 from larmor.cluster.runs.reports import new_reports
@@ -91,11 +92,12 @@ def train(
         experiment = load_experiment(experiment, overrides, best_of, feedback.say)
     config = experiment.training_part() if isinstance(experiment, SweepExperiment) else experiment
     use_own_code(config)
+    check_trackers(config.tracking)
     run = RunFolder(config.run_url)
     result = check(config, run, overwrite)
     if result is not None:
         feedback.say(f"{run.url}: already finished; nothing to do")
-        return result
+        return with_the_rest_sent(config, run, result)
     feedback.say(f"run: {run.url}")
     return _train(config, run, address, device if local else None, overwrite, feedback)
 
@@ -160,6 +162,7 @@ def sweep(
     """
     config = load_experiment(experiment, overrides) if isinstance(experiment, str) else experiment
     use_own_code(config)
+    check_trackers(config.tracking)
     folder = SweepFolder(config.sweep_url)
     result = check_sweep(config, folder, overwrite)
     if result is not None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from larmor.cluster.runs.pull import pull_run
+from larmor.cluster.runs.published import is_published
+from larmor.commands.model_places import is_training, is_url, model_folder
 from larmor.storage.dataset.dataset import read_split
 from larmor.storage.formats.source import Plane
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
-from larmor.tuning.search.choice import choose_run
-from larmor.tuning.search.sweep_folder import SweepFolder
 
 if TYPE_CHECKING:
     from larmor.recon.models.model import Model
@@ -30,9 +28,9 @@ _NIFTI = (".nii", ".nii.gz")
 class ViewOptions:
     """What to show beside the images.
 
-    `model` is a model directory or the URL of a run or sweep; `methods` are those of `EvaluateOptions`. `split`: of a
+    `model` is a model directory or a URL as for `load_model`; `methods` are those of `EvaluateOptions`. `split`: of a
     data set, default test (of a run: its validation split). `plane`: of slices cut from images. `port`: 0 chooses a
-    free one.
+    free one. `trust_code` is as for `load_model`.
     """
 
     model: str | None = None
@@ -40,6 +38,7 @@ class ViewOptions:
     split: str | None = None
     plane: Plane = "coronal"
     port: int = 0
+    trust_code: Sequence[str | Path] | None = None
 
 
 def view(source: str | Path, options: ViewOptions | None = None) -> ViewServer:
@@ -61,13 +60,13 @@ def _gallery(source: str, options: ViewOptions) -> Gallery:
     local = Path(source).expanduser()
     if "://" not in source and local.is_dir() and (stored := _stored(local)):
         return stored
-    if _is_model(local) or _is_training(source):
+    if _is_model(local) or (is_url(source) and is_published(source)) or is_training(source):
         if options.model is not None:
             raise InputError(f"--model {options.model}: {source} is a model itself; leave it out")
-        model = _load(source)
+        model = _load(source, options.trust_code)
         split = options.split or model.recipe.data.validation_split
         return _live(source, model.recipe.data.url, split, model, options)
-    beside = _load(options.model) if options.model else None
+    beside = _load(options.model, options.trust_code) if options.model else None
     try:
         return _live(source, source, options.split, beside, options)
     except InputError as error:
@@ -95,31 +94,19 @@ def _is_model(place: Path) -> bool:
     return (place / "generator.safetensors").is_file()
 
 
-def _is_training(source: str) -> bool:
-    """Whether it is a run or a sweep: both have a configuration."""
-    if "://" not in source and not Path(source).is_dir():
-        return False
-    return SweepFolder(source).exists() or ObjectStore(source).exists("config.yaml")
-
-
 def _trainings_in(source: str) -> list[str]:
     """The names of a few runs and sweeps right below a folder or URL, as a remedy."""
     local = Path(source).expanduser()
     if "://" not in source and not local.is_dir():
         return []
     folders = ObjectStore(source).folders()[:_NAMED]
-    return [name for name in folders if _is_training(f"{source.rstrip('/')}/{name}")]
+    return [name for name in folders if is_training(f"{source.rstrip('/')}/{name}")]
 
 
-def _load(place: str) -> Model:
+def _load(place: str, trust_code: Sequence[str | Path] | None) -> Model:
     from larmor.recon.models.model import load_model
 
-    if _is_model(Path(place)):
-        return load_model(Path(place))
-    choice = choose_run(place, None, None, None)
-    with tempfile.TemporaryDirectory(prefix="larmor-") as scratch:
-        pull_run(choice.run, choice.metric, Path(scratch) / "model", about=choice.about)
-        return load_model(Path(scratch) / "model")
+    return load_model(model_folder(place), trust_code=trust_code)
 
 
 def _live(title: str, source: str, split: str | None, model: Model | None, options: ViewOptions) -> Gallery:

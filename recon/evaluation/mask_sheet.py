@@ -12,7 +12,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from larmor.recon.physics.masks import achieved_ratio, make_mask, mask_hash
-from larmor.recon.recipe.mask_config import KINDS, MaskConfig
+from larmor.recon.recipe.mask_config import MaskConfig
+from larmor.recon.recipe.mask_kinds import KINDS
 from larmor.storage.objects.text_table import aligned
 
 DECADES = 3  # of the point spread function that are shown, below its peak
@@ -33,7 +34,7 @@ def write_mask_sheet(configs: Sequence[MaskConfig], shape: tuple[int, int], path
     magnitude of the point spread function: what becomes of a single bright point in the middle of the image,
     in decades below its peak. Whole columns blur along a row only: theirs is drawn as a curve.
 
-    With `per_slice` the mask is that of the first slice, as in `describe_mask`.
+    Where masks differ from slice to slice, it is that of the first slice, as in `describe_mask`.
     """
     masks = [make_mask(config, shape, (0, 0)) for config in configs]
     cell_height = (CELL_AREA * shape[0] / shape[1]) ** 0.5
@@ -70,9 +71,9 @@ def _point_spread(mask: np.ndarray) -> np.ndarray:
 
 def _title(config: MaskConfig, mask: np.ndarray) -> str:
     achieved = f"{100 * achieved_ratio(mask):.2f} %"
-    return f"{config.kind}\n{achieved}" + ("" if config.kind == "file" else f" for {100 * config.sampling_ratio:g} %")
+    return f"{config.kind}\n{achieved}" + ("" if config.kind == "file" else f" for {config.ratio_in_words}")
 
 
 def _row(config: MaskConfig, mask: np.ndarray) -> tuple[str, ...]:
-    wanted = "as in file" if config.kind == "file" else f"{config.sampling_ratio:.4f}"
+    wanted = "as in file" if config.kind == "file" else " to ".join(f"{r:.4f}" for r in dict.fromkeys(config.ratios))
     return config.kind, f"wanted {wanted}", f"achieved {achieved_ratio(mask):.4f}", f"sha256 {mask_hash(mask)[:12]}"

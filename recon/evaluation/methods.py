@@ -19,7 +19,7 @@ from larmor.recon.networks.data_consistency import Measured
 from larmor.recon.physics.pet import blurred
 from larmor.recon.physics.samples import Sample
 from larmor.recon.physics.views import mean_view, shared_views
-from larmor.recon.recipe.mask_config import MaskConfig
+from larmor.recon.recipe.mask_config import MaskConfig, RatioRange
 from larmor.recon.recipe.settings import StartConfig
 from larmor.recon.recipe.signal import SignalConfig
 from larmor.storage.objects.errors import InputError
@@ -115,9 +115,10 @@ def table_cells(
     members: dict[Physics, dict[str, Method]] = {}
     for name, model in models.items():
         own = model.physics
+        own_ratios: list[float | RatioRange] = [own.mask.sampling_ratio]
         signals = [noisy_signal(own.signal, level) for level in noises] or [own.signal]
         for size, kind, ratio, signal in itertools.product(
-            sizes or [own.crop], kinds or [own.mask.kind], ratios or [own.mask.sampling_ratio], signals
+            sizes or [own.crop], kinds or [own.mask.kind], ratios or own_ratios, signals
         ):
             physics = Physics(size, mask_of(own.mask, kind, ratio), signal, own.stack)
             members.setdefault(physics, {})[name] = network_method(model.generator)
@@ -141,7 +142,7 @@ def noisy_signal(own: SignalConfig, level: float) -> SignalConfig:
     return own.with_noise(level, level)
 
 
-def mask_of(own: MaskConfig, kind: str, ratio: float) -> MaskConfig:
+def mask_of(own: MaskConfig, kind: str, ratio: float | RatioRange) -> MaskConfig:
     """A mask as `own`, of another kind and ratio. Raises `InputError` if there is no such mask."""
     try:
         return MaskConfig.model_validate({**own.model_dump(), "kind": kind, "sampling_ratio": ratio})

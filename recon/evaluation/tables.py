@@ -37,7 +37,8 @@ PAPER_NOTE = "paper: its own figures, on unpublished heads with an unpublished m
 def table_text(result: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Heading and rows of one evaluation, as text. The paper's column stands where it has this size and ratio."""
     is_mri = result.physics.signal.modality == "mri"
-    theirs = PAPER.get((result.physics.crop, round(result.physics.mask.sampling_ratio, 6)), {}) if is_mri else {}
+    least, largest = result.physics.mask.ratios
+    theirs = PAPER.get((result.physics.crop, round(least, 6)), {}) if is_mri and least == largest else {}
     heading = [
         "",
         *(metric.heading for metric in result.metrics.values()),
@@ -143,7 +144,8 @@ def write_csv(results: Sequence[Evaluation], path: Path) -> None:
         head = ["height", "width", "mask", "sampling_ratio", "volume", "subject", "slice", "method", "preset"]
         writer.writerow([*head, *columns, "seconds_per_image"])
         for result in results:
-            cell = [*result.physics.crop, result.physics.mask.kind, result.physics.mask.sampling_ratio]
+            mask = result.physics.mask
+            cell = [*result.physics.crop, mask.kind, "-".join(map(str, dict.fromkeys(mask.ratios)))]
             for row in [*result.slices, *result.volumes]:
                 # a single slice is always evaluated as preset `paper` does; `fastmri` evaluates volumes
                 preset = "paper" if row.slice_index is not None else result.preset
@@ -225,7 +227,8 @@ def slug(physics: Physics) -> str:
     stack = [physics.stack] if physics.stack > 1 else []
     whole = repr((mask.model_dump(), physics.signal.model_dump(), *stack)).encode()
     checksum = hashlib.sha256(whole).hexdigest()[:8]
-    what = "pet" if physics.signal.mode == "pet" else f"{mask.kind.replace(':', '.')}-{100 * mask.sampling_ratio:g}"
+    ratios = "-".join(f"{100 * ratio:g}" for ratio in dict.fromkeys(mask.ratios))
+    what = "pet" if physics.signal.mode == "pet" else f"{mask.kind.replace(':', '.')}-{ratios}"
     return f"{height}x{width}-{what}-{checksum}"
 
 

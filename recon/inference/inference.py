@@ -105,7 +105,7 @@ class Physics:
         if self.signal.mode == "pet":
             return ", ".join(["simulated FDG PET", *words, self.signal.pet.label])
         mask = self.mask
-        words.append(f"file {mask.file}" if mask.kind == "file" else f"{mask.kind} {100 * mask.sampling_ratio:g} %")
+        words.append(f"file {mask.file}" if mask.kind == "file" else f"{mask.kind} {mask.ratio_in_words}")
         if mask.seed:
             words.append(f"seed {mask.seed}")
         if mask.per_slice:

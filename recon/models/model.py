@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,6 +64,18 @@ def load_model(
     load_weights(folder, record, lambda _: generator)
     physics = Physics(recipe.data.crop, recipe.mask, recipe.signal, recipe.data.stack)
     return Model(generator.eval().to(choose_device(device)), physics, recipe, record, folder)
+
+
+def at_ratio(model: Model, ratio: float) -> Model:
+    """The model for images that are undersampled at one ratio. Raises `InputError` where its mask has no ratio, and for
+    one that cannot be."""
+    mask = model.physics.mask
+    if model.physics.signal.mode == "pet" or mask.kind == "file":
+        what = "signal.mode=pet and no mask" if model.physics.signal.mode == "pet" else f"the mask {mask.file}"
+        raise InputError(f"--ratio {ratio:g}: {model.folder} has {what}, which no ratio changes; leave it out")
+    if not 0 < ratio <= 1:
+        raise InputError(f"--ratio {ratio:g}: measured points / all points; give a number above 0, up to 1")
+    return replace(model, physics=replace(model.physics, mask=mask.model_copy(update={"sampling_ratio": ratio})))
 
 
 def _trust(folder: Path, recipe: Recipe, trust_code: Sequence[str | Path] | None) -> None:

@@ -35,6 +35,7 @@ from larmor.recon.models.results import SUFFIXES, ResultOptions, write_result
 from larmor.recon.models.scans import Scan, Slices
 from larmor.recon.physics.feed import to_device
 from larmor.recon.physics.samples import Sample, denormalize, prepare
+from larmor.recon.recipe.mask_config import RatioRange
 from larmor.storage.formats.dicom_writer import DEVIATIONS
 from larmor.storage.loading.loader import Batch
 from larmor.storage.loading.stacks import in_stacks
@@ -49,9 +50,9 @@ _MODEL = "the model"
 class ScanReport:
     """What became of a scan: its `files`, or the `problem` because of which there are none.
 
-    `generator_seconds` is the time of the generator alone, for all `num_slices`; `notes` are those of `Source`;
-    `calibration` is there for an ensemble whose target is known, `residual` (of all slices, see `Residual`) where
-    images can be compared with the measurement.
+    `generator_seconds` is the time of the generator alone, for all `num_slices`; `notes` are those of `Source`, and of
+    what was undersampled; `calibration` is there for an ensemble whose target is known, `residual` (of all slices, see
+    `Residual`) where images can be compared with the measurement.
     """
 
     name: str
@@ -162,8 +163,17 @@ def _reconstruct(
             files.append(write_result(deviations, slices, options, DEVIATIONS))
         written = tuple(_publish(file, folder / file.name) for file in files)
         _remove_older(folder / f"{name}-uncertainty", written)
-    done = ScanReport(name, written, slices.num_slices, seconds, notes=tuple(slices.notes))
+    notes = (*slices.notes, *_of_ratios(model, slices))
+    done = ScanReport(name, written, slices.num_slices, seconds, notes=notes)
     return replace(done, calibration=calibration, residual=residual)
+
+
+def _of_ratios(model: Model, slices: Slices) -> list[str]:
+    """What is to be known of images that are undersampled by a model of many ratios."""
+    mask = model.physics.mask
+    if slices.measured or not isinstance(mask.sampling_ratio, RatioRange):
+        return []
+    return [f"undersampled at {mask.ratio_in_words}, a ratio drawn for each slice; --ratio chooses one for all"]
 
 
 def _publish(made: Path, place: Path) -> Path:

@@ -1,19 +1,26 @@
-"""Random flips, rotations, shifts and zooms of training images, after the augmentation published with DAGAN."""
+"""Random flips, rotations, shifts, zooms and bends of training images, after the augmentation published with DAGAN."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from larmor.recon.physics.elastic import displacements
+from larmor.recon.physics.intensity import change_intensity
 from larmor.recon.recipe.settings import AugmentConfig
 
 # Sets these draws apart from those of masks and orders, which are seeded by [seed, epoch, …]: no epoch reaches it.
 # Below 2³², where numpy takes it as one word.
 AUGMENT_STREAM = 0x4D6F7665
+
+Change = Callable[[Tensor, np.ndarray], Tensor]
+"""Images (batch, coil, height, width) and their samples (batch, 2) → images."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,14 @@ def draw_motion(config: AugmentConfig, seed: int, epoch: int, index: int) -> Mot
     )
 
 
+def changes(config: AugmentConfig, seed: int) -> tuple[Change | None, Change | None]:
+    """What moves images (`augment`) and what changes them where they are (`change_intensity`); None for neither."""
+    move = partial(augment, config=config, seed=seed) if config.moves else None
+    return move, partial(change_intensity, config=config, seed=seed) if config.changes_intensity else None
+
+
 def augment(image: Tensor, samples: np.ndarray, config: AugmentConfig, seed: int) -> Tensor:
-    """Move each image of a real or complex (batch, channel, height, width) at random, all its channels alike.
+    """Move and bend each image of a real or complex (batch, channel, height, width) at random, all its channels alike.
 
     `samples` (batch, 2) holds epoch and slice index. With `seed` they decide an image's motion, whatever batch,
     rank or device it is on. What comes in from outside is 0. Values stay within the range that the channel had
@@ -51,26 +64,32 @@ def augment(image: Tensor, samples: np.ndarray, config: AugmentConfig, seed: int
     """
     assert image.ndim == 4
     assert len(image) == len(samples)
-    if not config.enabled:
+    if not config.moves:
         return image
     motions = [draw_motion(config, seed, int(epoch), int(index)) for epoch, index in samples]
     flipped = torch.tensor([motion.flip for motion in motions]).to(image.device)
     image = torch.where(flipped.view(-1, 1, 1, 1), image.flip(-1), image)
-    if not config.interpolates:
+    if not config.interpolates and not config.elastic:
         return image
+    size = (image.shape[-2], image.shape[-1])
+    bend = displacements(size, samples, config.elastic, seed).to(image.device) if config.elastic else None
     if image.is_complex():
-        parts = _resample(torch.cat([image.real, image.imag], dim=1), motions)
+        parts = _resample(torch.cat([image.real, image.imag], dim=1), motions, bend)
         return torch.complex(*parts.chunk(2, dim=1))
-    return _resample(image, motions)
+    return _resample(image, motions, bend)
 
 
-def _resample(image: Tensor, motions: list[Motion]) -> Tensor:
-    """Zoom, rotate and shift real images (batch, channel, height, width) in one interpolation.
+def _resample(image: Tensor, motions: list[Motion], bend: Tensor | None = None) -> Tensor:
+    """Zoom, rotate, shift and bend real images (batch, channel, height, width) in one interpolation.
 
     Bicubic: bilinear interpolation takes away much of the fine detail that the networks are to learn. It
     overshoots at edges, hence the limits, without which magnitudes would become negative.
     """
-    moved = F.grid_sample(image, _source_points(image, motions), "bicubic", "zeros", align_corners=False)
+    points = _source_points(image, motions)
+    if bend is not None:
+        height, width = image.shape[-2:]
+        points = points + bend.to(points.dtype) / (torch.tensor([width, height], device=image.device) / 2)
+    moved = F.grid_sample(image, points, "bicubic", "zeros", align_corners=False)
     low = image.amin(dim=(2, 3), keepdim=True).clamp(max=0)
     high = image.amax(dim=(2, 3), keepdim=True).clamp(min=0)
     return torch.clamp(moved, low, high)

@@ -11,10 +11,14 @@ from zipfile import BadZipFile
 import numpy as np
 
 from larmor.recon.physics.trajectories import radial_ranks, spiral_ranks
-from larmor.recon.recipe.mask_config import COLUMN_KINDS, MaskConfig
+from larmor.recon.recipe.mask_config import MaskConfig, RatioRange
+from larmor.recon.recipe.mask_kinds import COLUMN_KINDS
 from larmor.recon.recipe.own_code import call_part
 from larmor.recon.recipe.own_name import is_own
 from larmor.storage.objects.errors import InputError
+
+# Sets the draws of ratios apart from those of points, which are seeded by [seed, epoch, slice].
+_RATIO_STREAM = 0x52617469
 
 
 def make_mask(config: MaskConfig, shape: tuple[int, int], stream: tuple[int, ...] = ()) -> np.ndarray:
@@ -22,8 +26,8 @@ def make_mask(config: MaskConfig, shape: tuple[int, int], stream: tuple[int, ...
 
     Exactly `round(sampling_ratio · n)` of the n columns or points are measured: the centre first, the
     others in the order of their kind. A pure function of its arguments; `stream` (epoch, slice, …) chooses
-    one of many masks where `per_slice` is set, and is ignored otherwise. Kind `file` is the file's content,
-    whatever the ratio and the stream.
+    one of many masks where `per_slice` is set, one of many ratios where there is a range of them (`with_ratio`), and is
+    ignored otherwise. Kind `file` is the file's content, whatever the ratio and the stream.
 
     Raises InputError if the file cannot be read, is no mask, is not that of `sha256`, or does not fit `shape`.
 
@@ -31,6 +35,7 @@ def make_mask(config: MaskConfig, shape: tuple[int, int], stream: tuple[int, ...
     """
     if config.file is not None:
         return _fitting(config.file, config.sha256, shape)
+    config = with_ratio(config, stream)
     rng = np.random.default_rng([config.seed, *(stream if config.per_slice else ())])
     if is_own(config.kind):
         return _own(config, shape, rng)
@@ -40,6 +45,17 @@ def make_mask(config: MaskConfig, shape: tuple[int, int], stream: tuple[int, ...
     if config.kind in COLUMN_KINDS:
         return np.broadcast_to(_choose(rng, x[None, :], config), shape).copy()
     return _choose(rng, np.hypot(y[:, None], x[None, :]), config)
+
+
+def with_ratio(config: MaskConfig, stream: tuple[int, ...]) -> MaskConfig:
+    """The mask of one sample with its own ratio, drawn evenly from the range; one without a range is as it was.
+
+    Its points are drawn as with that ratio alone: a sample of a range and one of its ratio have the same mask.
+    """
+    if not isinstance(config.sampling_ratio, RatioRange):
+        return config
+    drawn = np.random.default_rng([config.seed, _RATIO_STREAM, *stream]).uniform(*config.ratios)
+    return config.model_copy(update={"sampling_ratio": drawn})
 
 
 def _own(config: MaskConfig, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -54,6 +70,7 @@ def _own(config: MaskConfig, shape: tuple[int, int], rng: np.random.Generator) -
 
 def _choose(rng: np.random.Generator, distance: np.ndarray, config: MaskConfig) -> np.ndarray:
     """The columns (1, width) or points (height, width) to measure, given their distance from the centre."""
+    assert not isinstance(config.sampling_ratio, RatioRange), "drawn before"
     count = max(1, round(config.sampling_ratio * distance.size))
     centre = distance <= config.center_fraction / 2
     ranks = _ranks(rng, distance, centre, count, config)
@@ -172,7 +189,8 @@ def mask_hash(mask: np.ndarray) -> str:
 def describe_mask(config: MaskConfig, shape: tuple[int, int]) -> dict[str, object]:
     """What to record of a result's undersampling: the setting, the achieved ratio, and the pattern's hash.
 
-    With `per_slice` the hash is that of the first slice's mask: equal settings give equal hashes.
+    Where masks differ from slice to slice, ratio and hash are those of the first one's: equal settings give equal
+    hashes.
     """
     mask = make_mask(config, shape, (0, 0))
     return {**config.model_dump(), "achieved_ratio": achieved_ratio(mask), "sha256": mask_hash(mask)}

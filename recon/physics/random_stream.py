@@ -1,4 +1,4 @@
-"""Random numbers of PyTorch that depend on a key alone: on seed, stream, epoch, slice or whatever else it names."""
+"""Random numbers that depend on a key alone: on seed, stream, epoch, slice or whatever else it names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+
+
+def legacy_stream(key: Sequence[int]) -> np.random.RandomState:
+    """NumPy's generator of old, which MONAI's transforms draw from, seeded by whole numbers as `torch_stream`."""
+    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(key)))
 
 
 def torch_stream(key: Sequence[int]) -> torch.Generator:

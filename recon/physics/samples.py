@@ -12,7 +12,7 @@ from torch import Tensor
 
 from larmor.recon.physics.feed import DeviceBatch, DeviceGroup, to_device
 from larmor.recon.physics.fourier import fft2c, ifft2c
-from larmor.recon.physics.masks import make_mask
+from larmor.recon.physics.masks import make_mask, with_ratio
 from larmor.recon.physics.noise import measurement_noise
 from larmor.recon.physics.pet import pet_images
 from larmor.recon.physics.sense import complex_to_channels, sense_reduce
@@ -127,14 +127,15 @@ def prepare(
     augment: Augment | None = None,
     signal: SignalConfig = MAGNITUDE,
     stack: int = 1,
+    intensity: Augment | None = None,
 ) -> Sample:
     """Fit the images to `crop`, undersample their k-space, scale both; all of it on `device`.
 
-    `augment` changes the images (n, coil, height, width) of the samples (n, 2), and their maps alike, before they are
-    cut. With maps the target is Σ conj(map) · coil image; where `signal` has all coils together, it is their images,
-    with images of zeros for missing ones. `signal.noise` is added to k-space before the mask; the target stays as it
-    is. Reproducible from (seeds, epoch, slice index) alone. Raises `InputError` for several coils without maps where
-    `signal` wants them.
+    `augment` moves the images (n, coil, height, width) of the samples (n, 2), and their maps alike, before they are
+    cut; `intensity` then changes the images alone, by a factor that is the same for all coils. With maps the target is
+    Σ conj(map) · coil image; where `signal` has all coils together, it is their images, with images of zeros for
+    missing ones. `signal.noise` is added to k-space before the mask; the target stays as it is. Reproducible from
+    (seeds, epoch, slice index) alone. Raises `InputError` for several coils without maps where `signal` wants them.
     """
     moved = batch if isinstance(batch, DeviceBatch) else to_device(batch, device)
     magnitudes, sense = signal.mode == "magnitude", signal.needs_maps
@@ -142,16 +143,19 @@ def prepare(
     for group in moved.groups:
         image = magnitude(group.kspace) if magnitudes else ifft2c(group.kspace)
         maps = _wanted_maps(group) if sense else None
+        # the images of a stack are moved and changed as its first one
+        first = moved.samples[group.rows - group.rows % stack]
         if augment:
-            # the images of a stack are moved as its first one
-            image, maps = _augmented(augment, image, maps, moved.samples[group.rows - group.rows % stack])
+            image, maps = _augmented(augment, image, maps, first)
+        if intensity:
+            image = intensity(image, first)
         parts.append(_cut(image, crop))
         map_parts.append(None if maps is None else centre_fit(maps, crop))
     rows = [group.rows for group in moved.groups]
     images, maps = _in_order(parts, rows, signal.kspace_coils), _maps_in_order(map_parts, rows)
     if signal.mode == "pet":
         return _pet_sample(images, moved.samples, signal.pet, stack)
-    measured = _masks(mask, crop, moved.samples, device)
+    measured = _masks(mask, crop, moved.samples, device, stack)
     assert not signal.keeps_coils or images.shape[1] == signal.num_coils, "compressed before (`coils_of_split`)"
     target, kspace = _target(images, maps, signal), fft2c(images)
     if signal.noisy:
@@ -251,11 +255,14 @@ def _in_order(parts: list[Tensor], rows: list[np.ndarray], least_coils: int = 1)
     return torch.cat(filled)[order.to(parts[0].device)]
 
 
-def _masks(mask: MaskConfig, crop: tuple[int, int], samples: np.ndarray, device: torch.device) -> Tensor:
+def _masks(mask: MaskConfig, crop: tuple[int, int], samples: np.ndarray, device: torch.device, stack: int) -> Tensor:
     """(batch, 1, height, width) bool on the device. No copy is waited for."""
-    if not mask.per_slice:
+    if not mask.differs:
         return _fixed_mask(mask, crop, device).expand(len(samples), 1, *crop)
-    patterns = np.stack([make_mask(mask, crop, (int(epoch), int(index))) for epoch, index in samples])
+    keys = [(int(epoch), int(index)) for epoch, index in samples]
+    # the images of a stack are of one scan: they have the ratio of its first one
+    ratios = [with_ratio(mask, keys[row - row % stack]) for row in range(len(keys))]
+    patterns = np.stack([make_mask(own, crop, key) for own, key in zip(ratios, keys, strict=True)])
     return _sent(patterns, device).unsqueeze(1)
 
 

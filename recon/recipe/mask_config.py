@@ -5,36 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from larmor.recon.recipe.mask_kinds import ALIASES, KINDS
 from larmor.recon.recipe.own_code import OneOf
 
-KINDS = (
-    "gaussian1d",
-    "gaussian2d",
-    "poisson2d",
-    "uniform1d",
-    "random1d",
-    "center_periphery1d",
-    "radial",
-    "spiral",
-    "file",
-)
 Kind = Annotated[str, OneOf(KINDS, "larmor.masks")]
-ALIASES = {"equispaced": "uniform1d", "random": "random1d"}
-"""What others call the kinds."""
-COLUMN_KINDS = ("gaussian1d", "uniform1d", "random1d", "center_periphery1d")
 
 
 def _with_other_words(schema: dict[str, Any]) -> None:
     """Let editors that know the JSON schema accept what `MaskConfig` reads beside its own words."""
+    number = {"type": "number", "minimum": 1}
+    ends = {"type": "object", "properties": {"min": number, "max": number}, "required": ["min", "max"]}
     schema["properties"]["acceleration"] = {
-        "anyOf": [{"type": "number", "minimum": 1}, {"type": "null"}],
+        "anyOf": [number, {**ends, "additionalProperties": False}, {"type": "null"}],
         "default": None,
         "description": "all points / measured points, in place of sampling_ratio",
     }
     kind = schema["properties"]["kind"]
     kind["anyOf"][0]["enum"] += list(ALIASES)
+
+
+class RatioRange(BaseModel):
+    """Sampling ratios, of which each sample has one: evenly distributed, drawn from the sample's own stream."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min: float = Field(gt=0, le=1, description="the least sampling ratio")
+    max: float = Field(gt=0, le=1, description="the largest sampling ratio")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> RatioRange:
+        if self.max <= self.min:
+            raise ValueError(f"max={self.max:g} is not more than min={self.min:g}; swap them, or give one number")
+        return self
+
+
+def _kind_of_ratio(value: Any) -> str:
+    return "a range" if isinstance(value, Mapping | RatioRange) else "a number"
 
 
 class MaskConfig(BaseModel):
@@ -49,12 +57,22 @@ class MaskConfig(BaseModel):
 
     fastMRI's words are read too: the kinds `equispaced` (`uniform1d`) and `random` (`random1d`), and `acceleration: 4`
     in place of `sampling_ratio: 0.25`. The configuration keeps the kind and the ratio.
+
+    With a range, `sampling_ratio: {min: 0.1, max: 0.5}`, each sample has a ratio of its own (and the images of a stack
+    have one), so that one model learns all of them. Any kind but `file` can.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_with_other_words)
 
     kind: Kind = Field("gaussian1d", description="which points are measured; `larmor masks` draws every kind")
-    sampling_ratio: float = Field(0.1, gt=0, le=1, description="measured points / all points; not for kind file")
+    sampling_ratio: Annotated[
+        Annotated[float, Field(gt=0, le=1), Tag("a number")] | Annotated[RatioRange, Tag("a range")],
+        Discriminator(_kind_of_ratio),
+    ] = Field(
+        0.1,
+        description="measured points / all points: a number, or {min: 0.1, max: 0.5}, drawn for each sample; not for "
+        "kind file",
+    )
     center_fraction: float = Field(
         0.04, ge=0, lt=1, description="fully sampled centre, as a fraction of each axis that is undersampled"
     )
@@ -89,9 +107,23 @@ class MaskConfig(BaseModel):
             return content
         if "sampling_ratio" in content:
             raise ValueError("acceleration and sampling_ratio say the same; leave one of them out")
-        if isinstance(acceleration, bool) or not isinstance(acceleration, int | float) or not acceleration >= 1:
-            raise ValueError(f"acceleration={acceleration!r}: all points / measured points; give a number from 1 on")
-        return {**content, "sampling_ratio": 1 / acceleration}
+        return {**content, "sampling_ratio": _ratio_of(acceleration)}
+
+    @property
+    def ratios(self) -> tuple[float, float]:
+        """The least and the largest sampling ratio."""
+        ratio = self.sampling_ratio
+        return (ratio.min, ratio.max) if isinstance(ratio, RatioRange) else (ratio, ratio)
+
+    @property
+    def differs(self) -> bool:
+        """Whether samples have masks of their own."""
+        return self.per_slice or isinstance(self.sampling_ratio, RatioRange)
+
+    @property
+    def ratio_in_words(self) -> str:
+        low, high = (100 * ratio for ratio in self.ratios)
+        return f"{low:g} %" if low == high else f"{low:g} to {high:g} %"
 
     @model_validator(mode="after")
     def _file_for_kind_file(self) -> MaskConfig:
@@ -103,4 +135,21 @@ class MaskConfig(BaseModel):
             raise ValueError(missing if self.file is None else unused)
         if self.sha256 is not None and self.file is None:
             raise ValueError(f"mask.sha256 is that of a file, but mask.kind is {self.kind}: leave mask.sha256 out")
+        if self.file is not None and isinstance(self.sampling_ratio, RatioRange):
+            raise ValueError(
+                f"mask.sampling_ratio is a range ({self.ratio_in_words}), but mask.kind=file has one mask: leave "
+                "mask.sampling_ratio out, or choose another mask.kind"
+            )
         return self
+
+
+def _ratio_of(acceleration: Any) -> Any:
+    """A sampling ratio, or the two ends of a range, from all points / measured points."""
+    if isinstance(acceleration, Mapping) and set(acceleration) == {"min", "max"}:
+        return {"min": _ratio_of(acceleration["max"]), "max": _ratio_of(acceleration["min"])}
+    if isinstance(acceleration, bool) or not isinstance(acceleration, int | float) or not acceleration >= 1:
+        raise ValueError(
+            f"acceleration={acceleration!r}: all points / measured points; give a number from 1 on, or "
+            "{min: 2, max: 10}"
+        )
+    return 1 / acceleration

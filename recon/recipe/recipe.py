@@ -72,6 +72,9 @@ class TrainingConfig(BaseModel):
     validate_every: int = Field(500, ge=1, description="steps between two validations")
     checkpoint_every: int = Field(500, ge=1, description="steps between two checkpoints")
     validation_slices: int | None = Field(None, ge=1, description="evenly spaced slices of the validation; null: all")
+    validation_images: int = Field(
+        3, ge=0, le=64, description="slices that TensorBoard and trackers show at each validation; 0: none"
+    )
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept beside the best ones")
     keep_best: int = Field(1, ge=1, description="best checkpoints kept, by best_metric")
     best_metric: MetricName = Field("psnr", description="validation metric whose best checkpoints are kept")
@@ -247,6 +250,7 @@ class Recipe(BaseModel):
             raise ValueError(
                 "loss.critic_sees=measurement needs k-space, and signal.mode=pet has none; set it to image"
             )
+        self.augment.check_modality(self.signal.modality)
         if self.mask != MaskConfig():
             raise ValueError("mask: of no use with signal.mode=pet, which has no k-space; leave the section out")
 

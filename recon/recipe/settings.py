@@ -275,10 +275,11 @@ class OptimizerConfig(BaseModel):
 
 
 class AugmentConfig(BaseModel):
-    """How far an image is moved at random; by default not at all.
+    """How far an image is moved and changed at random, before its k-space is computed; by default not at all.
 
-    DAGAN's own settings are flip 0.5, rotation 10, shift 0.1 and zoom 0.1, next to elastic deformation and
-    brightness, which are left out here.
+    DAGAN's own settings are flip 0.5, rotation 10, shift 0.1 and zoom 0.1, next to elastic deformation and brightness.
+    `elastic`, `contrast` and `bias` are MONAI's Rand2DElastic, RandAdjustContrast and RandBiasField. A factor for a
+    whole image would change nothing: networks see images in units of their largest magnitude.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -287,13 +288,51 @@ class AugmentConfig(BaseModel):
     rotation: float = Field(0.0, ge=0, le=180, description="largest angle either way, in degrees")
     shift: float = Field(0.0, ge=0, le=0.5, description="largest shift either way, as a fraction of height and width")
     zoom: float = Field(0.0, ge=0, le=0.5, description="largest change of size: 0.1 for a factor of 0.9 to 1.1")
+    elastic: float = Field(
+        0.0,
+        ge=0,
+        le=0.02,
+        description="largest standard deviation of the displacement of control points, 8 along the longer side, as a "
+        "fraction of that side, such as 0.01; beyond 0.02 many images would fold",
+    )
+    contrast: float = Field(
+        0.0,
+        ge=0,
+        le=0.9,
+        description="largest change of the exponent γ that the magnitude is raised to: 0.3 for 0.7 to 1.3",
+    )
+    bias: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="bias field: largest coefficient, either way, of the polynomial of degree 3 (Legendre, over the "
+        "image) whose exponential multiplies the magnitude, such as 0.1",
+    )
 
     @property
     def enabled(self) -> bool:
         """Whether any image is changed."""
-        return self.flip > 0 or self.interpolates
+        return self.moves or self.changes_intensity
+
+    def check_modality(self, modality: str) -> None:
+        """Raises `ValueError` for what makes no sense with `signal.modality`."""
+        if modality == "pet" and self.changes_intensity:
+            raise ValueError(
+                f"augment.contrast={self.contrast:g}, augment.bias={self.bias:g} change magnitudes of MRI, and "
+                "signal.mode=pet has activity and attenuation, which belong together; set both to 0"
+            )
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything of an image is elsewhere then."""
+        return self.flip > 0 or self.interpolates or self.elastic > 0
+
+    @property
+    def changes_intensity(self) -> bool:
+        """Whether magnitudes are changed where they are."""
+        return self.contrast > 0 or self.bias > 0
 
     @property
     def interpolates(self) -> bool:
-        """Whether images are resampled; a flip alone moves whole pixels."""
+        """Whether images are moved by parts of a pixel; a flip alone moves whole ones."""
         return self.rotation > 0 or self.shift > 0 or self.zoom > 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from larmor.recon.networks.networks import build_critic, build_generator
@@ -52,6 +53,8 @@ class ProbeWorker:
             torch.cuda.synchronize(self.device)
         self.times.append(time.perf_counter())
         return len(self.times) > _STEPS or self.times[-1] - self.times[0] > _SECONDS
+
+    def show(self, picture: np.ndarray) -> None: ...
 
     def report(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> bool:
         return False

@@ -29,7 +29,7 @@ class Starts:
     def __init__(self, generator: torch.nn.Module, recipe: Recipe, identity: str, folder: Path | None = None) -> None:
         self._generator = generator if isinstance(generator, ConsistentGenerator) else None
         # stacks overlap, and an image's units are those of its stack
-        changing = recipe.mask.per_slice or recipe.augment.enabled or recipe.signal.noisy
+        changing = recipe.mask.differs or recipe.augment.enabled or recipe.signal.noisy
         is_fixed = not (changing or recipe.data.stack > 1)
         key = _key(recipe, identity)
         if key not in _kept_by_process:

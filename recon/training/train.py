@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from larmor.recon.engines.engine import Engine
-from larmor.recon.physics.augment import augment
+from larmor.recon.physics.augment import changes
 from larmor.recon.physics.coils import coils_of_split
 from larmor.recon.physics.feed import feed, page_locked
 from larmor.recon.physics.samples import prepare
@@ -61,7 +61,7 @@ def train(recipe: Recipe, worker: Worker) -> bool:
             )
             for split in (recipe.data.train_split, recipe.data.validation_split)
         )
-        stack = recipe.data.stack
+        stack, crop = recipe.data.stack, recipe.data.crop
         for reader in (train_reader, validation_reader):
             check_stack(reader.info, stack)
         if worker.rank == 0:
@@ -76,7 +76,7 @@ def train(recipe: Recipe, worker: Worker) -> bool:
         batches = loader.batches(state.step * gan.critic_steps, end=config.num_steps * gan.critic_steps)
         coils = coils_of_split(train_reader, recipe.signal)
         fed = feed(resources.enter_context(contextlib.closing(batches)), worker.device)
-        change = partial(augment, config=recipe.augment, seed=recipe.seed) if recipe.augment.enabled else None
+        move, recolour = changes(recipe.augment, recipe.seed)
         num_slices = config.global_batch_size * gan.critic_steps * stack
         speed = Speed(recipe, worker, loader, clock, num_slices, state.training_seconds)
         starts = Starts(gan.whole, recipe, train_reader.info.identity, cache_folder(recipe.data, "starts"))
@@ -88,9 +88,7 @@ def train(recipe: Recipe, worker: Worker) -> bool:
             for _ in range(gan.critic_steps):
                 clock.enter("data", state.step)
                 prepared = (
-                    prepare(
-                        coils(next(fed)), recipe.data.crop, recipe.mask, worker.device, change, recipe.signal, stack
-                    )
+                    prepare(coils(next(fed)), crop, recipe.mask, worker.device, move, recipe.signal, stack, recolour)
                     for _ in range(config.gradient_accumulation)
                 )
                 samples = [starts.add(sample) for sample in prepared]

@@ -10,6 +10,7 @@ from larmor.recon.inference.inference import Physics, network_method, rate_sampl
 from larmor.recon.inference.own_metrics import own_figures
 from larmor.recon.recipe.metric import METRICS
 from larmor.recon.recipe.recipe import Recipe
+from larmor.recon.training.pictures import Shown, joined
 from larmor.recon.training.worker import Worker
 from larmor.storage.dataset.dataset import SplitInfo
 from larmor.storage.loading.reader import SliceReader
@@ -36,7 +37,8 @@ def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: 
     metrics of one's own.
 
     Each rank reconstructs its share. All run equally many forwards (with ZeRO 3 a forward is a collective
-    call): short shares are filled up with repeats that are not counted. `step` is what the worker is told.
+    call): short shares are filled up with repeats that are not counted. `step` is what the worker is told. It is shown
+    what `training.validation_images` of the slices look like, the same ones each time.
 
     Raises `InputError`, on all ranks alike, if every slice is constant.
     """
@@ -51,18 +53,23 @@ def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: 
     was_training = generator.training
     generator.eval()
     rows: list[tuple[int, dict[str, float] | None]] = []  # None: the target shows nothing
+    images = Shown(len(stacks), recipe.training.validation_images, size, worker)
     methods = {"generator": network_method(generator)}
-    for chosen, sample in undersampled_split(reader, padded.tolist(), physics, batch_size, worker.device):
+    for indices, sample in undersampled_split(reader, padded.tolist(), physics, batch_size, worker.device):
         worker.progress(step, "validation")
         found = rate_sample(methods, sample)
-        images, own = found.images["generator"], recipe.training.own_metrics
-        figures = slice_metrics_on_device(found.target, images)
+        made, own = found.images["generator"], recipe.training.own_metrics
+        figures = slice_metrics_on_device(found.target, made)
         for place in found.shows.nonzero()[0] if own else ():
-            figures[place] |= own_figures(own, found.target[place], images[place])
-        rated = zip(chosen, found.shows, figures, strict=True)
+            figures[place] |= own_figures(own, found.target[place], made[place])
+        images.add(len(rows), found, "generator")
+        rated = zip(indices, found.shows, figures, strict=True)
         rows += [(index, row if shows else None) for index, shows, row in rated]
     generator.train(was_training)
-    parts = worker.gather(rows[: mine.size])
+    gathered = worker.gather((rows[: mine.size], images.strips))
+    parts = [part for part, _ in gathered]
+    if (picture := joined([strips for _, strips in gathered])) is not None:
+        worker.show(picture)
     by_slice: dict[int, dict[str, float] | None] = {}
     for number in range(len(stacks)):
         # in the order of the stacks, so that the figure does not depend on who computed what

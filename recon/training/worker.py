@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 
@@ -31,6 +32,10 @@ class Worker(Protocol):
 
     def should_stop(self) -> bool:
         """Whether to save a checkpoint and end now; the same answer on all ranks. Called once in every step."""
+        ...
+
+    def show(self, picture: np.ndarray) -> None:
+        """What the validation that is reported next looks like: (height, width) uint8. Cheap; the same on all ranks."""
         ...
 
     def report(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> bool:

@@ -21,6 +21,7 @@ from larmor.recon.models.model import Model
 from larmor.recon.models.residual import has_residual, measured_residual
 from larmor.recon.models.scans import Scan, Slices
 from larmor.recon.physics.feed import DeviceBatch, to_device
+from larmor.recon.physics.masks import with_ratio
 from larmor.recon.physics.samples import Sample, prepare
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.storage.loading.loader import Batch
@@ -162,8 +163,10 @@ class LiveGallery:
         if measured:
             assert model is not None
             return measured_sample(batch, model, _CPU, size), _MEASURED
-        noiseless = replace(physics, signal=physics.signal.with_noise(0, 0))
-        sample = prepare(batch, size, physics.mask, _CPU, signal=noiseless.signal, stack=physics.stack)
+        first = (int(batch.samples[0, 0]), int(batch.samples[0, 1]))
+        # the ratio that this slice has, not the range of which it was drawn
+        noiseless = replace(physics, signal=physics.signal.with_noise(0, 0), mask=with_ratio(physics.mask, first))
+        sample = prepare(batch, size, noiseless.mask, _CPU, signal=noiseless.signal, stack=physics.stack)
         return sample, noiseless.label(size)
 
 

@@ -142,3 +142,12 @@ def part_slices(chunk_bytes: int) -> int:
 def array_name(kind: str, bucket: int) -> str:
     """`kspace` or `sensitivity_maps` for the first shape of a split, `kspace_1`, … for further ones."""
     return f"{kind}_{bucket}" if bucket else kind
+
+
+def dimension_names(bucket: int, num_buckets: int) -> tuple[str, ...]:
+    """The names of an array's dimensions in the Zarr metadata, which xarray takes for equal lengths within a split.
+
+    The columns run along `slice`, and so does an array that has all slices. Of several arrays each has its own.
+    """
+    names = ("slice", "coil", "height", "width")
+    return names if num_buckets == 1 else tuple(f"{name}_{bucket}" for name in names)

@@ -20,9 +20,11 @@ from larmor.storage.dataset.dataset import (
     shard_checksum,
     shard_path,
 )
-from larmor.storage.dataset.layout import ShardPlan, SplitLayout, array_name, part_slices
+from larmor.storage.dataset.layout import ShardPlan, SplitLayout, array_name, dimension_names, part_slices
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
+
+_FURTHER_DIMENSION = {"scale": ("extreme",), "crc": ("kind",)}  # of columns, after `slice`
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def write_documents(
         kinds = [kind for kind, number in shards if number == bucket.number]
         for kind in kinds:
             shape = (bucket.num_slices, *bucket.shape)
-            _create_sharded(documents.group, array_name(kind, bucket.number), shape, bucket.shard_slices)
+            dimensions = dimension_names(bucket.number, len(layout.buckets))
+            _create_sharded(documents.group, array_name(kind, bucket.number), shape, bucket.shard_slices, dimensions)
         buckets.append(
             {
                 "shape": list(bucket.shape),
@@ -79,7 +82,12 @@ def write_documents(
     columns = {**layout.columns(), "crc": _crc_column(layout, shards)}
     for name, values in columns.items():
         documents.group.create_array(
-            name, data=values, chunks=values.shape, compressors=[Crc32cCodec()], config={"write_empty_chunks": True}
+            name,
+            data=values,
+            chunks=values.shape,
+            compressors=[Crc32cCodec()],
+            dimension_names=("slice", *_FURTHER_DIMENSION.get(name, ())),
+            config={"write_empty_chunks": True},
         )
     for path, data in documents.objects().items():
         store.write(f"{layout.split}/{path}", data)
@@ -126,7 +134,9 @@ def _memory_group(attributes: Mapping[str, Any] | None = None) -> _MemoryGroup:
     return _MemoryGroup(group, contents)
 
 
-def _create_sharded(group: Any, name: str, shape: tuple[int, ...], shard_slices: int) -> Any:
+def _create_sharded(
+    group: Any, name: str, shape: tuple[int, ...], shard_slices: int, dimensions: tuple[str, ...] | None = None
+) -> Any:
     from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
     # the mantissas of measured k-space are noise: compression costs more time than it saves bytes
@@ -138,7 +148,7 @@ def _create_sharded(group: Any, name: str, shape: tuple[int, ...], shard_slices:
         serializer=ShardingCodec(chunk_shape=(1, *shape[1:]), codecs=[BytesCodec(), Crc32cCodec()]),
         compressors=None,
         fill_value=0,
-        dimension_names=("slice", "coil", "height", "width"),
+        dimension_names=dimensions,
         # else zarr leaves a slice of zeros out, and nothing tells it from a lost one
         config={"write_empty_chunks": True},
     )

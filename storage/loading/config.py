@@ -126,18 +126,25 @@ def open_loader(
 
     Raises `InputError` for a stack that is longer than a volume.
     """
+    if config.stack == 1:
+        order = sample_order(config, reader, reader.block_of, share.global_batch_size, seed)
+        return Loader(reader, order, share, config.read_ahead_bytes, allocate)
+    starts = stack_starts(reader.info, config.stack)
+    block_of = np.unique(reader.block_of[starts], return_inverse=True)[1]
+    order = sample_order(config, reader, block_of, share.global_batch_size, seed)
+    return Loader(reader, order, share, config.read_ahead_bytes, allocate, starts, config.stack)
+
+
+def sample_order(
+    config: DataConfig, reader: SliceReader, block_of: np.ndarray, global_batch_size: int, seed: int
+) -> SampleOrder:
+    """The shuffled order of samples that lie in the blocks `block_of` (num_samples,)."""
     largest = max(bucket.chunk_bytes for bucket in reader.info.buckets)
     kinds = 2 if reader.maps else 1
     pool = max(1, config.shuffle_bytes // (kinds * max(config.block_bytes, largest)))
     num_blocks = int(reader.block_of.max()) + 1
-    batch_blocks = share.global_batch_size * num_blocks // len(reader.block_of)
-    lanes = num_lanes(share.global_batch_size, min(batch_blocks, num_blocks))
-    if config.stack == 1:
-        order = SampleOrder(reader.block_of, seed, pool, lanes)
-        return Loader(reader, order, share, config.read_ahead_bytes, allocate)
-    starts = stack_starts(reader.info, config.stack)
-    order = SampleOrder(np.unique(reader.block_of[starts], return_inverse=True)[1], seed, pool, lanes)
-    return Loader(reader, order, share, config.read_ahead_bytes, allocate, starts, config.stack)
+    batch_blocks = global_batch_size * num_blocks // len(reader.block_of)
+    return SampleOrder(block_of, seed, pool, num_lanes(global_batch_size, min(batch_blocks, num_blocks)))
 
 
 def cache_folder(config: DataConfig, kind: str) -> Path:

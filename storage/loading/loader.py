@@ -156,8 +156,23 @@ class Loader:
         Raises `InputError` that names the object if a slice cannot be had.
         """
         share = self._share
-        count = None if end is None else max(0, end - first_batch) * share.num_micro_batches
-        plan = self._begun(first_batch * share.global_batch_size + share.rank, count)
+        count = None
+        if end is not None:
+            count = max(0, end - first_batch) * share.num_micro_batches * share.micro_batch_size
+        return self._read_ahead(first_batch * share.global_batch_size + share.rank, count)
+
+    def epoch(self, epoch: int, num_samples: int | None = None) -> Generator[Batch, None, None]:
+        """Micro-batches of this rank's part of one epoch, or of its first `num_samples`; the last one may be smaller.
+
+        All ranks together have every sample once; some may have one more than others. Raises as `batches`.
+        """
+        whole, share = self._order.num_samples, self._share
+        places = range(share.rank, whole if num_samples is None else num_samples, share.world_size)
+        return self._read_ahead(epoch * whole + share.rank, len(places))
+
+    def _read_ahead(self, start: int, count: int | None) -> Generator[Batch, None, None]:
+        """The rank's next `count` samples from the place `start` of the endless stream on; None: without end."""
+        plan = self._begun(start, count)
         requested: deque[_MicroBatch] = deque()
         try:
             while True:
@@ -174,7 +189,8 @@ class Loader:
                 source.cancel()
 
     def _begun(self, start: int, count: int | None) -> Iterator[_MicroBatch]:
-        """The rank's micro-batches from the place `start` of the endless stream on, all of their slices requested.
+        """The rank's micro-batches from the place `start` of the endless stream on, all of their slices requested;
+        with `count` those of so many samples.
 
         The rank's samples are every `world_size`-th of the stream, so that it stays on its lanes. At a piece's first
         slice, all of it that the rank's epoch still needs is read, into this batch and later ones.
@@ -184,7 +200,8 @@ class Loader:
         begun: dict[int, _MicroBatch] = {}
 
         def places_of(number: int) -> np.ndarray:
-            return start + stride * np.arange(number * size, (number + 1) * size, dtype=np.int64)
+            end = (number + 1) * size if count is None else min((number + 1) * size, count)
+            return start + stride * np.arange(number * size, end, dtype=np.int64)
 
         def micro_batch(number: int) -> _MicroBatch:
             if number not in begun:
@@ -195,11 +212,11 @@ class Loader:
 
         epoch = -1
         wanted: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for number in range(count) if count is not None else itertools.count():
+        for number in range(-(-count // size)) if count is not None else itertools.count():
             for place in places_of(number).tolist():
                 if place // order.num_samples != epoch:
                     epoch, first = divmod(place, order.num_samples)
-                    last = None if count is None else start + stride * count * size - epoch * order.num_samples
+                    last = None if count is None else start + stride * count - epoch * order.num_samples
                     wanted = _by_piece(order, epoch, slice(first, last, stride))
                 piece = int(order.pieces(epoch)[place % order.num_samples])
                 if piece not in wanted:  # requested with an earlier slice of it

@@ -87,6 +87,16 @@ class SampleOrder:
         return permutation, pieces
 
 
+class StoredOrder(SampleOrder):
+    """The slices of a split as they are stored, in every epoch alike; blocks are read whole where one rank has them."""
+
+    def __init__(self, block_of: np.ndarray) -> None:
+        super().__init__(block_of, seed=0, pool_blocks=1)
+
+    def _permutation(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.arange(self.num_samples), _runs(self.block_of)
+
+
 def _runs(values: np.ndarray) -> np.ndarray:
     """The number of each run of equal values: 0, 0, 1, 1, 1, 2, …"""
     return np.cumsum(np.concatenate([[False], values[1:] != values[:-1]])[: len(values)])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +24,75 @@ from tests.workbench import TINY, tiny, unique_name
 STEPS = ("training.num_steps=2", "training.validate_every=1", "training.checkpoint_every=1", "cluster.num_workers=1")
 
 
+SIGNATURES = {
+    "convert": "(sources, to, options=None, *, subject=None, feedback=…)",
+    "evaluate": "(model_dirs, url, options=None, *, to=None, device='cpu', feedback=…, trust_code=None)",
+    "export": "(model_dir, to, *, size=None, dynamic_size=False, coils=1, overwrite=False, trust_code=None)",
+    "history": "(url)",
+    "inspect": "(url, to=None)",
+    "load_experiment": "(source, overrides=(), best_of=None, say=…)",
+    "load_model": "(place, metric=None, trial=None, device='cpu', prefer=None, trust_code=None)",
+    "open_dataset": "(url, split, *, mask=None, crop=None, signal=None, augment=None, shuffle=True, seed=0, "
+    "drop_last=False, rank=None, world_size=None, device='cpu', data=None)",
+    "pull": "(url, to, metric=None, *, trial=None, prefer=None, full=False, overwrite=False)",
+    "reconstruct": "(model_dir, source, to, options=None, *, device='cpu', feedback=…, trust_code=None)",
+    "sweep": "(experiment, overrides=(), *, address=None, overwrite=False, feedback=…)",
+    "train": "(experiment, overrides=(), *, address=None, local=False, device='cpu', best_of=None, overwrite=False, "
+    "feedback=…)",
+    "verify": "(url, threads=None, *, feedback=…)",
+    "view": "(source, options=None)",
+}
+"""Of the functions. A name that is here stays; an argument is only added with a default (docs/api.md)."""
+FIELDS = {
+    "ConvertOptions": "matrix min_foreground held_out overwrite skip_invalid sensitivity_maps num_threads plane",
+    "EvaluateOptions": "methods sizes masks ratios noises segmentation every split preset batch_size uncertainty",
+    "Evaluated": "tables files",
+    "Feedback": "say progress report",
+    "Pulled": "run_url checkpoint notes",
+    "ReconstructOptions": "split undersample mask batch_size plane format anonymous field_of_view uncertainty",
+    "RunResult": "state step checkpoint metrics warnings",
+    "SweepResult": "state metric trials best front",
+    "TrialRecord": "id state metrics last steps num_images reason seeds parameters began seconds",
+    "VerifyReport": "url num_slices num_shards num_bytes seconds problems",
+    "ViewOptions": "model methods split plane port",
+    "VolumeReport": "volume subject split kept total left_out plane notes resumed",
+}
+"""Of the dataclasses: new ones may be added."""
+
+
+def signature_of(name: str) -> str:
+    """Names and defaults of the arguments; objects as …, and no types."""
+    parts = []
+    for part in inspect.signature(getattr(larmor, name)).parameters.values():
+        parts += ["*"] if part.kind is part.KEYWORD_ONLY and "*" not in parts else []
+        plain = isinstance(part.default, str | int | tuple | None)
+        default = "" if part.default is part.empty else f"={part.default!r}" if plain else "=…"
+        parts.append(f"{part.name}{default}")
+    return f"({', '.join(parts)})"
+
+
+def test_signatures_stay() -> None:
+    functions = [name for name in larmor.__all__ if inspect.isfunction(getattr(larmor, name))]
+    assert {name: signature_of(name) for name in functions} == SIGNATURES
+
+
+def test_fields_stay() -> None:
+    assert {*SIGNATURES, *FIELDS, "InputError"} == set(larmor.__all__)
+    for name, fields in FIELDS.items():
+        kind = getattr(larmor, name)
+        assert dataclasses.is_dataclass(kind)
+        assert set(fields.split()) <= {field.name for field in dataclasses.fields(kind)}, name
+    assert issubclass(larmor.InputError, ValueError)
+
+
+def test_documented_names_are_the_public_ones() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    assert set(re.findall(r"^::: larmor\.(\w+)$", document, re.MULTILINE)) == set(larmor.__all__)
+    assert set(larmor.__all__) <= set(dir(larmor))
+
+
 def test_every_public_name_is_there_and_says_what_it_raises() -> None:
-    for name in larmor.__all__:
+    for name in SIGNATURES:
         assert "Raises" in (inspect.getdoc(getattr(larmor, name)) or ""), name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         larmor.nothing  # noqa: B018
@@ -50,6 +119,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     assert len(rows) == 2
     assert said == [f"run: {output}/runs/mine"]
     assert larmor.train("laptop", overrides, local=True) == result, "finished already"
+    table = larmor.history(f"{output}/runs/mine")
+    assert table.step.tolist() == [1, 2]
+    assert result.metrics["val/psnr"] in table["val/psnr"].tolist()
     return data, f"{output}/runs/mine"
 
 
@@ -60,6 +132,7 @@ def test_a_run_becomes_images_and_tables(run: tuple[str, str], tmp_path: Path) -
     (report,) = larmor.reconstruct(tmp_path / "model", data, tmp_path / "images")
     assert report.problem == ""
     assert all(path.is_file() for path in report.files)
+    assert report.num_slices > 0
     evaluated = larmor.evaluate(tmp_path / "model", data, EvaluateOptions(every=8), to=tmp_path / "tables")
     assert len(evaluated.tables) == 1
     assert (tmp_path / "tables" / "summary.json") in evaluated.files

@@ -11,9 +11,11 @@ import yaml
 from typer.testing import CliRunner
 
 from larmor.cli import main
-from larmor.cluster.experiments.experiment import shipped_experiments
+from larmor.cluster.experiments.shipped import shipped_experiments
+from larmor.cluster.experiments.units import UNITS
 from larmor.commands.configuration import all_sections, key_page, resolve, schema_text
 from larmor.commands.training import load_experiment
+from larmor.recon.recipe.mask_kinds import KINDS
 from larmor.storage.objects.errors import InputError
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -27,6 +29,16 @@ def test_a_key_has_a_description_a_type_and_a_range(key) -> None:  # type: ignor
     assert "any" not in key.type.split()
     numeric = "integer" in key.type or "number" in key.type
     assert key.range or key.name in FREE or not numeric
+    counts = numeric and key.name not in FREE and not key.name.endswith("seed")
+    assert bool(key.unit) == counts
+
+
+def test_every_unit_is_that_of_a_key_and_stands_in_the_schema() -> None:
+    assert set(UNITS) == {key.name for key in KEYS if key.unit}
+    schema = json.loads(schema_text())
+    assert schema["$defs"]["TrainingConfig"]["properties"]["num_steps"]["unit"] == "steps"
+    assert schema["$defs"]["ClusterConfig"]["properties"]["num_workers"]["unit"] == "workers"
+    assert next(key.unit for key in KEYS if key.name == "signal.pet.resolution_mm") == "mm"
 
 
 def test_every_key_of_a_resolved_experiment_is_listed() -> None:
@@ -97,3 +109,20 @@ def test_mistakes_end_in_a_sentence() -> None:
     result = CliRunner().invoke(main.app, ["config", "--keys", "--schema"])
     assert result.exit_code == 2
     assert "exclude each other" in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "listed"),
+    [
+        (["train", "--help"], list(shipped_experiments())),
+        (["sweep", "--help"], list(shipped_experiments())),
+        (["masks", "--help"], [*KINDS, "equispaced"]),
+        (["evaluate", "--help"], [*KINDS, "equispaced"]),
+        (["view", "--help"], ["--trust-code"]),
+        (["report", "--help"], ["--trust-code"]),
+    ],
+)
+def test_help_lists_what_there_is_to_choose_from(command: list[str], listed: list[str]) -> None:
+    result = CliRunner().invoke(main.app, command, env={"COLUMNS": "500"})
+    assert result.exit_code == 0
+    assert [word for word in listed if word != "file" and word not in result.output] == []

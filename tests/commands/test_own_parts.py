@@ -23,6 +23,7 @@ from larmor.cluster.on_ray.ray_worker import work
 from larmor.cluster.runs.origin import metric_of, pinned, record_origin
 from larmor.commands.models import EvaluateOptions, ReconstructOptions
 from larmor.commands.training import use_own_code
+from larmor.commands.view import ViewOptions, view
 from larmor.recon.evaluation.evaluate import Evaluation
 from larmor.recon.recipe.own_code import CodeConfig, check_code, code_hash, use_pinned_code
 from larmor.storage.objects.errors import InputError
@@ -157,6 +158,11 @@ def test_the_pages_example_is_trained_pulled_used_and_exported(kspace_url: str, 
     reports = larmor.reconstruct("model", kspace_url, "images", ReconstructOptions("validation"), trust_code=["mylab"])
     assert all(report.files for report in reports)
 
+    with pytest.raises(InputError, match="runs code that is not Larmor's"):
+        view("results/runs/own")
+    shown = view("results/runs/own", ViewOptions(trust_code=["mylab"]))
+    shown.close()
+
     (lab / "mylab" / "parts.py").write_text((lab / "mylab" / "parts.py").read_text() + "\n# changed\n")
     with pytest.raises(InputError, match=r"was started with another code: your own code in .*mylab has changed"):
         larmor.train("own.yaml", [*own, "training.num_steps=5"], local=True)
@@ -231,8 +237,11 @@ def _check_tables(table: Evaluation, folder: Path) -> None:
     heading = (folder / "tables.md").read_text().splitlines()[2]
     assert "| largest_error |" in heading
     assert METRIC in (folder / "metrics.csv").read_text().splitlines()[0]
-    write_report(folder / "report.html", ["results/runs/own"], folder)
+    write_report(folder / "report.html", ["results/runs/own"])
+    assert "No pictures: " in (folder / "report.html").read_text(), "and no code was run for them"
+    write_report(folder / "report.html", ["results/runs/own"], folder, trust_code=["mylab"])
     page = (folder / "report.html").read_text()
+    assert "No pictures: " not in page
     assert "Largest absolute error of a pixel. Lower is better." in page
     assert "Validation: largest_error" in page
 
@@ -332,7 +341,9 @@ class TestCode:
         with pytest.raises(InputError, match="this worker finds no module otherlab; `larmor train --address`"):
             use_pinned_code(elsewhere)
 
-    @pytest.mark.parametrize("place", ["output_url=results", "data.url=heads", "mask.file=mask.npy"])
+    @pytest.mark.parametrize(
+        "place", ["output_url=results", "data.url=heads", "mask.file=mask.npy", "init_from.url=model"]
+    )
     def test_a_job_has_no_relative_places(self, lab: Path, place: str) -> None:
         mask = ["mask.kind=file"] if place.startswith("mask") else []
         config = larmor.load_experiment("laptop", ["output_url=/shared/results", "data.url=s3://a/b", *mask, place])

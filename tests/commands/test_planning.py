@@ -16,7 +16,7 @@ from larmor.recon.training.gan import Gan
 from larmor.recon.training.probe import count_parameters
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
-from tests.helpers import contents_of, ellipsoid, write_images
+from tests.helpers import contents_of, ellipsoid, write_images, write_model
 from tests.workbench import TINY
 
 
@@ -47,6 +47,16 @@ def test_a_dry_run_of_a_sweep_counts_its_trials(given: list[str], tmp_path: Path
     assert contents_of(tmp_path) == before
     assert facts["trainings"] == "6 trials, by grid: loss.a, loss.b"
     assert "one after another" in facts["time"]
+
+
+def test_a_dry_run_looks_at_the_initial_weights(given: list[str], tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", load_experiment("laptop", given).training_part())
+    given += [f"init_from={model}", "training.num_steps=5"]
+    before = contents_of(tmp_path)
+    assert plan_training(load_experiment("laptop", given).training_part())["initial weights"] == str(model)
+    assert contents_of(tmp_path) == before
+    with pytest.raises(InputError, match=r"its generator is another network than this one \(generator.width=4 there"):
+        plan_training(load_experiment("laptop", [*given, "generator.width=8"]).training_part())
 
 
 def test_what_a_training_would_refuse_a_dry_run_refuses(given: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,21 +18,22 @@ if TYPE_CHECKING:
     from larmor.recon.inference.slices_page import Stack
 
 _NUM_SLICES = 3
+TrustCode = Sequence[str | Path] | None  # where code that a model may run lies
 
 
-def best_panels(run: RunFolder, metric: str) -> tuple[str, str, Stack | None]:
+def best_panels(run: RunFolder, metric: str, trust_code: TrustCode = None) -> tuple[str, str, Stack | None]:
     """Target, zero-filled, reconstruction and errors: (PNG as base64, caption, the slices to scroll); ("", reason,
     None) if they cannot be made."""
     with tempfile.TemporaryDirectory(prefix="larmor-") as scratch:
         picture = Path(scratch) / "panels.png"
         try:
-            caption, stack = _write(run, metric, Path(scratch) / "model", picture)
+            caption, stack = _write(run, metric, Path(scratch) / "model", picture, trust_code)
         except InputError as error:
             return "", f"No pictures: {error}.", None
         return base64.b64encode(picture.read_bytes()).decode(), caption, stack
 
 
-def _write(run: RunFolder, metric: str, folder: Path, picture: Path) -> tuple[str, Stack]:
+def _write(run: RunFolder, metric: str, folder: Path, picture: Path, trust_code: TrustCode) -> tuple[str, Stack]:
     import torch
 
     from larmor.cluster.runs.pull import pull_run
@@ -43,7 +45,7 @@ def _write(run: RunFolder, metric: str, folder: Path, picture: Path) -> tuple[st
     from larmor.storage.loading.stacks import stack_starts
 
     pulled = pull_run(run, metric, folder)
-    model = load_model(folder)
+    model = load_model(folder, trust_code=trust_code)
     data = model.recipe.data.model_copy(update={"disk_cache_bytes": 0, "memory_cache_bytes": 0})
     with contextlib.closing(open_reader(data, data.validation_split)) as reader:
         info = reader.info

@@ -40,10 +40,13 @@ from larmor.tuning.search.sweep_folder import SweepFolder
 _EARLY = ("stopped", "diverged", "failed")
 
 
-def write_report(path: Path, urls: Sequence[str], evaluation: Path | None = None) -> list[Path]:
+def write_report(
+    path: Path, urls: Sequence[str], evaluation: Path | None = None, trust_code: Sequence[str | Path] | None = None
+) -> list[Path]:
     """Write the page about these sweeps and runs, and the evaluation in a folder; returns the files written.
 
-    Raises `InputError` if there is nothing to report on, or something is not there.
+    A run whose network is not Larmor's is shown with pictures if its code is in `trust_code` (see
+    `recon.models.model.load_model`). Raises `InputError` if there is nothing to report on, or something is not there.
     """
     if not (urls or evaluation):
         raise InputError("nothing to report on: give the URL of a sweep or a run, or --evaluation")
@@ -66,12 +69,12 @@ def write_report(path: Path, urls: Sequence[str], evaluation: Path | None = None
         if SweepFolder(url).exists():
             sweep = read_sweep(url)
             page["metrics"] |= sweep.own
-            page["sweeps"].append(_sweep(sweep))
+            page["sweeps"].append(_sweep(sweep, trust_code))
             written.append(_beside(path, url, "trials"))
             write_trials_csv(sweep, written[-1])
         else:
             run = RunFolder(url)
-            page["runs"].append(_run(run))
+            page["runs"].append(_run(run, trust_code))
             written.append(_beside(path, url, "steps"))
             _write_history_csv(run, written[-1])
     names = [f"{kind[:-1]} {part['name']}" for kind in ("sweeps", "runs") for part in page[kind]]
@@ -85,14 +88,16 @@ def write_report(path: Path, urls: Sequence[str], evaluation: Path | None = None
     return written
 
 
-def _sweep(sweep: Sweep) -> dict[str, Any]:
+def _sweep(sweep: Sweep, trust_code: Sequence[str | Path] | None) -> dict[str, Any]:
     best = sweep.best
     seconds = [trial.seconds for trial in sweep.trials if trial.seconds is not None]
     early = [trial for trial in sweep.trials if trial.state in _EARLY]
     per_step = [trial.num_images / trial.step for trial in sweep.trials if trial.step]
     spared = sum(trial.num_steps - trial.step for trial in early if trial.state == "stopped")
     panels = (
-        best_panels(sweep.folder.trial_run(best.id), sweep.metric) if best else ("", "No trial has finished.", None)
+        best_panels(sweep.folder.trial_run(best.id), sweep.metric, trust_code)
+        if best
+        else ("", "No trial has finished.", None)
     )
     return {
         "name": sweep.folder.url.rsplit("/", 1)[-1],
@@ -123,7 +128,7 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _run(run: RunFolder) -> dict[str, Any]:
+def _run(run: RunFolder, trust_code: Sequence[str | Path] | None) -> dict[str, Any]:
     config = run.config_yaml()
     content = yaml.safe_load(config)
     training = content.get("training", {})
@@ -132,7 +137,11 @@ def _run(run: RunFolder) -> dict[str, Any]:
     checkpoints, attempts = run.checkpoints(), first_and_last(run.store)
     metric = f"val/{training.get('best_metric', 'psnr')}"
     has_metric = any(metric in item.metrics for item in checkpoints)
-    panels = best_panels(run, metric) if has_metric else ("", "No checkpoint with a validation metric yet.", None)
+    panels = (
+        best_panels(run, metric, trust_code)
+        if has_metric
+        else ("", "No checkpoint with a validation metric yet.", None)
+    )
     return {
         "name": run.url.rsplit("/", 1)[-1],
         "url": run.url,

@@ -19,6 +19,8 @@ from larmor.cluster.runs.lease import LeaseLost
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.ranks import Ranks
 from larmor.cluster.worker.stopping import StopRequest
+from larmor.cluster.worker.tracker import Sweep
+from larmor.cluster.worker.tracking import Tracking
 from larmor.cluster.worker.training import train_recipe
 from larmor.cluster.worker.worker import RunWorker
 from larmor.recon.recipe.own_code import use_pinned_code
@@ -54,8 +56,15 @@ class TrialTraining:
     With a `call` every validation is shown to the sweep; `stop_reason` is what the scheduler said, on all ranks.
     """
 
-    def __init__(self, run: RunFolder, experiment: Experiment, ranks: Ranks, call: Call | None = None) -> None:
-        self.run, self.experiment = run, experiment
+    def __init__(
+        self,
+        run: RunFolder,
+        experiment: Experiment,
+        ranks: Ranks,
+        call: Call | None = None,
+        tracking: Tracking | None = None,
+    ) -> None:
+        self.run, self.experiment, self.tracking = run, experiment, tracking
         self.stop_reason: str | None = None
         self._ranks, self._call = ranks, call
         self._last: dict[str, float] = {"step": 0}
@@ -164,7 +173,9 @@ def _train_trial(base: Experiment, folder: SweepFolder, job: Job, num_seeds: int
             ends.append(TrainingEnd(state="failed", reason=str(error)))
             break
         call = slot.call if number == 0 else None
-        ends.append(_train_seed(TrialTraining(folder.trial_run(trial, number), experiment, ranks, call), slot))
+        run = folder.trial_run(trial, number)
+        tracking = Tracking(experiment, run, Sweep(base.name, folder.store))
+        ends.append(_train_seed(TrialTraining(run, experiment, ranks, call, tracking), slot))
         if ends[-1].state != "finished":
             break
     record = combined(trial, dataclasses.replace(begun, seconds=begun.seconds + time.time() - started), ends)
@@ -180,7 +191,14 @@ def _train_seed(training: TrialTraining, slot: SlotRank) -> TrainingEnd:
 
     experiment, ranks, request = training.experiment, slot.ranks, slot.request
     worker = RunWorker(
-        ranks, training.run, experiment.training, slot.device, request, preemption_notice, training.judge
+        ranks,
+        training.run,
+        experiment.training,
+        slot.device,
+        request,
+        preemption_notice,
+        training.judge,
+        training.tracking,
     )
     end = TrainingEnd(state="finished")
     interrupted = ""

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from larmor.cluster.experiments.experiment import Experiment, build, change, get_dotted
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.records import Parameters
@@ -116,7 +118,7 @@ def starting_point(dimensions: Sequence[Dimension], experiment: Experiment) -> P
 
 def _as_recorded(value: Any) -> Any:
     """As the JSON records of trials give a value back: a tuple would not equal the list that it is there."""
-    return json.loads(json.dumps(value))
+    return json.loads(json.dumps(value.model_dump() if isinstance(value, BaseModel) else value))
 
 
 def describe_value(value: Any) -> str:

@@ -268,3 +268,13 @@ def test_the_command_fills_a_grid(data: str, grid_file: str, tmp_path: Path) -> 
     assert done.returncode == 1
     assert "slices of 32×40" in done.stderr
     assert not (tmp_path / "no").exists()
+
+
+def test_a_system_of_many_ratios_is_rated_at_the_cells(data: str, grid_file: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    many = {"mask.sampling_ratio": {"min": 0.2, "max": 0.6}}
+    grid = load_grid(grid_file, {"systems": {"unet": many}, "ratios": [0.3]})
+    (found,) = fill(grid, "small", data, str(tmp_path / "out"), tmp_path / "tables", "cpu", lambda _: None)
+    assert found.label == "32×40, gaussian2d 30 %"
+    run = RunFolder(f"{tmp_path}/out/runs/small-32x40-gaussian2d-30-unet")
+    assert yaml.safe_load(run.store.read("config.yaml"))["mask"]["sampling_ratio"] == {"min": 0.2, "max": 0.6}

@@ -17,8 +17,9 @@ from larmor.cluster.experiments.experiment import (
     get_dotted,
     parse_override,
     set_dotted,
-    shipped_experiments,
 )
+from larmor.cluster.experiments.shipped import shipped_experiments
+from larmor.recon.recipe.mask_config import RatioRange
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.experiment import SweepExperiment, load_sweep_experiment
 from larmor.tuning.search.space import parse_space, with_values
@@ -83,6 +84,7 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
         ("critic.clip=null", None),
         ("critic.clip=0.02", 0.02),
         ("mask.per_slice=true", True),
+        ("mask.sampling_ratio={min: 0.1, max: 0.5}", RatioRange(min=0.1, max=0.5)),
         ("data.crop=[64, 128]", (64, 128)),
         ("mask.kind=gaussian2d", "gaussian2d"),
         ("name=run-7", "run-7"),
@@ -171,6 +173,11 @@ def test_an_unknown_key_names_the_valid_ones(tmp_path: Path, text: str, parts: l
             "cluster.num_workers={min: 1, most: 4}",
             ["'cluster.num_workers.most'", "keys of cluster.num_workers: min, max"],
         ),
+        ("mask.sampling_ratio={min: 0.5, max: 0.1}", ["mask.sampling_ratio", "max=0.1 is not more than min=0.5"]),
+        ("mask.sampling_ratio={min: 0, max: 0.1}", ["mask.sampling_ratio.min=0", "greater than 0"]),
+        ("mask.sampling_ratio={min: 0.1, most: 0.5}", ["'mask.sampling_ratio.most'", "sampling_ratio: min, max"]),
+        ("mask.sampling_ratio=[0.1, 0.5]", ["mask.sampling_ratio=[0.1, 0.5]", "valid number"]),
+        ("mask.acceleration={min: 2}", ["mask", "give a number from 1 on, or {min: 2, max: 10}"]),
         ("cluster.num_workers=two", ["cluster.num_workers='two'", "valid integer"]),
         ("cluster.num_workers=3", ["training.global_batch_size=16", "3 workers", "use a multiple of 3"]),
         (

@@ -111,6 +111,20 @@ def test_it_starts_from_exactly_the_weights_of_a_run(
     assert all(taken.tensors == taken.of_tensors and taken.parameters == 1 for taken in record.networks.values())
 
 
+@pytest.mark.parametrize("system", ["drgan", "idpcnn", "deepcomplexmri"])
+def test_networks_of_other_systems_too(kspace_url: str, tmp_path: Path, system: str) -> None:  # noqa: F811
+    """Two critics, a part of a generator that alone is trained, kernels of several parameters."""
+    more = (f"system={system}", "training.ema_decay=0.5", "training.num_steps=1")
+    first = tiny(kspace_url, *more)
+    source = started(first, run_in(tmp_path))
+    critics = f"init_from.critics={bool(first.loss.critics)}"
+    experiment = tiny(kspace_url, *more, *STILL, f"init_from={source.url}", "init_from.averages=true", critics)
+    run = started(experiment, run_in(tmp_path))
+    assert set(record_of(run).networks) == {"generator", "average", *(role.engine for role in first.loss.critics)}
+    for network in ("generator", *(role.engine for role in first.loss.critics)):
+        assert_equal(trained_weights(run, network), trained_weights(source, network))
+
+
 def one_of_two(rank: int, rendezvous: str, content: dict[str, Any], url: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     trained(build(content, Experiment, "experiment"), RunFolder(url))

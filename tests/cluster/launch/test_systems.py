@@ -99,6 +99,7 @@ def trained(experiment: Experiment, run: RunFolder, worker: type[RunWorker] = Ru
 CASES = [
     *([f"system={system}", *(["data.stack=2"] if "data" in content else [])] for system, content in SYSTEMS.items()),
     ["system=sat_net", "data.stack=2", "augment.rotation=10", "mask.per_slice=true"],
+    ["system=larmor", "mask.sampling_ratio={min: 0.1, max: 0.5}", "augment.elastic=0.01", "augment.contrast=0.3"],
     ["critic.lipschitz=gradient_penalty"],
     ["critic.lipschitz=spectral_norm"],
     ["generator.subbands=wavelet", "generator.data_consistency=soft"],
@@ -116,7 +117,7 @@ def test_resumed_training_equals_uninterrupted_one(kspace_url: str, tmp_path: Pa
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["generator.data_consistency=hard", "augment.flip=0.5", "augment.rotation=10"],
+        ["generator.data_consistency=hard", "augment.flip=0.5", "augment.rotation=10", "augment.bias=0.1"],
         ["generator.data_consistency=soft", "critic.lipschitz=gradient_penalty"],
         ["system=unet"],
         ["system=deepcomplexmri", "signal.num_coils=3", "generator.cascades=2"],

@@ -73,6 +73,11 @@ def test_it_travels_to_workers_sweeps_and_jobs(
     assert "largest_error" in told
     succeed("export", "best", "--to", "best.onnx", *trusted)
 
+    succeed("report", f"{OUTPUT}/sweeps/{name}", "--to", "report.html", "--evaluation", "best/evaluation", *trusted)
+    page = (tmp_path / "report.html").read_text()
+    assert "largest_error: lower is better" in page
+    assert "No pictures: " not in page
+
     job = f"{name}-job"
     succeed("submit", experiment, "--address", head.dashboard, f"name={job}", *few, *TRIAL, timeout=600, **known)
     origin = json.loads(RunFolder(f"{OUTPUT}/runs/{job}").store.read("origin.json"))

@@ -389,6 +389,21 @@ class TestOrigin:
             assert fact in card
         assert "of the puller" not in card
 
+    def test_the_card_of_a_model_of_many_ratios_says_so(
+        self, target: Path, tmp_path: Path, tiny_heads: str, store_environment: dict[str, str]
+    ) -> None:
+        mask = {"kind": "gaussian2d", "sampling_ratio": {"min": 0.1, "max": 0.5}}
+        sections = {"data": {"url": tiny_heads, "crop": [64, 64]}, "mask": mask, "name": "many"}
+        experiment = Experiment.model_validate({**sections, "output_url": str(tmp_path / "results")})
+        run = RunFolder(experiment.run_url)
+        with claimed(experiment, run, overwrite=False, say=print):
+            pass
+        add_checkpoint(run, tmp_path / "scratch", 10, {"val/psnr": 30.0})
+        pull_run(run, "psnr", target)
+        card = (target / "model-card.md").read_text()
+        assert "`gaussian2d`, 10 to 50 % of k-space measured, a ratio drawn for each sample, fully" in card
+        assert "a separate mask for every slice" in card
+
     def test_another_environment_is_added_and_the_first_record_stays(
         self, begun: tuple[Experiment, RunFolder], monkeypatch: pytest.MonkeyPatch
     ) -> None:

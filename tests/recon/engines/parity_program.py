@@ -50,7 +50,7 @@ class Case:
 
     @property
     def num_steps(self) -> int:
-        return NUM_STEPS if self.dtype == "float32" else NUM_STEPS // 2
+        return NUM_STEPS if self.dtype == "float32" or self.norm else NUM_STEPS // 2
 
     @property
     def name(self) -> str:
@@ -85,6 +85,10 @@ INITIAL = [
     Case(stage, 2, 1, backend=backend, dtype=dtype) for backend, stage in _STAGES for dtype in ("float32", "bfloat16")
 ]
 BFLOAT16 = [Case(stage, 2, 3, backend=backend, dtype="bfloat16", resume=True) for backend, stage in _STAGES]
+BFLOAT16_NORM = [
+    Case(stage, accumulation=2, optimizer="adamw", backend=backend, dtype="bfloat16", norm=NORM)
+    for backend, stage in _STAGES
+]
 MISTAKES = [
     Case(1, 2, 3, variant="unfrozen_critic"),
     Case(2, 1, 1, variant="double_clip"),
@@ -501,7 +505,7 @@ def main(rank: int, world_size: int, folder: Path) -> None:
     from larmor.recon.engines import deepspeed_engine
 
     # The plain engine first, before DeepSpeed has made the process group that a single rank lacks.
-    cases = sorted(PARITY + BFLOAT16, key=lambda case: case.backend, reverse=True)
+    cases = sorted(PARITY + BFLOAT16 + BFLOAT16_NORM, key=lambda case: case.backend, reverse=True)
     for case in cases + (MISTAKES if world_size == 1 else []):
         derived, groups = (
             deepspeed_engine.deepspeed_config,

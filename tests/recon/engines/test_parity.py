@@ -9,6 +9,7 @@ import functools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from larmor.recon.recipe.settings import OptimizerConfig
 from larmor.storage.objects.errors import InputError
 from tests.recon.engines.parity_program import (
     BFLOAT16,
+    BFLOAT16_NORM,
     CLIP,
     CRITICS,
     INITIAL,
@@ -30,6 +32,7 @@ from tests.recon.engines.parity_program import (
     PARITY,
     SAVE_AT,
     Case,
+    networks,
     reference,
 )
 
@@ -155,6 +158,24 @@ def test_bfloat16_clips_masters_exactly(results: dict[int, Path], case: Case, wo
 def test_bfloat16_stays_near_float32(results: dict[int, Path], case: Case, world_size: int) -> None:
     ours, theirs = read(results, case, world_size)["losses"], expected(case, world_size)["losses"][: case.num_steps]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0.03)  # bfloat16 has 8 bits; the losses are about 1
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("case", BFLOAT16_NORM, ids=by_name)
+def test_bfloat16_clips_the_whole_gradients_norm(results: dict[int, Path], case: Case, world_size: int) -> None:
+    """The weights move as those of float32 with the same limit do, and not as without one."""
+    start, ours = networks()[0].state_dict(), read(results, case, world_size)["generator"]
+    # DeepSpeed makes its float32 masters of the weights that it has lowered
+    lowered = {name: weight.bfloat16().float() for name, weight in start.items()}
+    moved = _moves(lowered if case.backend == "deepspeed" else start, ours)
+    limited = _moves(start, expected(case, world_size)["generator"])
+    free = _moves(start, expected(replace(case, norm=None), world_size)["generator"])
+    assert float((moved - limited).norm()) < 0.1 * float(limited.norm())
+    assert float((free - limited).norm()) > float(limited.norm())
+
+
+def _moves(start: dict[str, torch.Tensor], end: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([(end[name] - start[name]).reshape(-1) for name in start])
 
 
 @pytest.mark.parametrize("run", ["plain0", "deepspeed0", "deepspeed1", "deepspeed2", "deepspeed3"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from larmor.recon.evaluation.methods import CLASSICAL, classical_method, named, parse_size, table_cells
+from larmor.recon.evaluation.tables import slug
 from larmor.recon.inference.inference import Physics
 from larmor.recon.models.model import Model, load_model
 from larmor.recon.networks.networks import build_generator
@@ -43,6 +44,17 @@ def test_every_model_is_rated_on_each_given_combination(models: list[Model]) -> 
     found = [(cell.physics.crop, cell.physics.mask.kind, cell.physics.mask.sampling_ratio) for cell in cells]
     assert found == [(size, "radial", ratio) for size in ((16, 24), (32, 32)) for ratio in (0.2, 0.3)]
     assert all(len(cell.methods) == 3 for cell in cells)
+
+
+def test_a_model_of_a_range_meets_others_at_a_given_ratio(models: list[Model], tmp_path: Path) -> None:
+    mask = {"sampling_ratio": {"min": 0.1, "max": 0.5}}
+    all_models = named([*models, load_model(write_model(tmp_path / "range", small_recipe(mask=mask)))])
+    own = table_cells(all_models, [])
+    assert [cell.physics.label((8, 8)) for cell in own] == [f"8×8, gaussian1d {of} %" for of in (10, 50, "10 to 50")]
+    assert list(own[2].methods) == ["gan_resnet50 (range)"]
+    given = table_cells(all_models, [], ratios=[0.1, 0.5])
+    assert [(cell.physics.mask.sampling_ratio, len(cell.methods)) for cell in given] == [(0.1, 4), (0.5, 4)]
+    assert len({slug(cell.physics) for cell in (*own, *given)}) == 3
 
 
 def test_a_model_alone_has_its_systems_name(models: list[Model]) -> None:

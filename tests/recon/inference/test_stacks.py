@@ -66,6 +66,14 @@ class TestSamples:
         intensities = sample.target * sample.scale[:, 1].view(-1, 1, 1, 1)
         torch.testing.assert_close(intensities, alone.target * alone.scale[:, 1].view(-1, 1, 1, 1))
 
+    def test_the_frames_of_a_stack_have_one_ratio_of_a_range(self) -> None:
+        mask = MaskConfig(sampling_ratio={"min": 0.2, "max": 0.8}, per_slice=True)
+        measured = prepare(batch_of(8), CROP, mask, CPU, stack=STACK).mask
+        assert len(measured.flatten(1).unique(dim=0)) == 8
+        counts = measured.flatten(1).sum(dim=1)
+        assert counts.tolist() == [int(counts[0])] * STACK + [int(counts[STACK])] * STACK
+        assert counts[0] != counts[STACK]
+
     def test_each_frame_has_a_mask_of_its_own_and_the_same_motion(self) -> None:
         config = AugmentConfig(flip=0.5, rotation=30, shift=0.2, zoom=0.2)
         change = partial(augment, config=config, seed=1)
@@ -163,12 +171,13 @@ class TestSplits:
             evaluate({}, Physics(CROP, EACH, stack=11), reader, "paper", 8, lambda *_: None)
 
     @pytest.mark.parametrize("wanted", [None, 4, 8])
+    @pytest.mark.parametrize("ratio", [0.3, {"min": 0.2, "max": 0.6}])
     def test_validation_gives_the_same_whatever_the_number_of_ranks(
-        self, reader: SliceReader, wanted: int | None
+        self, reader: SliceReader, wanted: int | None, ratio: Any
     ) -> None:
         recipe = small_recipe(
             data={"url": "unused", "crop": CROP, "stack": STACK},
-            mask=EACH.model_dump(),
+            mask={**EACH.model_dump(), "sampling_ratio": ratio},
             training={"global_batch_size": 6, "validation_slices": wanted},
         )
         generator = make_generator(recipe)
@@ -187,6 +196,9 @@ class Rank:
 
     def progress(self, *_: object) -> None:
         pass
+
+    def show(self, picture: np.ndarray) -> None:
+        self.picture = picture
 
     def gather(self, value: Any) -> list[Any]:
         self._shared[self.rank] = value

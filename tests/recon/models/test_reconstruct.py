@@ -19,7 +19,7 @@ import torch
 
 from larmor.recon.inference.inference import Physics
 from larmor.recon.models.measured import calibrated_maps
-from larmor.recon.models.model import Model, load_model
+from larmor.recon.models.model import Model, at_ratio, load_model
 from larmor.recon.models.reconstruct import ScanReport, check_places, describe_speed, reconstruct_scans
 from larmor.recon.models.scans import open_scans
 from larmor.recon.networks.networks import build_generator
@@ -49,7 +49,7 @@ CROP = (32, 32)
 
 
 def make_model(
-    ratio: float = 1.0, trained: bool = False, crop: tuple[int, int] = CROP, per_slice: bool = False, **sections: Any
+    ratio: Any = 1.0, trained: bool = False, crop: tuple[int, int] = CROP, per_slice: bool = False, **sections: Any
 ) -> Model:
     mask = {"kind": "gaussian2d", "sampling_ratio": ratio, "per_slice": per_slice}
     recipe = small_recipe(data={"url": "unused", "crop": crop}, mask=mask, **sections)
@@ -421,6 +421,36 @@ def write_mrd(path: Path, kspace: np.ndarray, columns: np.ndarray) -> None:
         file.write_xml_header(header.encode())
         for line in lines:
             file.append_acquisition(line)
+
+
+class TestManyRatios:
+    """A model that was trained for a range of sampling ratios."""
+
+    def test_each_slice_has_its_own_ratio_and_the_report_says_so_or_one_is_chosen(self, tmp_path: Path) -> None:
+        path = write_heads(tmp_path / "heads", ["ann"])[0]
+        many = make_model(ratio={"min": 0.2, "max": 0.6}, trained=True)
+        (report,), _ = run_all(many, path, tmp_path / "many")
+        assert report.notes == (
+            "undersampled at 20 to 60 %, a ratio drawn for each slice; --ratio chooses one for all",
+        )
+        one = at_ratio(many, 0.3)
+        (chosen,), _ = run_all(one, path, tmp_path / "one")
+        assert chosen.notes == ()
+        alone = data_of(run(make_model(ratio=0.3, trained=True), path, tmp_path / "alone")[0])
+        assert np.array_equal(data_of(chosen.files[0]), alone)
+        assert not np.array_equal(data_of(report.files[0]), alone)
+
+    def test_of_measured_kspace_nothing_is_said(self, tmp_path: Path) -> None:
+        scan = coil_scan(1, 3, *CROP)[0] * make_mask(MaskConfig(kind="gaussian2d", sampling_ratio=0.4), CROP)
+        np.save(tmp_path / "scan.npy", scan.astype(np.complex64))
+        (report,), _ = run_all(make_model(ratio={"min": 0.2, "max": 0.6}), tmp_path / "scan.npy", tmp_path / "out")
+        assert not any("ratio" in note for note in report.notes)
+        assert report.files
+
+    @pytest.mark.parametrize("wrong", [0, -0.1, 1.5, float("nan")])
+    def test_a_ratio_that_is_none_is_refused(self, wrong: float) -> None:
+        with pytest.raises(InputError, match="give a number above 0, up to 1"):
+            at_ratio(make_model(), wrong)
 
 
 class TestDataSet:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from larmor.recon.physics.augment import AUGMENT_STREAM, augment, draw_motion
+from larmor.recon.physics.elastic import displacements
 from larmor.recon.recipe.settings import AugmentConfig
 from tests.helpers import property_test, random_images
 
@@ -20,7 +21,12 @@ DAGAN = AugmentConfig(flip=0.5, rotation=10, shift=0.1, zoom=0.1)
 OFF, RIPPLE = 0.05, 0.015  # pixels; intensity
 sides = st.integers(1, 40)
 configs = st.builds(
-    AugmentConfig, flip=st.floats(0, 1), rotation=st.floats(0, 180), shift=st.floats(0, 0.5), zoom=st.floats(0, 0.5)
+    AugmentConfig,
+    flip=st.floats(0, 1),
+    rotation=st.floats(0, 180),
+    shift=st.floats(0, 0.5),
+    zoom=st.floats(0, 0.5),
+    elastic=st.one_of(st.just(0.0), st.floats(0, 0.02)),
 )
 
 
@@ -193,6 +199,44 @@ def test_complex_images_are_moved_as_real_and_imaginary_parts() -> None:
     both = augment(torch.complex(real, imaginary).repeat(1, 2, 1, 1), samples_of(4), DAGAN, 0)
     assert both.dtype == torch.complex64
     assert torch.equal(both, torch.complex(*parts))
+
+
+class TestElastic:
+    @pytest.mark.parametrize("size", [(64, 48), (33, 57), (30, 28), (101, 8)])
+    def test_a_weak_one_leaves_everything_in_place(self, size: tuple[int, int]) -> None:
+        """Half a pixel, or a ripple of the interpolation, would be in all images alike."""
+        image = random_images(3, *size)
+        bent = augment(image, samples_of(3), AugmentConfig(elastic=1e-6), 0)
+        torch.testing.assert_close(bent, image, rtol=0, atol=5e-3)
+
+    def test_displacements_grow_with_the_setting_and_have_its_size(self) -> None:
+        size, samples = (64, 48), samples_of(200)
+        weak, strong = (displacements(size, samples, strength, 0) for strength in (0.005, 0.02))
+        torch.testing.assert_close(strong, 4 * weak)
+        deviation = strong[:, 32, 24].std(dim=0) / 64  # of magnitudes between 0 and 0.02
+        assert ((deviation > 0.004) & (deviation < 0.016)).all()
+        assert strong[:, 32, 24].mean(dim=0).abs().max() < 0.25
+
+    def test_images_are_not_folded_and_by_the_strongest_one_hardly_any(self) -> None:
+        def folded(strength: float) -> float:
+            x, y = displacements((64, 64), samples_of(400), strength, 0).unbind(-1)
+            along_x, along_y = ([part.diff(dim=axis)[:, :63, :63] for part in (x, y)] for axis in (2, 1))
+            stretch = (1 + along_x[0]) * (1 + along_y[1]) - along_x[1] * along_y[0]
+            return float((stretch.flatten(1).amin(dim=1) <= 0).float().mean())
+
+        assert folded(0.01) == 0
+        assert folded(0.02) < 0.05
+
+    def test_places_are_exact(self) -> None:
+        """A slope shows where each pixel came from."""
+        y, x = torch.meshgrid(torch.arange(48.0), torch.arange(60.0), indexing="ij")
+        slopes = torch.stack([x, y])[None]
+        bent = augment(slopes, samples_of(1, 3), AugmentConfig(elastic=0.01), 5)
+        inside = slice(6, -6)
+        moved = (bent - slopes)[0].permute(1, 2, 0)[inside, inside]
+        expected = displacements((48, 60), samples_of(1, 3), 0.01, 5)[0, inside, inside]
+        torch.testing.assert_close(moved, expected, rtol=0, atol=0.1)
+        assert moved.abs().max() > 0.5
 
 
 def test_the_given_images_are_not_changed() -> None:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from larmor.recon.physics.masks import achieved_ratio, describe_mask, make_mask, mask_hash
-from larmor.recon.recipe.mask_config import COLUMN_KINDS, MaskConfig
-from larmor.recon.recipe.mask_config import KINDS as ALL_KINDS
+from larmor.recon.physics.masks import achieved_ratio, describe_mask, make_mask, mask_hash, with_ratio
+from larmor.recon.recipe.mask_config import MaskConfig
+from larmor.recon.recipe.mask_kinds import COLUMN_KINDS
+from larmor.recon.recipe.mask_kinds import KINDS as ALL_KINDS
 from larmor.storage.objects.errors import InputError
 from tests.helpers import property_test
 
@@ -262,3 +263,59 @@ def test_an_acceleration_that_is_none_is_refused(wrong: Any) -> None:
         MaskConfig.model_validate({"acceleration": wrong})
     with pytest.raises(ValidationError, match="leave one of them out"):
         MaskConfig.model_validate({"acceleration": 4, "sampling_ratio": 0.25})
+
+
+RANGE = {"min": 0.1, "max": 0.5}
+
+
+@pytest.mark.parametrize("per_slice", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_range_gives_the_masks_of_the_ratios_in_it(kind: Any, per_slice: bool) -> None:
+    config = MaskConfig(kind=kind, sampling_ratio=RANGE, per_slice=per_slice)
+    drawn = []
+    for stream in [(epoch, index) for epoch in range(2) for index in range(4)]:
+        own = with_ratio(config, stream)
+        assert isinstance(own.sampling_ratio, float)
+        mask = make_mask(config, (24, 40), stream)
+        alone = MaskConfig(kind=kind, sampling_ratio=own.sampling_ratio, per_slice=per_slice)
+        assert np.array_equal(mask, make_mask(alone, (24, 40), stream))
+        drawn.append(own.sampling_ratio)
+    assert len(set(drawn)) == len(drawn)
+
+
+@settings(property_test, max_examples=10)
+@given(st.integers(0, 1000), st.floats(0.01, 0.5), st.floats(0.01, 0.5))
+def test_ratios_are_drawn_evenly_by_seed_epoch_and_slice(seed: int, low: float, width: float) -> None:
+    config = MaskConfig(sampling_ratio={"min": low, "max": low + width}, seed=seed)
+    drawn = np.array([with_ratio(config, (epoch, index)).sampling_ratio for epoch in range(4) for index in range(50)])
+    assert ((drawn >= low) & (drawn <= low + width)).all()
+    assert np.histogram(drawn, 4, (low, low + width))[0].min() > 20, "of 50 in each quarter"
+    assert with_ratio(config, (1, 7)) == with_ratio(config, (1, 7)) != with_ratio(config, (7, 1))
+    other = config.model_copy(update={"seed": seed + 1})
+    assert with_ratio(other, (1, 7)).sampling_ratio != with_ratio(config, (1, 7)).sampling_ratio
+
+
+def test_a_range_of_accelerations_is_one_of_ratios() -> None:
+    found = MaskConfig.model_validate({"acceleration": {"min": 2, "max": 10}})
+    assert found == MaskConfig(sampling_ratio=RANGE)
+    assert MaskConfig.model_validate(found.model_dump(mode="json")) == found
+    assert MaskConfig().model_dump()["sampling_ratio"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"sampling_ratio": {"min": 0.5, "max": 0.1}}, r"max=0\.1 is not more than min=0\.5; swap them"),
+        ({"sampling_ratio": {"min": 0.5, "max": 0.5}}, "give one number"),
+        ({"sampling_ratio": {"min": 0, "max": 0.5}}, "greater than 0"),
+        ({"sampling_ratio": {"min": 0.1, "max": 1.5}}, "less than or equal to 1"),
+        ({"sampling_ratio": {"min": 0.1}}, "Field required"),
+        ({"sampling_ratio": {**RANGE, "mean": 0.2}}, "Extra inputs"),
+        ({"acceleration": {"min": 0.5, "max": 4}}, "give a number from 1 on"),
+        ({"acceleration": {"min": 4}}, r"or {min: 2, max: 10}"),
+        ({"kind": "file", "file": "mask.npy", "sampling_ratio": RANGE}, r"10 to 50 %.*kind=file has one mask: leave"),
+    ],
+)
+def test_a_range_that_is_none_is_refused(wrong: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        MaskConfig.model_validate(wrong)

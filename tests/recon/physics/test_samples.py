@@ -113,6 +113,14 @@ class TestMagnitude:
         torch.testing.assert_close(magnitude(kspace), 5 * images, rtol=1e-4, atol=1e-4)
 
 
+def test_a_sample_has_its_ratio_of_a_range_in_any_batch() -> None:
+    batch, mask = make_batch(), MaskConfig(sampling_ratio={"min": 0.2, "max": 0.8})
+    sample = prepare(batch, (16, 20), mask, CPU)
+    assert len(sample.mask.flatten(1).sum(dim=1).unique()) > 1
+    assert_close(prepare(some_of(batch, [3, 0]), (16, 20), mask, CPU), rows_of(sample, [3, 0]))
+    assert_close(prepare(to_device(batch, CPU), (16, 20), mask, CPU), sample)
+
+
 @pytest.mark.parametrize("per_slice", [False, True])
 class TestPrepare:
     def config(self, per_slice: bool, **settings: object) -> MaskConfig:

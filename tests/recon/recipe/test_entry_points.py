@@ -9,6 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from larmor.recon.recipe.recipe import Recipe
+from larmor.storage.objects.errors import InputError
+from larmor.tuning.search.experiment import build_sweep_experiment
 
 NAMES = """
 [larmor.generators]
@@ -21,6 +23,11 @@ lab_critic = nolab.nets:Critic
 lab_loss = nolab.losses:charbonnier
 [larmor.masks]
 lab_mask = nolab.masks:points
+[larmor.metrics]
+lab_metric = nolab.metrics:blur
+lab_other = nolab.metrics:noise
+[larmor.systems]
+lab_system = labparts:system
 """
 
 
@@ -41,6 +48,7 @@ def test_every_kind_of_part_has_them() -> None:
             "critic": {"name": "lab_critic"},
             "loss": {"content": "lab_loss"},
             "mask": {"kind": "lab_mask"},
+            "training": {"metrics": ["lab_metric"], "best_metric": "lab_other"},
         }
     )
     assert recipe.own_parts == {
@@ -48,8 +56,22 @@ def test_every_kind_of_part_has_them() -> None:
         "critic.name": "nolab.nets:Critic",
         "loss.content": "nolab.losses:charbonnier",
         "mask.kind": "nolab.masks:points",
+        "training.metrics.0": "nolab.metrics:noise",
+        "training.metrics.1": "nolab.metrics:blur",
     }
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+def test_a_system_is_had_by_its_short_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its defaults are read, and the experiment keeps its path."""
+    (tmp_path / "labparts.py").write_text('system = {"generator": {"name": "dagan"}, "loss": {"a": 3}}\n')
+    content = {"system": "lab_system", "loss": {"b": 2}}
+    experiment = build_sweep_experiment(content, [], "here")
+    monkeypatch.delitem(sys.modules, "labparts")
+    assert (experiment.system, experiment.generator.name) == ("labparts:system", "dagan")
+    assert (experiment.loss.a, experiment.loss.b) == (3, 2)
+    with pytest.raises(InputError, match=r"system='lab_systm': .*installed packages have lab_system"):
+        build_sweep_experiment({"system": "lab_systm"}, [], "here")
 
 
 def test_larmors_own_names_come_first() -> None:

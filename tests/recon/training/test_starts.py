@@ -68,7 +68,9 @@ def test_a_slice_is_made_once_and_is_the_same_in_any_company() -> None:
 def test_nothing_is_kept_where_epochs_differ_or_memory_ends() -> None:
     for sections, made in (
         ({"mask": {"per_slice": True}}, 6),
+        ({"mask": {"sampling_ratio": {"min": 0.2, "max": 0.5}}}, 6),
         ({"augment": {"flip": 0.5}}, 6),
+        ({"augment": {"contrast": 0.5}}, 6),
         ({"start": {"cache_bytes": 0}}, 6),
         ({"start": {"cache_bytes": 2 * 4 * SIZE[0] * SIZE[1]}}, 4),  # two of three
     ):

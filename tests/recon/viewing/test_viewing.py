@@ -83,6 +83,17 @@ class TestServer:
         assert "dB · SSIM" in found["panes"][3]["metrics"]
         assert found["note"] == "32×32, gaussian2d 40 %", "padded to the size of the training"
 
+    def test_of_a_model_of_many_ratios_a_slice_names_its_own(self, tmp_path: Path) -> None:
+        write_heads(tmp_path / "heads", ["ann"])
+        mask = {"kind": "gaussian2d", "sampling_ratio": {"min": 0.2, "max": 0.6}}
+        model = write_model(tmp_path / "model", small_recipe(mask=mask), trained=False)
+        server = view(tmp_path / "heads", ViewOptions(model=str(model)))
+        notes = [get(server, f"/{server.token}/slice/0/{index}")[1]["note"] for index in (7, 8, 7)]
+        server.close()
+        assert notes[0] == notes[2] != notes[1]
+        ratios = [float(note.removeprefix("32×32, gaussian2d ").removesuffix(" %")) for note in notes]
+        assert all(20 <= ratio <= 60 for ratio in ratios)
+
     def test_a_bad_scan_says_so_and_the_others_stay(self, served: ViewServer) -> None:
         root = f"/{served.token}"
         status, found = get(served, f"{root}/stack/2")

@@ -369,18 +369,21 @@ def test_sources_in_a_store_give_the_same_data_set(heads: list[Path], tmp_path: 
     assert ObjectStore(f"{url}/other").list() == {}
 
 
-def test_the_example_in_the_description_of_the_format_reads_a_slice(
+def test_the_examples_in_the_description_of_the_format_read_slices(
     heads: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(heads, tmp_path / "heads-data")
     document = (Path(__file__).parents[3] / "docs" / "format.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    by_zarr, by_xarray = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     found: dict[str, object] = {}
-    exec(example.replace('"heads"', '"heads-data"'), found)
+    exec(by_zarr.replace('"heads"', '"heads-data"'), found)
     _, slices = read_all(tmp_path / "heads-data", "train")
     assert np.array_equal(np.asarray(found["kspace"]), slices[7])
     assert found["volume"] == "bob"
+    pytest.importorskip("xarray")
+    exec(by_xarray.replace('"heads"', '"heads-data"'), found)
+    assert np.array_equal(np.asarray(found["middle"]), slices[len(slices) // 2])
 
 
 def test_nothing_that_identifies_a_person_is_stored(heads: list[Path], tmp_path: Path) -> None:

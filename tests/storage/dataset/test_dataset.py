@@ -129,7 +129,8 @@ def test_zarr_reads_the_same_bytes(store: ObjectStore) -> None:
             array = group[f"{kind}_{bucket.number}" if bucket.number else kind]
             rows = np.flatnonzero(info.bucket == bucket.number)
             assert array[:].tobytes() == np.stack([expected[kind][row] for row in rows]).tobytes()
-            assert array.metadata.dimension_names == ("slice", "coil", "height", "width")
+            names = tuple(f"{name}_{bucket.number}" for name in ("slice", "coil", "height", "width"))
+            assert array.metadata.dimension_names == names, "lengths differ between the arrays, so must the names"
             assert np.array_equal(info.row[rows], np.arange(len(rows)))
     for name in COLUMNS:
         assert np.array_equal(group[name][:], getattr(info, name))

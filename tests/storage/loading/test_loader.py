@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from larmor.storage.dataset import dataset, layout, writing
 from larmor.storage.dataset.layout import SplitLayout
 from larmor.storage.loading.loader import Allocate, Batch, Loader, Share
-from larmor.storage.loading.order import SampleOrder, num_lanes
+from larmor.storage.loading.order import SampleOrder, StoredOrder, num_lanes
 from larmor.storage.loading.reader import ReadOptions, SliceReader
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
@@ -97,6 +97,31 @@ def assert_equal(first: list[Batch], second: list[Batch]) -> None:
         for group, like in zip(one.groups, other.groups, strict=True):
             assert np.array_equal(group.rows, like.rows)
             assert np.array_equal(group.kspace, like.kspace)
+
+
+class TestEpoch:
+    @pytest.mark.parametrize("num_samples", [NUM_SLICES, 30, 3])
+    @pytest.mark.parametrize("world_size", [1, 3, 4])
+    @pytest.mark.parametrize("stored", [True, False])
+    def test_the_ranks_have_it_once(self, reader: SliceReader, world_size: int, num_samples: int, stored: bool) -> None:
+        order = StoredOrder(reader.block_of) if stored else make_order()
+        wanted = order.epoch(2)[:num_samples]
+        assert not stored or np.array_equal(order.epoch(2), np.arange(NUM_SLICES))
+        for rank in range(world_size):
+            share = Share(rank, world_size, 5 * world_size, 1)
+            batches = list(Loader(reader, order, share, 20_000).epoch(2, num_samples))
+            assert all(len(batch.samples) == 5 for batch in batches[:-1])
+            found = [sample for batch in batches for sample in batch.samples.tolist()]
+            assert found == [[2, index] for index in wanted[rank::world_size]]
+            for batch in batches:
+                assert np.array_equal(kspace_of(batch), KSPACE[batch.samples[:, 1]])
+
+    def test_one_rank_reads_each_block_at_once(self, store: ObjectStore) -> None:
+        for make in (StoredOrder, lambda block_of: SampleOrder(block_of, 0, 2)):
+            with opened(store, block_bytes=3 * CHUNK) as reader:
+                loader = Loader(reader, make(reader.block_of), Share(0, 1, 4, 1))
+                assert sum(len(batch.samples) for batch in loader.epoch(0)) == NUM_SLICES
+                assert reader.counts.num_requests == reader.block_of.max() + 1
 
 
 class TestOrder:

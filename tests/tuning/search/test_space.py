@@ -132,3 +132,17 @@ def test_values_and_name_are_set_and_nothing_else() -> None:
     assert (changed.loss.a, changed.critic.clip, changed.name) == (3.0, 0.05, "trial-1")
     back = with_values(changed, {"loss.a": base.loss.a, "critic.clip": base.critic.clip}, name=base.name)
     assert back == base
+
+
+def test_a_range_of_ratios_is_searched_as_a_whole_or_by_its_ends() -> None:
+    ratio, wide = {"min": 0.1, "max": 0.5}, {"min": 0.05, "max": 0.9}
+    experiment = Experiment.model_validate({"mask": {"sampling_ratio": ratio}})
+    whole = parse_space({"mask.sampling_ratio": f"choice(0.25, {ratio}, {wide})"}, experiment)
+    assert starting_point(whole, experiment) == {"mask.sampling_ratio": ratio}
+    assert with_values(experiment, {"mask.sampling_ratio": wide}).mask.ratios == (0.05, 0.9)
+    assert with_values(experiment, {"mask.sampling_ratio": 0.25}).mask.ratios == (0.25, 0.25)
+    end = parse_space({"mask.sampling_ratio.max": "uniform(0.2, 0.9)"}, experiment)
+    assert starting_point(end, experiment) == {"mask.sampling_ratio.max": 0.5}
+    assert with_values(experiment, {"mask.sampling_ratio.max": 0.3}).mask.ratios == (0.1, 0.3)
+    with pytest.raises(InputError, match=r"max=0\.05 is not more than min=0\.1"):
+        parse_space({"mask.sampling_ratio.max": "uniform(0.05, 0.9)"}, experiment)
