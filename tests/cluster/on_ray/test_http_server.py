@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import threading
-import time
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -187,41 +184,3 @@ class TestRayServe:
         assert requests.post(f"{url}/reconstruct", bytes(2**20 + 1), headers=KNOWN, timeout=60).status_code == 413
         counted = figures(requests.get(f"{url}/metrics", headers=KNOWN, timeout=60).text)
         assert counted == {"slices": expected.shape[1], "errors": 3}
-
-
-@pytest.mark.slow
-def test_replicas_come_while_requests_wait(places: dict[str, Path]) -> None:
-    """Up to two, one at first; all requests at once are answered alike."""
-    import ray
-
-    options = HttpOptions(Listening(port=0, connections=64), max_replicas=2, token=TOKEN)
-    content, stop = places["head"].read_bytes(), threading.Event()
-    with http_server(places["model"], options) as url, ThreadPoolExecutor(8) as pool:
-
-        def send(_: int) -> set[bytes]:
-            found = set()
-            while not stop.is_set():
-                answered = requests.post(f"{url}/reconstruct?format=npy", content, headers=KNOWN, timeout=120)
-                assert answered.status_code == 200, answered.text
-                found.add(answered.content)
-            return found
-
-        work = [pool.submit(send, number) for number in range(8)]
-        deadline, running = time.monotonic() + 120, 0
-        try:
-            while running < 2 and time.monotonic() < deadline:
-                running = count_replicas()
-                time.sleep(0.5)
-        finally:
-            stop.set()
-        assert running == 2
-        assert len(set.union(*(one.result() for one in work))) == 1
-    assert not ray.is_initialized()
-
-
-def count_replicas() -> int:
-    from ray import serve
-
-    (application,) = serve.status().applications.values()
-    states: Any = application.deployments["Replica"].replica_states
-    return int(states.get("RUNNING", 0))
