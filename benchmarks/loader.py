@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import limit
+import loader_samples
 import numpy as np
 from contender import LIMIT
 from peers import CACHED, CONTENDERS, OURS
@@ -266,6 +267,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=NAMES, help="a contender; may be repeated; without: all")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one process")
     parser.add_argument("--augmentation", action="store_true", help="only what augmentation adds to a slice (no store)")
+    parser.add_argument("--samples", action="store_true", help="only: open_dataset against the training's own feed")
     parser.add_argument("--json", type=Path, help="where all figures go")
     arguments = parser.parse_args()
     if arguments.slices < BATCH or arguments.slices % BATCH:
@@ -277,6 +279,9 @@ def main() -> None:
         return
     names = arguments.only or NAMES
     with tempfile.TemporaryDirectory() as folder, a_store(arguments.url, Path(folder)) as url:
+        if arguments.samples:
+            loader_samples.compare(Place(url, arguments.slices, Path(folder)), arguments.repeats)
+            return
         runner = Runner(Place(url, arguments.slices, Path(folder)), Path(folder) / "expected.npz", arguments.timeout)
         write_expected(runner.expected, arguments.slices)
         entries = try_settings(runner, names, write_all(runner, names))
