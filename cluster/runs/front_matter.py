@@ -79,10 +79,15 @@ def _results(
         return
     found = {key.removeprefix("val/"): value for key, value in record["metrics"].items() if key.startswith("val/")}
     mask = origin.get("mask") or {}
-    label = f"{mask['kind']} {100 * mask['sampling_ratio']:g} %" if mask else "as trained"
+    label = f"{mask['kind']} {_percent(mask['sampling_ratio'])}" if mask else "as trained"
     split = str(setting("data.validation_split", "validation"))
     where = _data_set(data, label, split, (origin.get("data") or {}).get("sha256"))
     yield {**about, "dataset": where, "metrics": list(_metrics(found))}
+
+
+def _percent(ratio: float | Mapping[str, float]) -> str:
+    ends = (ratio["min"], ratio["max"]) if isinstance(ratio, Mapping) else (ratio,)
+    return f"{' to '.join(f'{100 * end:g}' for end in ends)} %"
 
 
 def _data_set(data: str, label: str, split: str, sha256: str | None) -> dict[str, Any]:

@@ -34,6 +34,7 @@ SIGNATURES = {
     "load_model": "(place, metric=None, trial=None, device='cpu', prefer=None, trust_code=None)",
     "open_dataset": "(url, split, *, mask=None, crop=None, signal=None, augment=None, shuffle=True, seed=0, "
     "drop_last=False, rank=None, world_size=None, device='cpu', data=None)",
+    "push": "(model, url, *, licence=None, overwrite=False, public=False)",
     "pull": "(url, to, metric=None, *, trial=None, prefer=None, full=False, overwrite=False)",
     "reconstruct": "(model_dir, source, to, options=None, *, device='cpu', feedback=…, trust_code=None)",
     "sweep": "(experiment, overrides=(), *, address=None, overwrite=False, feedback=…)",
@@ -49,6 +50,7 @@ FIELDS = {
     "Evaluated": "tables files",
     "Feedback": "say progress report",
     "Pulled": "run_url checkpoint notes",
+    "Pushed": "url notes is_new",
     "ReconstructOptions": "split undersample mask batch_size plane format anonymous field_of_view uncertainty",
     "RunResult": "state step checkpoint metrics warnings",
     "SweepResult": "state metric trials best front",
@@ -142,7 +144,9 @@ def test_a_run_becomes_images_and_tables(run: tuple[str, str], tmp_path: Path) -
     with pytest.raises(InputError, match="already exists"):
         larmor.export(tmp_path / "model", tmp_path / "m.pt2")
     panes = ["target", "zero_filled", "reconstruction"]
-    pages = {data: panes[:2], url: panes, "model": panes, "images": panes, "tables": [*panes[:2], "gan_resnet50"]}
+    changes = ["change_of_the_measurement", "change_in_k-space"]
+    pages = {data: panes[:2], url: [*panes, *changes], "model": [*panes, *changes], "images": [*panes, *changes]}
+    pages["tables"] = [*panes[:2], "gan_resnet50"]
     for place, expected in pages.items():
         server = larmor.view(place if place in (data, url) else tmp_path / place)
         try:

@@ -113,7 +113,7 @@ def test_the_best_trials_of_a_sweep_are_an_ensemble(places: dict[str, Path], tmp
         assert np.array_equal(volume(found), volume(wanted))
     with pytest.raises(InputError, match=r"rated trials beside the model, and 20 are wanted; give a smaller --members"):
         reconstruct(models[0], str(places["head"]), tmp_path / "no", replace(options, members=20))
-    with pytest.raises(InputError, match="neither a model directory nor a sweep"):
+    with pytest.raises(InputError, match="a model directory is made by `larmor pull`"):
         reconstruct(models[0], str(places["head"]), tmp_path / "no", ReconstructOptions(uncertainty=[tmp_path / "x"]))
 
 
