@@ -746,8 +746,14 @@ class TestOtherModalities:
         refused(("train", "tigan", f"data.url={data}", "mask.seed=1"), "mask", "of no use to system=tigan")
         refused(("train", "pet", f"data.url={data}", "generator.data_consistency=hard"), "signal.mode=pet has none")
         refused(("train", "pet", f"data.url={data}", "signal.noise=[0,0.1]"), "added to k-space", "pet.counts")
-        refused(("train", "tigan", f"data.url={data}"), "k-space slices", "larmor decode fetch")
-        refused(("train", "pet", f"data.url={data}", "data.crop=[32,32]"), "holds MRI", "larmor pet simulate")
+        refused(
+            ("train", "tigan", f"data.url={data}", f"output_url={data}/out"), "k-space slices", "larmor decode fetch"
+        )
+        refused(
+            ("train", "pet", f"data.url={data}", f"output_url={data}/out", "data.crop=[32,32]"),
+            "holds MRI",
+            "larmor pet simulate",
+        )
 
 
 def test_debugging_shows_where_it_came_from(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,8 @@ def _trainings_in(source: str) -> list[str]:
     if "://" not in source and not local.is_dir():
         return []
     folders = ObjectStore(source).folders()[:_NAMED]
-    return [name for name in folders if is_training(f"{source.rstrip('/')}/{name}")]
+    places = {name: f"{source.rstrip('/')}/{name}" for name in folders}
+    return [name for name, place in places.items() if is_training(place) or ObjectStore(place).exists("config.yaml")]
 
 
 def _load(place: str, trust_code: Sequence[str | Path] | None) -> Model:

@@ -36,6 +36,12 @@ MOVED = {"flip": 0.5, "rotation": 20, "zoom": 0.1, "elastic": 0.01, "contrast": 
 NOISE = {"noise": (0.0, 0.1)}
 
 
+@pytest.fixture(autouse=True)
+def _without_a_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another test of this process has left would say which rank this is."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+
+
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One coil, shards of nine slices."""
