@@ -172,7 +172,7 @@ class TestRace:
         create = store.create
 
         def late(path: str, data: bytes) -> bool:
-            monkeypatch.undo()
+            monkeypatch.setattr(store, "create", create)
             other = ObjectStore(store.url)
             for _ in range(2):
                 with hold(other, said.append):

@@ -216,7 +216,7 @@ def larmor_rank(heads: Path, epoch: int) -> SliceDataset:
 
 
 def test_ranks_are_those_of_torch_distributed(heads: Path, tmp_path: Path) -> None:
-    torch.multiprocessing.start_processes(_rank_at_work, (heads, tmp_path), nprocs=2, start_method="fork")
+    torch.multiprocessing.start_processes(_rank_at_work, (heads, tmp_path), nprocs=2, start_method="spawn")
     parts = [pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in range(2)]
     whole = indices(larmor.open_dataset(heads, "train"))
     assert [part["alone"] for part in parts] == [whole[0::2], whole[1::2]]
