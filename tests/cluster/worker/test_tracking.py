@@ -97,9 +97,18 @@ def within_reach(away: Path, tables: Path) -> None:
     shutil.copyfile(tables, away / "mlflow.db")
 
 
-def records(folder: Path) -> list[Any]:
-    """What an offline folder of Weights & Biases holds."""
+def records(folder: Path, seconds: float = 60.0) -> list[Any]:
+    """What an offline folder of Weights & Biases holds. Its client's own process may still be writing the end."""
     (file,) = folder.glob("*.wandb")
+    deadline = time.monotonic() + seconds
+    while True:
+        found = read_records(file)
+        if any(record.WhichOneof("record_type") == "exit" for record in found) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+
+
+def read_records(file: Path) -> list[Any]:
     content, place, found, parts = file.read_bytes(), 7, [], b""
     while place + 7 <= len(content):  # LevelDB's log: blocks of 32 KiB; checksum (4 bytes), length (2), kind (1), part
         if (rest := -place % 2**15) < 7:
