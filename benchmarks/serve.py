@@ -1,4 +1,4 @@
-"""Latency of `larmor serve`: `python benchmarks/serve.py [--width 16] [--slices 40] [--threads 2] [--device cuda]`.
+"""Latency of `larmor serve`: `python benchmarks/serve.py [--system larmor] [--width 16] [--slices 40] [--threads 2]`.
 
 A scanner in a process of its own sends the lines of 256×256 slices of one coil, about a quarter of them, and waits for
 each image before it sends the next slice. Printed are p50 and p95 of the milliseconds from the last line of a slice,
@@ -70,8 +70,9 @@ def scanner(address: tuple[str, int], num_slices: int) -> tuple[list[float], flo
     return waits[WARM_UP:], seconds
 
 
-def model(width: int, device: str) -> Model:
-    recipe = Recipe.model_validate({"data": {"url": "unused", "crop": SIZE}, "generator": {"width": width}})
+def model(system: str, width: int, device: str) -> Model:
+    content = {"system": system, "data": {"url": "unused", "crop": SIZE}, "generator": {"width": width}}
+    recipe = Recipe.model_validate(content)
     torch.manual_seed(0)
     generator = build_generator(recipe.generator, recipe.signal.channels).eval().to(device)
     return Model(generator, Physics(SIZE, recipe.mask, recipe.signal), recipe, {}, Path("model"))
@@ -79,18 +80,20 @@ def model(width: int, device: str) -> Model:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--system", default="gan_resnet50")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--slices", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    server = ScanServer(model(options.width, options.device), Listening(port=0))
+    server = ScanServer(model(options.system, options.width, options.device), Listening(port=0))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         waits, seconds = pool.apply(scanner, (server.address, options.slices))
     server.close()
     p50, p95 = (1000 * float(np.quantile(waits, share)) for share in (0.5, 0.95))
-    print(f"width {options.width}: p50 {p50:.0f} ms, p95 {p95:.0f} ms, {options.slices / seconds:.1f} slices/s")
+    rate = options.slices / seconds
+    print(f"{options.system}, width {options.width}: p50 {p50:.0f} ms, p95 {p95:.0f} ms, {rate:.1f} slices/s")
 
 
 if __name__ == "__main__":
