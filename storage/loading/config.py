@@ -54,6 +54,13 @@ class DataConfig(BaseModel):
     shuffle_bytes: int = Field(
         128 * MIB, ge=1, description="blocks that are mixed at a time, in bytes over all workers"
     )
+    lanes: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="streams that the order is interleaved from; a multiple of the workers lets each read whole "
+        "blocks; null: as many as suit the batch",
+    )
     read_ahead_bytes: int = Field(
         64 * MIB, ge=0, le=2**34, description="batches requested in advance, in bytes per worker"
     )
@@ -156,7 +163,8 @@ def sample_order(
     pool = max(1, config.shuffle_bytes // (kinds * max(config.block_bytes, largest)))
     num_blocks = int(reader.block_of.max()) + 1
     batch_blocks = global_batch_size * num_blocks // len(reader.block_of)
-    return SampleOrder(block_of, seed, pool, num_lanes(global_batch_size, min(batch_blocks, num_blocks)))
+    lanes = config.lanes or num_lanes(global_batch_size, min(batch_blocks, num_blocks))
+    return SampleOrder(block_of, seed, pool, lanes)
 
 
 def cache_folder(config: DataConfig, kind: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,6 +71,7 @@ class SliceReader:
         kind: Kind = "kspace",
         maps: SliceReader | None = None,
         guide: SliceReader | None = None,
+        indexes: ShardIndexes | None = None,
     ) -> None:
         options = options or ReadOptions()
         self.info, self.maps, self.guide = info, maps, guide
@@ -78,7 +79,8 @@ class SliceReader:
         if guide:
             guide.counts = self.counts
         self.block_of = blocks_of(self.info, options.block_bytes)
-        self._store, self._kind, self._indexes = store, kind, ShardIndexes(store, self.info, kind)
+        self._store, self._kind = store, kind
+        self._indexes = indexes or ShardIndexes(store, self.info, kind)
         self._max_bytes = max(options.block_bytes, 2**20)
         self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="larmor-read")
         self._memory: dict[int, np.ndarray] = {}
@@ -112,6 +114,10 @@ class SliceReader:
         """
         return self._pool.submit(self._fetch, into)
 
+    def plan(self, indices: Iterable[int]) -> list[ByteRange]:
+        """The requests that bring these slices from the store."""
+        return plan_ranges(indices, self._indexes, _MAX_GAP, self._max_bytes)
+
     def close(self) -> None:
         """End the threads, those of maps and guide too; requests under way are waited for."""
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -122,7 +128,7 @@ class SliceReader:
         missing = [index for index, array in into.items() if not self._from_memory(index, array)]
         if self._cache:
             missing = [index for index in missing if not self._from_cache(index, into[index])]
-        for wanted in plan_ranges(missing, self._indexes, _MAX_GAP, self._max_bytes):
+        for wanted in self.plan(missing):
             chunks = again_if_damaged(partial(self._receive, wanted, into))
             for index, chunk in chunks.items():
                 if self._cache:
