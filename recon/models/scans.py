@@ -31,6 +31,7 @@ from larmor.storage.loading.reader import SliceReader
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.local_names import leads_out
 from larmor.storage.objects.object_store import ObjectStore
+from larmor.storage.objects.urls import is_remote
 
 _MATRIX = 256  # into which volumes are cut for training; images of a larger model get larger slices
 
@@ -155,7 +156,7 @@ def _check_names(source: str, names: Iterable[str], remedy: str) -> None:
 
 def is_dataset(source: str) -> bool:
     """Whether a path or URL is that of a data set."""
-    if source.startswith("s3://"):
+    if is_remote(source):
         return ObjectStore(source).exists("zarr.json")
     return (Path(source) / "zarr.json").is_file()
 

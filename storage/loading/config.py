@@ -17,6 +17,7 @@ from larmor.storage.loading.stacks import stack_starts
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.home import cache_home
 from larmor.storage.objects.object_store import Client, ObjectStore
+from larmor.storage.objects.urls import is_remote
 
 # the smallest image that every metric can rate: SSIM looks through a window of 7 pixels
 CropSize = Annotated[int, Field(ge=8)]
@@ -66,7 +67,7 @@ class DataConfig(BaseModel):
     )
     memory_cache_bytes: int = Field(256 * MIB, ge=0, description="slices kept in memory, in bytes per worker")
     disk_cache_bytes: int = Field(
-        8 * 2**30, ge=0, description="slices of S3 kept on disk, in bytes per machine; 0: none"
+        8 * 2**30, ge=0, description="slices of an object store kept on disk, in bytes per machine; 0: none"
     )
     disk_cache: str | None = Field(None, description="folder of the disk cache; null: the user's cache folder")
 
@@ -126,7 +127,7 @@ def check_identity(config: DataConfig, found: str) -> None:
 
 
 def _open_cache(config: DataConfig, info: SplitInfo, part: str) -> DiskCache | None:
-    if not config.disk_cache_bytes or not config.url.startswith("s3://"):
+    if not config.disk_cache_bytes or not is_remote(config.url):
         return None
     folder = cache_folder(config, "slices")
     try:
