@@ -17,6 +17,7 @@ from larmor.recon.physics.masks import make_mask, with_ratio
 from larmor.recon.physics.noise import measurement_noise
 from larmor.recon.physics.pet import pet_images
 from larmor.recon.physics.sense import complex_to_channels, sense_reduce
+from larmor.recon.physics.transfer import sent
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.pet import PetConfig
 from larmor.recon.recipe.signal import SignalConfig
@@ -278,7 +279,7 @@ def _in_order(parts: list[Tensor], rows: list[np.ndarray], least_coils: int = 1)
         return parts[0]
     filled = [torch.nn.functional.pad(part, (0, 0, 0, 0, 0, coils - part.shape[1])) for part in parts]
     order = torch.from_numpy(np.argsort(np.concatenate(rows)))
-    return torch.cat(filled)[order.to(parts[0].device)]
+    return torch.cat(filled)[sent(order, parts[0].device)]
 
 
 def _masks(mask: MaskConfig, crop: tuple[int, int], samples: np.ndarray, device: torch.device, stack: int) -> Tensor:
@@ -289,15 +290,9 @@ def _masks(mask: MaskConfig, crop: tuple[int, int], samples: np.ndarray, device:
     # the images of a stack are of one scan: they have the ratio of its first one
     ratios = [with_ratio(mask, keys[row - row % stack]) for row in range(len(keys))]
     patterns = np.stack([make_mask(own, crop, key) for own, key in zip(ratios, keys, strict=True)])
-    return _sent(patterns, device).unsqueeze(1)
+    return sent(torch.from_numpy(patterns), device).unsqueeze(1)
 
 
 @lru_cache(maxsize=8)
 def _fixed_mask(mask: MaskConfig, crop: tuple[int, int], device: torch.device) -> Tensor:
-    return _sent(make_mask(mask, crop), device)
-
-
-def _sent(array: np.ndarray, device: torch.device) -> Tensor:
-    """On the device; to a GPU from page-locked memory, which the host need not wait for."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return sent(torch.from_numpy(make_mask(mask, crop)), device)
