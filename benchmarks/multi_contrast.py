@@ -11,6 +11,7 @@ on where it was stopped.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,12 +49,11 @@ def main() -> None:
     options = parsed()
     folder = options.to
     make_sets(options.heads, options.guides, folder)
-    for cell in options.cell or CELLS:
-        for seed in range(options.seeds):
-            for kind in KINDS:
-                trained(folder, cell, kind, seed, options.steps)
-        for line in table(folder, cell, options.seeds, options.every):
-            print(line, flush=True)
+    cells = options.cell or list(CELLS)
+    for seed, cell, kind in itertools.product(range(options.seeds), cells, KINDS):
+        trained(folder, cell, kind, seed, options.steps)
+    for cell in cells:
+        print("\n".join(table(folder, cell, options.seeds, options.every)), flush=True)
 
 
 def parsed() -> argparse.Namespace:
@@ -62,7 +62,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--guides", type=Path, required=True)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--every", type=int, default=4, help="one slice in so many is evaluated")
     parser.add_argument("--cell", action="append", choices=CELLS)
     return parser.parse_args()
