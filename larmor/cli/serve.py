@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from larmor.cli.app import MODEL, Address, BatchSize, TrustCode
+from larmor.cli.app import MODEL, Address, BatchSize, Runtime, TrustCode
 from larmor.storage.objects.errors import InputError
 
 commands = typer.Typer(rich_markup_mode=None)
@@ -63,6 +63,7 @@ def serve(
     batch_size: BatchSize = 8,
     address: Address = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    runtime: Runtime = "auto",
     trust_code: TrustCode = None,
 ) -> None:
     """Reconstruct at the scanner, slice by slice: MRD streaming (Gadgetron, FIRE) over TCP, or volumes over HTTP.
@@ -85,7 +86,7 @@ def serve(
 
     listening = Listening(*listening_at)
     feedback = Feedback(partial(console.print, markup=False))
-    server = start(model_dir, listening, device=device, feedback=feedback, trust_code=trust_code)
+    server = start(model_dir, listening, device=device, feedback=feedback, trust_code=trust_code, runtime=runtime)
     where, number = server.address
     console.print(f"listening at {where}:{number}", markup=False, soft_wrap=True)
     if unencrypted:
