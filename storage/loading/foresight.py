@@ -66,7 +66,7 @@ class _RegularIndexes(ShardIndexes):
 
 
 def foresee(
-    config: DataConfig, info: SplitInfo, share: Share, seed: int, batches: range, with_maps: bool = False
+    config: DataConfig, info: SplitInfo, share: Share, seed: int, batches: range, with_maps: bool = False, with_guide: bool = False
 ) -> Foreseen:
     """What the rank of `share` does for the global batches `batches` of a split, as the loader plans it.
 
