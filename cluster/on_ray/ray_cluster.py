@@ -115,11 +115,16 @@ def leave_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
-def require_resources(bundles: Sequence[dict[str, float]], wait_seconds: int) -> None:
+def require_resources(
+    bundles: Sequence[dict[str, float]],
+    wait_seconds: int,
+    what: str = "workers",
+    remedy: str = "lower cluster.num_workers or cluster.cpus_per_worker",
+) -> None:
     """Wait until the cluster has the resources of all `bundles` in total, asking an autoscaler for them.
 
     Raises `InputError` after `wait_seconds`, saying what there is and what was asked for: Ray itself would
-    wait for ever.
+    wait for ever. `what` the bundles are for, and the `remedy`, stand in its message.
     """
     import ray
     from ray.autoscaler.sdk import request_resources
@@ -141,8 +146,8 @@ def require_resources(bundles: Sequence[dict[str, float]], wait_seconds: int) ->
         if time.monotonic() >= deadline:
             lacking = ", ".join(f"{amount:g} {name} (it has {have.get(name, 0):g})" for name, amount in short.items())
             raise InputError(
-                f"the cluster cannot hold {len(bundles)} workers: they need {lacking}; lower cluster.num_workers or "
-                "cluster.cpus_per_worker, add nodes, or wait longer with cluster.wait_seconds"
+                f"the cluster cannot hold {len(bundles)} {what}: they need {lacking}; {remedy}, add nodes, or wait "
+                "longer with cluster.wait_seconds"
             )
         time.sleep(1)
     if asked:

@@ -133,6 +133,14 @@ def reconstruct(
             "are the mean of all models, and NAME-uncertainty is their standard deviation.",
         ),
     ] = None,
+    guide: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GUIDE",
+            help="The second contrast of the scans, on their grid, of a model with signal.guide: a file, folder, "
+            "pattern or URL.",
+        ),
+    ] = None,
     members: Annotated[int, typer.Option(min=1, help="How many trials of a sweep --uncertainty takes.")] = 3,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave bad scans out instead of failing.")
@@ -152,7 +160,7 @@ def reconstruct(
 
     options = ReconstructOptions(
         *(split, undersample, mask, batch_size, check_plane(plane), format, anonymous, field_of_view),
-        *(uncertainty or [], members, ratio),
+        *(uncertainty or [], members, ratio, guide),
     )
     with progress_bar() as show:
         began = time.perf_counter()

@@ -96,7 +96,7 @@ class ReconstructOptions:
     `convert`. `format`: auto, nifti, dicom, h5 or npy; `anonymous`: DICOM that names nobody. `field_of_view`: whole, or
     that of the model's training. `uncertainty`: further models, or URLs of sweeps, of which the `members`
     best trials count; the images are then the mean of all models. `ratio`: the sampling ratio of what is undersampled,
-    instead of the models' own.
+    instead of the models' own. `guide`: the second contrast of the scans, as `source`, for models with signal.guide.
     """
 
     split: str | None = None
@@ -110,6 +110,7 @@ class ReconstructOptions:
     uncertainty: Sequence[str | Path] = ()
     members: int = 3
     ratio: float | None = None
+    guide: str | None = None
 
 
 def reconstruct(
@@ -150,8 +151,9 @@ def reconstruct(
         model, *others = (at_ratio(each, chosen.ratio) for each in (model, *others))
     check_places(source, Path(to))
     mask = str(chosen.mask) if chosen.mask else None
-    undersample, plane = chosen.undersample, chosen.plane
-    with open_scans(source, model.physics, chosen.split, undersample, mask, feedback.say, plane, whole) as scans:
+    with open_scans(
+        source, model.physics, chosen.split, chosen.undersample, mask, feedback.say, chosen.plane, whole, chosen.guide
+    ) as scans:
         return reconstruct_scans(model, scans, Path(to), chosen.batch_size, feedback.progress, results, others)
 
 
@@ -230,6 +232,7 @@ def evaluate(
     from larmor.recon.models.model import load_model
     from larmor.recon.recipe.metric import check_preset
     from larmor.recon.recipe.own_metric import own_metrics
+    from larmor.recon.recipe.signal import SignalConfig
     from larmor.storage.loading.config import DataConfig, open_reader
 
     chosen = options or EvaluateOptions()
@@ -237,9 +240,9 @@ def evaluate(
     target = tables_folder(places, to)
     models = named([load_model(model_folder(place), device, trust_code) for place in places])
     cells = table_cells(models, chosen.methods, chosen.sizes, chosen.masks, chosen.ratios, chosen.noises)
-    with_maps = any(cell.physics.signal.needs_maps for cell in cells)
+    beside = {kind: any(cell.physics.signal.beside[kind] for cell in cells) for kind in SignalConfig().beside}
     data = DataConfig(url=url, memory_cache_bytes=0, disk_cache_bytes=0)
-    reader = open_reader(data, chosen.split, with_maps=with_maps)
+    reader = open_reader(data, chosen.split, **beside)
     rules, tissues = check_preset(chosen.preset), SegmentationConfig() if chosen.segmentation else None
     own = own_metrics(chosen.metrics, trust_code)
     results = []

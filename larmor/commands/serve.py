@@ -11,6 +11,7 @@ from larmor.commands.feedback import QUIET, Feedback
 from larmor.commands.model_places import model_folder
 
 if TYPE_CHECKING:
+    from larmor.cluster.experiments.experiment import ClusterConfig
     from larmor.cluster.on_ray.http_server import HttpOptions
     from larmor.recon.serving.server import Listening, ScanServer
     from larmor.storage.formats.mrd2_items import Sink
@@ -53,6 +54,19 @@ def stream(
     from larmor.recon.serving.pipe import reconstruct_stream
 
     return reconstruct_stream(load_model(model_folder(model_dir), device, trust_code), source, to)
+
+
+def serving_cluster(experiment: str | None, **given: int | None) -> ClusterConfig:
+    """The `cluster` section of an experiment's file; what is `given` of `cluster.serving` takes the place of its keys.
+
+    Raises `InputError` as `load_experiment` does.
+    """
+    from larmor.commands.training import load_experiment
+    from larmor.tuning.search.experiment import build_sweep_experiment
+
+    changes = [f"cluster.serving.{name}={value}" for name, value in given.items() if value is not None]
+    found = load_experiment(experiment, changes) if experiment else build_sweep_experiment({}, changes, "the options")
+    return found.cluster
 
 
 def serve_http(

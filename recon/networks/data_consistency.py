@@ -116,7 +116,7 @@ class DataConsistency(nn.Module):
 class ConsistentGenerator(nn.Module):
     """Networks that take turns with data consistency, from a start that is zero-filled, classical or of shared views.
 
-    (zero_filled, kspace, mask, maps, start) → reconstruction; shapes as in `DataConsistency.forward`. Each of
+    (zero_filled, kspace, mask, maps, start, guide) → reconstruction; shapes as in `DataConsistency.forward`. Each of
     `networks` has its own weights (Schlemper et al., A deep cascade of convolutional neural networks for MR image
     reconstruction); the whole is run `iterations` times with the same ones (Aggarwal et al., MoDL: model-based deep
     learning architecture for inverse problems).
@@ -143,12 +143,13 @@ class ConsistentGenerator(nn.Module):
         mask: Tensor,
         maps: Tensor | None = None,
         start: Tensor | None = None,
+        guide: Tensor | None = None,
     ) -> Tensor:
         measured = Measured(kspace, mask, maps, zero_filled.shape[1])
         image = self._start(zero_filled, measured) if start is None else start
         for _ in range(self.iterations):
             for network in self.networks:
-                image = network(image)
+                image = network(image) if guide is None else network(image, guide)
                 if self.consistency is not None:
                     image = self.consistency(image, measured)
         return image

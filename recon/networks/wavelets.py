@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from larmor.recon.networks.trunk import pad_to_multiple
+from larmor.recon.physics.transfer import constant
 
 LEVELS = 4
 GRID = 2**LEVELS  # pixels after which the coarsest coefficients repeat
@@ -64,7 +65,7 @@ def wavelet_merge(coarse: Tensor, detail: Tensor) -> Tensor:
 def _filters(like: Tensor) -> Tensor:
     """(4, 1, 4, 4): low-low, low-high, high-low and high-high of Daubechies 2."""
     root = math.sqrt(3)
-    low = [(1 + root), (3 + root), (3 - root), (1 - root)]
-    pair = torch.tensor([low, [low[3], -low[2], low[1], -low[0]]], dtype=like.dtype, device=like.device)
+    low = (1 + root, 3 + root, 3 - root, 1 - root)
+    pair = constant((low, (low[3], -low[2], low[1], -low[0])), like)
     pair = pair / (4 * math.sqrt(2))
     return torch.einsum("ai,bj->abij", pair, pair).reshape(4, 1, 4, 4)

@@ -63,6 +63,13 @@ class StartConfig(BaseModel):
         return self.method in ("view_sharing", "causal_view_sharing")
 
 
+UNGUIDED = {
+    "idpcnn": "denoises images of any mask, one by one",
+    "deepcomplex": "multiplies complex numbers, and a guide is a magnitude",
+}
+"""Networks that take no second contrast, and why; all others of Larmor's do."""
+
+
 class GeneratorConfig(BaseModel):
     """The network that reconstructs, what it starts from, and data consistency around it."""
 
