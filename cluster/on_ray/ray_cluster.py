@@ -79,7 +79,7 @@ def connected(
             **options,
         )
     if context.dashboard_url:
-        say(f"dashboard: {_describe_dashboard(context.dashboard_url)}")
+        say(f"dashboard: {describe_dashboard(context.dashboard_url)}")
     orderly = True
     try:
         yield
@@ -91,7 +91,7 @@ def connected(
             ray.shutdown()
 
 
-def _describe_dashboard(url: str) -> str:
+def describe_dashboard(url: str) -> str:
     """Its address, and where its token is; never the token."""
     where = url if "://" in url else f"http://{url}"
     if os.environ.get("RAY_AUTH_MODE") != "token":
