@@ -240,6 +240,11 @@ class TestSources:
             server.close()
         assert read_page(tmp_path / "other.html") == []
 
+    def test_a_model_without_its_data_says_how_to_see_it_on_scans(self, tmp_path: Path) -> None:
+        model = write_model(tmp_path / "model", small_recipe(), trained=False)
+        with pytest.raises(InputError, match=f"data set of its training.*`larmor view SCANS --model {model}` shows it"):
+            view(model)
+
     def test_what_is_nothing_of_the_kind_is_refused(self, tmp_path: Path) -> None:
         for source in (tmp_path, tmp_path / "nothing"):
             with pytest.raises(InputError, match=str(tmp_path)):
