@@ -104,6 +104,12 @@ _BY_SECTION: Mapping[str, Mapping[str, str]] = {
         "hang_seconds": "seconds",
         "resize_seconds": "seconds",
     },
+    "cluster.serving": {
+        "replicas": "replicas",
+        "max_replicas": "replicas",
+        "cpus_per_replica": "cores",
+        "batch_size": "slices",
+    },
     "sweep": {
         "num_trials": "trials",
         "grace_steps": "steps",

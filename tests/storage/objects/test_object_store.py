@@ -17,7 +17,7 @@ import pytest
 from botocore import session
 from s3fs import S3FileSystem
 
-from larmor.storage.objects import object_store
+from larmor.storage.objects import object_store, s3_remote
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.store_errors import StoreAway
@@ -47,7 +47,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LARMOR_STORE_PATIENCE", "1")
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
+@pytest.fixture(params=["local", "memory", "s3", "gs", "az"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     """An empty store of each kind."""
     if request.param == "local":
@@ -55,16 +55,20 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     if request.param == "s3":
         request.getfixturevalue("store_environment")
         return ObjectStore(f"s3://larmor/{uuid.uuid4().hex}")
+    if request.param in ("gs", "az"):
+        return ObjectStore(f"{request.getfixturevalue('cloud')(request.param)}/{uuid.uuid4().hex}")
     return ObjectStore(f"memory://{uuid.uuid4().hex}/objects")
 
 
-@pytest.fixture(params=["local", "memory", "s3fs", "http"])
+@pytest.fixture(params=["local", "memory", "s3fs", "http", "gs", "az"])
 def readable(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     """An empty store of each kind, with each client that reads ranges."""
     if request.param == "local":
         return ObjectStore(tmp_path / "objects")
     if request.param == "memory":
         return ObjectStore(f"memory://{uuid.uuid4().hex}/objects")
+    if request.param in ("gs", "az"):
+        return ObjectStore(f"{request.getfixturevalue('cloud')(request.param)}/{uuid.uuid4().hex}")
     request.getfixturevalue("store_environment")
     return ObjectStore(f"s3://larmor/{uuid.uuid4().hex}", request.param)
 
@@ -288,9 +292,9 @@ def test_s3_needs_a_bucket(url: str) -> None:
         ObjectStore(url)
 
 
-@pytest.mark.parametrize("url", ["ftp://host/folder", "gs://bucket", "http://host/data", "S3://bucket"])
+@pytest.mark.parametrize("url", ["ftp://host/folder", "gcs://bucket", "http://host/data", "S3://bucket"])
 def test_unknown_protocols_are_refused(url: str) -> None:
-    with pytest.raises(InputError, match=f"{url}: .*is not supported; use a local path or an s3:// URL"):
+    with pytest.raises(InputError, match=f"{url}: .*is not supported; use a local path, or s3://"):
         ObjectStore(url)
 
 
@@ -357,7 +361,8 @@ def test_an_object_is_stored_in_the_parts_that_were_asked_for(faulty_proxy: Faul
 def test_objects_of_one_request_and_of_several_arrive_whole(
     store_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(object_store, "_MULTIPART", 10 * 2**20)
+    for module in (object_store, s3_remote):
+        monkeypatch.setattr(module, "MULTIPART", 10 * 2**20)
     store = ObjectStore(f"s3://larmor/{uuid.uuid4().hex}")
     for size in (0, 1, 10 * 2**20 - 1, 10 * 2**20, 12 * 2**20):
         data = np.random.default_rng(size).bytes(size)
