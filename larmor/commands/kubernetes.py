@@ -21,8 +21,8 @@ _HEADER = """\
 # `kubectl delete rayjob {job}`, it resumes.
 # It needs the secret of Ray's token, once:
 #   kubectl create secret generic {secret} --from-literal=auth_token=$(openssl rand -hex 32)
-# and a service account '{account}' that may use the bucket (docs/security.md has the policy); `larmor kubernetes` writes
-# one, with what else belongs beside the job. No key is in this file.
+# and a service account '{account}' that may use the bucket (docs/security.md has the policy); `larmor kubernetes`
+# writes one, with what else belongs beside the job. No key is in this file.
 """
 
 
