@@ -11,6 +11,7 @@ on where it was stopped.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ SETTINGS = (
     "data.crop=[128,128]",
     "data.client=s3fs",
     "cluster.num_workers=1",
+    "generator.width=8",
     "loss.adversarial=none",
     "training.backend=plain",
     "training.zero_stage=0",
@@ -48,12 +50,12 @@ def main() -> None:
     options = parsed()
     folder = options.to
     make_sets(options.heads, options.guides, folder)
-    for cell in options.cell or CELLS:
-        for seed in range(options.seeds):
-            for kind in KINDS:
-                trained(folder, cell, kind, seed, options.steps)
-        for line in table(folder, cell, options.seeds, options.every):
-            print(line, flush=True)
+    cells = options.cell or list(CELLS)
+    for seed, cell, kind in itertools.product(range(options.seeds), cells, KINDS):
+        if not options.tables:
+            trained(folder, cell, kind, seed, options.steps)
+    for cell in cells:
+        print("\n".join(table(folder, cell, options.seeds, options.every)), flush=True)
 
 
 def parsed() -> argparse.Namespace:
@@ -62,8 +64,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--guides", type=Path, required=True)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--every", type=int, default=4, help="one slice in so many is evaluated")
+    parser.add_argument("--tables", action="store_true", help="train nothing more")
     parser.add_argument("--cell", action="append", choices=CELLS)
     return parser.parse_args()
 
@@ -109,7 +112,7 @@ def trained(folder: Path, cell: str, kind: str, seed: int, steps: int) -> Path:
     """The model directory of one training."""
     name = f"{cell}-{kind}-{seed}"
     model, (data, guide) = folder / "models" / name, KINDS[kind]
-    if (model / "metrics.json").exists():
+    if is_trained(folder, name):
         return model
     given = (f"name={name}", f"seed={seed}", f"data.url={folder / data}", f"output_url={folder / 'runs'}")
     more = (f"signal.guide={guide}", f"training.num_steps={steps}")
@@ -119,9 +122,16 @@ def trained(folder: Path, cell: str, kind: str, seed: int, steps: int) -> Path:
     return model
 
 
+def is_trained(folder: Path, name: str) -> bool:
+    return (folder / "models" / name / "metrics.json").exists()
+
+
 def table(folder: Path, cell: str, seeds: int, every: int) -> list[str]:
     """Rows of Markdown."""
-    models = {kind: [folder / "models" / f"{cell}-{kind}-{seed}" for seed in range(seeds)] for kind in KINDS}
+    names = {kind: [f"{cell}-{kind}-{seed}" for seed in range(seeds)] for kind in KINDS}
+    models = {
+        kind: [folder / "models" / name for name in given if is_trained(folder, name)] for kind, given in names.items()
+    }
     both = rated(folder, "both", [*models["guide"], *models["without"]], every, ("wavelet", "total_variation"))
     other = rated(folder, "other", [*models["other"], *models["guide"]], every)
     lines = [f"| {cell} | PSNR (dB) | SSIM | HFEN |", "|---|---|---|---|"]

@@ -66,7 +66,7 @@ def foresee_reading(experiment: Experiment, info: SplitInfo) -> Foreseen:
     share = Share(0, world_size, training.global_batch_size, training.gradient_accumulation)
     batches = range(-(-_SAMPLES_FORESEEN * world_size // training.global_batch_size))
     with_maps = experiment.signal.needs_maps and any(bucket.shape[0] > 1 for bucket in info.buckets)
-    return foresee(experiment.data, info, share, experiment.seed, batches, with_maps)
+    return foresee(experiment.data, info, share, experiment.seed, batches, with_maps, experiment.signal.guide)
 
 
 def _train_split(experiment: Experiment) -> SplitInfo:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from larmor.cli.app import LOCAL, MASK_KINDS, MODEL, BatchSize, Overwrite, TrustCode
+from larmor.cli.app import LOCAL, MASK_KINDS, MODEL, BatchSize, Overwrite, Runtime, TrustCode
 from larmor.recon.recipe.metric import METRICS
 from larmor.storage.objects.errors import InputError
 
@@ -147,6 +147,7 @@ def reconstruct(
     ] = False,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    runtime: Runtime = "auto",
     trust_code: TrustCode = None,
 ) -> None:
     """Reconstruct images (undersampled on the fly) or measured k-space of any size, in place, with a PNG."""
@@ -160,7 +161,7 @@ def reconstruct(
 
     options = ReconstructOptions(
         *(split, undersample, mask, batch_size, check_plane(plane), format, anonymous, field_of_view),
-        *(uncertainty or [], members, ratio, guide),
+        *(uncertainty or [], members, ratio, guide, runtime),
     )
     with progress_bar() as show:
         began = time.perf_counter()

@@ -72,4 +72,5 @@ def simulate_contrast_of(
     for one in found:
         line = f"{one.path}  {one.path.stat().st_size / 1e6:.1f} MB" if one.path else one.problem
         console.print(line, markup=False)
-    console.print(f"Next: larmor convert HEADS --guide {to} --to URL", markup=False)
+    without = "" if all(one.path for one in found) else ", without the heads that are left out"
+    console.print(f"Next: larmor convert HEADS --guide {to} --to URL{without}", markup=False)

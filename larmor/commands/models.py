@@ -97,6 +97,8 @@ class ReconstructOptions:
     that of the model's training. `uncertainty`: further models, or URLs of sweeps, of which the `members`
     best trials count; the images are then the mean of all models. `ratio`: the sampling ratio of what is undersampled,
     instead of the models' own. `guide`: the second contrast of the scans, as `source`, for models with signal.guide.
+    `runtime`: eager is bit for bit the trained network; auto, channels_last and bfloat16 are as in
+    `recon.models.runtimes`.
     """
 
     split: str | None = None
@@ -111,6 +113,7 @@ class ReconstructOptions:
     members: int = 3
     ratio: float | None = None
     guide: str | None = None
+    runtime: str = "eager"
 
 
 def reconstruct(
@@ -134,11 +137,13 @@ def reconstruct(
     from larmor.recon.models.model import at_ratio, load_model
     from larmor.recon.models.reconstruct import check_places, reconstruct_scans
     from larmor.recon.models.results import ResultOptions, check_format
+    from larmor.recon.models.runtimes import check_runtime, with_runtime
     from larmor.recon.models.scans import check_field_of_view, open_scans
 
     chosen = options or ReconstructOptions()
     results = ResultOptions(check_format(chosen.format), chosen.anonymous)
     whole = check_field_of_view(chosen.field_of_view)
+    check_runtime(chosen.runtime)
     model = load_model(model_folder(model_dir), device, trust_code)
     others = [
         other
@@ -150,6 +155,7 @@ def reconstruct(
             raise InputError(f"--ratio {chosen.ratio:g}: --mask says what was measured; leave one of them out")
         model, *others = (at_ratio(each, chosen.ratio) for each in (model, *others))
     check_places(source, Path(to))
+    model, *others = (with_runtime(each, chosen.runtime) for each in (model, *others))
     mask = str(chosen.mask) if chosen.mask else None
     with open_scans(
         source, model.physics, chosen.split, chosen.undersample, mask, feedback.say, chosen.plane, whole, chosen.guide

@@ -185,8 +185,13 @@ class Rated:
     @property
     def shows(self) -> np.ndarray:
         """As `Reconstructed.shows`."""
-        low, high = _array(self.scale).T
-        return ~is_constant(low, high)
+        return shows(_array(self.scale))
+
+
+def shows(scale: np.ndarray) -> np.ndarray:
+    """Whether each image whose minimum and maximum (batch, 2) these are shows anything."""
+    low, high = scale.T
+    return ~is_constant(low, high)
 
 
 def reconstruct_sample(
@@ -199,15 +204,17 @@ def reconstruct_sample(
 
 
 @torch.no_grad()
-def rate_sample(methods: Mapping[str, Method], sample: Sample, note: Note | None = None) -> Rated:
-    """Run every method on one prepared batch; results stay on its device."""
+def rate_sample(methods: Mapping[str, Method], sample: Sample, note: Note | None = None, timed: bool = True) -> Rated:
+    """Run every method on one prepared batch; results stay on its device, which is waited for only if `timed`."""
     target, scale = normalize(_intensities(sample.target, sample), sample.stack)
     images, seconds = {ZERO_FILLED: _rated(sample.zero_filled, sample, scale)}, {}
     for name, method in methods.items():
-        _synchronize(sample.target.device)
+        if timed:
+            _synchronize(sample.target.device)
         began = time.perf_counter()
         output = method(sample)
-        _synchronize(sample.target.device)
+        if timed:
+            _synchronize(sample.target.device)
         seconds[name] = time.perf_counter() - began
         images[name] = _rated(output, sample, scale)
         if note:

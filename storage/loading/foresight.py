@@ -47,9 +47,17 @@ class PlannedReader(SliceReader):
     """Plans as a reader does, keeps the requests and makes none. Slices lie in their shards as a conversion puts them:
     one after another."""
 
-    def __init__(self, info: SplitInfo, options: ReadOptions, kind: Kind = "kspace", maps: SliceReader | None = None):
+    def __init__(
+        self,
+        info: SplitInfo,
+        options: ReadOptions,
+        kind: Kind = "kspace",
+        maps: SliceReader | None = None,
+        guide: SliceReader | None = None,
+    ) -> None:
         store = ObjectStore("memory://planned")
-        super().__init__(store, info, options, kind=kind, maps=maps, indexes=_RegularIndexes(store, info, kind))
+        indexes = _RegularIndexes(store, info, kind)
+        super().__init__(store, info, options, kind=kind, maps=maps, guide=guide, indexes=indexes)
         self.planned: list[ByteRange] = []
 
     def fetch(self, into: Mapping[int, np.ndarray]) -> Future[None]:
@@ -66,7 +74,13 @@ class _RegularIndexes(ShardIndexes):
 
 
 def foresee(
-    config: DataConfig, info: SplitInfo, share: Share, seed: int, batches: range, with_maps: bool = False
+    config: DataConfig,
+    info: SplitInfo,
+    share: Share,
+    seed: int,
+    batches: range,
+    with_maps: bool = False,
+    with_guide: bool = False,
 ) -> Foreseen:
     """What the rank of `share` does for the global batches `batches` of a split, as the loader plans it.
 
@@ -74,7 +88,9 @@ def foresee(
     """
     options = ReadOptions(config.read_threads, config.block_bytes)
     maps = PlannedReader(info, options, "sensitivity_maps") if with_maps else None
-    reader = PlannedReader(info, options, maps=maps)
+    guide = PlannedReader(info, options, "guide") if with_guide else None
+    reader = PlannedReader(info, options, maps=maps, guide=guide)
+    readers = [each for each in (reader, maps, guide) if each]
     held = most = 0
     made: list[int] = []
     samples = [np.empty((0, 2), np.int64)]
@@ -86,7 +102,7 @@ def foresee(
         return np.broadcast_to(np.zeros((), np.complex64), shape)  # of any shape, and no memory
 
     def requested() -> int:
-        return len(reader.planned) + (len(maps.planned) if maps else 0)
+        return sum(len(each.planned) for each in readers)
 
     loader = open_loader(config, reader, share, seed, allocate)
     before: Batch | None = None
@@ -98,10 +114,11 @@ def foresee(
             made.append(requested() - sum(made))
     finally:
         reader.close()
-    found = (*reader.planned, *(maps.planned if maps else ()))
-    return Foreseen(found, tuple(made), np.concatenate(samples), most)
+    return Foreseen(
+        tuple(item for each in readers for item in each.planned), tuple(made), np.concatenate(samples), most
+    )
 
 
 def _bytes_of(batch: Batch | None) -> int:
     groups = batch.groups if batch else ()
-    return sum(group.kspace.nbytes + (0 if group.maps is None else group.maps.nbytes) for group in groups)
+    return sum(array.nbytes for group in groups for array in group.arrays)

@@ -19,6 +19,7 @@ from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.http_ranges import HttpRanges, spread
 from larmor.storage.objects.local_names import leads_out
 from larmor.storage.objects.remote import Remote, open_remote
+from larmor.storage.objects.s3_listing import list_after
 from larmor.storage.objects.s3_remote import MULTIPART
 from larmor.storage.objects.store_errors import beyond_the_end, endpoint, patience, persist, translated
 from larmor.storage.objects.urls import REMOTE, split
@@ -191,15 +192,21 @@ class ObjectStore:
         skip = len(self._root) + 1
         return sorted(item["name"].rstrip("/")[skip:] for item in found if item["type"] == "directory")
 
-    def list(self, prefix: str = "", unfinished: bool = False) -> dict[str, int]:
+    def list(self, prefix: str = "", unfinished: bool = False, after: str = "") -> dict[str, int]:
         """Path and size in bytes of every object below `prefix`, sorted by path; on disk with `unfinished` also what
-        is being written, or was when its process was killed."""
-        found = self._persist(prefix, lambda: self.filesystem.find(self.full_path(prefix), detail=True))
+        is being written, or was when its process was killed. With `after` only paths that sort after it: S3 then looks
+        at no others."""
+        found = self._persist(prefix, lambda: self._find(prefix, after))
         # some S3 stores keep an emptied folder, which s3fs then gives as an object of that name
         found.pop(self.full_path(prefix), None)
         skip = len(self._root) + 1
         sizes = {name[skip:]: int(info["size"]) for name, info in sorted(found.items())}
-        return {path: size for path, size in sizes.items() if unfinished or ".partial-" not in path}
+        return {path: size for path, size in sizes.items() if path > after and (unfinished or ".partial-" not in path)}
+
+    def _find(self, prefix: str, after: str) -> dict[str, Any]:
+        if after and self.url.startswith("s3://"):
+            return list_after(self.filesystem, self.full_path(prefix), self.full_path(after))
+        return dict(self.filesystem.find(self.full_path(prefix), detail=True))
 
     def delete(self, prefix: str = "", guard: Guard = _unguarded) -> None:
         """Remove an object, or everything below a prefix; nothing there is not an error."""

@@ -193,3 +193,5 @@ def test_the_model_knows(place: Path) -> None:
     model: Model = load_model(place / "with")
     assert model.recipe.signal.guide
     assert model.recipe.title == "larmor with guide"
+    cards = [(place / name / "model-card.md").read_text() for name in ("with", "without")]
+    assert ["sees a second, registered contrast" in card for card in cards] == [True, False]

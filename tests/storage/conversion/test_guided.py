@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from larmor.commands.data import convert
+from larmor.commands.data import convert, inspect
 from larmor.storage.conversion.convert import ConvertOptions
 from larmor.storage.conversion.verify import verify
 from larmor.storage.dataset.dataset import read_root, read_split
@@ -64,6 +64,7 @@ def test_the_scan_says_what_its_guide_is(place: Path) -> None:
     (source,) = [one for one in read_root(ObjectStore(place / "guided"))["sources"] if one["volume"] == "a"]
     assert source["files"][0]["file"] == source["guide"]["files"][0]["file"] == "a.nii.gz"
     assert source["files"][0]["sha256"] != source["guide"]["files"][0]["sha256"]
+    assert ", guide: a.nii.gz" in "\n".join(inspect(str(place / "guided")))
     assert [read_split(ObjectStore(place / name), "train").has_guide for name in ("plain", "guided")] == [False, True]
 
 

@@ -153,7 +153,7 @@ def test_it_is_what_a_loader_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_without_lanes_of_its_own_an_experiment_keeps_its_order() -> None:
     config = DataConfig(block_bytes=SMALL_BLOCKS)
-    reader_like = type("Blocks", (), {"info": SMALL, "maps": None, "block_of": np.arange(3_000) // 16})()
+    reader_like = type("Blocks", (), {"info": SMALL, "companions": (), "block_of": np.arange(3_000) // 16})()
     for batch_size in (1, 12, 16, 1024):
         lanes = num_lanes(batch_size, batch_size * 188 // 3_000)
         as_before = SampleOrder(reader_like.block_of, 5, 128 * MIB // SMALL_BLOCKS, lanes)

@@ -164,6 +164,34 @@ def test_list_gives_sizes_below_a_prefix_sorted(store: ObjectStore) -> None:
     assert store.list("c") == {}
 
 
+def test_a_listing_begins_after_a_path_that_need_not_be_there(store: ObjectStore) -> None:
+    paths = [f"a/{number:03d}" for number in range(0, 40, 2)]
+    for path in [*paths, "a0", "b/000"]:
+        store.write(path, path.encode())
+    assert list(store.list("a", False, "a/015")) == paths[8:]
+    assert list(store.list("a", False, "a/016")) == paths[9:]
+    assert store.list("a", False, "a/036") == {"a/038": 5}
+    assert store.list("a", False, "a/038") == store.list("c", False, "c/1") == {}
+    assert list(store.list("", False, "a/036")) == ["a/038", "a0", "b/000"]
+
+
+def test_a_long_listing_of_s3_comes_in_pages(
+    store_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectStore(f"s3://larmor/{uuid.uuid4().hex}")
+    for number in range(9):
+        store.write(f"a/{number}", b"x")
+    call, asked = S3FileSystem.call_s3, []
+
+    def in_pages(self: S3FileSystem, method: str, **options: object) -> object:
+        asked.append(options)
+        return call(self, method, MaxKeys=3, **options)
+
+    monkeypatch.setattr(S3FileSystem, "call_s3", in_pages)
+    assert list(store.list("a", False, "a/1")) == [f"a/{number}" for number in range(2, 9)]
+    assert len(asked) == 3
+
+
 def test_delete_takes_an_object_or_a_folder_and_nothing_beside(store: ObjectStore) -> None:
     for path in ("a/x", "a/y", "ab/z", "b"):
         store.write(path, b"1")
