@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from larmor.cluster.experiments.serving_config import ServingConfig
 from larmor.cluster.experiments.shipped import shipped_experiments
 from larmor.cluster.experiments.tracking import TrackingConfig
 from larmor.recon.recipe.recipe import Recipe
@@ -66,6 +67,7 @@ class ClusterConfig(BaseModel):
     resize_seconds: int = Field(
         60, ge=1, description="seconds after which a training with a range of workers looks again for room for more"
     )
+    serving: ServingConfig = ServingConfig()
 
     @property
     def fewest_workers(self) -> int:

@@ -20,6 +20,7 @@ _BY_SECTION: Mapping[str, Mapping[str, str]] = {
         "read_threads": "requests",
         "block_bytes": "bytes",
         "shuffle_bytes": "bytes",
+        "lanes": "lanes",
         "read_ahead_bytes": "bytes",
         "memory_cache_bytes": "bytes",
         "disk_cache_bytes": "bytes",
@@ -102,6 +103,12 @@ _BY_SECTION: Mapping[str, Mapping[str, str]] = {
         "grace_seconds": "seconds",
         "hang_seconds": "seconds",
         "resize_seconds": "seconds",
+    },
+    "cluster.serving": {
+        "replicas": "replicas",
+        "max_replicas": "replicas",
+        "cpus_per_replica": "cores",
+        "batch_size": "slices",
     },
     "sweep": {
         "num_trials": "trials",

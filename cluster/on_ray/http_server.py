@@ -8,6 +8,7 @@ import hmac
 import logging
 import secrets
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,11 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from larmor.cluster.on_ray.ray_cluster import connected
+from prometheus_client import Gauge
+
+from larmor.cluster.experiments.experiment import ClusterConfig
+from larmor.cluster.experiments.serving_config import ServingConfig
+from larmor.cluster.on_ray.ray_cluster import connected, require_resources
 from larmor.recon.models.model import load_model
 from larmor.recon.serving.counts import CONTENT_TYPE, Counts
 from larmor.recon.serving.server import Listening, check_place
@@ -25,28 +30,26 @@ from larmor.storage.objects.errors import InputError
 
 _APPLICATION = "larmor"
 _LONGEST_SECONDS = 3600.0  # of a request, with its wait for a replica
+# Ray Serve's own are 30, 30 and 600 s: a queue of several volumes is over before it would have started a replica
+_SCALING = {"target_ongoing_requests": 1, "look_back_period_s": 12, "upscale_delay_s": 5, "downscale_delay_s": 60}
 _MODEL_FILES = ("generator.safetensors", "config.yaml", "metrics.json")
 _PATHS = "there are POST /reconstruct, /health and /metrics"
 
 
 @dataclass(frozen=True)
 class HttpOptions:
-    """`listening.connections` requests are in work or wait; others are told to come again (503).
+    """`listening.connections` requests are in work and as many wait; others are told to come again (503).
 
-    `replicas` of the model, up to `max_replicas` while requests wait; `batch_size` slices go through the network at
-    once; `largest` bytes of a volume are taken. `token`: a random one, unless it is given.
+    `cluster` says how many replicas there are and what they take; `largest` bytes of a volume are taken. `token`: a
+    random one, unless it is given.
     """
 
     listening: Listening = field(default_factory=Listening)
-    replicas: int = 1
-    max_replicas: int | None = None
-    batch_size: int = 8
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     largest: int = 2**28
     token: str = field(default_factory=lambda: secrets.token_urlsafe(16), repr=False)
 
     def __post_init__(self) -> None:
-        if self.max_replicas is not None and self.max_replicas < self.replicas:
-            raise InputError(f"--max-replicas {self.max_replicas} is less than --replicas {self.replicas}; raise it")
         if not (self.token.isascii() and self.token.isprintable()) or " " in self.token:
             raise InputError("the token has spaces or other characters than ASCII; choose another LARMOR_HTTP_TOKEN")
 
@@ -75,6 +78,8 @@ class Door:
     def __init__(self, replicas: Any, token: str, largest: int, patience: float) -> None:
         self._replicas, self._token, self._largest, self._patience = replicas, token, largest, patience
         self._counts = Counts()
+        about = "Replicas that take volumes."
+        self._running = Gauge("larmor_serve_replicas", about, registry=self._counts.registry)
 
     async def __call__(self, request: Any) -> Any:
         """A `starlette` request to its response."""
@@ -102,6 +107,7 @@ class Door:
         if method != ("POST" if path == "/reconstruct" else "GET"):
             return refusal(HTTPStatus.METHOD_NOT_ALLOWED, _PATHS)
         if path == "/metrics":
+            self._running.set(await asyncio.to_thread(running_replicas))
             return Answer(int(HTTPStatus.OK), self._counts.text(), CONTENT_TYPE)
         return await self._reconstruct(request)
 
@@ -158,44 +164,83 @@ def http_server(
 ) -> Iterator[str]:
     """Serve a model until the block ends, on the Ray cluster at `address` or one of this machine's own: the URL.
 
-    Raises `InputError` for a model or a place that cannot be used, for a cluster that cannot be reached, and without
-    Ray Serve.
+    Raises `InputError` for a model or a place that cannot be used, for a cluster that cannot be reached, cannot hold
+    the replicas or serves something else already, and without Ray Serve.
     """
-    where = options.listening
+    where, cluster = options.listening, options.cluster
     check_place(where, "nothing that is sent is encrypted")
+    if address and not where.port:
+        raise InputError("--port 0 with --address: which port is free on the head node is not known; name one")
     model = load_model(model_dir, device, trust_code)
     if model.physics.signal.mode == "pet":
         raise InputError(f"{model_dir}: reconstructs PET; serve a model for MRI")
+    if model.physics.signal.guide:
+        raise InputError(
+            f"{model_dir}: sees a second contrast beside each volume (signal.guide), for which a request has no place; "
+            "reconstruct files with `larmor reconstruct --guide`, or serve a model without"
+        )
     port = where.port if address else _free(where.host, where.port)
     with connected(address, [str(place) for place in trust_code or ()]):
         serve = _ray_serve()
+        _check_unused(serve, address)
+        bundles = [_bundle(cluster.serving, device)] * cluster.serving.replicas
+        require_resources(bundles, cluster.wait_seconds, "replicas", "lower replicas or cpus_per_replica")
         http = {"host": where.host, "port": port, "request_timeout_s": _LONGEST_SECONDS}
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        serve.start("HeadOnly", http, logging_config={"enable_access_log": False})
         try:
+            serve.start("HeadOnly", http, logging_config={"enable_access_log": False})
             serve.run(_application(serve, model_dir, options, device, trust_code), name=_APPLICATION)
             yield f"http://{where.host}:{port}"
         finally:
-            if address:  # an instance of one's own ends as a whole
-                serve.delete(_APPLICATION)
+            serve.shutdown()
+
+
+def running_replicas() -> int:
+    """How many replicas of the model take volumes now; 0 where no server runs, or Ray does not answer."""
+    ray: Any = sys.modules.get("ray")  # an import here would read the token's variables before they are set
+    if ray is None or not ray.is_initialized():  # the question would start a cluster
+        return 0
+    try:
+        application = _ray_serve().status().applications.get(_APPLICATION)
+    except ray.exceptions.RayError:
+        return 0
+    found = application.deployments.get(Replica.__name__) if application else None
+    return int(found.replica_states.get("RUNNING", 0)) if found else 0
+
+
+def _check_unused(serve: Any, address: str | None) -> None:
+    """Serve has one port a cluster, so that another's would be taken, and ended with ours."""
+    if serve.status().proxies:
+        raise InputError(
+            f"the Ray cluster at {address} serves already ({', '.join(serve.status().applications) or 'nothing'}), and "
+            "a cluster has one Ray Serve; end that one (`serve shutdown` on the head node), or use another cluster"
+        )
+
+
+def _bundle(serving: ServingConfig, device: str) -> dict[str, float]:
+    """Resources of one replica."""
+    bundle = {"CPU": serving.cpus_per_replica}
+    return {**bundle, "GPU": 1.0} if device.startswith("cuda") else bundle
 
 
 def _application(
     serve: Any, model_dir: Path, options: HttpOptions, device: str, trust_code: Sequence[str | Path] | None
 ) -> Any:
     files = {name: (model_dir / name).read_bytes() for name in _MODEL_FILES if (model_dir / name).is_file()}
-    resources = {"num_cpus": 1, "num_gpus": 1 if device.startswith("cuda") else 0}
-    scale: dict[str, Any] = {"num_replicas": options.replicas}
-    if options.max_replicas is not None:
-        limits = {"min_replicas": options.replicas, "max_replicas": options.max_replicas}
-        scale = {"autoscaling_config": {**limits, "target_ongoing_requests": 1}}
+    serving = options.cluster.serving
+    bundle = _bundle(serving, device)
+    resources = {"num_cpus": bundle["CPU"], "num_gpus": bundle.get("GPU", 0)}
+    scale: dict[str, Any] = {"num_replicas": serving.replicas}
+    if serving.max_replicas is not None:
+        limits = {"min_replicas": serving.replicas, "max_replicas": serving.max_replicas}
+        scale = {"autoscaling_config": {**limits, **_SCALING}}
     replica = serve.deployment(Replica).options(max_ongoing_requests=1, ray_actor_options=resources, **scale)
     trusted = [str(place) for place in trust_code or ()]
     most = options.listening.connections
     door = serve.deployment(Door).options(
         max_ongoing_requests=most, max_queued_requests=most, ray_actor_options={"num_cpus": 0}
     )
-    behind = replica.bind(files, device, options.batch_size, trusted)
+    behind = replica.bind(files, device, serving.batch_size, trusted)
     return door.bind(behind, options.token, options.largest, options.listening.patience)
 
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import io
 import os
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from larmor.cli.app import MODEL, Address, BatchSize, TrustCode
+from larmor.cli.app import MODEL, Address, Runtime, TrustCode
+from larmor.cli.stopping import until_stopped
 from larmor.storage.objects.errors import InputError
+
+if TYPE_CHECKING:
+    from larmor.cluster.experiments.experiment import ClusterConfig
+
+_GLANCE_SECONDS = 2.0  # between two looks at how many replicas there are
 
 commands = typer.Typer(rich_markup_mode=None)
 
@@ -55,28 +61,42 @@ def serve(
             "(LARMOR_HTTP_TOKEN, else a random one).",
         ),
     ] = False,
-    replicas: Annotated[int, typer.Option(min=1, help="Of the model, with --http.")] = 1,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EXPERIMENT",
+            help="With --http: an experiment's file, whose cluster.serving says replicas and batch size.",
+        ),
+    ] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Of the model, with --http; default: 1.")] = None,
     max_replicas: Annotated[
         int | None, typer.Option(min=1, help="With --http: up to so many replicas while requests wait.")
     ] = None,
     largest: Annotated[int, typer.Option(min=1, help="MiB of a volume that are taken, with --http.")] = 256,
-    batch_size: BatchSize = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="With --http: slices that the network takes at once; default: 8.")
+    ] = None,
     address: Address = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    runtime: Runtime = "auto",
     trust_code: TrustCode = None,
 ) -> None:
     """Reconstruct at the scanner, slice by slice: MRD streaming (Gadgetron, FIRE) over TCP, or volumes over HTTP.
 
-    Ctrl-C ends it.
+    Ctrl-C or SIGTERM ends it.
     """
     listening_at = (host, port, connections, patience, unencrypted)
     if http:
         if metrics_port is not None:
             raise InputError("--metrics-port with --http: the metrics are at /metrics of the same port; leave it out")
-        scale = (replicas, max_replicas, batch_size, largest * 2**20)
-        return _serve_http(model_dir, listening_at, scale, address, device, trust_code)
-    if (replicas, max_replicas, address) != (1, None, None):
-        raise InputError("--replicas, --max-replicas and --address are of volumes over HTTP; add --http")
+        from larmor.commands.serve import serving_cluster
+
+        taken = serving_cluster(cluster, replicas=replicas, max_replicas=max_replicas, batch_size=batch_size)
+        return _serve_http(model_dir, listening_at, taken, largest * 2**20, address, device, trust_code)
+    if (cluster, replicas, max_replicas, batch_size, address) != 5 * (None,):
+        raise InputError(
+            "--cluster, --replicas, --max-replicas, --batch-size and --address are of volumes over HTTP; add --http"
+        )
     from larmor.cli.console import console
     from larmor.commands.feedback import Feedback
     from larmor.commands.serve import serve as start
@@ -85,7 +105,7 @@ def serve(
 
     listening = Listening(*listening_at)
     feedback = Feedback(partial(console.print, markup=False))
-    server = start(model_dir, listening, device=device, feedback=feedback, trust_code=trust_code)
+    server = start(model_dir, listening, device=device, feedback=feedback, trust_code=trust_code, runtime=runtime)
     where, number = server.address
     console.print(f"listening at {where}:{number}", markup=False, soft_wrap=True)
     if unencrypted:
@@ -97,9 +117,8 @@ def serve(
             metrics = MetricsServer(server.counts, server.is_alive, metrics_port, metrics_token)
             shown = "the token of LARMOR_METRICS_TOKEN" if metrics_token else f"token {metrics.token}"
             console.print(f"metrics at {metrics.url} ({shown})", markup=False, soft_wrap=True)
-        server.wait()
-    except KeyboardInterrupt:
-        console.print("closed", markup=False)
+        with until_stopped():
+            server.wait()
     finally:
         if metrics:
             metrics.close()
@@ -109,28 +128,32 @@ def serve(
 def _serve_http(
     model_dir: str,
     listening: tuple[str, int, int, float, bool],
-    scale: tuple[int, int | None, int, int],
+    cluster: ClusterConfig,
+    largest: int,
     address: str | None,
     device: str,
     trust_code: list[str] | None,
 ) -> None:
     from larmor.cli.console import console
-    from larmor.cluster.on_ray.http_server import HttpOptions
+    from larmor.cluster.on_ray.http_server import HttpOptions, running_replicas
     from larmor.commands.serve import serve_http
     from larmor.recon.serving.server import Listening
 
     known = os.environ.get("LARMOR_HTTP_TOKEN")  # not an option: others see command lines
-    options = HttpOptions(Listening(*listening), *scale)
+    options = HttpOptions(Listening(*listening), cluster, largest)
     options = replace(options, token=known) if known else options
     with serve_http(model_dir, options, address=address, device=device, trust_code=trust_code) as url:
         shown = "the token of LARMOR_HTTP_TOKEN" if known else f"token {options.token}"
         console.print(f"POST volumes to {url}/reconstruct ({shown})", markup=False, soft_wrap=True)
         if options.listening.unencrypted:
             console.print("Other machines may reach this address; nothing that is sent is encrypted.", markup=False)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            console.print("closed", markup=False)
+        count = cluster.serving.replicas
+        with until_stopped():
+            while True:
+                time.sleep(_GLANCE_SECONDS)
+                if (now := running_replicas()) != count:
+                    count = now
+                    console.print(f"replicas: {count}", markup=False)
 
 
 @commands.command()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from larmor.cli.app import TrustCode
+from larmor.cli.stopping import until_stopped
 
 commands = typer.Typer(rich_markup_mode=None)
 
@@ -52,8 +53,7 @@ def view(
     if open_browser:
         webbrowser.open(server.url)
     try:
-        server.wait()
-    except KeyboardInterrupt:
-        console.print("closed", markup=False)
+        with until_stopped():
+            server.wait()
     finally:
         server.close()

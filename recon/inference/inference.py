@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from larmor.recon.engines.precision import lowered
 from larmor.recon.inference.residual import Residual
+from larmor.recon.networks.guided import takes_guide
 from larmor.recon.physics.coils import coils_of_split
 from larmor.recon.physics.feed import to_device
 from larmor.recon.physics.samples import (
@@ -117,15 +118,19 @@ class Physics:
         low, high = (100 * level for level in self.signal.noise)
         if high:
             words.append(f"noise {high:g} %" if low == high else f"noise {low:g} to {high:g} %")
+        if self.signal.guide:
+            words.append("with a guide")
         return ", ".join(words)
 
 
 def network_method(generator: nn.Module) -> Method:
     """A generator as a method, in the precision of its weights."""
+    guided = takes_guide(generator)
 
     def reconstruct(sample: Sample) -> Tensor:
         dtype = next(generator.parameters()).dtype
-        return generator(*lowered(sample.measurement, dtype)).float()
+        known = sample if guided else replace(sample, guide=None)  # a table may have both kinds
+        return generator(*lowered(known.measurement, dtype)).float()
 
     return reconstruct
 

@@ -101,7 +101,7 @@ class Starts:
 
 def _key(recipe: Recipe, identity: str) -> str:
     parts = [
-        recipe.signal,
+        recipe.signal.model_copy(update={"guide": False}),  # which no start looks at
         recipe.mask,
         recipe.generator.start.model_copy(update={"cache_bytes": 0, "disk_cache_bytes": 0}),
     ]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,11 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from larmor.cluster.on_ray.http_server import Door, HttpOptions, http_server
+from larmor.cluster.experiments.experiment import ClusterConfig
+from larmor.cluster.experiments.serving_config import ServingConfig
+from larmor.cluster.on_ray.http_server import Door, HttpOptions, http_server, running_replicas
 from larmor.commands.models import reconstruct
+from larmor.commands.serve import serving_cluster
 from larmor.recon.serving.server import Listening
 from larmor.recon.serving.uploads import Answer, Upload
 from larmor.storage.objects.errors import InputError
@@ -122,17 +128,33 @@ def figures(text: str) -> dict[str, float]:
     return {name: found[f"larmor_serve_{name}_total"] for name in ("slices", "errors")}
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"replicas": 3, "max_replicas": 2}, "--max-replicas 2 is less than --replicas 3"),
-        ({"token": "a b"}, "the token has spaces"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(changes: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(InputError, match=sentence):
-        HttpOptions(**changes)
+def test_a_token_that_cannot_be_sent_is_refused() -> None:
+    with pytest.raises(InputError, match="the token has spaces"):
+        HttpOptions(token="a b")
     assert TOKEN not in repr(HttpOptions(token=TOKEN))
+
+
+class TestCluster:
+    """Replicas and batches: of the experiment's file, or of the command line in their place."""
+
+    @pytest.fixture
+    def experiment(self, tmp_path: Path) -> str:
+        path = tmp_path / "mine.yaml"
+        path.write_text("cluster: {wait_seconds: 7, serving: {replicas: 2, max_replicas: 4, cpus_per_replica: 0.5}}\n")
+        return str(path)
+
+    def test_the_file_says_it_and_the_command_line_goes_before(self, experiment: str) -> None:
+        assert serving_cluster(None) == ClusterConfig()
+        found = serving_cluster(experiment, batch_size=2, replicas=None)
+        assert (found.wait_seconds, found.serving.model_dump()) == (
+            7,
+            {"replicas": 2, "max_replicas": 4, "cpus_per_replica": 0.5, "batch_size": 2},
+        )
+        assert serving_cluster(experiment, replicas=3).serving.replicas == 3
+
+    def test_limits_that_cross_are_refused(self, experiment: str) -> None:
+        with pytest.raises(InputError, match="max_replicas=4 is less than replicas=5; raise it"):
+            serving_cluster(experiment, replicas=5)
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +206,32 @@ class TestRayServe:
         assert requests.post(f"{url}/reconstruct", bytes(2**20 + 1), headers=KNOWN, timeout=60).status_code == 413
         counted = figures(requests.get(f"{url}/metrics", headers=KNOWN, timeout=60).text)
         assert counted == {"slices": expected.shape[1], "errors": 3}
+
+
+@pytest.mark.slow
+def test_a_second_replica_comes_while_volumes_wait_and_gives_the_same(places: dict[str, Path]) -> None:
+    serving = ServingConfig(max_replicas=2, cpus_per_replica=0.5)
+    options = HttpOptions(Listening(port=0), ClusterConfig(serving=serving), token=TOKEN)
+    content = places["head"].read_bytes()
+    most, answers, over = 0, set(), threading.Event()
+
+    def send(url: str) -> None:
+        while not over.is_set():
+            answered = requests.post(f"{url}/reconstruct?suffix=.nii.gz", content, headers=KNOWN, timeout=120)
+            answers.add((answered.status_code, gzip.decompress(answered.content)))
+
+    with http_server(places["model"], options) as url, ThreadPoolExecutor(6) as threads:
+        assert running_replicas() == 1
+        sent = [threads.submit(send, url) for _ in range(6)]
+        for _ in range(90):
+            if (most := max(most, running_replicas())) == 2:
+                break
+            time.sleep(1)
+        time.sleep(3)  # so that the second takes volumes too
+        shown = requests.get(f"{url}/metrics", headers=KNOWN, timeout=60).text
+        over.set()
+        for one in sent:
+            one.result()
+    assert most == 2
+    assert "larmor_serve_replicas 2.0" in shown
+    assert [status for status, _ in answers] == [200]  # one answer, whoever gave it
