@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,31 +41,53 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
     "gan_resnet50": {},
     "larmor": {"system": "larmor", "generator": {"start": {"method": "none"}}},  # a start is made once, and kept
 }
-SWITCHES: Mapping[str, Mapping[str, Any]] = {
-    "as it is": {},
-    "channels_last": {"training": {"channels_last": True}},
-    "compile": {"training": {"compile": True}},
-    "cuda_graphs": {"training": {"cuda_graphs": True}},
-    "no norms": {"generator": {"norm": "none"}, "critic": {"norm": "none"}},
-    "channels_last, compile": {"training": {"channels_last": True, "compile": True}},
-    "channels_last, compile, cuda_graphs": {"training": {"channels_last": True, "compile": True, "cuda_graphs": True}},
-    "all, no norms": {
-        "generator": {"norm": "none"},
-        "critic": {"norm": "none"},
-        "training": {"channels_last": True, "compile": True, "cuda_graphs": True},
-    },
+
+
+class Switch(NamedTuple):
+    """Settings, and what the script does by itself because no experiment may: whole steps as CUDA graphs of compiled
+    networks, and `torch.compile` with CUDA graphs of its own (`reduce-overhead`), which DeepSpeed and several workers
+    could use too."""
+
+    norms: bool = True
+    channels_last: bool = False
+    compiled: bool = False
+    recorded: bool = False
+    graphs_of_passes: bool = False
+
+
+SWITCHES: Mapping[str, Switch] = {
+    "as it is": Switch(),
+    "channels_last": Switch(channels_last=True),
+    "compile": Switch(compiled=True),
+    "cuda_graphs": Switch(recorded=True),
+    "no norms": Switch(norms=False),
+    "channels_last, compile": Switch(channels_last=True, compiled=True),
+    "channels_last, reduce-overhead": Switch(channels_last=True, graphs_of_passes=True),
+    "channels_last, compile, cuda_graphs": Switch(channels_last=True, compiled=True, recorded=True),
+    "all, no norms": Switch(norms=False, channels_last=True, compiled=True, recorded=True),
 }
 _WARM_UP, _MEASURED = 6, 6  # steps; the fourth is recorded where CUDA graphs are wanted
 
 
-def recipe_of(system: str, switch: str, micro_batch: int, size: Sequence[int], **training: Any) -> Recipe:
+def recipe_of(
+    system: str, switch: str, micro_batch: int, size: Sequence[int], width: int | None = None, **training: Any
+) -> Recipe:
+    chosen = SWITCHES[switch]
     base: dict[str, Any] = {
         "data": {"crop": tuple(size)},
         "mask": {"kind": "gaussian2d", "sampling_ratio": 0.3},
         "critic": {"steps": 1},
         "training": {"global_batch_size": micro_batch, "zero_stage": 0, "backend": "plain", **training},
     }
-    return Recipe.model_validate(merged(merged(base, SYSTEMS[system]), SWITCHES[switch]))
+    without: dict[str, Any] = {} if chosen.norms else {"generator": {"norm": "none"}, "critic": {"norm": "none"}}
+    narrow: dict[str, Any] = {"generator": {"width": width}, "critic": {"width": width}} if width else {}
+    recipe = Recipe.model_validate(merged(merged(merged(base, SYSTEMS[system]), without), narrow))
+    switched = {
+        "channels_last": chosen.channels_last,
+        "compile": chosen.compiled,
+        "cuda_graphs": chosen.recorded,  # an experiment may not have both
+    }
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=switched)})
 
 
 def batch_of(recipe: Recipe, micro_batch: int) -> Batch:
@@ -120,19 +142,6 @@ def updated(module: nn.Module, config: OptimizerConfig, clip: float | None, fuse
     return counting.costs
 
 
-EXPECTED: Sequence[tuple[str, str, Layout, bool, bool]] = (
-    ("as it is", "as it is", "planes", False, False),
-    ("channels_last", "as it is", "channels_last", False, False),
-    ("cuda_graphs", "as it is", "planes", False, True),
-    ("compile", "as it is", "planes", True, False),
-    ("no norms", "no norms", "planes", False, False),
-    ("channels_last, compile", "as it is", "channels_last_norms", True, False),
-    ("channels_last, compile, cuda_graphs", "as it is", "channels_last_norms", True, True),
-    ("all, no norms", "no norms", "channels_last_norms", True, True),
-)
-"""Title, switch of the networks, layout, fused, recorded."""
-
-
 def expect(options: argparse.Namespace) -> None:
     print(f"torch {torch.__version__}, no GPU: counted, not measured; an operator's launch {LAUNCH * 1e6:g} µs")
     for system in options.systems:
@@ -140,15 +149,22 @@ def expect(options: argparse.Namespace) -> None:
             print(f"\n**{system}, {_size(options)}, micro-batches of {micro_batch}**\n")
             print("| | GFLOP/image | GB/image | launches | device ms | host ms | ms/image | of peak |")
             print("|---|---|---|---|---|---|---|---|")
-            found: dict[tuple[str, Layout, bool], Costs] = {}
-            for title, switch, layout, fused, recorded in EXPECTED:
-                key = (switch, layout, fused)
-                if key not in found:
-                    recipe = recipe_of(system, switch, micro_batch, options.size)
-                    found[key] = counted(recipe, layout, fused)
+            found: dict[tuple[bool, Layout, bool], Costs] = {}
+            for title in options.switches or SWITCHES:
+                switch = SWITCHES[title]
+                fused = switch.compiled or switch.graphs_of_passes
+                layout: Layout = "planes"
+                if switch.channels_last:  # norms of a compiler take any layout
+                    layout = "channels_last_norms" if fused else "channels_last"
+                if (key := (switch.norms, layout, fused)) not in found:
+                    plain = "as it is" if switch.norms else "no norms"
+                    found[key] = counted(
+                        recipe_of(system, plain, micro_batch, options.size, options.width), layout, fused
+                    )
+                recorded = switch.recorded or switch.graphs_of_passes
                 print(_row(title, found[key], micro_batch, recorded), flush=True)
             if options.operators:
-                _print_kinds(found["as it is", "planes", False], micro_batch)
+                _print_kinds(next(iter(found.values())), micro_batch)
 
 
 def _row(title: str, costs: Costs, images: int, recorded: bool) -> str:
@@ -173,12 +189,19 @@ def _print_kinds(costs: Costs, images: int) -> None:
 # on a GPU
 
 
-def measured(recipe: Recipe, device: torch.device, wait: Callable[[], None]) -> tuple[float, float, int]:
+def measured(
+    recipe: Recipe, device: torch.device, wait: Callable[[], None], graphs_of_passes: bool = False
+) -> tuple[float, float, int]:
     """Seconds of a step, seconds until the host has launched it, and how often a step makes the host wait."""
     batch = batch_of(recipe, recipe.training.global_batch_size)
     gan = Gan(recipe, device)
+    if graphs_of_passes:
+        for engine in gan.engines.values():
+            engine.module.compile(dynamic=False, mode="reduce-overhead")
 
     def step(number: int) -> None:
+        if graphs_of_passes:
+            torch.compiler.cudagraph_mark_step_begin()
         gan.set_learning_rates(number)
         samples: list[Sample] = [prepare(batch, recipe.data.crop, recipe.mask, device, signal=recipe.signal)]
         gan.train_critics(samples, number)
@@ -225,6 +248,8 @@ def measure(options: argparse.Namespace, device: torch.device) -> None:
             print("|---|---|---|---|---|---|---|---|")
             for switch in options.switches or SWITCHES:
                 for engine in options.engines:
+                    if engine == "deepspeed" and SWITCHES[switch].recorded:
+                        continue  # its step has conditions and counters on the host, which no graph repeats
                     if time.monotonic() < ends:
                         print(_measured_row(options, device, system, switch, engine, micro_batch), flush=True)
 
@@ -239,8 +264,18 @@ def _measured_row(
         torch.cuda.reset_peak_memory_stats(device)
     torch.compiler.reset()
     try:
-        recipe = recipe_of(system, switch, micro_batch, options.size, backend=engine, dtype=options.dtype)
-        seconds, launched, waits = measured(recipe, device, wait)
+        stage = 1 if engine == "deepspeed" else 0  # in stage 0 DeepSpeed looks at every gradient on the host
+        recipe = recipe_of(
+            system,
+            switch,
+            micro_batch,
+            options.size,
+            options.width,
+            backend=engine,
+            dtype=options.dtype,
+            zero_stage=stage,
+        )
+        seconds, launched, waits = measured(recipe, device, wait, SWITCHES[switch].graphs_of_passes)
     except Exception as error:  # a row that cannot be made must not cost the others
         return f"| {switch} | {engine} | {type(error).__name__}: {str(error).splitlines()[0][:90]} | | | | | |"
     rate = flops_per_step(recipe) / seconds
@@ -263,7 +298,8 @@ def main() -> None:
     parser.add_argument("--switches", nargs="*", choices=SWITCHES, default=[], help="measure these alone")
     parser.add_argument("--engines", nargs="*", choices=("plain", "deepspeed"), default=["plain", "deepspeed"])
     parser.add_argument("--micro-batches", nargs="*", type=int, default=[16, 64])
-    parser.add_argument("--size", nargs=2, type=int, default=[256, 256])
+    parser.add_argument("--size", nargs=2, type=int, default=[256, 256], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--width", type=int, help="channels of the first layer of generator and critic")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--operators", action="store_true", help="also what each kind of operator costs (counted)")
     parser.add_argument("--minutes", type=float, default=9.0, help="start no row later than that")

@@ -26,6 +26,7 @@ from larmor.recon.engines.engine_state import (
     state_kind,
     write_part,
 )
+from larmor.recon.engines.layout import put_weights_in_order
 from larmor.recon.engines.optimizers import build_optimizer, parameter_groups
 from larmor.recon.engines.precision import lower_buffers, lowered
 from larmor.recon.recipe.settings import OptimizerConfig
@@ -51,6 +52,7 @@ class DeepSpeedEngine:
         _forget_groups_that_are_gone(deepspeed)
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; `device_rank` is what it uses
         index = device.index if device.index is not None else _current_device_index(device)
+        put_weights_in_order(module)
         groups = parameter_groups(module, clip)
         self._groups: list[list[nn.Parameter]] = [list(group["params"]) for group in groups]  # ZeRO replaces them
         self._base_optimizer = build_optimizer(groups, optimizer_config, clip)

@@ -68,8 +68,13 @@ class TrainingConfig(BaseModel):
         1, description="how much DeepSpeed's ZeRO divides among the workers: 0 is nothing, 3 is everything"
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="numbers that the networks compute with")
-    channels_last: bool = Field(False, description="memory layout of the networks; not faster everywhere: measure it")
-    compile: bool = Field(False, description="torch.compile both networks; needs a C++ compiler, takes a minute")
+    channels_last: bool = Field(
+        False,
+        description="images with the channels last in memory, which tensor cores want; not always faster",
+    )
+    compile: bool = Field(
+        False, description="torch.compile both networks; takes a minute, and does nothing where no compiler is"
+    )
     cuda_graphs: bool = Field(
         False,
         description="on a GPU, replay whole steps as CUDA graphs: faster wherever launching kernels is what takes "

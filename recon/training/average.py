@@ -30,10 +30,13 @@ class AveragedWeights:
         """Take in the weights after step `number`, from 0. Whatever is not a floating-point number is copied."""
         decay = self._decay if self._continues else min(self._decay, (1 + number) / (10 + number))
         values = network.state_dict()
+        averages, taken = [], []
         for name, average in self.module.state_dict().items():
             if name not in self._names:
                 continue
             if average.is_floating_point():
-                average.lerp_(values[name].to(average.dtype), 1 - decay)
+                averages.append(average)
+                taken.append(values[name].to(average.dtype))
             else:
                 average.copy_(values[name])
+        torch._foreach_lerp_(averages, taken, 1 - decay)  # on a GPU a few launches for all, as optimisers do it

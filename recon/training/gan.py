@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from larmor.recon.engines.build import build_engine
+from larmor.recon.engines.compiled import compile_networks
 from larmor.recon.engines.engine import Engine, EngineSettings
 from larmor.recon.engines.optimizers import inside
 from larmor.recon.networks.networks import build_critic, build_generator, trained_part
@@ -64,8 +65,7 @@ class Gan:
             Critic(role, build_one(network), recipe) for role, network in zip(roles, networks[1:], strict=True)
         ]
         if config.compile:
-            for engine in self.engines.values():
-                engine.module.compile()
+            compile_networks((engine.module for engine in self.engines.values()), device)
         self._graphs = self._make_graphs(device) if recorded else {}
 
     @property
