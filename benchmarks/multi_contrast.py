@@ -142,7 +142,8 @@ def table(folder: Path, cell: str, seeds: int, every: int) -> list[str]:
         ("larmor trained with guides of other persons", "other", other),
         ("larmor with the guide, tested with that of another person", "guide", other),
     ):
-        lines.append(row(title, [found[model.name] for model in models[kind]]))
+        if models[kind]:
+            lines.append(row(title, [found[model.name] for model in models[kind]]))
     return lines
 
 
@@ -152,8 +153,8 @@ def rated(
     """The means of each method, and of each model by its folder's name."""
     options = EvaluateOptions(methods=methods, every=every)
     (result,) = evaluate(models, str(folder / data), options, to=folder / "tables" / f"{models[0].name}-{data}").tables
-    names = {f"({model.name})": model.name for model in models}
-    return {names.get(method.split(" ")[-1], method): result.mean(method) for method in result.methods}
+    names = [*result.methods[: -len(models)], *(model.name for model in models)]  # models come last, in their order
+    return dict(zip(names, map(result.mean, result.methods), strict=True))
 
 
 def row(title: str, means: Sequence[Mapping[str, float]]) -> str:
