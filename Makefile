@@ -8,7 +8,7 @@ VENV := .venv
 DEMO := build/demo
 LARMOR := $(VENV)/bin/larmor
 
-.PHONY: install demo test docs clean
+.PHONY: install demo test azurite docs clean
 
 install: $(VENV)/.installed
 
@@ -42,6 +42,9 @@ test: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+azurite:  # Azure's emulator, for the tests of az:// (needs npm)
+	npm install --prefix build/azurite --no-audit --no-fund azurite@3.35.0
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from larmor.storage.objects.embedded_store import EmbeddedStore
+from tests import cloud_servers
 from tests.faulty_proxy import FaultyProxy, proxied_environment
 
 
@@ -82,3 +83,29 @@ def faulty_proxy(
             monkeypatch.setenv(name, value)
         S3FileSystem.clear_instance_cache()
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def google_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment in which clients find one Google Cloud Storage for the whole run. Sets nothing globally."""
+    with cloud_servers.google_server(tmp_path_factory.mktemp("google") / "log") as environment:
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def azure_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment in which clients find one Azure Blob Storage for the whole run. Sets nothing globally."""
+    with cloud_servers.azure_server(tmp_path_factory.mktemp("azure") / "log") as environment:
+        yield environment
+
+
+@pytest.fixture
+def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """A function that leads the URLs of one protocol (gs, az) to its server: the bucket's URL."""
+
+    def lead(protocol: str) -> str:
+        server = request.getfixturevalue("google_server" if protocol == "gs" else "azure_server")
+        cloud_servers.use_only(server, monkeypatch)
+        return f"{protocol}://{cloud_servers.BUCKET}"
+
+    return lead

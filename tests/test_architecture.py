@@ -26,6 +26,8 @@ HOMES = {
     "s3fs": ("storage/",),
     "huggingface_hub": ("storage/objects/hub_files.py",),
     "botocore": ("storage/",),
+    "google": ("storage/objects/google_storage.py",),
+    "azure": ("storage/objects/azure_blobs.py",),
     "boto3": (),
     "pickle": (),
 }

@@ -720,6 +720,12 @@ class TestSweepAndStore:
                 check_message(outcome.err, *parts)
                 assert not (tmp_path / "home" / "store" / "data").exists()
 
+    def test_manifests_over_somebody_elses_files(self, refused: Refused, tmp_path: Path) -> None:
+        (tmp_path / "base").mkdir()
+        (tmp_path / "base" / "quotas.yaml").touch()
+        refused(("kubernetes", "--to", "base"), "--to base", "not an empty folder", "name a new one")
+        refused(("kubernetes",), "--to")
+
     def test_a_bucket_name_that_s3_does_not_know(self, refused: Refused) -> None:
         refused(("store", "start", "--bucket", "My_Bucket"), "'My_Bucket'", "lower-case letters")
 

@@ -118,7 +118,7 @@ def test_commands_in_running_text_exist(document: Path) -> None:
 
 
 def test_every_shipped_experiment_is_named_and_no_other() -> None:
-    named = set(re.findall(r"`(laptop|pet|tigan|paper_\w+)`", README))
+    named = set(re.findall(r"`(fast|laptop|pet|tigan|paper_\w+)`", README))
     assert named == set(shipped_experiments())
     assert set(re.findall(r"paper_\w+", README)) <= named
 

@@ -44,6 +44,8 @@ DATA = {
     "py.typed",
     "tuning/report/report.html",
     "cluster/experiments/laptop.yaml",
+    "cluster/on_ray/kubernetes/base/network-policy.yaml",
+    "cluster/on_ray/kubernetes/monitoring/dashboard.json",
     "recon/inference/slices.js",
     "recon/inference/slices.css",
     "recon/viewing/niivue.umd.js.gz",

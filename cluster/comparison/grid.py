@@ -176,7 +176,7 @@ def fill(
     """
     data = DataConfig(url=data_url, memory_cache_bytes=0, disk_cache_bytes=0)
     first = next(iter(experiments(grid, cells(grid)[0], name, data_url, output_url).values()))
-    with contextlib.closing(open_reader(data, "test", with_maps=first.signal.needs_maps)) as reader:
+    with contextlib.closing(open_reader(data, "test", **first.signal.beside)) as reader:
         place = CellPlace(reader, folder, device, say)
         options = CellOptions(grid.classical, grid.noises, grid.every, grid.keep_runs, overwrite)
         filled = [
@@ -233,7 +233,9 @@ def _about(filled: Sequence[FilledCell]) -> str:
         if " (seed " in name:
             continue
         with torch.device("meta"):  # only counted
-            generator = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack)
+            generator = build_generator(
+                recipe.generator, recipe.signal.channels, recipe.data.stack, recipe.signal.guide
+            )
             critics = [build_critic(recipe.critic, recipe.critic_channels) for _ in recipe.loss.critics]
         row = [name, recipe.generator.name, str(recipe.generator.width), _millions(generator)]
         row.append(f"{flops_per_image(recipe) / 1e9:.2f}")

@@ -20,6 +20,7 @@ _BY_SECTION: Mapping[str, Mapping[str, str]] = {
         "read_threads": "requests",
         "block_bytes": "bytes",
         "shuffle_bytes": "bytes",
+        "lanes": "lanes",
         "read_ahead_bytes": "bytes",
         "memory_cache_bytes": "bytes",
         "disk_cache_bytes": "bytes",

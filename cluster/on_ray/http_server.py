@@ -174,6 +174,11 @@ def http_server(
     model = load_model(model_dir, device, trust_code)
     if model.physics.signal.mode == "pet":
         raise InputError(f"{model_dir}: reconstructs PET; serve a model for MRI")
+    if model.physics.signal.guide:
+        raise InputError(
+            f"{model_dir}: sees a second contrast beside each volume (signal.guide), for which a request has no place; "
+            "reconstruct files with `larmor reconstruct --guide`, or serve a model without"
+        )
     port = where.port if address else _free(where.host, where.port)
     with connected(address, [str(place) for place in trust_code or ()]):
         serve = _ray_serve()

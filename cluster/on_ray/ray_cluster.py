@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,15 +28,17 @@ _HOOK = "larmor.cluster.on_ray.network.use_the_nodes_interface"  # by name: ray:
 
 
 @contextlib.contextmanager
-def connected(address: str | None, code: Sequence[str] = ()) -> Iterator[None]:
+def connected(
+    address: str | None, code: Sequence[str] = (), say: Callable[[str], None] = lambda text: None
+) -> Iterator[None]:
     """Connect to the Ray cluster at `address`, or start one of this machine's own and stop it at the end.
 
-    The own instance listens on 127.0.0.1 only and asks for a token. Its dashboard runs, since Ray looks
+    The own instance asks for a token, and its dashboard listens on 127.0.0.1 only. This dashboard runs, since Ray looks
     finished placement groups up there: without it every training ends 11 s later, and a stopped trial
     keeps its resources.
 
     `code`, folders and .py files of the user's own, goes to the workers of a running cluster; those on this machine
-    find it where it lies.
+    find it where it lies. `say` is told where the dashboard is, and which file has its token.
 
     Raises `InputError` if the cluster cannot be reached.
     """
@@ -60,14 +62,14 @@ def connected(address: str | None, code: Sequence[str] = ()) -> Iterator[None]:
             own = {"worker_process_setup_hook": _HOOK, **_own_source(Path(folder), code)}
             options["runtime_env"] = {"env_vars": worker_environment(), **own}
             try:
-                ray.init(address=address, **options)
+                context = ray.init(address=address, **options)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise InputError(
                     f"the Ray cluster at {address} cannot be reached ({error}); is it running, and does it require "
                     "a token other than the one in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH?"
                 ) from error
     else:
-        ray.init(
+        context = ray.init(
             address="local",
             include_dashboard=True,
             dashboard_host="127.0.0.1",
@@ -76,6 +78,8 @@ def connected(address: str | None, code: Sequence[str] = ()) -> Iterator[None]:
             object_store_memory=128 * 2**20,  # batches never pass through Ray's object store
             **options,
         )
+    if context.dashboard_url:
+        say(f"dashboard: {describe_dashboard(context.dashboard_url)}")
     orderly = True
     try:
         yield
@@ -85,6 +89,16 @@ def connected(address: str | None, code: Sequence[str] = ()) -> Iterator[None]:
     finally:
         if orderly:
             ray.shutdown()
+
+
+def describe_dashboard(url: str) -> str:
+    """Its address, and where its token is; never the token."""
+    where = url if "://" in url else f"http://{url}"
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return where
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return f"{where} (token: the value of RAY_AUTH_TOKEN)"
+    return f"{where} (token: in {os.environ.get('RAY_AUTH_TOKEN_PATH') or _usual_token_file()})"
 
 
 def leave_at_once(code: int) -> NoReturn:
@@ -173,12 +187,16 @@ def use_known_token() -> str | None:
     if not known and (given := os.environ.get("RAY_AUTH_TOKEN_PATH")):
         _require_token(given)
         known = Path(given).expanduser().read_text().strip()
-    file = Path.home() / ".ray" / "auth_token"
+    file = _usual_token_file()
     if not known and file.is_file():
         known = file.read_text().strip()
     if known:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     return known or None
+
+
+def _usual_token_file() -> Path:
+    return Path.home() / ".ray" / "auth_token"
 
 
 def _own_source(folder: Path, code: Sequence[str]) -> dict[str, Any]:

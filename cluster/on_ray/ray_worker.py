@@ -8,6 +8,7 @@ import torch
 
 from larmor.cluster.experiments.experiment import Experiment, build
 from larmor.cluster.on_ray.attempt import AttemptEnd, WorkConfig
+from larmor.cluster.on_ray.ray_gauges import set_ray_gauge
 from larmor.cluster.runs.lease import LeaseLost
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.cluster.worker.ranks import Ranks
@@ -42,7 +43,7 @@ def work(config: WorkConfig) -> AttemptEnd:
     # with these errors every rank ends, at the same step; an exception would make Ray start them all again
     try:
         ranks, device = Ranks(), ray.train.torch.get_device()
-        tracking = Tracking(experiment, run)
+        tracking = Tracking(experiment, run, set_gauge=set_ray_gauge)
         worker = RunWorker(ranks, run, experiment.training, device, request, preemption_notice, tracking=tracking)
         with worker.watched(cluster.hang_seconds), contextlib.closing(ranks), worker:
             finished = train_recipe(experiment, worker)

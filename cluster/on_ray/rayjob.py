@@ -14,6 +14,7 @@ from larmor.cluster.experiments.experiment import Experiment
 from larmor.cluster.on_ray.jobs import job_name
 from larmor.storage.objects.default_store import EMBEDDED_BUCKET
 from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.urls import is_remote
 
 Manifest = dict[str, Any]
 _NODE_SECONDS = 900  # that a GPU node may take to come
@@ -186,11 +187,11 @@ def _kubernetes_name(name: str) -> str:
 def _check(experiment: Experiment, options: RayJobOptions) -> None:
     for key, url in (("data.url", experiment.data.url), ("output_url", experiment.output_url)):
         place = urlsplit(url)
-        if place.scheme != "s3":
+        if not is_remote(url):
             raise InputError(
                 f"{key}={url}: a pod does not see this machine's files; name a place in your bucket, s3://…"
             )
-        if place.netloc == EMBEDDED_BUCKET and not options.endpoint:
+        if place.scheme == "s3" and place.netloc == EMBEDDED_BUCKET and not options.endpoint:
             raise InputError(
                 f"{key}={url}: the bucket '{EMBEDDED_BUCKET}' is that of the embedded store, which listens on this "
                 "machine alone; name your own bucket, or the store that has this one with --endpoint-url"

@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
+from operator import lt
 from pathlib import Path
+from typing import TypeVar
 
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.parallel import run_in_threads
@@ -19,6 +21,9 @@ from larmor.storage.objects.parallel import run_in_threads
 _STEPS = 2000  # of an object
 _THREADS = 8
 _FOLDER = "history"
+_DIGITS = 8  # of an object's name, which then sort as their steps do
+
+R = TypeVar("R")
 
 Rows = dict[int, dict[str, float]]
 
@@ -39,18 +44,37 @@ class HistoryWriter:
         for last, part in groupby(rows, key=lambda row: -(-int(row["step"]) // self._steps) * self._steps):
             path = f"{_FOLDER}/{last:08d}.json"
             if path != self._path:
-                self._path, self._rows = path, _read(self._store, path)
+                self._path, self._rows = path, {int(row["step"]): row for row in _read(self._store, path)}
             _merge(self._rows, part)
             self._write(path, json.dumps([self._rows[step] for step in sorted(self._rows)]).encode())
 
 
 def read_history(store: ObjectStore, after: int = 0) -> list[dict[str, float]]:
-    """Rows of all steps beyond `after`, in order; a step that was replayed counts once."""
-    paths = [path for path in store.list(_FOLDER) if int(Path(path).stem) > after]
-    rows: Rows = {}
-    for part in run_in_threads(lambda path: _read(store, path), paths, _THREADS):
-        _merge(rows, part.values())
-    return [rows[step] for step in sorted(rows) if step > after]
+    """Rows of all steps beyond `after`, in order; a step that was replayed counts once.
+
+    Costs one listing of the objects that hold them, and these.
+    """
+    rows: list[dict[str, float]] = []
+    for part in read_parts(store, after, lambda part: part):
+        if rows and part and part[0]["step"] <= rows[-1]["step"]:  # objects of earlier versions, after a restart
+            rows = _in_order([*rows, *part])
+        else:
+            rows += part
+    return [row for row in rows if row["step"] > after] if after else rows
+
+
+def read_parts(store: ObjectStore, after: int, make: Callable[[list[dict[str, float]]], R]) -> list[R]:
+    """What `make` makes of the rows of each object with steps beyond `after`, in order."""
+    first = f"{_FOLDER}/{after:08d}.json" if 0 < after < 10**_DIGITS else ""
+    paths = [path for path in store.list(_FOLDER, False, first) if int(Path(path).stem) > after]
+    return run_in_threads(lambda path: make(_read(store, path)), paths, _THREADS)
+
+
+def _in_order(rows: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Each step once, ascending; of a step that comes twice the later figures."""
+    found: Rows = {}
+    _merge(found, rows)
+    return [found[step] for step in sorted(found)]
 
 
 def _merge(rows: Rows, more: Iterable[Mapping[str, float]]) -> None:
@@ -59,11 +83,11 @@ def _merge(rows: Rows, more: Iterable[Mapping[str, float]]) -> None:
         rows[step] = {**rows.get(step, {}), **row}
 
 
-def _read(store: ObjectStore, path: str) -> Rows:
+def _read(store: ObjectStore, path: str) -> list[dict[str, float]]:
+    """The rows of an object, ascending; none if it is not there."""
     try:
-        content = json.loads(store.read(path))
+        rows: list[dict[str, float]] = json.loads(store.read(path))
     except FileNotFoundError:
-        return {}
-    rows: Rows = {}
-    _merge(rows, content)
-    return rows
+        return []
+    steps = [row["step"] for row in rows]
+    return rows if all(map(lt, steps, steps[1:])) else _in_order(rows)

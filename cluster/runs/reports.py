@@ -128,7 +128,7 @@ def last_report(store: ObjectStore) -> Report | None:
 
 def new_reports(store: ObjectStore) -> Callable[[], list[Report]]:
     """A function that returns the reports which it has not returned before; of what was there at first, none."""
-    seen = len(_content(store, 0))
+    seen = store.size(NEWEST) if store.exists(NEWEST) else 0
 
     def fetch() -> list[Report]:
         nonlocal seen

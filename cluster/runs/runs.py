@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-import yaml
-
 from larmor.cluster.runs.attempts import first_and_last
 from larmor.cluster.runs.lease import Lease, Owner, newest
 from larmor.cluster.runs.origin import metric_of
 from larmor.cluster.runs.reports import last_report
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.fast_yaml import load_yaml
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.parallel import run_in_threads
 from larmor.storage.objects.text_table import aligned
@@ -74,7 +73,7 @@ def find_runs(url: str, now: float | None = None) -> list[RunSummary]:
 
 def summarise(run: RunFolder, now: float | None = None) -> RunSummary:
     """The row of one run."""
-    config = yaml.safe_load(run.config_yaml())["training"]
+    config = load_yaml(run.config_yaml())["training"]
     report, attempts, failure = last_report(run.store), first_and_last(run.store), run.failure()
     metric = config["best_metric"]
     try:

@@ -31,16 +31,22 @@ class Checkpoints:
 
     All ranks call `save`, `flush` and `restore` in the same order. `blocked_seconds` is for how long saving has kept
     the training waiting, `upload_seconds` how long the uploads took beside it. Local copies lie in `scratch`; ranks
-    exchange files through `device`.
+    exchange files through `device`. `published` is called on rank 0 after each, in the thread of the upload.
     """
 
     def __init__(
-        self, run: RunFolder, ranks: Ranks, scratch: Scratch, device: torch.device, retention: Retention
+        self,
+        run: RunFolder,
+        ranks: Ranks,
+        scratch: Scratch,
+        device: torch.device,
+        retention: Retention,
+        published: Callable[[], None] = lambda: None,
     ) -> None:
         self.blocked_seconds = 0.0
         self.upload_seconds = 0.0
         self._run, self._ranks, self._scratch = run, ranks, scratch
-        self._device, self._retention = device, retention
+        self._device, self._retention, self._tell_published = device, retention, published
         self._upload: Upload | None = None
 
     def save(
@@ -66,7 +72,9 @@ class Checkpoints:
             raise
         checkpoint = Checkpoint(folder, step, metrics, {})
         rank, world_size = self._ranks.rank, self._ranks.world_size
-        self._upload = Upload(self._run, local, checkpoint, rank, world_size, self._retention, before_publishing)
+        self._upload = Upload(
+            self._run, local, checkpoint, rank, world_size, self._retention, before_publishing, self._tell_published
+        )
         self.blocked_seconds += time.perf_counter() - began
 
     def flush(self) -> None:

@@ -45,13 +45,14 @@ class Upload:
         world_size: int,
         retention: Retention,
         before_publishing: Callable[[], None] = lambda: None,
+        published: Callable[[], None] = lambda: None,
     ) -> None:
-        """Takes over the folder `local`, and removes it. `before_publishing` is called in the thread, on rank 0."""
+        """Takes over the folder `local`, and removes it. The two functions are called in the thread, on rank 0."""
         self.error: Exception | None = None
         self.seconds = 0.0
         self._run, self._local, self._checkpoint = run, local, checkpoint
         self._rank, self._world_size, self._retention = rank, world_size, retention
-        self._before_publishing = before_publishing
+        self._before_publishing, self._published = before_publishing, published
         self._sent, self._abandoned = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="larmor-upload", daemon=True)
         self._thread.start()
@@ -108,5 +109,6 @@ class Upload:
             pause = min(2 * pause, _LONGEST_PAUSE)
         self._before_publishing()
         self._run.publish(dataclasses.replace(self._checkpoint, files=files))
+        self._published()
         keep = self._retention
         self._run.prune(keep.newest, keep.best, keep.metric, keep.higher_is_better)

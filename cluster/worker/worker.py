@@ -60,7 +60,7 @@ class RunWorker:
         metric, higher = config.best_metric, find_metric(config.best_metric).higher_is_better
         retention = Retention(config.keep_checkpoints, config.keep_best, f"val/{metric}", higher)
         self._scratch = Scratch()
-        self.checkpoints = Checkpoints(run, ranks, self._scratch, device, retention)
+        self.checkpoints = Checkpoints(run, ranks, self._scratch, device, retention, self._published)
         self._began = time.time()
         self._asked = 0.0
         self._reports: Reports | None = None
@@ -135,7 +135,11 @@ class RunWorker:
             self._run.store, attempt, self._scratch.folder(), write_history=self._run.write_history, tell=tell
         )
         if self._tracking:
-            self._tracking.begin()
+            self._tracking.begin(attempt)
+
+    def _published(self) -> None:
+        if self._tracking:
+            self._tracking.saved()
 
     def _publish(self, step: int, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> None:
         assert self._reports is not None, "begin comes first"

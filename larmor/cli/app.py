@@ -59,6 +59,13 @@ DryRun = Annotated[
 ]
 MASK_KINDS = ", ".join([*(kind for kind in KINDS if kind != "file"), *ALIASES])
 """For help: the kinds that need nothing but a ratio."""
+Runtime = Annotated[
+    str,
+    typer.Option(
+        help="How a CPU runs the networks: auto (the fastest here that agrees with float32), eager (bit for bit as "
+        "trained), channels_last or bfloat16."
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="How many slices the generator processes at once.")]
 Address = Annotated[
     str | None,

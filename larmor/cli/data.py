@@ -57,6 +57,14 @@ def convert(
     sensitivity_maps: Annotated[
         bool, typer.Option("--sensitivity-maps", help="Store coil sensitivity maps (ESPIRiT) beside multi-coil data.")
     ] = False,
+    guide: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SCANS",
+            help="Scans of the same subjects in a second contrast, on the same grid, stored beside the first: files, "
+            "folders, patterns or s3:// URLs; repeatable.",
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, max=64, help="Threads; default: the number of processors, at most 8.")
     ] = None,
@@ -87,7 +95,7 @@ def convert(
     )
     with progress_bar() as show:
         feedback = Feedback(partial(console.print, markup=False), show)
-        reports = convert_scans(sources, to, options, subject=subject, feedback=feedback)
+        reports = convert_scans(sources, to, options, subject=subject, guide=guide or [], feedback=feedback)
     notes = describe_notes((report.volume, report.notes) for report in reports)
     for line in [*describe_reports(reports, min_foreground), *notes]:
         console.print(line, markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -147,6 +148,17 @@ def rayjob(
         node_selector=labels(node_labels or []),
     )
     typer.echo(rayjob_yaml(experiment, overrides or [], run_sweep, options), nl=False)
+
+
+@commands.command()
+def kubernetes(
+    to: Annotated[Path, typer.Option("--to", help="The folder to write, new or empty.")],
+) -> None:
+    """Write what belongs beside `larmor rayjob`: a base for kustomize with network policy, queues and monitoring."""
+    from larmor.commands.kubernetes import write_kubernetes
+
+    write_kubernetes(to)
+    typer.echo(f"wrote {to}; edit it, then: kubectl apply -k {to}")
 
 
 @commands.command()

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from larmor.cli.app import LOCAL, MASK_KINDS, MODEL, BatchSize, Overwrite, TrustCode
+from larmor.cli.app import LOCAL, MASK_KINDS, MODEL, BatchSize, Overwrite, Runtime, TrustCode
 from larmor.recon.recipe.metric import METRICS
 from larmor.storage.objects.errors import InputError
 
@@ -133,12 +133,21 @@ def reconstruct(
             "are the mean of all models, and NAME-uncertainty is their standard deviation.",
         ),
     ] = None,
+    guide: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GUIDE",
+            help="The second contrast of the scans, on their grid, of a model with signal.guide: a file, folder, "
+            "pattern or URL.",
+        ),
+    ] = None,
     members: Annotated[int, typer.Option(min=1, help="How many trials of a sweep --uncertainty takes.")] = 3,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave bad scans out instead of failing.")
     ] = False,
     batch_size: BatchSize = 8,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    runtime: Runtime = "auto",
     trust_code: TrustCode = None,
 ) -> None:
     """Reconstruct images (undersampled on the fly) or measured k-space of any size, in place, with a PNG."""
@@ -152,7 +161,7 @@ def reconstruct(
 
     options = ReconstructOptions(
         *(split, undersample, mask, batch_size, check_plane(plane), format, anonymous, field_of_view),
-        *(uncertainty or [], members, ratio),
+        *(uncertainty or [], members, ratio, guide, runtime),
     )
     with progress_bar() as show:
         began = time.perf_counter()

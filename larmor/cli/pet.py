@@ -29,7 +29,8 @@ def pet_simulate(
 ) -> None:
     """Make activity and attenuation maps (.npy, for `convert`) of the tissues of T1 heads. A minute for each head."""
     from larmor.cli.console import console, progress_bar
-    from larmor.recon.evaluation.fdg_phantom import FdgOptions, find_heads, simulate_pet
+    from larmor.recon.evaluation.fdg_phantom import FdgOptions, simulate_pet
+    from larmor.recon.evaluation.head_tissues import find_heads
 
     with progress_bar() as show:
         found = simulate_pet(find_heads(heads), to, FdgOptions(pixel, matrix, every, seed), overwrite, show)

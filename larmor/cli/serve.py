@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from larmor.cli.app import MODEL, Address, TrustCode
+from larmor.cli.app import MODEL, Address, Runtime, TrustCode
 from larmor.cli.stopping import until_stopped
 from larmor.storage.objects.errors import InputError
 
@@ -78,6 +78,7 @@ def serve(
     ] = None,
     address: Address = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    runtime: Runtime = "auto",
     trust_code: TrustCode = None,
 ) -> None:
     """Reconstruct at the scanner, slice by slice: MRD streaming (Gadgetron, FIRE) over TCP, or volumes over HTTP.
@@ -104,7 +105,7 @@ def serve(
 
     listening = Listening(*listening_at)
     feedback = Feedback(partial(console.print, markup=False))
-    server = start(model_dir, listening, device=device, feedback=feedback, trust_code=trust_code)
+    server = start(model_dir, listening, device=device, feedback=feedback, trust_code=trust_code, runtime=runtime)
     where, number = server.address
     console.print(f"listening at {where}:{number}", markup=False, soft_wrap=True)
     if unencrypted:

@@ -47,3 +47,30 @@ def simulate_coils(
     for path in paths:
         console.print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
     console.print("Next: larmor convert, with the same --splits as for the images")
+
+
+@simulate_app.command("contrast")
+def simulate_contrast_of(
+    heads: Annotated[list[Path], typer.Argument(help="T1 heads as NIfTI, or folders of them.", **LOCAL)],
+    to: Annotated[Path, typer.Option(help="Folder for the images.", **LOCAL)],
+    echo: Annotated[float, typer.Option(min=1, max=1000, help="Echo time in ms.")] = 100.0,
+    repetition: Annotated[float, typer.Option(min=1, max=100_000, help="Repetition time in ms.")] = 4000.0,
+    noise: Annotated[
+        float, typer.Option(min=0, max=1, help="Standard deviation of the noise / the signal of all protons.")
+    ] = 0.01,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other textures, bias fields and noise.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a T2-weighted image of each T1 head from its tissues, for `convert --guide`. A minute for each head."""
+    from larmor.cli.console import console, progress_bar
+    from larmor.recon.evaluation.head_tissues import find_heads
+    from larmor.recon.evaluation.second_contrast import ContrastOptions, simulate_contrast
+
+    options = ContrastOptions(repetition, echo, noise, seed)
+    with progress_bar() as show:
+        found = simulate_contrast(find_heads(heads), to, options, overwrite, show)
+    for one in found:
+        line = f"{one.path}  {one.path.stat().st_size / 1e6:.1f} MB" if one.path else one.problem
+        console.print(line, markup=False)
+    without = "" if all(one.path for one in found) else ", without the heads that are left out"
+    console.print(f"Next: larmor convert HEADS --guide {to} --to URL{without}", markup=False)

@@ -32,19 +32,26 @@ def convert(
     options: ConvertOptions | None = None,
     *,
     subject: str | None = None,
+    guide: str | Path | Sequence[str | Path] = (),
     feedback: Feedback = QUIET,
 ) -> list[VolumeReport]:
     """Convert scans to a data set of k-space slices, split by subject (`larmor convert`).
 
     `sources` are files, folders, patterns or `s3://` URLs in any format that Larmor reads; `to` is a folder or
     `s3://BUCKET/PREFIX`. `subject` says which subject a scan belongs to: a regular expression that is searched in its
-    path, or the number of folders above the file. Returns a report for each source. Raises `InputError` for bad
+    path, or the number of folders above the file. `guide` are scans of the same subjects in a second contrast, on the
+    same grid. Returns a report for each source. Raises `InputError` for bad
     sources, for impossible splits and for a data set that already exists (unless `options.overwrite`).
     """
-    given = [sources] if isinstance(sources, str | Path) else sources
     chosen = options or ConvertOptions()
-    found = find_sources([str(source) for source in given], feedback.say, subject, chosen.plane)
-    return conversion.convert(found, to, chosen, feedback.progress)
+    found, guides = (
+        find_sources(_named(given), feedback.say, subject, chosen.plane) if given else [] for given in (sources, guide)
+    )
+    return conversion.convert(found, to, chosen, feedback.progress, guides)
+
+
+def _named(given: str | Path | Sequence[str | Path]) -> list[str]:
+    return [str(source) for source in ([given] if isinstance(given, str | Path) else given)]
 
 
 def is_converted(url: str) -> bool:

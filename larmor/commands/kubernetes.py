@@ -1,8 +1,11 @@
-"""`larmor rayjob`."""
+"""`larmor rayjob`, and `larmor kubernetes`, which writes what belongs beside it."""
 
 from __future__ import annotations
 
+import importlib.resources
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import yaml
@@ -18,7 +21,8 @@ _HEADER = """\
 # `kubectl delete rayjob {job}`, it resumes.
 # It needs the secret of Ray's token, once:
 #   kubectl create secret generic {secret} --from-literal=auth_token=$(openssl rand -hex 32)
-# and a service account '{account}' that may use the bucket (docs/security.md has the policy). No key is in this file.
+# and a service account '{account}' that may use the bucket (docs/security.md has the policy); `larmor kubernetes`
+# writes one, with what else belongs beside the job. No key is in this file.
 """
 
 
@@ -42,6 +46,17 @@ def rayjob_yaml(experiment: str, overrides: Sequence[str], run_sweep: bool, opti
         account=options.service_account,
     )
     return header + "---\n".join(yaml.dump(each, Dumper=_Plain, sort_keys=False, width=120) for each in manifests)
+
+
+def write_kubernetes(folder: Path) -> None:
+    """Write a base for kustomize: namespace, account, network policy, queues of Kueue, monitoring with a dashboard.
+
+    Raises `InputError` if `folder` is there and not empty: it may hold somebody's own quotas.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--to {folder}: exists and is not an empty folder; name a new one, or remove it first")
+    with importlib.resources.as_file(importlib.resources.files("larmor.cluster.on_ray") / "kubernetes") as source:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
 def labels(pairs: Sequence[str]) -> dict[str, str]:

@@ -96,7 +96,9 @@ class ReconstructOptions:
     `convert`. `format`: auto, nifti, dicom, h5 or npy; `anonymous`: DICOM that names nobody. `field_of_view`: whole, or
     that of the model's training. `uncertainty`: further models, or URLs of sweeps, of which the `members`
     best trials count; the images are then the mean of all models. `ratio`: the sampling ratio of what is undersampled,
-    instead of the models' own.
+    instead of the models' own. `guide`: the second contrast of the scans, as `source`, for models with signal.guide.
+    `runtime`: eager is bit for bit the trained network; auto, channels_last and bfloat16 are as in
+    `recon.models.runtimes`.
     """
 
     split: str | None = None
@@ -110,6 +112,8 @@ class ReconstructOptions:
     uncertainty: Sequence[str | Path] = ()
     members: int = 3
     ratio: float | None = None
+    guide: str | None = None
+    runtime: str = "eager"
 
 
 def reconstruct(
@@ -133,11 +137,13 @@ def reconstruct(
     from larmor.recon.models.model import at_ratio, load_model
     from larmor.recon.models.reconstruct import check_places, reconstruct_scans
     from larmor.recon.models.results import ResultOptions, check_format
+    from larmor.recon.models.runtimes import check_runtime, with_runtime
     from larmor.recon.models.scans import check_field_of_view, open_scans
 
     chosen = options or ReconstructOptions()
     results = ResultOptions(check_format(chosen.format), chosen.anonymous)
     whole = check_field_of_view(chosen.field_of_view)
+    check_runtime(chosen.runtime)
     model = load_model(model_folder(model_dir), device, trust_code)
     others = [
         other
@@ -149,9 +155,11 @@ def reconstruct(
             raise InputError(f"--ratio {chosen.ratio:g}: --mask says what was measured; leave one of them out")
         model, *others = (at_ratio(each, chosen.ratio) for each in (model, *others))
     check_places(source, Path(to))
+    model, *others = (with_runtime(each, chosen.runtime) for each in (model, *others))
     mask = str(chosen.mask) if chosen.mask else None
-    undersample, plane = chosen.undersample, chosen.plane
-    with open_scans(source, model.physics, chosen.split, undersample, mask, feedback.say, plane, whole) as scans:
+    with open_scans(
+        source, model.physics, chosen.split, chosen.undersample, mask, feedback.say, chosen.plane, whole, chosen.guide
+    ) as scans:
         return reconstruct_scans(model, scans, Path(to), chosen.batch_size, feedback.progress, results, others)
 
 
@@ -230,6 +238,7 @@ def evaluate(
     from larmor.recon.models.model import load_model
     from larmor.recon.recipe.metric import check_preset
     from larmor.recon.recipe.own_metric import own_metrics
+    from larmor.recon.recipe.signal import SignalConfig
     from larmor.storage.loading.config import DataConfig, open_reader
 
     chosen = options or EvaluateOptions()
@@ -237,9 +246,9 @@ def evaluate(
     target = tables_folder(places, to)
     models = named([load_model(model_folder(place), device, trust_code) for place in places])
     cells = table_cells(models, chosen.methods, chosen.sizes, chosen.masks, chosen.ratios, chosen.noises)
-    with_maps = any(cell.physics.signal.needs_maps for cell in cells)
+    beside = {kind: any(cell.physics.signal.beside[kind] for cell in cells) for kind in SignalConfig().beside}
     data = DataConfig(url=url, memory_cache_bytes=0, disk_cache_bytes=0)
-    reader = open_reader(data, chosen.split, with_maps=with_maps)
+    reader = open_reader(data, chosen.split, **beside)
     rules, tissues = check_preset(chosen.preset), SegmentationConfig() if chosen.segmentation else None
     own = own_metrics(chosen.metrics, trust_code)
     results = []

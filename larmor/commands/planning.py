@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from larmor.cluster.experiments.experiment import Experiment
 from larmor.cluster.experiments.tracking import check_trackers
@@ -13,6 +14,9 @@ from larmor.storage.objects.store_errors import StoreAway
 from larmor.tuning.search.experiment import SweepExperiment
 from larmor.tuning.search.sweep import check_sweep, count_trials, trial_experiment
 from larmor.tuning.search.sweep_folder import SweepFolder
+
+if TYPE_CHECKING:
+    from larmor.storage.loading.foresight import Foreseen
 
 Facts = dict[str, str]
 _MIB = 2**20
@@ -115,9 +119,21 @@ def _costs(experiment: Experiment, device: str, trainings: int, steps: int) -> F
         "epoch": f"{found.samples} samples, {found.epoch_steps:.1f} steps",
         "steps": f"{steps}, {steps / found.epoch_steps:.1f} epochs",
         **_parameters(found.parameters),
+        **_reading(experiment, found.reading),
         "memory": f"{found.probe.memory_bytes / _MIB:.0f} MiB for each worker, {where}",
         "time": f"{_duration(seconds)} at {found.probe.step_seconds:.3g} s a step, {each}without validation, "
         "checkpoints and communication",
+    }
+
+
+def _reading(experiment: Experiment, found: Foreseen | None) -> Facts:
+    if found is None or not found.requests:
+        return {}
+    workers = experiment.cluster.most_workers
+    return {
+        "reading": f"requests of {found.request_bytes.mean() / 10**6:.2g} MB, and up to "
+        f"{found.batch_bytes / _MIB:.0f} MiB of batches in the memory of each of {workers} "
+        f"worker{'s' if workers > 1 else ''}, without caches"
     }
 
 

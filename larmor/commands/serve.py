@@ -24,17 +24,21 @@ def serve(
     device: str = "cpu",
     feedback: Feedback = QUIET,
     trust_code: Sequence[str | Path] | None = None,
+    runtime: str = "eager",
 ) -> ScanServer:
     """Serve a model to scanners by the MRD streaming protocol (`larmor serve`); `close` ends it.
 
-    `model_dir` is a model directory, or a URL as for `load_model`. `trust_code` is as there. Raises
-    `InputError` for a model that does not exist or cannot reconstruct slice by slice, and for a place that cannot be
-    used.
+    `model_dir` is a model directory, or a URL as for `load_model`. `trust_code` is as there, `runtime` as in
+    `ReconstructOptions`. Raises `InputError` for a model that does not exist or cannot reconstruct slice by slice, for
+    an unknown runtime, and for a place that cannot be used.
     """
     from larmor.recon.models.model import load_model
+    from larmor.recon.models.runtimes import check_runtime, with_runtime
     from larmor.recon.serving.server import ScanServer
 
-    return ScanServer(load_model(model_folder(model_dir), device, trust_code), listening, feedback.say)
+    check_runtime(runtime)
+    model = with_runtime(load_model(model_folder(model_dir), device, trust_code), runtime)
+    return ScanServer(model, listening, feedback.say)
 
 
 def stream(

@@ -124,7 +124,7 @@ def _train(
 
         check_local(config, device)
     with (
-        contextlib.nullcontext() if device else _cluster(config, address),
+        contextlib.nullcontext() if device else _cluster(config, address, feedback.say),
         claimed(config, run, overwrite, feedback.say) as pinned,
     ):
         with Follower(new_reports(run.store), feedback.report):
@@ -136,8 +136,8 @@ def _train(
 
 
 @contextlib.contextmanager
-def _cluster(config: Experiment, address: str | None) -> Iterator[None]:
-    with connected(address, config.code.paths):
+def _cluster(config: Experiment, address: str | None, say: Say) -> Iterator[None]:
+    with connected(address, config.code.paths, say):
         bundle = worker_bundle(config.cluster.cpus_per_worker, config.cluster.use_gpu)
         require_resources([bundle] * config.cluster.fewest_workers, config.cluster.wait_seconds)
         yield
@@ -176,7 +176,7 @@ def sweep(
         ended.add(trial.id)
         feedback.progress("trials", len(ended), planned)
 
-    with connected(address, config.code.paths):
+    with connected(address, config.code.paths, feedback.say):
         feedback.progress("trials", 0, planned)
         with Follower(new_trials(folder), show):
             return run_sweep(config, folder, overwrite, feedback.say)

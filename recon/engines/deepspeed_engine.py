@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import sys
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -252,7 +253,8 @@ def import_deepspeed(device: torch.device) -> Any:
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # otherwise it warns, or takes a GPU that should stay idle
     try:
-        import deepspeed
+        with _left_out("mlflow"):
+            import deepspeed
     except ImportError as error:
         raise InputError(f"DeepSpeed cannot be imported ({error}): install it or use the plain engine") from error
     deepspeed.utils.logger.setLevel(logging.ERROR)
@@ -265,9 +267,25 @@ def import_deepspeed(device: torch.device) -> Any:
         )
     if device.type == "cpu":
         # Else the first engine on a machine compiles a shared-memory all-reduce, for a minute or two
-        # and with a C++ compiler; training never calls it.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # and with a C++ compiler; training never calls it. A look at this table would try the compiler out as well.
+        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     return deepspeed
+
+
+@contextlib.contextmanager
+def _left_out(package: str) -> Iterator[None]:
+    """A package counts as not installed, unless it is imported already.
+
+    DeepSpeed imports MLflow for its autotuning, which nobody uses here: half of its own import's time, and more.
+    """
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment] # what Python's documentation says of it
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 @contextlib.contextmanager

@@ -138,8 +138,11 @@ class PlainEngine:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.dtype == "bfloat16"):
+        if self._settings.dtype == "float32":
             yield
+        else:
+            with torch.autocast(self._device.type, torch.bfloat16):
+                yield
 
     def _average_gradients(self) -> None:
         """One all-reduce over all gradients, laid out in one vector."""

@@ -6,18 +6,16 @@ What it is not: real PET. The activity is constant within a tissue but for a tex
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
-from skimage.filters import threshold_otsu
 
-from larmor.recon.evaluation.segmentation import TISSUES, SegmentationConfig, segment
-from larmor.storage.formats.nifti import SUFFIXES, read_volume
+from larmor.recon.evaluation.head_tissues import BRAIN, head_of, resampled, stated_beside, tissues_of, without_neck
+from larmor.recon.evaluation.segmentation import TISSUES
+from larmor.storage.formats.nifti import read_volume
 from larmor.storage.formats.provenance import made_whole
 from larmor.storage.formats.volumes import Volume, centre_fit, image_to_kspace
 from larmor.storage.objects.errors import InputError
@@ -27,9 +25,6 @@ from larmor.storage.objects.progress import Progress, silent
 ACTIVITY: Mapping[str, float] = {"csf": 0.2, "grey_matter": 4.0, "white_matter": 1.0, "scalp": 0.6}
 ATTENUATION = 0.096  # per cm, of water at 511 keV
 _LEAST_BRAIN = 2000.0  # mm² of a slice that is kept
-_LEAST_HEAD = 500.0  # mm² of the highest slice of a head
-_HEIGHT = 150.0  # mm from the top of a head to below its brain
-_BRAIN = (0.8, 2.2)  # litres: with less the segmentation has lost a part, with more it holds muscle
 _TEXTURE = 0.1
 _ABOUT = (
     "simulated FDG PET: activity (grey : white : scalp : CSF = 4 : 1 : 0.6 : 0.2) and attenuation from the tissues of "
@@ -58,17 +53,6 @@ class Simulated:
     problem: str = ""
 
 
-def find_heads(places: Sequence[Path]) -> list[Path]:
-    """NIfTI files, and those in folders, by name. Raises `InputError` where there is none."""
-    found: list[Path] = []
-    for place in places:
-        inside = sorted(path for path in place.iterdir() if path.name.endswith(SUFFIXES)) if place.is_dir() else [place]
-        if not inside:
-            raise InputError(f"{place}: holds no NIfTI file; `larmor fetch heads` brings some")
-        found += inside
-    return found
-
-
 def simulate_pet(
     heads: Sequence[Path], folder: Path, options: FdgOptions, overwrite: bool = False, progress: Progress = silent
 ) -> list[Simulated]:
@@ -87,13 +71,13 @@ def simulate_pet(
     for number, (name, head) in enumerate(zip(names, heads, strict=True)):
         progress("heads", number, len(heads))
         maps, brain = fdg_maps(read_volume(head), options, np.random.default_rng([options.seed, number]))
-        if not _BRAIN[0] <= brain <= _BRAIN[1]:
-            limits = f"{_BRAIN[0]:g} to {_BRAIN[1]:g}"
+        if not BRAIN[0] <= brain <= BRAIN[1]:
+            limits = f"{BRAIN[0]:g} to {BRAIN[1]:g}"
             found.append(Simulated(head, problem=f"{head}: {brain:.2f} L of brain are found, not {limits}; left out"))
             continue
         fitted = centre_fit(maps[:: options.every], (options.matrix, options.matrix))
         folder.mkdir(parents=True, exist_ok=True)
-        about = {"subject": name, "modality": "pet", "synthetic": _ABOUT, **_stated(head, name)}
+        about = {"subject": name, "modality": "pet", "synthetic": _ABOUT, **stated_beside(head, name)}
         with made_whole(folder / f"{name}.npy", name, about) as made:
             np.save(made, image_to_kspace(fitted))
         found.append(Simulated(head, folder / f"{name}.npy"))
@@ -103,34 +87,18 @@ def simulate_pet(
     return found
 
 
-def _stated(head: Path, name: str) -> dict[str, Any]:
-    """Licence and origin of a head, as they stand beside it."""
-    beside = head.with_name(f"{name}.json")
-    found = json.loads(beside.read_text()) if beside.is_file() else {}
-    return {key: found[key] for key in ("package", "version", "member", "licence", "source") if key in found}
-
-
 def fdg_maps(head: Volume, options: FdgOptions, random: np.random.Generator) -> tuple[np.ndarray, float]:
     """(slice, 2, height, width) float32, activity and attenuation of the axial slices with brain, inferior first; and
     the brain's volume in litres."""
     fine = options.fine_mm
-    even = _without_neck(_resampled(head.data, head.voxel_size, fine), fine)
-    classes = _tissues(even, fine)
-    maps = maps_of_tissues(classes, _head(even), fine, random)
-    coarse = np.stack([_resampled(part, (fine,) * 3, options.pixel_mm) for part in maps])[:, ::-1, ::-1]
+    even = without_neck(resampled(head.data, head.voxel_size, fine), fine)
+    classes = tissues_of(even, fine)
+    maps = maps_of_tissues(classes, head_of(even), fine, random)
+    coarse = np.stack([resampled(part, (fine,) * 3, options.pixel_mm) for part in maps])[:, ::-1, ::-1]
     area = (classes > 0).sum(axis=(0, 1)) * fine**2
     middles = ((np.arange(coarse.shape[-1]) + 0.5) * options.pixel_mm / fine).astype(int)
     brain = area[np.minimum(middles, len(area) - 1)] >= _LEAST_BRAIN
     return np.ascontiguousarray(coarse[..., brain].transpose(3, 0, 2, 1)), float(area.sum()) * fine / 1e6
-
-
-def _without_neck(image: np.ndarray, pixel: float) -> np.ndarray:
-    """The part of (x, y, z) that is at most `_HEIGHT` mm below the top of the head: no brain reaches further, and the
-    segmentation would take muscles of the neck for brain."""
-    bright = np.sqrt(np.maximum(image - image.min(), 0))
-    area = (bright > threshold_otsu(bright)).sum(axis=(0, 1)) * pixel**2
-    top = int(np.flatnonzero(area > _LEAST_HEAD).max(initial=0))
-    return image[..., max(0, top - round(_HEIGHT / pixel)) :]
 
 
 def maps_of_tissues(classes: np.ndarray, head: np.ndarray, pixel: float, random: np.random.Generator) -> np.ndarray:
@@ -142,32 +110,6 @@ def maps_of_tissues(classes: np.ndarray, head: np.ndarray, pixel: float, random:
     activity *= _texture(activity.shape, pixel, random)
     _add_lesions(activity, np.argwhere(classes > 1), pixel, random)
     return np.stack([activity, np.where(inside, ATTENUATION, 0).astype(np.float32)])
-
-
-def _resampled(image: np.ndarray, sizes: Sequence[float], pixel: float) -> np.ndarray:
-    """(x, y, z) of voxels of these `sizes`, at cubes of `pixel` mm; smoothed before where the voxels are finer."""
-    ratios = [size / pixel for size in sizes]
-    smooth = ndimage.gaussian_filter(image, [max(0.0, 0.5 * (1 / ratio - 1)) for ratio in ratios])
-    return np.asarray(ndimage.zoom(smooth, ratios, order=1, mode="nearest", grid_mode=True))
-
-
-def _tissues(image: np.ndarray, pixel: float) -> np.ndarray:
-    """(x, y, z) uint8: 0, then `TISSUES`; segmented as a volume of coronal slices, which `segment` expects."""
-    stack = image[::-1, :, ::-1].transpose(1, 2, 0)
-    low, high = float(stack.min()), float(stack.max())
-    scale = np.tile([low, high], (len(stack), 1))
-    found = segment((stack - low) / (high - low), SegmentationConfig(spacing=(pixel, pixel, pixel)), scale)
-    return found.classes.transpose(2, 0, 1)[::-1, :, ::-1]
-
-
-def _head(image: np.ndarray) -> np.ndarray:
-    """(x, y, z) bool: what is no air, its largest piece, without holes in an axial slice."""
-    bright = np.sqrt(np.maximum(image - image.min(), 0))
-    solid = np.pad(bright > threshold_otsu(bright), 2, mode="edge")  # else the closing would take the outermost slices
-    solid = ndimage.binary_closing(solid, iterations=2)[2:-2, 2:-2, 2:-2]
-    pieces, count = ndimage.label(solid)
-    largest = pieces == 1 + int(np.argmax(ndimage.sum_labels(solid, pieces, np.arange(1, count + 1))))
-    return np.stack([ndimage.binary_fill_holes(largest[..., z]) for z in range(image.shape[2])], axis=-1)
 
 
 def _texture(shape: tuple[int, ...], pixel: float, random: np.random.Generator) -> np.ndarray:

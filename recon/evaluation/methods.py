@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pydantic import ValidationError
@@ -113,8 +113,9 @@ def table_cells(
             "them out: filtered back-projection is always in the table"
         )
     members: dict[Physics, dict[str, Method]] = {}
+    guide = any(model.physics.signal.guide for model in models.values())
     for name, model in models.items():
-        own = model.physics
+        own = with_guide(model.physics, guide)  # those with one and those without stand in one table
         own_ratios: list[float | RatioRange] = [own.mask.sampling_ratio]
         signals = [noisy_signal(own.signal, level) for level in noises] or [own.signal]
         for size, kind, ratio, signal in itertools.product(
@@ -126,6 +127,11 @@ def table_cells(
         Cell(physics, {**standing_methods(physics), **_classical(classical, physics), **networks})
         for physics, networks in members.items()
     ]
+
+
+def with_guide(physics: Physics, guide: bool) -> Physics:
+    """The same, where slices come with a second contrast or without."""
+    return replace(physics, signal=physics.signal.model_copy(update={"guide": guide}))
 
 
 def _classical(names: Sequence[str], physics: Physics) -> dict[str, Method]:

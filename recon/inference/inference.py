@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from larmor.recon.engines.precision import lowered
 from larmor.recon.inference.residual import Residual
+from larmor.recon.networks.guided import takes_guide
 from larmor.recon.physics.coils import coils_of_split
 from larmor.recon.physics.feed import to_device
 from larmor.recon.physics.samples import (
@@ -117,15 +118,19 @@ class Physics:
         low, high = (100 * level for level in self.signal.noise)
         if high:
             words.append(f"noise {high:g} %" if low == high else f"noise {low:g} to {high:g} %")
+        if self.signal.guide:
+            words.append("with a guide")
         return ", ".join(words)
 
 
 def network_method(generator: nn.Module) -> Method:
     """A generator as a method, in the precision of its weights."""
+    guided = takes_guide(generator)
 
     def reconstruct(sample: Sample) -> Tensor:
         dtype = next(generator.parameters()).dtype
-        return generator(*lowered(sample.measurement, dtype)).float()
+        known = sample if guided else replace(sample, guide=None)  # a table may have both kinds
+        return generator(*lowered(known.measurement, dtype)).float()
 
     return reconstruct
 
@@ -180,8 +185,13 @@ class Rated:
     @property
     def shows(self) -> np.ndarray:
         """As `Reconstructed.shows`."""
-        low, high = _array(self.scale).T
-        return ~is_constant(low, high)
+        return shows(_array(self.scale))
+
+
+def shows(scale: np.ndarray) -> np.ndarray:
+    """Whether each image whose minimum and maximum (batch, 2) these are shows anything."""
+    low, high = scale.T
+    return ~is_constant(low, high)
 
 
 def reconstruct_sample(
@@ -194,15 +204,17 @@ def reconstruct_sample(
 
 
 @torch.no_grad()
-def rate_sample(methods: Mapping[str, Method], sample: Sample, note: Note | None = None) -> Rated:
-    """Run every method on one prepared batch; results stay on its device."""
+def rate_sample(methods: Mapping[str, Method], sample: Sample, note: Note | None = None, timed: bool = True) -> Rated:
+    """Run every method on one prepared batch; results stay on its device, which is waited for only if `timed`."""
     target, scale = normalize(_intensities(sample.target, sample), sample.stack)
     images, seconds = {ZERO_FILLED: _rated(sample.zero_filled, sample, scale)}, {}
     for name, method in methods.items():
-        _synchronize(sample.target.device)
+        if timed:
+            _synchronize(sample.target.device)
         began = time.perf_counter()
         output = method(sample)
-        _synchronize(sample.target.device)
+        if timed:
+            _synchronize(sample.target.device)
         seconds[name] = time.perf_counter() - began
         images[name] = _rated(output, sample, scale)
         if note:

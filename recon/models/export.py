@@ -120,6 +120,11 @@ def check_suffix(path: Path) -> None:
 
 def _check(model: Model, path: Path, config: ExportConfig) -> None:
     check_suffix(path)
+    if model.physics.signal.guide:
+        raise InputError(
+            f"{model.folder}: sees a second contrast beside each image (signal.guide), for which an exported program "
+            "has no input; use `larmor reconstruct --guide`, or export a model without"
+        )
     step = _network(model).multiple
     if config.dynamic_size and any(length % step or not 2 * step <= length <= _LARGEST for length in config.size):
         raise InputError(

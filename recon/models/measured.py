@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -10,7 +12,7 @@ from larmor.recon.models.residual import uses_measured_points
 from larmor.recon.physics.feed import DeviceBatch, to_device
 from larmor.recon.physics.fourier import ifft2c
 from larmor.recon.physics.phase import phase_map
-from larmor.recon.physics.samples import Sample, centre_fit, magnitude, scaled
+from larmor.recon.physics.samples import Sample, centre_fit, guide_image, magnitude, scaled
 from larmor.recon.physics.sense import sense_reduce
 from larmor.storage.formats.sensitivity import KERNEL_WIDTH, estimate_sensitivity_maps
 from larmor.storage.loading.loader import Batch
@@ -26,14 +28,23 @@ def measured_sample(
 
     A model with data consistency or a classical start, or for complex images, works on the measured points themselves:
     there the matrix stays as it is. Others see the magnitude, cut or padded to `size`, or to the size that they were
-    trained on, as in training.
+    trained on, as in training. The guide of a model that sees one is as large.
 
     Of such a magnitude model `maps` are the phase of the one coil, which its images do not have. A model of all coils
     together gets coils without signal for missing ones.
 
     Raises `InputError` for several coils where the model cannot take them, and for a phase that cannot be estimated.
     """
-    (group,) = (batch if isinstance(batch, DeviceBatch) else to_device(batch, device)).groups
+    moved = batch if isinstance(batch, DeviceBatch) else to_device(batch, device)
+    sample = _measured_sample(moved, model, size)
+    if not model.physics.signal.guide:
+        return sample
+    guide = centre_fit(guide_image(moved.groups[0]), (sample.target.shape[-2], sample.target.shape[-1]))
+    return replace(sample, guide=guide)
+
+
+def _measured_sample(batch: DeviceBatch, model: Model, size: tuple[int, int] | None) -> Sample:
+    (group,) = batch.groups
     measured, maps = group.kspace, group.maps
     mask = (measured != 0).any(dim=1, keepdim=True)
     signal, stack, exact = model.physics.signal, model.physics.stack, uses_measured_points(model.recipe)

@@ -60,7 +60,7 @@ def load_model(
             "`larmor decode evaluate`"
         )
     _trust(folder, recipe, trust_code)
-    generator = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack)
+    generator = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack, recipe.signal.guide)
     load_weights(folder, record, lambda _: generator)
     physics = Physics(recipe.data.crop, recipe.mask, recipe.signal, recipe.data.stack)
     return Model(generator.eval().to(choose_device(device)), physics, recipe, record, folder)

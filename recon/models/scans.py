@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from larmor.recon.physics.masks import make_mask
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.signal import check_modality, no_phase
 from larmor.storage.formats.arrays import MagnitudeImages
+from larmor.storage.formats.guides import check_grid, with_guides
 from larmor.storage.formats.measured import MeasuredKspace
 from larmor.storage.formats.nifti_series import SeriesSource
 from larmor.storage.formats.recognise import find_sources, open_source
@@ -31,6 +32,7 @@ from larmor.storage.loading.reader import SliceReader
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.local_names import leads_out
 from larmor.storage.objects.object_store import ObjectStore
+from larmor.storage.objects.urls import is_remote
 
 _MATRIX = 256  # into which volumes are cut for training; images of a larger model get larger slices
 
@@ -88,6 +90,7 @@ def open_scans(
     say: Callable[[str], object] = lambda line: None,
     plane: Plane = "coronal",
     whole: bool = False,
+    guide: str | None = None,
 ) -> Iterator[Sequence[Scan]]:
     """The scans that `source` names: a file, folder, pattern or URL (see `find_sources`), or a data set's split.
 
@@ -95,10 +98,12 @@ def open_scans(
     is taken as measured, where the .npy file `mask` says (see `MaskConfig`), else where the scan says, else where
     it holds more than a residue; with `undersample` it is to be whole too. `plane` is that of slices cut from
     images. `whole` shows the whole field of view; else images are cut or padded to the size that the model was trained
-    on. `say` is told what is passed over.
+    on. `guide` names the scans of the same persons in another contrast, for a model that sees one (see `with_guides`);
+    a data set holds its own. `say` is told what is passed over.
 
-    Raises `InputError` if there is nothing of the kind.
+    Raises `InputError` if there is nothing of the kind, and for guides that are missing or not wanted.
     """
+    _check_guide(source, physics, guide)
     if mask is not None and (undersample or is_dataset(source)):
         other = "--undersample says that all was measured" if undersample else f"{source} is a data set, which is whole"
         raise InputError(f"--mask {mask} says what of k-space was measured, but {other}; leave one of them out")
@@ -110,13 +115,15 @@ def open_scans(
     if not is_dataset(source):
         if split is not None:
             raise InputError(f"--split {split}: {source} is not a data set, which alone has splits; leave it out")
-        refs = [_named_for_its_file(ref, source) for ref in find_sources([source], say, plane=plane)]
+        refs = find_sources([source], say, plane=plane)
         _check_names(source, [ref.name for ref in refs], "give the arrays in it other names")
+        if guide is not None:
+            refs = with_guides(refs, find_sources([guide], plane=plane))
+        refs = [_named_for_its_file(ref, source) for ref in refs]
         yield [Scan(ref.name, partial(_open_file, ref, physics, undersample, mask, plane, whole)) for ref in refs]
         return
     config = DataConfig(url=source, memory_cache_bytes=0, disk_cache_bytes=0)
-    with_maps = physics.signal.needs_maps
-    with closing(open_reader(config, split or "test", with_maps=with_maps, constant=True)) as reader:
+    with closing(open_reader(config, split or "test", constant=True, **physics.signal.beside)) as reader:
         check_modality(reader.info.modality, physics.signal)
         _check_names(source, reader.info.volumes, "convert it again")
         yield [Scan(name, partial(_open_volume, reader, name, physics, whole)) for name in reader.info.volumes]
@@ -127,6 +134,19 @@ def _named_for_its_file(ref: SourceRef, source: str) -> SourceRef:
     folder would take each other's place."""
     is_alone = ref.format == "dicom" and ref.files == (source,)
     return replace(ref, name=stem_of(source)) if is_alone else ref
+
+
+def _check_guide(source: str, physics: Physics, guide: str | None) -> None:
+    """Raises `InputError` for a guide where none is wanted, and where one is wanted and missing."""
+    if guide is not None and not physics.signal.guide:
+        raise InputError(f"--guide {guide}: the model sees no second contrast (signal.guide=false); leave it out")
+    if guide is not None and is_dataset(source):
+        raise InputError(f"--guide {guide}: {source} is a data set, which holds its own guides; leave it out")
+    if guide is None and physics.signal.guide and not is_dataset(source):
+        raise InputError(
+            f"{source}: the model sees a second contrast beside each scan (signal.guide); name it with `larmor "
+            "reconstruct --guide`, or use a data set that was converted with --guide"
+        )
 
 
 def check_field_of_view(name: str) -> bool:
@@ -145,7 +165,7 @@ def _check_names(source: str, names: Iterable[str], remedy: str) -> None:
 
 def is_dataset(source: str) -> bool:
     """Whether a path or URL is that of a data set."""
-    if source.startswith("s3://"):
+    if is_remote(source):
         return ObjectStore(source).exists("zarr.json")
     return (Path(source) / "zarr.json").is_file()
 
@@ -175,8 +195,12 @@ def _open_file(
     options = SourceOptions(
         matrix, min_foreground=0.0, undersampled=not undersample, plane=plane, whole=whole, single=True
     )
-    with open_source(ref, options) as source:
-        yield slices_of(source, ref.name, physics, undersample, mask, whole)
+    with ExitStack() as opened:
+        source, guide = opened.enter_context(open_source(ref, options)), None
+        if ref.guide is not None:
+            guide = opened.enter_context(open_source(ref.guide, replace(options, undersampled=False)))
+            check_grid(ref, source, guide)
+        yield slices_of(source, ref.name, physics, undersample, mask, whole, guide)
 
 
 def slices_of(
@@ -186,8 +210,9 @@ def slices_of(
     undersample: bool = False,
     mask: str | None = None,
     whole: bool = True,
+    guide: Source | None = None,
 ) -> Slices:
-    """An open source as `open_scans` gives it, which says what the options mean.
+    """An open source as `open_scans` gives it, which says what the options mean; `guide` lies on its grid.
 
     Raises `InputError` for whole images where k-space of all coils is needed, or with a `mask`.
     """
@@ -207,7 +232,8 @@ def slices_of(
         if physics.signal.needs_maps and kspace.shape[1] > 1:
             estimate = estimate_sensitivity_maps if full else calibrated_maps
             maps = np.stack([estimate(item) if item.any() else np.zeros_like(item) for item in kspace])
-        return Batch.of(kspace, np.array([(0, place) for place in places]), maps)
+        beside = None if guide is None else np.stack([guide.kspace(place) for place in places])
+        return Batch.of(kspace, np.array([(0, place) for place in places]), maps, beside)
 
     coils = coils_of_scan(lambda places: list(read_kspace(places)), source.num_slices, physics.signal)
     size, affine, volume = None if whole else physics.crop, None, None

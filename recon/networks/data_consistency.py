@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from larmor.recon.networks.classical_start import classical_start
+from larmor.recon.networks.split_bregman import split_bregman_start
 from larmor.recon.physics.fourier import fft2c, ifft2c, mirrored
 from larmor.recon.physics.samples import root_sum_of_squares
 from larmor.recon.physics.sense import channels_to_complex, complex_to_channels, sense_expand, sense_reduce
@@ -77,6 +78,40 @@ class Measured:
             corrected = sense_reduce(ifft2c(torch.where(self._mask, points, predicted)), self._maps)
         return corrected.real
 
+    def coils(self) -> Tensor:
+        """The image of the measured points alone for each coil: real where that is what Fourier gives, else complex."""
+        if self._is_half:
+            return self._half_to_image(self._kspace, (self._kspace.shape[-2], self._width))
+        return ifft2c(self._kspace)
+
+    def seen(self, coils: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The image (batch, channels, height, width) that the coils' own images show, and what they have beyond it;
+        None where that is nothing."""
+        if self._is_half:
+            return coils, None
+        image = sense_reduce(coils, self._maps)
+        if self._channels > 1:
+            shown = complex_to_channels(image)
+            return shown, None if self._maps is None else coils - sense_expand(image, self._maps)
+        shown = image.real
+        return shown, coils - sense_expand(torch.complex(shown, torch.zeros_like(shown)), self._maps)
+
+    def unmeasured(self, spectrum: Tensor) -> Tensor:
+        """`spectrum` (height, width), symmetric, in the order of `torch.fft`, for `moved`: 0 at the measured points."""
+        if self._is_half:
+            return torch.where(self._mask, 0, spectrum[:, : self._width // 2 + 1])
+        return torch.where(torch.fft.ifftshift(self._mask, dim=(-2, -1)), 0, spectrum)
+
+    def moved(self, coils: Tensor, image: Tensor, beyond: Tensor | None, unmeasured: Tensor) -> Tensor:
+        """Coils' images, moved by `image` and `beyond` as `seen` gives them, filtered by `unmeasured`: the measured
+        points stay what they are."""
+        if self._is_half:
+            return coils + torch.fft.irfft2(torch.fft.rfft2(image) * unmeasured, s=list(image.shape[-2:]))
+        whole = channels_to_complex(image) if self._channels > 1 else torch.complex(image, torch.zeros_like(image))
+        step = sense_expand(whole, self._maps)
+        step = step if beyond is None else step + beyond
+        return coils + torch.fft.ifft2(torch.fft.fft2(step) * unmeasured)
+
     def _mixed(self, predicted: Tensor, weight: Tensor | None) -> Tensor:
         return self._kspace if weight is None else (predicted + weight * self._kspace) / (1 + weight)
 
@@ -116,7 +151,7 @@ class DataConsistency(nn.Module):
 class ConsistentGenerator(nn.Module):
     """Networks that take turns with data consistency, from a start that is zero-filled, classical or of shared views.
 
-    (zero_filled, kspace, mask, maps, start) → reconstruction; shapes as in `DataConsistency.forward`. Each of
+    (zero_filled, kspace, mask, maps, start, guide) → reconstruction; shapes as in `DataConsistency.forward`. Each of
     `networks` has its own weights (Schlemper et al., A deep cascade of convolutional neural networks for MR image
     reconstruction); the whole is run `iterations` times with the same ones (Aggarwal et al., MoDL: model-based deep
     learning architecture for inverse problems).
@@ -143,12 +178,13 @@ class ConsistentGenerator(nn.Module):
         mask: Tensor,
         maps: Tensor | None = None,
         start: Tensor | None = None,
+        guide: Tensor | None = None,
     ) -> Tensor:
         measured = Measured(kspace, mask, maps, zero_filled.shape[1])
         image = self._start(zero_filled, measured) if start is None else start
         for _ in range(self.iterations):
             for network in self.networks:
-                image = network(image)
+                image = network(image) if guide is None else network(image, guide)
                 if self.consistency is not None:
                     image = self.consistency(image, measured)
         return image
@@ -172,4 +208,8 @@ class ConsistentGenerator(nn.Module):
             causal = self.start_config.method == "causal_view_sharing"
             shared = measured.views(partial(shared_views, stack=self.stack, causal=causal))
             return shared.detach().to(zero_filled.dtype)
-        return classical_start(zero_filled.float(), measured.put_back, self.start_config).to(zero_filled.dtype)
+        if self.start_config.method == "split_bregman":
+            made = split_bregman_start(measured, self.start_config.iterations)
+        else:
+            made = classical_start(zero_filled.float(), measured.put_back, self.start_config)
+        return made.to(zero_filled.dtype)

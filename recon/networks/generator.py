@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from larmor.recon.networks.trunk import ResNet50Trunk, norm_layer, pad_to_multiple
+from larmor.recon.physics.transfer import constant
 from larmor.recon.recipe.settings import GeneratorConfig, Norm
 
 
@@ -65,5 +66,4 @@ def haar_merge(bands: Tensor) -> Tensor:
 
 
 def _haar(like: Tensor) -> Tensor:
-    signs = [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
-    return torch.tensor(signs, dtype=like.dtype, device=like.device) / 2
+    return constant(((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1)), like) / 2

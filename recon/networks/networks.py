@@ -16,6 +16,7 @@ from larmor.recon.networks.dilated import DilatedGenerator
 from larmor.recon.networks.drgan import DrganGenerator
 from larmor.recon.networks.fda import FdaGenerator
 from larmor.recon.networks.generator import ResNet50Generator
+from larmor.recon.networks.guided import GuidedGenerator
 from larmor.recon.networks.idpcnn import IdpGenerator
 from larmor.recon.networks.lipschitz import apply_spectral_norm
 from larmor.recon.networks.own_networks import own_critic, own_generator
@@ -27,18 +28,26 @@ from larmor.recon.recipe.own_name import is_own
 from larmor.recon.recipe.settings import CriticConfig, GeneratorConfig
 
 
-def build_generator(config: GeneratorConfig, channels: int = 1, stack: int = 1) -> nn.Module:
+def build_generator(config: GeneratorConfig, channels: int = 1, stack: int = 1, guide: bool = False) -> nn.Module:
     """A generator for images of 1 (magnitude) or 2 (complex) channels, or 2 for each of several coils.
 
-    `stack` consecutive images belong together; networks of single images treat each alone.
+    `stack` consecutive images belong together; networks of single images treat each alone. With `guide` a second
+    contrast is the last argument of a call (see `GuidedGenerator`).
 
     It is called with zero_filled (batch, channels, height, width), kspace, mask, for several coils maps, and where it
     has one a start that is known already (see `samples.Sample`); it ignores what it does not need.
     """
-    build = own_generator if is_own(config.name) else _GENERATORS[config.name]
+
+    def build() -> nn.Module:
+        if is_own(config.name):
+            return own_generator(config, channels, stack)
+        if guide:
+            return GuidedGenerator(_GENERATORS[config.name](config, channels + 1, stack))
+        return _GENERATORS[config.name](config, channels, stack)
+
     if config.data_consistency == "none" and not config.start.enabled:
-        return build(config, channels, stack)
-    networks = [build(config, channels, stack) for _ in range(config.cascades)]
+        return build()
+    networks = [build() for _ in range(config.cascades)]
     return ConsistentGenerator(networks, config.data_consistency, config.iterations, config.start, stack)
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from larmor.recon.networks.trunk import pad_to_multiple
+from larmor.recon.physics.transfer import constant
 
 LEVELS = 4
 GRID = 2**LEVELS  # pixels after which the coarsest coefficients repeat
@@ -49,7 +50,7 @@ def wavelet_split(image: Tensor) -> tuple[Tensor, Tensor]:
     (batch, channels, 3, h, w). Orthonormal."""
     batch, channels, height, width = image.shape
     extended = F.pad(image, (0, 2, 0, 2), mode="circular").reshape(batch * channels, 1, height + 2, width + 2)
-    bands = F.conv2d(extended, _filters(image), stride=2).reshape(batch, channels, 4, height // 2, width // 2)
+    bands = F.conv2d(extended, daubechies(image), stride=2).reshape(batch, channels, 4, height // 2, width // 2)
     return bands[:, :, 0], bands[:, :, 1:]
 
 
@@ -57,14 +58,14 @@ def wavelet_merge(coarse: Tensor, detail: Tensor) -> Tensor:
     """The inverse, and adjoint, of `wavelet_split`."""
     batch, channels, height, width = coarse.shape
     bands = torch.cat([coarse.unsqueeze(2), detail], dim=2).reshape(batch * channels, 4, height, width)
-    image = F.conv_transpose2d(F.pad(bands, (1, 0, 1, 0), mode="circular"), _filters(coarse), stride=2)
+    image = F.conv_transpose2d(F.pad(bands, (1, 0, 1, 0), mode="circular"), daubechies(coarse), stride=2)
     return image[..., 2 : 2 + 2 * height, 2 : 2 + 2 * width].reshape(batch, channels, 2 * height, 2 * width)
 
 
-def _filters(like: Tensor) -> Tensor:
+def daubechies(like: Tensor) -> Tensor:
     """(4, 1, 4, 4): low-low, low-high, high-low and high-high of Daubechies 2."""
     root = math.sqrt(3)
-    low = [(1 + root), (3 + root), (3 - root), (1 - root)]
-    pair = torch.tensor([low, [low[3], -low[2], low[1], -low[0]]], dtype=like.dtype, device=like.device)
+    low = (1 + root, 3 + root, 3 - root, 1 - root)
+    pair = constant((low, (low[3], -low[2], low[1], -low[0])), like)
     pair = pair / (4 * math.sqrt(2))
     return torch.einsum("ai,bj->abij", pair, pair).reshape(4, 1, 4, 4)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from larmor.recon.physics.elastic import displacements
 from larmor.recon.physics.intensity import change_intensity
+from larmor.recon.physics.transfer import constant, sent
 from larmor.recon.recipe.settings import AugmentConfig
 
 # Sets these draws apart from those of masks and orders, which are seeded by [seed, epoch, …]: no epoch reaches it.
@@ -67,12 +68,12 @@ def augment(image: Tensor, samples: np.ndarray, config: AugmentConfig, seed: int
     if not config.moves:
         return image
     motions = [draw_motion(config, seed, int(epoch), int(index)) for epoch, index in samples]
-    flipped = torch.tensor([motion.flip for motion in motions]).to(image.device)
+    flipped = sent(torch.tensor([motion.flip for motion in motions]), image.device)
     image = torch.where(flipped.view(-1, 1, 1, 1), image.flip(-1), image)
     if not config.interpolates and not config.elastic:
         return image
     size = (image.shape[-2], image.shape[-1])
-    bend = displacements(size, samples, config.elastic, seed).to(image.device) if config.elastic else None
+    bend = sent(displacements(size, samples, config.elastic, seed), image.device) if config.elastic else None
     if image.is_complex():
         parts = _resample(torch.cat([image.real, image.imag], dim=1), motions, bend)
         return torch.complex(*parts.chunk(2, dim=1))
@@ -88,7 +89,7 @@ def _resample(image: Tensor, motions: list[Motion], bend: Tensor | None = None) 
     points = _source_points(image, motions)
     if bend is not None:
         height, width = image.shape[-2:]
-        points = points + bend.to(points.dtype) / (torch.tensor([width, height], device=image.device) / 2)
+        points = points + bend.to(points.dtype) / constant((width / 2, height / 2), points)
     moved = F.grid_sample(image, points, "bicubic", "zeros", align_corners=False)
     low = image.amin(dim=(2, 3), keepdim=True).clamp(max=0)
     high = image.amax(dim=(2, 3), keepdim=True).clamp(min=0)
@@ -103,7 +104,7 @@ def _source_points(image: Tensor, motions: list[Motion]) -> Tensor:
     """
     height, width = image.shape[-2:]
     inverse = np.stack([_inverse(motion, height, width) for motion in motions])
-    matrix = torch.from_numpy(inverse).to(image.device, image.dtype)[:, None, None]
+    matrix = sent(torch.from_numpy(inverse).to(image.dtype), image.device)[:, None, None]
     x = torch.arange(width, device=image.device, dtype=image.dtype)[:, None] - (width - 1) / 2
     y = torch.arange(height, device=image.device, dtype=image.dtype)[:, None, None] - (height - 1) / 2
     return matrix[..., 0] * x + (matrix[..., 1] * y + matrix[..., 2])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from larmor.recon.physics.feed import DeviceBatch, DeviceGroup
+from larmor.recon.physics.transfer import sent
 from larmor.recon.recipe.signal import SignalConfig, check_phase
 from larmor.storage.loading.reader import SliceReader
 
@@ -68,7 +69,8 @@ class VirtualCoils:
         if group.kspace.shape[1] <= self._num_coils:
             return group
         matrices = np.stack([self.matrix(int(index)) for index in samples[group.rows, 1]])
-        return DeviceGroup(compressed(group.kspace, torch.from_numpy(matrices).to(group.kspace.device)), group.rows)
+        kspace = compressed(group.kspace, sent(torch.from_numpy(matrices), group.kspace.device))
+        return DeviceGroup(kspace, group.rows, guide=group.guide)
 
     def matrix(self, index: int) -> np.ndarray:
         """The compression (num_coils, coil) of the scan that slice `index` belongs to."""

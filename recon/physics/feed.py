@@ -14,11 +14,18 @@ from larmor.storage.loading.loader import Allocate, Batch
 
 @dataclass(frozen=True)
 class DeviceGroup:
-    """A `SliceGroup` on the device: k-space (n, coil, height, width) complex64, rows (n,), maps as k-space or None."""
+    """A `SliceGroup` on the device: k-space (n, coil, height, width) complex64, rows (n,); maps and guide as k-space,
+    or None."""
 
     kspace: Tensor
     rows: np.ndarray
     maps: Tensor | None = None
+    guide: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those that are there."""
+        return tuple(tensor for tensor in (self.kspace, self.maps, self.guide) if tensor is not None)
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,11 @@ def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
     def copied(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
+    def beside(array: np.ndarray | None) -> Tensor | None:
+        return None if array is None else copied(array)
+
     groups = (
-        DeviceGroup(copied(group.kspace), group.rows, None if group.maps is None else copied(group.maps))
-        for group in batch.groups
+        DeviceGroup(copied(group.kspace), group.rows, beside(group.maps), beside(group.guide)) for group in batch.groups
     )
     return DeviceBatch(tuple(groups), batch.samples)
 
@@ -73,7 +82,7 @@ def feed(batches: Iterator[Batch], device: torch.device) -> Iterator[DeviceBatch
         if ahead is not None:
             yield ahead
         torch.cuda.current_stream(device).wait_stream(stream)
-        for tensor in (tensor for group in moved.groups for tensor in (group.kspace, group.maps) if tensor is not None):
+        for tensor in (tensor for group in moved.groups for tensor in group.tensors):
             tensor.record_stream(torch.cuda.current_stream(device))
         ahead = moved
     if ahead is not None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from larmor.recon.physics.random_stream import legacy_stream
+from larmor.recon.physics.transfer import sent
 from larmor.recon.recipe.settings import AugmentConfig
 
 # Set these draws apart from those of motions, masks and noise. Below 2³², where numpy takes them as one word.
@@ -24,7 +25,7 @@ def change_intensity(image: Tensor, samples: np.ndarray, config: AugmentConfig, 
         return image
     changed = torch.empty_like(image)
     for key in {(int(epoch), int(index)) for epoch, index in samples}:
-        rows = torch.from_numpy(np.flatnonzero((samples == key).all(axis=1))).to(image.device)
+        rows = sent(torch.from_numpy(np.flatnonzero((samples == key).all(axis=1))), image.device)
         together = image[rows]
         if config.contrast:
             together = _contrast(together, config.contrast, (seed, _CONTRAST, *key))
@@ -44,7 +45,12 @@ def _contrast(images: Tensor, most: float, key: tuple[int, ...]) -> Tensor:
     adjust = RandAdjustContrast(prob=1, gamma=(1 - most, 1 + most))
     adjust.set_random_state(state=legacy_stream(key))
     unit = before / largest  # MONAI adds 1e-7 to a range that may be smaller
-    factor = torch.as_tensor(adjust(unit)) / unit.clamp_min(torch.finfo(unit.dtype).tiny)
+    adjust.randomize()
+    # as the transform itself, which makes the host wait for the range
+    low = unit.min()
+    span = unit.max() - low
+    adjusted = ((unit - low) / (span + 1e-7)) ** adjust.gamma_value * span + low
+    factor = adjusted / unit.clamp_min(torch.finfo(unit.dtype).tiny)
     return images * torch.where(unit > 0, factor, 1)[:, None]
 
 
@@ -55,4 +61,4 @@ def _field(images: Tensor, most: float, key: tuple[int, ...]) -> Tensor:
     make = RandBiasField(degree=3, coeff_range=(-most, most), prob=1)
     make.set_random_state(state=legacy_stream(key))
     field = torch.as_tensor(make(torch.ones(1, *images.shape[-2:])))[0]
-    return field.to(images.device)
+    return sent(field, images.device)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from larmor.recon.physics.transfer import sent
 from larmor.recon.recipe.signal import SignalConfig
 
 _STREAM = 0x6E6F6973  # of the signal's seed: no mask and no augmentation draws from it
@@ -27,7 +28,5 @@ def measurement_noise(signal: SignalConfig, samples: np.ndarray, kspace: Tensor,
         drawn = random.standard_normal((kspace.shape[1], height, width, 2), dtype=np.float32)
         rows.append(np.float32(deviation) * drawn)
     noise = torch.from_numpy(np.stack(rows))
-    if kspace.is_cuda:
-        noise = noise.pin_memory()
     present = (kspace != 0).flatten(2).any(dim=2)[..., None, None]
-    return torch.view_as_complex(noise.to(kspace.device, non_blocking=True)) * (largest.view(-1, 1, 1, 1) * present)
+    return torch.view_as_complex(sent(noise, kspace.device)) * (largest.view(-1, 1, 1, 1) * present)

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from larmor.recon.physics.feed import DeviceBatch, DeviceGroup, to_device
 from larmor.recon.physics.fourier import fft2c, ifft2c
+from larmor.recon.physics.guide import in_own_units
 from larmor.recon.physics.masks import make_mask, with_ratio
 from larmor.recon.physics.noise import measurement_noise
 from larmor.recon.physics.pet import pet_images
 from larmor.recon.physics.sense import complex_to_channels, sense_reduce
+from larmor.recon.physics.transfer import sent
 from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.pet import PetConfig
 from larmor.recon.recipe.signal import SignalConfig
@@ -38,6 +40,8 @@ class Sample:
     elsewhere; `mask` (batch, 1, height, width) bool; `scale` (batch, 2): 0 and that largest magnitude in the source's
     intensities; `maps` as `kspace`, None for a single coil; `samples` (batch, 2): epoch and slice index. `start` is the
     image that the generator begins with, as `zero_filled`, where it is known already (`recon/training/starts.py`).
+    `guide` (batch, 1, height, width) is the magnitude of a second contrast in units of its own (see `in_own_units`),
+    where `signal.guide` wants it.
 
     The batch holds stacks of `stack` consecutive images, which share their scale: the largest magnitude is the stack's.
     """
@@ -51,10 +55,13 @@ class Sample:
     maps: Tensor | None = None
     start: Tensor | None = None
     stack: int = 1
+    guide: Tensor | None = None
 
     @property
     def measurement(self) -> tuple[Tensor | None, ...]:
-        """What a generator is called with: zero_filled, kspace, mask, and maps and start where there are any."""
+        """What a generator is called with: zero_filled, kspace, mask, and maps, start and guide where there are any."""
+        if self.guide is not None:
+            return (self.zero_filled, self.kspace, self.mask, self.maps, self.start, self.guide)
         if self.start is not None:
             return (self.zero_filled, self.kspace, self.mask, self.maps, self.start)
         return (self.zero_filled, self.kspace, self.mask, *([] if self.maps is None else [self.maps]))
@@ -139,7 +146,7 @@ def prepare(
     """
     moved = batch if isinstance(batch, DeviceBatch) else to_device(batch, device)
     magnitudes, sense = signal.mode == "magnitude", signal.needs_maps
-    parts, map_parts = [], []
+    parts, map_parts, guides = [], [], []
     for group in moved.groups:
         image = magnitude(group.kspace) if magnitudes else ifft2c(group.kspace)
         maps = _wanted_maps(group) if sense else None
@@ -151,6 +158,10 @@ def prepare(
             image = intensity(image, first)
         parts.append(_cut(image, crop))
         map_parts.append(None if maps is None else centre_fit(maps, crop))
+        if signal.guide:
+            other = guide_image(group)  # in units of all that is there, whatever is cut
+            # moved as the image, by the same draws; how bright it is stays its own
+            guides.append(_cut(augment(other, first) if augment else other, crop))
     rows = [group.rows for group in moved.groups]
     images, maps = _in_order(parts, rows, signal.kspace_coils), _maps_in_order(map_parts, rows)
     if signal.mode == "pet":
@@ -163,7 +174,23 @@ def prepare(
         kspace = kspace + measurement_noise(signal, moved.samples, kspace, largest)
     kspace = kspace * measured
     zero_filled = _zero_filled(kspace, maps, signal)
-    return scaled(Sample(target, zero_filled, kspace, measured, torch.empty(0), moved.samples, maps, stack=stack))
+    guide = _in_order(guides, rows) if guides else None
+    return scaled(
+        Sample(target, zero_filled, kspace, measured, torch.empty(0), moved.samples, maps, stack=stack, guide=guide)
+    )
+
+
+def guide_image(group: DeviceGroup) -> Tensor:
+    """(n, 1, height, width): the magnitude of the second contrast, in units of its own (see `in_own_units`).
+
+    Raises `InputError` for slices without one.
+    """
+    if group.guide is None:
+        raise InputError(
+            "signal.guide=true, but these slices come without a guide, their second contrast; use a data set that was "
+            "converted with --guide, or `larmor reconstruct --guide`"
+        )
+    return in_own_units(magnitude(group.guide))
 
 
 def _target(images: Tensor, maps: Tensor | None, signal: SignalConfig) -> Tensor:
@@ -252,7 +279,7 @@ def _in_order(parts: list[Tensor], rows: list[np.ndarray], least_coils: int = 1)
         return parts[0]
     filled = [torch.nn.functional.pad(part, (0, 0, 0, 0, 0, coils - part.shape[1])) for part in parts]
     order = torch.from_numpy(np.argsort(np.concatenate(rows)))
-    return torch.cat(filled)[order.to(parts[0].device)]
+    return torch.cat(filled)[sent(order, parts[0].device)]
 
 
 def _masks(mask: MaskConfig, crop: tuple[int, int], samples: np.ndarray, device: torch.device, stack: int) -> Tensor:
@@ -263,15 +290,9 @@ def _masks(mask: MaskConfig, crop: tuple[int, int], samples: np.ndarray, device:
     # the images of a stack are of one scan: they have the ratio of its first one
     ratios = [with_ratio(mask, keys[row - row % stack]) for row in range(len(keys))]
     patterns = np.stack([make_mask(own, crop, key) for own, key in zip(ratios, keys, strict=True)])
-    return _sent(patterns, device).unsqueeze(1)
+    return sent(torch.from_numpy(patterns), device).unsqueeze(1)
 
 
 @lru_cache(maxsize=8)
 def _fixed_mask(mask: MaskConfig, crop: tuple[int, int], device: torch.device) -> Tensor:
-    return _sent(make_mask(mask, crop), device)
-
-
-def _sent(array: np.ndarray, device: torch.device) -> Tensor:
-    """On the device; to a GPU from page-locked memory, which the host need not wait for."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return sent(torch.from_numpy(make_mask(mask, crop)), device)

@@ -14,7 +14,14 @@ from larmor.recon.recipe.mask_config import MaskConfig
 from larmor.recon.recipe.metric import check_metric
 from larmor.recon.recipe.own_code import Code, CodeConfig, OneOf
 from larmor.recon.recipe.own_name import is_own, short_name
-from larmor.recon.recipe.settings import AugmentConfig, CriticConfig, GeneratorConfig, LossConfig, OptimizerConfig
+from larmor.recon.recipe.settings import (
+    UNGUIDED,
+    AugmentConfig,
+    CriticConfig,
+    GeneratorConfig,
+    LossConfig,
+    OptimizerConfig,
+)
 from larmor.recon.recipe.signal import SignalConfig
 from larmor.recon.recipe.systems import SYSTEMS, System, merged
 from larmor.storage.loading.config import DataConfig
@@ -116,8 +123,9 @@ class Recipe(BaseModel):
 
     @property
     def title(self) -> str:
-        """What stands in tables: the system, or a generator of one's own."""
-        return short_name(self.generator.name if is_own(self.generator.name) else self.system)
+        """What stands in tables: the system, or a generator of one's own; and whether it sees a guide."""
+        name = short_name(self.generator.name if is_own(self.generator.name) else self.system)
+        return f"{name} with guide" if self.signal.guide else name
 
     @property
     def own_parts(self) -> dict[str, str]:
@@ -272,6 +280,17 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"generator.start.method={self.generator.start.method} needs the sensitivity maps of the coils, which "
                 "signal.coils=all does not read; set signal.coils=sense, or generator.start.method=none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _network_takes_a_guide(self) -> Recipe:
+        name = self.generator.name
+        if self.signal.guide and (is_own(name) or name in UNGUIDED):
+            why = UNGUIDED.get(name, "is called with the image and the measurement alone")
+            raise ValueError(
+                f"signal.guide=true, but generator.name={name} {why}; set signal.guide=false, or a generator.name "
+                f"other than {', '.join(UNGUIDED)} and one of your own"
             )
         return self
 

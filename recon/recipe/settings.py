@@ -14,6 +14,7 @@ from larmor.recon.recipe.own_name import is_own
 
 Norm = Literal["group", "instance", "none"]
 Content = Annotated[str, OneOf(("normalized_root_mse", "mse", "l1", "complex_l1", "dssim"), "larmor.losses")]
+_WEIGHT = 1e-4
 _OPTIONS = "of a network of your own: what it is made with besides the number of channels"
 
 
@@ -32,14 +33,20 @@ class StartConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["none", "wavelet", "total_variation", "alternating", "view_sharing", "causal_view_sharing"] = Field(
+    method: Literal[
+        "none", "wavelet", "total_variation", "alternating", "split_bregman", "view_sharing", "causal_view_sharing"
+    ] = Field(
         "none",
-        description="what is sparse: wavelets, differences (total variation), or both in turn; or view sharing: each "
+        description="what is sparse: wavelets, differences (total variation), both in turn, or both at once with the "
+        "measured points held (split_bregman: 25 iterations do what 100 of the others do); or view sharing: each "
         "point of k-space from the frame nearest in time, or the last one, that measured it",
     )
     iterations: int = Field(100, ge=1, description="iterations of compressed sensing for each image")
     weight: float = Field(
-        1e-4, gt=0, description="weight λ of the sparsity, for images scaled to [0, 1]", allow_inf_nan=False
+        _WEIGHT,
+        gt=0,
+        description="weight λ of the sparsity, for images scaled to [0, 1]; split_bregman has none",
+        allow_inf_nan=False,
     )
     cache_bytes: int = Field(
         2**30,
@@ -54,6 +61,15 @@ class StartConfig(BaseModel):
         "of a sweep share them; 0: none",
     )
 
+    @model_validator(mode="after")
+    def _weight_of_a_compromise(self) -> StartConfig:
+        if self.method == "split_bregman" and self.weight != _WEIGHT:
+            raise ValueError(
+                f"weight={self.weight:g} weighs sparsity against the measured points, which method=split_bregman holds "
+                "exactly; leave weight out, or set method=alternating"
+            )
+        return self
+
     @property
     def enabled(self) -> bool:
         return self.method != "none"
@@ -61,6 +77,13 @@ class StartConfig(BaseModel):
     @property
     def shares_views(self) -> bool:
         return self.method in ("view_sharing", "causal_view_sharing")
+
+
+UNGUIDED = {
+    "idpcnn": "denoises images of any mask, one by one",
+    "deepcomplex": "multiplies complex numbers, and a guide is a magnitude",
+}
+"""Networks that take no second contrast, and why; all others of Larmor's do."""
 
 
 class GeneratorConfig(BaseModel):

@@ -37,6 +37,8 @@ class SignalConfig(BaseModel):
 
     `noise` is added to the measurement, never to the target. The network is not told its level.
 
+    With `guide` the generator sees the magnitude of a second contrast as one more channel; critics do not.
+
     `pet` is no MRI: the data are activity and attenuation, and the images are reconstructions from simulated counts.
     """
 
@@ -62,6 +64,11 @@ class SignalConfig(BaseModel):
         "part, as a fraction of the image's largest magnitude; drawn between them for each image",
     )
     noise_seed: int = Field(0, ge=0, description="seed of the noise")
+    guide: bool = Field(
+        False,
+        description="whether the generator sees a second, registered contrast of each slice too, fully sampled, which "
+        "the data set holds (`larmor convert --guide`)",
+    )
 
     @model_validator(mode="after")
     def _noise_is_a_range(self) -> SignalConfig:
@@ -71,6 +78,12 @@ class SignalConfig(BaseModel):
                 f"noise=[{low:g}, {high:g}] is no range of standard deviations; give the least and the largest, both "
                 "between 0 and 1, such as [0, 0.1]"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _guide_is_of_mri(self) -> SignalConfig:
+        if self.guide and self.mode == "pet":
+            raise ValueError("guide=true: data for mode=pet hold no second contrast; set guide=false")
         return self
 
     @model_validator(mode="after")
@@ -126,6 +139,11 @@ class SignalConfig(BaseModel):
     def needs_maps(self) -> bool:
         """Whether images of several coils are combined with their sensitivity maps."""
         return self.mode == "complex" and self.coils == "sense"
+
+    @property
+    def beside(self) -> dict[str, bool]:
+        """What is read beside the k-space, in the words of `open_reader`."""
+        return {"with_maps": self.needs_maps, "with_guide": self.guide}
 
     @property
     def measured(self) -> bool:

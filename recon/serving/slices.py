@@ -15,6 +15,11 @@ def check_model(model: Model) -> None:
     """Raises `InputError` for a model that does not reconstruct single slices of measured k-space."""
     if model.physics.signal.mode == "pet":
         raise InputError(f"{model.folder}: reconstructs PET; serve a model for MRI")
+    if model.physics.signal.guide:
+        raise InputError(
+            f"{model.folder}: sees a second contrast beside each slice (signal.guide), which no scanner sends; "
+            "reconstruct files with `larmor reconstruct --guide`, or serve a model without"
+        )
     if model.physics.stack > 1:
         raise InputError(
             f"{model.folder}: sees {model.physics.stack} slices together (data.stack); serve a model with data.stack=1"

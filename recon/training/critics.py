@@ -14,6 +14,7 @@ from larmor.recon.networks.lipschitz import draw_shares
 from larmor.recon.physics.fourier import fft2c, ifft2c
 from larmor.recon.physics.random_stream import torch_stream
 from larmor.recon.physics.samples import Sample
+from larmor.recon.physics.transfer import sent
 from larmor.recon.recipe.critic_role import CriticRole
 from larmor.recon.recipe.recipe import Recipe
 from larmor.recon.training.balance import Judge
@@ -51,7 +52,7 @@ class Critic:
         if self.recipe.critic.lipschitz != "gradient_penalty":
             return []
         random = torch_stream([self.recipe.seed, _PENALTY_STREAM, number, rank, *self.role.suffix.encode()])
-        return [draw_shares(len(sample.target), random).to(sample.target.device) for sample in samples]
+        return [sent(draw_shares(len(sample.target), random), sample.target.device) for sample in samples]
 
     def update(self, generator: Engine, samples: Sequence[Sample], shares: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """One update over the micro-batches; their loss terms, which carry the suffix of the role."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from larmor.recon.networks.idpcnn import LARGEST_LEVEL
 from larmor.recon.physics.random_stream import torch_stream
+from larmor.recon.physics.transfer import sent
 
 _STREAM = 0x64656E6F  # of the recipe's seed: nothing else draws from it
 
@@ -23,5 +24,5 @@ def draw_noise(targets: Sequence[Tensor], seed: int, step: int, rank: int) -> li
     for target in targets:
         level = LARGEST_LEVEL * torch.rand(len(target), 1, 1, 1, generator=random)
         noise = level * torch.randn(target.shape, generator=random)
-        drawn += [noise.to(target.device), level.to(target.device)]
+        drawn += [sent(noise, target.device), sent(level, target.device)]
     return drawn

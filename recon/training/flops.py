@@ -32,7 +32,7 @@ def flops_per_image(recipe: Recipe) -> int:
     """Operations of one reconstruction, counted as in `flops_per_step`; a classical start does not count."""
     stack = recipe.data.stack
     with torch.device("meta"):
-        generator = build_generator(recipe.generator, recipe.signal.channels, stack)
+        generator = build_generator(recipe.generator, recipe.signal.channels, stack, recipe.signal.guide)
         measurement = _measurement(recipe)
     with FlopCounterMode(display=False) as counted, torch.no_grad():
         generator(*measurement)
@@ -44,8 +44,11 @@ def _measurement(recipe: Recipe) -> list[Tensor | None]:
     stack, crop = recipe.data.stack, recipe.data.crop
     image = torch.empty(stack, recipe.signal.channels, *crop)
     kspace = torch.empty(stack, recipe.signal.kspace_coils, *crop, dtype=torch.complex64)
-    known = [None, image] if recipe.generator.start.enabled else []  # a start is made before the step
-    return [image, kspace, torch.empty(stack, 1, *crop, dtype=torch.bool), *known]
+    measured: list[Tensor | None] = [image, kspace, torch.empty(stack, 1, *crop, dtype=torch.bool)]
+    start = image if recipe.generator.start.enabled else None  # made before the step
+    if recipe.signal.guide:
+        return [*measured, None, start, torch.empty(stack, 1, *crop)]
+    return measured if start is None else [*measured, None, start]
 
 
 def _of_one_sample(recipe: Recipe) -> tuple[int, int]:
@@ -54,7 +57,7 @@ def _of_one_sample(recipe: Recipe) -> tuple[int, int]:
     with torch.device("meta"):
         measurement = _measurement(recipe)
         image = torch.empty(stack, channels, *recipe.data.crop)
-        part = trained_part(build_generator(recipe.generator, channels, stack))
+        part = trained_part(build_generator(recipe.generator, channels, stack, recipe.signal.guide))
         generator = _counted(part.module)
         if part.is_denoiser:  # on an image and its level of noise
             measurement = [image, torch.empty(stack, 1, 1, 1)]

@@ -41,7 +41,7 @@ class Gan:
             )
         torch.manual_seed(recipe.seed)
         roles = recipe.loss.critics
-        self.whole = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack)
+        self.whole = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack, recipe.signal.guide)
         self._part = trained_part(self.whole)
         networks = [self._part.module]
         networks += [build_critic(recipe.critic, recipe.critic_channels) for _ in roles]

@@ -55,7 +55,7 @@ def wanted_networks(recipe: Recipe) -> dict[str, Wanted]:
     """
     config = recipe.init_from
     assert config, "there is something to start from"
-    whole = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack)
+    whole = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack, recipe.signal.guide)
     part = trained_part(whole)
     found = {"generator": Wanted.of(part.module, part.prefix)}
     if config.critics:

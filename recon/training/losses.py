@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,13 @@ from torch import Tensor
 
 from larmor.recon.physics.fourier import fft2c
 from larmor.recon.physics.sense import channels_to_complex
+from larmor.recon.physics.transfer import constant
 from larmor.recon.recipe.own_code import call_part
 from larmor.recon.recipe.own_name import is_own
 from larmor.recon.recipe.settings import Content, LossConfig
 from larmor.storage.objects.errors import InputError
+
+_K1, _K2 = 0.01, 0.03  # of SSIM (Wang et al., 2004)
 
 
 def normalized_root_mse_loss(target: Tensor, reconstruction: Tensor) -> Tensor:
@@ -57,10 +61,28 @@ def adversarial_loss(fake_scores: Tensor, kind: str) -> Tensor:
 
 
 def dssim_loss(target: Tensor, reconstruction: Tensor) -> Tensor:
-    """(1 − SSIM) / 2 of images (batch, 1, height, width) in [0, 1], mean over the batch; Gaussian window of 11."""
-    from monai.losses.ssim_loss import SSIMLoss
+    """(1 − SSIM) / 2 of images (batch, 1, height, width) in [0, 1], mean over the batch; Gaussian window of 11.
 
-    return SSIMLoss(spatial_dims=2, data_range=1.0)(reconstruction, target) / 2
+    Bit for bit MONAI's `SSIMLoss`, which sends its window to the device in every call, and the host waits for that.
+    """
+    window, first, second = constant(_window(), target)[None, None], _K1**2, _K2**2
+    x, y = (F.conv2d(image, window) for image in (reconstruction, target))
+    # one after the other: gradients are added in the reverse order
+    xx = F.conv2d(reconstruction * reconstruction, window)
+    yy = F.conv2d(target * target, window)
+    xy = F.conv2d(reconstruction * target, window)
+    variance, other, covariance = xx - x * x, yy - y * y, xy - x * y
+    contrast = (2 * covariance + second) / (variance + other + second)
+    ssim = ((2 * x * y + first) / (x**2 + y**2 + first)) * contrast
+    return (1 - ssim.flatten(1).mean(dim=1, keepdim=True)).mean() / 2
+
+
+@lru_cache(maxsize=1)
+def _window() -> tuple[tuple[float, ...], ...]:
+    """SSIM's Gaussian, 11×11 with σ = 1.5 and the sum 1, in float32."""
+    line = torch.exp(-((torch.arange(-5.0, 6.0) / 1.5) ** 2) / 2)
+    line = (line / line.sum()).unsqueeze(0)
+    return tuple(map(tuple, torch.matmul(line.t(), line).tolist()))
 
 
 def complex_l1_loss(target: Tensor, reconstruction: Tensor) -> Tensor:

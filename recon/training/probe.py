@@ -111,7 +111,7 @@ def count_parameters(recipe: Recipe) -> dict[str, int]:
     """Network → number of its weights; empty for a decoding, whose networks depend on its data."""
     if recipe.decoding is not None:
         return {}
-    generator = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack)
+    generator = build_generator(recipe.generator, recipe.signal.channels, recipe.data.stack, recipe.signal.guide)
     critics = {role.engine: build_critic(recipe.critic, recipe.critic_channels) for role in recipe.loss.critics}
     return {
         name: sum(weight.numel() for weight in network.parameters())

@@ -41,6 +41,7 @@ class ImageSample(TypedDict):
     `target` is the fully sampled image, `zero_filled` what the measured points alone show; one channel of magnitudes,
     or real and imaginary part. `kspace` (coil, height, width) complex64 is what was measured and 0 elsewhere, `mask`
     (1, height, width) bool says where. `maps`, as `kspace`, are there if coils are combined with sensitivity maps.
+    `guide` (1, height, width) is the magnitude of a second contrast in units of its own, with signal.guide.
     `scale` (): image · scale is in the source's intensities. `slice` is the number of the slice in its volume's scan,
     `index` that of the slice in the split.
     """
@@ -51,6 +52,7 @@ class ImageSample(TypedDict):
     mask: Tensor
     scale: Tensor
     maps: NotRequired[Tensor]
+    guide: NotRequired[Tensor]
     volume: str
     subject: str
     slice: int
@@ -106,7 +108,7 @@ class SliceDataset(IterableDataset[ImageSample]):
         """With `whole` the images are as large as the largest slices. Raises `InputError` as `larmor.open_dataset`."""
         if config.data.stack != 1:
             raise InputError(f"data.stack={config.data.stack}: samples are single slices here; leave stack out")
-        reader = open_reader(config.data, split, with_maps=config.signal.needs_maps)
+        reader = open_reader(config.data, split, **config.signal.beside)
         self.info: SplitInfo = reader.info
         crop = self.info.largest_matrix if whole else config.data.crop
         # whoever opens it later, in another process, shall find the same one
@@ -192,7 +194,7 @@ class SliceDataset(IterableDataset[ImageSample]):
         if self._opened and self._opened.process == os.getpid():
             return self._opened
         data, signal = self.config.data, self.config.signal
-        reader = reader or open_reader(data, self.split, with_maps=signal.needs_maps)
+        reader = reader or open_reader(data, self.split, **signal.beside)
         order: SampleOrder = StoredOrder(reader.block_of)
         if self._dealing.shuffle:
             order = sample_order(data, reader, reader.block_of, _ORDER_OF, self.config.seed)
@@ -220,4 +222,6 @@ class SliceDataset(IterableDataset[ImageSample]):
             )
             if whole.maps is not None:
                 sample["maps"] = whole.maps[row, :num_coils]
+            if whole.guide is not None:
+                sample["guide"] = whole.guide[row]
             yield sample

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from larmor.recon.networks.data_consistency import ConsistentGenerator
 from larmor.recon.physics.samples import Sample
+from larmor.recon.physics.transfer import HostCopy, sent
 from larmor.recon.recipe.recipe import Recipe
 from larmor.recon.training.starts_on_disk import StartsOnDisk
 
@@ -40,6 +41,7 @@ class Starts:
         self._room = config.cache_bytes - used if is_fixed else 0
         on_disk = is_fixed and self._has_start and folder is not None and config.disk_cache_bytes > 0
         self._disk = StartsOnDisk.open(folder, config.disk_cache_bytes, key) if on_disk and folder else None
+        self._made: tuple[list[int], HostCopy] | None = None  # by the newest call, and not kept yet
 
     @property
     def _has_start(self) -> bool:
@@ -49,20 +51,31 @@ class Starts:
         """The sample with its start; as it is where there is none."""
         if not self._has_start:
             return sample
-        start = torch.empty_like(sample.zero_filled)
-        missing = []
-        for row, (_, index) in enumerate(sample.samples):
-            kept = self._find(int(index), start[row])
-            if kept is None:
-                missing.append(row)
-            else:
-                start[row] = kept.to(start.device)
+        self._write()
+        indices, zero_filled = [int(index) for _, index in sample.samples], sample.zero_filled
+        found = [self._find(index, zero_filled[row]) for row, index in enumerate(indices)]
+        kept = {row: image for row, image in enumerate(found) if image is not None}
+        missing = [row for row in range(len(indices)) if row not in kept]
+        parts = [sent(torch.stack(list(kept.values())), zero_filled.device)] if kept else []
         if missing:
-            made = self._make(sample, torch.tensor(missing, device=start.device))
-            for row, image in zip(missing, made, strict=True):
-                start[row] = image
-                self._keep(int(sample.samples[row][1]), image, self._disk)
+            parts.append(self._make(sample, sent(torch.tensor(missing), zero_filled.device)))
+            if self._room or self._disk:
+                self._made = [indices[row] for row in missing], HostCopy(parts[-1])
+        if not zero_filled.is_cuda:
+            self._write()
+        start = torch.cat(parts)
+        if kept and missing:
+            start = start[sent(torch.tensor([*kept, *missing]).argsort(), zero_filled.device)]
         return replace(sample, start=start)
+
+    def _write(self) -> None:
+        """Keep what was made in the call before: a GPU is past it, so that nothing is waited for."""
+        if self._made is None:
+            return
+        indices, copy = self._made
+        for index, image in zip(indices, copy.result, strict=True):
+            self._keep(index, image, self._disk)
+        self._made = None
 
     def _make(self, sample: Sample, rows: Tensor) -> Tensor:
         assert self._generator is not None
@@ -88,7 +101,7 @@ class Starts:
 
 def _key(recipe: Recipe, identity: str) -> str:
     parts = [
-        recipe.signal,
+        recipe.signal.model_copy(update={"guide": False}),  # which no start looks at
         recipe.mask,
         recipe.generator.start.model_copy(update={"cache_bytes": 0, "disk_cache_bytes": 0}),
     ]

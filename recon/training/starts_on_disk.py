@@ -10,7 +10,7 @@ import crc32c
 import torch
 from torch import Tensor
 
-from larmor.recon.networks import classical_start, data_consistency, wavelets
+from larmor.recon.networks import classical_start, data_consistency, polyphase_wavelets, split_bregman, wavelets
 from larmor.storage.loading.cache import DiskCache
 
 _LOG = logging.getLogger("larmor")
@@ -59,7 +59,7 @@ class StartsOnDisk:
 
 def _with_platform(key: str) -> str:
     digest = hashlib.sha256()
-    for module in (classical_start, data_consistency, wavelets):
+    for module in (classical_start, data_consistency, polyphase_wavelets, split_bregman, wavelets):
         assert module.__file__ is not None
         digest.update(Path(module.__file__).read_bytes())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()

@@ -57,7 +57,7 @@ def train(recipe: Recipe, worker: Worker) -> bool:
         resources.callback(gan.close)
         train_reader, validation_reader = (
             resources.enter_context(
-                contextlib.closing(open_reader(recipe.data, split, patient=True, with_maps=recipe.signal.needs_maps))
+                contextlib.closing(open_reader(recipe.data, split, patient=True, **recipe.signal.beside))
             )
             for split in (recipe.data.train_split, recipe.data.validation_split)
         )

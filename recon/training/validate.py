@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from larmor.recon.inference.device_metrics import slice_metrics_on_device
-from larmor.recon.inference.inference import Physics, network_method, rate_sample, undersampled_split
+from larmor.recon.inference.device_metrics import measured_metrics, named_metrics
+from larmor.recon.inference.inference import Physics, network_method, rate_sample, shows, undersampled_split
 from larmor.recon.inference.own_metrics import own_figures
+from larmor.recon.physics.transfer import HostCopy
 from larmor.recon.recipe.metric import METRICS
 from larmor.recon.recipe.recipe import Recipe
 from larmor.recon.training.pictures import Shown, joined
@@ -52,20 +53,24 @@ def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: 
     batch_size = size * recipe.micro_batch_size(worker.world_size)
     was_training = generator.training
     generator.eval()
-    rows: list[tuple[int, dict[str, float] | None]] = []  # None: the target shows nothing
+    rated: list[tuple[tuple[int, ...], HostCopy, HostCopy, dict[int, dict[str, float]]]] = []
+    num_rated = 0
     images = Shown(len(stacks), recipe.training.validation_images, size, worker)
     methods = {"generator": network_method(generator)}
     for indices, sample in undersampled_split(reader, padded.tolist(), physics, batch_size, worker.device):
         worker.progress(step, "validation")
-        found = rate_sample(methods, sample)
+        found = rate_sample(methods, sample, timed=False)  # a GPU works on it while the next batch is read
         made, own = found.images["generator"], recipe.training.own_metrics
-        figures = slice_metrics_on_device(found.target, made)
-        for place in found.shows.nonzero()[0] if own else ():
-            figures[place] |= own_figures(own, found.target[place], made[place])
-        images.add(len(rows), found, "generator")
-        rated = zip(indices, found.shows, figures, strict=True)
-        rows += [(index, row if shows else None) for index, shows, row in rated]
+        places = found.shows.nonzero()[0].tolist() if own else ()
+        more = {place: own_figures(own, found.target[place], made[place]) for place in places}
+        rated.append((indices, HostCopy(found.scale), HostCopy(measured_metrics(found.target, made)), more))
+        images.add(num_rated, found, "generator")
+        num_rated += len(indices)
     generator.train(was_training)
+    rows: list[tuple[int, dict[str, float] | None]] = []  # None: the target shows nothing
+    for indices, scale, measured, more in rated:
+        figures = enumerate(zip(indices, shows(scale.result.numpy()), named_metrics(measured.result), strict=True))
+        rows += [(index, row | more.get(place, {}) if shown else None) for place, (index, shown, row) in figures]
     gathered = worker.gather((rows[: mine.size], images.strips))
     parts = [part for part, _ in gathered]
     if (picture := joined([strips for _, strips in gathered])) is not None:
@@ -76,12 +81,12 @@ def validate(generator: nn.Module, reader: SliceReader, recipe: Recipe, worker: 
         first = number // worker.world_size * size
         for index, row in parts[number % worker.world_size][first : first + size]:
             by_slice.setdefault(index, row)
-    shown = [row for row in by_slice.values() if row is not None]
-    if not shown:
+    shown_rows = [row for row in by_slice.values() if row is not None]
+    if not shown_rows:
         height, width = physics.crop
         raise InputError(
             f"{reader.info.name}: none of its {len(by_slice)} slices shows anything within {height}×{width}; raise "
             "data.crop, or validate with other volumes"
         )
     names = (*METRICS, *recipe.training.own_metrics)
-    return {f"val/{name}": float(np.mean([row[name] for row in shown])) for name in names}
+    return {f"val/{name}": float(np.mean([row[name] for row in shown_rows])) for name in names}

@@ -13,11 +13,12 @@ from typing import Any
 
 from larmor.storage.conversion.examine import Examined, PassOptions, examine_sources
 from larmor.storage.conversion.journal import Journal, open_journal
-from larmor.storage.conversion.shard_writer import ShardWriter, clear_place, require_sigpy
+from larmor.storage.conversion.shard_writer import Beside, ShardWriter, clear_place, require_sigpy
 from larmor.storage.conversion.splits import assign_splits, splits_of_folders, wanted_splits
 from larmor.storage.dataset import dataset, layout, writing
 from larmor.storage.dataset.layout import SplitLayout, StoredVolume
 from larmor.storage.dataset.writing import StoredShard
+from larmor.storage.formats.guides import with_guides
 from larmor.storage.formats.provenance import larmor_version
 from larmor.storage.formats.source import Plane, SourceOptions, SourceRef
 from larmor.storage.formats.staging import FileFacts, file_facts
@@ -83,11 +84,16 @@ def _outcome(report: VolumeReport, min_foreground: float) -> str:
 
 
 def convert(
-    sources: Sequence[SourceRef], url: str, options: ConvertOptions, progress: Progress = silent
+    sources: Sequence[SourceRef],
+    url: str,
+    options: ConvertOptions,
+    progress: Progress = silent,
+    guides: Sequence[SourceRef] = (),
 ) -> list[VolumeReport]:
     """Read `sources`, write the data set at `url`, publish it, and say what was kept.
 
     Every source is checked before anything but the journal is written, and before an old data set is removed.
+    With `guides` the scan of each source in another contrast is stored beside it (see `with_guides`).
     If the process is killed, the same call resumes it. `progress` gets (description, done, total), always in the
     calling thread.
 
@@ -101,16 +107,18 @@ def convert(
     store = ObjectStore(url)
     store.check_access()
     refs = tuple(sorted(sources, key=lambda ref: ref.name))
+    if guides:
+        refs = tuple(with_guides(refs, guides))
     held_out = options.held_out if any(options.held_out.values()) else splits_of_folders(refs)
     split_of = assign_splits([ref.subject for ref in refs], held_out)
     _check_subjects(refs, split_of)
-    facts = tuple(file_facts(ref) for ref in refs)
+    facts = tuple(file_facts(ref) for ref in (*refs, *(ref.guide for ref in refs if ref.guide)))
     journal = open_journal(store, _plan(refs, facts, split_of, options), options.overwrite)
     conversion = _Conversion(refs, facts, split_of, journal, options, progress)
     try:
         found = conversion.examine()
         layouts = conversion.layouts(found)
-        clear_place(journal, layouts, options.sensitivity_maps, options.overwrite)
+        clear_place(journal, layouts, Beside(options.sensitivity_maps, bool(guides)), options.overwrite)
     except StoreAway:
         raise  # when the store is back, the same command resumes
     except InputError:
@@ -139,7 +147,7 @@ def _plan(
     refs: Sequence[SourceRef], facts: Sequence[FileFacts], split_of: Mapping[str, str], options: ConvertOptions
 ) -> dict[str, Any]:
     """All that the bytes of the data set depend on."""
-    sources = [
+    sources: list[dict[str, Any]] = [
         {
             "name": ref.name,
             "subject": ref.subject,
@@ -148,8 +156,11 @@ def _plan(
             "part": ref.part,
             "files": files,
         }
-        for ref, files in zip(refs, facts, strict=True)
+        for ref, files in zip(refs, facts, strict=False)
     ]
+    for source, ref, files in zip(sources, refs, facts[len(refs) :], strict=False):
+        assert ref.guide is not None
+        source["guide"] = {"format": ref.guide.format, "part": ref.guide.part, "files": files}
     names = ("matrix", "min_foreground", "skip_invalid", "sensitivity_maps", "plane")
     return {
         "format": dataset.FORMAT_VERSION,
@@ -162,7 +173,8 @@ def _plan(
 
 @dataclass(frozen=True)
 class _Conversion:
-    """One conversion: its sources, sorted by name, with the state of their files, and where it stands."""
+    """One conversion: its sources, sorted by name, with the state of their files and their guides', and where it
+    stands."""
 
     refs: tuple[SourceRef, ...]
     facts: tuple[FileFacts, ...]

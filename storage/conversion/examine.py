@@ -11,6 +11,7 @@ import numpy as np
 from larmor.storage.conversion.journal import Journal
 from larmor.storage.dataset.layout import SliceShape, StoredVolume
 from larmor.storage.formats.centred_fft import to_image
+from larmor.storage.formats.guides import check_grid
 from larmor.storage.formats.provenance import provenance
 from larmor.storage.formats.recognise import open_files
 from larmor.storage.formats.sensitivity import KERNEL_WIDTH
@@ -114,6 +115,9 @@ def examine(ref: SourceRef, options: PassOptions) -> Examined:
         try:
             _check_shape(ref, source, options.sensitivity_maps)
             kept = [int(index) for index in source.kept_slices()]
+            about = provenance(ref, source, local.files)
+            if ref.guide is not None:
+                about["guide"] = _examine_guide(ref, ref.guide, source, kept, options)
             return Examined(
                 shape=source.slice_shape,
                 num_slices=source.num_slices,
@@ -121,10 +125,25 @@ def examine(ref: SourceRef, options: PassOptions) -> Examined:
                 positions=tuple(float(source.position(index)) for index in kept),
                 scales=tuple(image_scale(read_slice(ref, source, index)) for index in kept),
                 offset=source.offset,
-                provenance=provenance(ref, source, local.files),
+                provenance=about,
             )
         finally:
             source.close()
+
+
+def _examine_guide(
+    ref: SourceRef, guide: SourceRef, source: Source, kept: Sequence[int], options: PassOptions
+) -> dict[str, Any]:
+    """Read the guide of a scan, too: what is stored about it. Raises `InputError` for one that does not fit."""
+    with staged(guide) as local, local.naming():
+        found = open_files(guide, local.files, options.source)
+        try:
+            check_grid(ref, source, found)
+            for index in kept:
+                read_slice(guide, found, index)
+            return provenance(guide, found, local.files)
+        finally:
+            found.close()
 
 
 def _check_shape(ref: SourceRef, source: Source, sensitivity_maps: bool) -> None:

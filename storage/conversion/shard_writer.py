@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import groupby
 
@@ -14,7 +14,7 @@ from larmor.storage.conversion.examine import PassOptions, read_slice
 from larmor.storage.conversion.journal import Journal
 from larmor.storage.conversion.open_sources import OpenSources, Read
 from larmor.storage.dataset import writing
-from larmor.storage.dataset.dataset import SPLITS, shard_path
+from larmor.storage.dataset.dataset import GUIDE, SPLITS, shard_path
 from larmor.storage.dataset.expected_objects import expected_objects, foreign_prefixes, shard_bytes
 from larmor.storage.dataset.layout import Bucket, ShardPlan, SplitLayout
 from larmor.storage.dataset.writing import StoredShard
@@ -35,12 +35,21 @@ def require_sigpy() -> None:
         ) from error
 
 
-def kinds_of(bucket: Bucket, sensitivity_maps: bool) -> tuple[str, ...]:
-    """The arrays that a bucket gets; a single coil's map would say nothing."""
-    return ("kspace", "sensitivity_maps") if sensitivity_maps and bucket.shape[0] > 1 else ("kspace",)
+@dataclass(frozen=True)
+class Beside:
+    """What is stored beside the k-space: maps of its coils, and a second contrast."""
+
+    sensitivity_maps: bool = False
+    guides: bool = False
+
+    def kinds_of(self, bucket: Bucket) -> tuple[str, ...]:
+        """The arrays that a bucket gets; a single coil's map would say nothing."""
+        guide = (GUIDE,) if self.guides else ()
+        maps = ("sensitivity_maps",) if self.sensitivity_maps and bucket.shape[0] > 1 else ()
+        return ("kspace", *maps, *guide)
 
 
-def clear_place(journal: Journal, layouts: Mapping[str, SplitLayout], sensitivity_maps: bool, overwrite: bool) -> None:
+def clear_place(journal: Journal, layouts: Mapping[str, SplitLayout], beside: Beside, overwrite: bool) -> None:
     """Unpublish the old data set, if there is one, and delete all of it that will not be written over.
 
     What will be is left alone, so that a second process that does the same conversion loses nothing.
@@ -55,9 +64,7 @@ def clear_place(journal: Journal, layouts: Mapping[str, SplitLayout], sensitivit
     expected: set[str] = set()
     for split, layout in layouts.items():
         arrays = [
-            (kind, bucket.number, bucket.num_shards)
-            for bucket in layout.buckets
-            for kind in kinds_of(bucket, sensitivity_maps)
+            (kind, bucket.number, bucket.num_shards) for bucket in layout.buckets for kind in beside.kinds_of(bucket)
         ]
         expected |= expected_objects(split, arrays)
     found = {path: size for path, size in store.list().items() if path.split("/")[0] in SPLITS}
@@ -67,7 +74,8 @@ def clear_place(journal: Journal, layouts: Mapping[str, SplitLayout], sensitivit
 
 
 class ShardWriter:
-    """Writes shards from the sources `refs`, whose files must still be as `facts` says. Shared by threads.
+    """Writes shards from the sources `refs`, whose files must still be as `facts` says, first of the sources, then of
+    their guides. Shared by threads.
 
     Memory: for each thread one shard three times (its slices, and twice while they are encoded) and one source.
     """
@@ -75,7 +83,9 @@ class ShardWriter:
     def __init__(
         self, refs: Sequence[SourceRef], facts: Sequence[FileFacts], journal: Journal, options: PassOptions
     ) -> None:
-        self._refs, self._facts, self._journal, self._options = refs, facts, journal, options
+        guides = [ref.guide for ref in refs if ref.guide is not None]
+        self._refs, self._facts, self._journal, self._options = [*refs, *guides], facts, journal, options
+        self._beside = Beside(options.sensitivity_maps, bool(guides))
         self._numbers = {ref.name: number for number, ref in enumerate(refs)}
         self._sources = OpenSources(self._open, options.num_threads)
 
@@ -84,11 +94,11 @@ class ShardWriter:
         self._sources.close()
 
     def write(self, layout: SplitLayout, plan: ShardPlan) -> dict[str, StoredShard]:
-        """Store the shards of `plan` that are not there yet; each by its kind (see `kinds_of`).
+        """Store the shards of `plan` that are not there yet; each by its kind (see `Beside`).
 
         Raises `InputError` if a source has changed or another conversion has taken the place.
         """
-        kinds = kinds_of(plan.bucket, self._options.sensitivity_maps)
+        kinds = self._beside.kinds_of(plan.bucket)
         stored = {kind: known for kind in kinds if (known := self._recorded(layout, plan, kind))}
         if len(stored) < len(kinds):
             slices = self._read(layout, plan)
@@ -96,6 +106,8 @@ class ShardWriter:
                 if kind == "sensitivity_maps":
                     for row, kspace in enumerate(slices):  # in place: there is no room for both
                         slices[row] = estimate_sensitivity_maps(kspace)
+                if kind == GUIDE and kind not in stored:
+                    slices = self._read(layout, plan, len(self._numbers))
                 if kind not in stored:
                     self._journal.check()
                     stored[kind] = writing.write_shard(self._journal.store, layout.split, kind, plan, slices)
@@ -116,11 +128,11 @@ class ShardWriter:
         """What was there at the start, with its sizes."""
         return self._journal.store.list()
 
-    def _read(self, layout: SplitLayout, plan: ShardPlan) -> np.ndarray:
-        """(row, coil, height, width) complex64."""
+    def _read(self, layout: SplitLayout, plan: ShardPlan, first: int = 0) -> np.ndarray:
+        """(row, coil, height, width) complex64, of the sources from number `first` on."""
         slices = np.empty((len(plan.rows), *plan.bucket.shape), np.complex64)
         for volume, rows in groupby(enumerate(plan.rows), key=lambda item: item[1][0]):
-            with self._sources.use(self._numbers[layout.volumes[volume].name]) as read:
+            with self._sources.use(first + self._numbers[layout.volumes[volume].name]) as read:
                 for row, (_, index) in rows:
                     slices[row] = read(index)
         return slices

@@ -5,6 +5,7 @@ URL/zarr.json                 root group; its attributes hold format version, sp
 URL/SPLIT/kspace              (slice, coil, height, width) complex64; chunk = one slice, shard ≈ 64 MB
 URL/SPLIT/kspace_1, …         the same for slices of further shapes
 URL/SPLIT/sensitivity_maps, … beside each k-space array, if they were asked for
+URL/SPLIT/guide, …            the same slices in a second, registered contrast, if the scans came with one
 URL/SPLIT/volume, subject, index, position, scale, bucket, row, crc      a value for each slice (docs/format.md)
 URL/conversion/…              the journal of a conversion that has not ended
 
@@ -36,7 +37,8 @@ from larmor.storage.objects.store_errors import again_if_damaged
 
 FORMAT_VERSION = 3
 SPLITS = ("train", "validation", "test")
-KINDS = ("kspace", "sensitivity_maps")  # in the order of the column `crc`
+GUIDE = "guide"
+KINDS = ("kspace", "sensitivity_maps", GUIDE)  # in the order of the column `crc`, which has the last only with guides
 CHUNK_CODECS = ("bytes", "crc32c")
 JOURNAL = "conversion"
 KSPACE, TRIALS = "kspace", "trials"
@@ -87,6 +89,11 @@ class SplitInfo:
         """The largest height and the largest width among the slices."""
         return max(b.shape[1] for b in self.buckets), max(b.shape[2] for b in self.buckets)
 
+    @property
+    def has_guide(self) -> bool:
+        """Whether each slice has a second contrast beside it."""
+        return all(GUIDE in bucket.checksums for bucket in self.buckets)
+
     def bucket_of(self, index: int) -> Bucket:
         """The array in which the slice `index` lies."""
         return self.buckets[int(self.bucket[index])]
@@ -108,7 +115,7 @@ class SplitInfo:
 
 
 def shard_path(split: str, kind: str, bucket: int, shard: int) -> str:
-    """The object that holds a shard of `kind` (kspace or sensitivity_maps)."""
+    """The object that holds a shard of `kind` (one of `KINDS`)."""
     return f"{split}/{array_name(kind, bucket)}/c/{shard}/0/0/0"
 
 

@@ -43,5 +43,6 @@ def describe_source(source: Mapping[str, Any]) -> str:
         *([" × ".join(f"{size:.3g}" for size in voxel) + " mm"] if voxel else []),
         f"licence: {source['licence']}",
         f"sha256 {source['files'][0]['sha256'][:16]}…",
+        *([f"guide: {source['guide']['files'][0]['file']}"] if "guide" in source else []),
     ]
     return f"{source['volume']}: {', '.join(parts)}"

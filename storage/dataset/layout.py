@@ -140,7 +140,7 @@ def part_slices(chunk_bytes: int) -> int:
 
 
 def array_name(kind: str, bucket: int) -> str:
-    """`kspace` or `sensitivity_maps` for the first shape of a split, `kspace_1`, … for further ones."""
+    """`kspace`, `sensitivity_maps` or `guide` for the first shape of a split, `kspace_1`, … for further ones."""
     return f"{kind}_{bucket}" if bucket else kind
 
 

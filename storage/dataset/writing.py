@@ -11,6 +11,7 @@ import numpy as np
 
 from larmor.storage.dataset.dataset import (
     FORMAT_VERSION,
+    GUIDE,
     JOURNAL,
     KINDS,
     SPLITS,
@@ -105,10 +106,12 @@ def write_documents(
 
 
 def _crc_column(layout: SplitLayout, shards: Mapping[tuple[str, int], tuple[StoredShard, ...]]) -> np.ndarray:
-    """(num_slices, 2) uint32: the CRC-32C of each slice's k-space and maps; 0 for maps that are not stored."""
-    column = np.zeros((len(layout.slices), len(KINDS)), np.uint32)
+    """(num_slices, 2) uint32: the CRC-32C of each slice's k-space and maps; 0 for maps that are not stored. With guides
+    (num_slices, 3): theirs too."""
+    kinds = KINDS if any(kind == GUIDE for kind, _ in shards) else KINDS[: KINDS.index(GUIDE)]
+    column = np.zeros((len(layout.slices), len(kinds)), np.uint32)
     for (kind, number), parts in shards.items():
-        column[list(layout.rows[layout.buckets[number].shape]), KINDS.index(kind)] = [
+        column[list(layout.rows[layout.buckets[number].shape]), kinds.index(kind)] = [
             crc for part in parts for crc in part.crcs
         ]
     return column

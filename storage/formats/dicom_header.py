@@ -9,8 +9,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from larmor.storage.formats.s3_objects import is_s3, opened, read_start
+from larmor.storage.formats.remote_objects import opened, read_start
 from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.urls import is_remote
 
 # what pydicom raises for damaged files, beside its own errors, which derive from these
 UNREADABLE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError)
@@ -50,7 +51,7 @@ def read_head(file: str) -> Any | None:
     from pydicom.errors import InvalidDicomError
 
     try:
-        header = _head_of_object(file) if is_s3(file) else _parse(Path(file), _up_to_size)
+        header = _head_of_object(file) if is_remote(file) else _parse(Path(file), _up_to_size)
         int(header.get("NumberOfFrames") or 1)  # a text that is no number
         return header if _is_image(header) else None
     except (InvalidDicomError, IsADirectoryError, FileNotFoundError):

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from larmor.storage.formats.s3_objects import is_s3
+from larmor.storage.objects.urls import is_remote
 
 Folder = tuple[str, ...]  # the parts of its path, or of its bucket and prefix
 
 
 def folder_of(file: str) -> Folder:
-    """Where a path or `s3://` URL lies."""
-    if is_s3(file):
-        return tuple(file.removeprefix("s3://").split("/")[:-1])
+    """Where a path or URL lies."""
+    if is_remote(file):
+        return tuple(file.partition("://")[2].split("/")[:-1])
     return Path(file).absolute().parts[1:-1]
 
 

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from larmor.storage.formats.s3_objects import is_s3, is_there, list_objects, object_facts
+from larmor.storage.formats.remote_objects import is_there, list_objects, object_facts
 from larmor.storage.formats.suffixes import EXPECTED, data_of, format_of, is_header, suffix_of
 from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.urls import is_remote
 
 _NAMED = 3  # files of one kind that are passed over and named; the others are counted
 
@@ -41,7 +42,7 @@ def list_argument(argument: str) -> Listing:
 
     Raises `InputError` if it is not there, or is a file of an unknown kind.
     """
-    if is_s3(argument):
+    if is_remote(argument):
         objects, is_one = list_objects(argument, is_pattern=is_pattern(argument))
         found = [(name, _is_hidden(name.removeprefix(argument))) for name in objects]
     else:
@@ -60,7 +61,7 @@ def list_argument(argument: str) -> Listing:
 def _named_file(argument: str, file: str) -> str:
     if is_header(file):
         names = data_of(file)
-        known = object_facts(names) if is_s3(file) else [os.path.exists(name) or None for name in names]
+        known = object_facts(names) if is_remote(file) else [os.path.exists(name) or None for name in names]
         there = [name for name, fact in zip(names, known, strict=True) if fact]
         if not there:
             raise InputError(
@@ -100,7 +101,7 @@ def is_pattern(argument: str) -> bool:
     """Whether an argument is no file or folder, and holds `*`, `?` or `[`."""
     if not any(character in argument for character in "*?["):
         return False
-    return not (is_there(argument) if is_s3(argument) else os.path.exists(argument))
+    return not (is_there(argument) if is_remote(argument) else os.path.exists(argument))
 
 
 def describe_passed_over(files: Iterable[str], hidden: Iterable[str]) -> str:

@@ -19,10 +19,11 @@ import numpy as np
 from larmor.storage.formats.compressed import open_unpacked, read_to_end
 from larmor.storage.formats.nifti import check_voxels, gather, read_header
 from larmor.storage.formats.nifti_header import LARGEST_HEADER, NiftiHeader, parse_header
-from larmor.storage.formats.s3_objects import is_s3, opened
+from larmor.storage.formats.remote_objects import opened
 from larmor.storage.formats.source import SourceOptions
 from larmor.storage.formats.volumes import Volume, VolumeSource, canonical_volume
 from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.urls import is_remote
 
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 
@@ -33,7 +34,7 @@ def list_parts(file: str) -> list[str]:
     Raises `InputError` for a file without a NIfTI header.
     """
     path = Path(file)
-    header = _remote_header(file) if is_s3(file) else read_header(path)
+    header = _remote_header(file) if is_remote(file) else read_header(path)
     shape = header.stored.get_data_shape()
     if len(shape) != 4 or shape[3] == 1:
         return [""]

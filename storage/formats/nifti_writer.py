@@ -13,10 +13,11 @@ _FREE_TEXT = ("db_name", "aux_file", "intent_name", "data_type")  # where names 
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
 
 
-def write_on_grid(data: np.ndarray, grid: Grid, path: Path) -> None:
+def write_on_grid(data: np.ndarray, grid: Grid, path: Path, what: str = "reconstruction") -> None:
     """An array in the order and shape of `grid` as float32: with the sform, qform and units of a NIfTI source.
 
-    Of the source's free text nothing is kept. Arrays that are mapped from a file are written plane by plane.
+    Of the source's free text nothing is kept; the description says `what` it is. Arrays that are mapped from a file are
+    written plane by plane.
     """
     import nibabel
 
@@ -35,7 +36,7 @@ def write_on_grid(data: np.ndarray, grid: Grid, path: Path) -> None:
             if name in header.keys():  # noqa: SIM118  a structure of NumPy: `in` looks at values
                 header[name] = b""
         image = kind(data, None, header)
-    image.header["descrip"] = b"Larmor reconstruction, research use only"
+    image.header["descrip"] = f"Larmor {what}, research use only".encode()
     image.set_data_dtype(np.float32)
     nibabel.save(image, path)
 

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from larmor.storage.formats.s3_objects import is_s3, split_url
+from larmor.storage.formats.remote_objects import split_url
 from larmor.storage.formats.source import Source, SourceRef
 from larmor.storage.formats.suffixes import stem_of
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.file_digest import file_digest
+from larmor.storage.objects.urls import is_remote
 
 _STATED = ("package", "version", "member", "licence", "source", "synthetic", "modality")
 _MOST_FILES = 16  # of one scan that are named each; a DICOM series has hundreds, and every reader loads this
@@ -102,7 +103,7 @@ def _stated_beside(ref: SourceRef) -> dict[str, Any]:
 
 def _read(name: str) -> bytes | None:
     try:
-        if is_s3(name):
+        if is_remote(name):
             store, path = split_url(name)
             return store.read(path)
         return Path(name).read_bytes()

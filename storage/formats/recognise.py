@@ -13,13 +13,14 @@ from typing import Any
 from larmor.storage.formats.alike_names import tell_apart
 from larmor.storage.formats.listing import Listing, describe_passed_over, list_argument
 from larmor.storage.formats.provenance import about_file
-from larmor.storage.formats.s3_objects import is_s3, look_into_hdf5, look_into_npz
+from larmor.storage.formats.remote_objects import look_into_hdf5, look_into_npz
 from larmor.storage.formats.source import Plane, Source, SourceOptions, SourceRef
 from larmor.storage.formats.staging import staged
 from larmor.storage.formats.subjects import Candidate, bids_subject, name_subjects, warn_of_alike
 from larmor.storage.formats.suffixes import files_of, format_of, identity, stem_of, suffix_of
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.store_errors import StoreAway
+from larmor.storage.objects.urls import is_remote
 
 _MODULES = dict.fromkeys(("analyze", "mgh", "minc", "parrec"), "nibabel_volume")  # the others are called as the format
 Say = Callable[[str], object]
@@ -143,7 +144,7 @@ def _look_into_hdf5(file: str) -> tuple[str, list[str], str | None]:
     from larmor.storage.formats import fastmri, hdf5, mrd
 
     try:
-        if is_s3(file):
+        if is_remote(file):
             return look_into_hdf5(file)
         path = Path(file)
         if hdf5.kind(path) == "fastmri":
@@ -159,7 +160,7 @@ def _look_into_npz(file: str) -> list[str]:
     from larmor.storage.formats import arrays
 
     try:
-        return look_into_npz(file) if is_s3(file) else arrays.list_parts(Path(file))
+        return look_into_npz(file) if is_remote(file) else arrays.list_parts(Path(file))
     except StoreAway:
         raise
     except InputError:

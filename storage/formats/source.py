@@ -30,7 +30,8 @@ class SourceRef:
     """One scan that a conversion was asked for: where it lies, before anything of it is read.
 
     `name` is unique among the scans of a conversion and becomes the volume's name; `subject` is the person
-    it shows; `files` are local paths or `s3://` URLs, sorted; `part` chooses one of several scans in one file.
+    it shows; `files` are local paths or `s3://` URLs, sorted; `part` chooses one of several scans in one file; `guide`
+    is a scan of the same person in another contrast, on the same grid (`guides.py`).
     """
 
     format: str
@@ -38,6 +39,7 @@ class SourceRef:
     subject: str
     files: tuple[str, ...]
     part: str = ""
+    guide: SourceRef | None = None
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from larmor.storage.formats.s3_objects import FileState, is_s3, object_facts, split_url
+from larmor.storage.formats.remote_objects import FileState, object_facts, split_url
 from larmor.storage.formats.source import SourceRef
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.local_names import inside
 from larmor.storage.objects.parallel import run_in_threads
+from larmor.storage.objects.urls import is_remote
 
 FileFacts = list[FileState]
 
@@ -48,7 +49,7 @@ def staged(ref: SourceRef) -> Iterator[Staged]:
     Objects that are not there are left out, and missed by the format that opens the scan. Raises `InputError`
     if the store cannot be reached or there is no room for the copies.
     """
-    if not is_s3(ref.files[0]):
+    if not is_remote(ref.files[0]):
         yield Staged(tuple(Path(file) for file in ref.files), {})
         return
     with tempfile.TemporaryDirectory(prefix="larmor-source-") as place:
@@ -76,7 +77,7 @@ def _fetch(url: str, target: Path) -> None:
 def file_facts(ref: SourceRef) -> FileFacts:
     """What tells one state of the files of `ref` from another: name, size, and time of change (etag in S3)."""
     names = [file.replace("\\", "/").rpartition("/")[2] for file in ref.files]
-    facts = object_facts(ref.files) if is_s3(ref.files[0]) else [_local_facts(Path(file)) for file in ref.files]
+    facts = object_facts(ref.files) if is_remote(ref.files[0]) else [_local_facts(Path(file)) for file in ref.files]
     return [{"file": name, **(known or {"size": None})} for name, known in zip(names, facts, strict=True)]
 
 

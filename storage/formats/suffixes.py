@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from larmor.storage.formats.s3_objects import is_s3, object_facts
+from larmor.storage.formats.remote_objects import object_facts
+from larmor.storage.objects.urls import is_remote
 
 _FORMATS = {
     ".nii.gz": "nifti",
@@ -78,7 +79,7 @@ def files_of(file: str) -> tuple[str, ...]:
     if beside is None:
         return known
     other = _with_suffix(file, beside)
-    is_there = object_facts([other])[0] is not None if is_s3(file) else os.path.isfile(other)
+    is_there = object_facts([other])[0] is not None if is_remote(file) else os.path.isfile(other)
     return (*known, other) if is_there else known
 
 
@@ -90,4 +91,4 @@ def _with_suffix(file: str, suffix: str) -> str:
 
 def identity(file: str) -> str:
     """The same for all ways to write a path."""
-    return file if is_s3(file) else os.path.abspath(file)
+    return file if is_remote(file) else os.path.abspath(file)

@@ -12,11 +12,12 @@ from larmor.storage.dataset.dataset import SplitInfo, read_split
 from larmor.storage.loading.cache import DiskCache
 from larmor.storage.loading.loader import Allocate, Loader, Share
 from larmor.storage.loading.order import SampleOrder, num_lanes
-from larmor.storage.loading.reader import ReadOptions, SliceReader, check_maps
+from larmor.storage.loading.reader import Kind, ReadOptions, SliceReader, check_guide, check_maps
 from larmor.storage.loading.stacks import stack_starts
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.home import cache_home
 from larmor.storage.objects.object_store import Client, ObjectStore
+from larmor.storage.objects.urls import is_remote
 
 # the smallest image that every metric can rate: SSIM looks through a window of 7 pixels
 CropSize = Annotated[int, Field(ge=8)]
@@ -54,23 +55,36 @@ class DataConfig(BaseModel):
     shuffle_bytes: int = Field(
         128 * MIB, ge=1, description="blocks that are mixed at a time, in bytes over all workers"
     )
+    lanes: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="streams that the order is interleaved from; a multiple of the workers lets each read whole "
+        "blocks; null: as many as suit the batch",
+    )
     read_ahead_bytes: int = Field(
         64 * MIB, ge=0, le=2**34, description="batches requested in advance, in bytes per worker"
     )
     memory_cache_bytes: int = Field(256 * MIB, ge=0, description="slices kept in memory, in bytes per worker")
     disk_cache_bytes: int = Field(
-        8 * 2**30, ge=0, description="slices of S3 kept on disk, in bytes per machine; 0: none"
+        8 * 2**30, ge=0, description="slices of an object store kept on disk, in bytes per machine; 0: none"
     )
     disk_cache: str | None = Field(None, description="folder of the disk cache; null: the user's cache folder")
 
 
 def open_reader(
-    config: DataConfig, split: str, patient: bool = False, with_maps: bool = False, constant: bool = False
+    config: DataConfig,
+    split: str,
+    patient: bool = False,
+    with_maps: bool = False,
+    constant: bool = False,
+    with_guide: bool = False,
 ) -> SliceReader:
     """A reader of one split of `config.url`. With `patient` a store that is away now is waited for as it is later.
 
     Constant slices are left out (`info.num_constant`), unless `constant` asks for them. `with_maps` opens the
-    sensitivity maps too (`SliceReader.maps`; None if every slice has one coil), with half of the memory for each.
+    sensitivity maps too (`SliceReader.maps`; None if every slice has one coil), and `with_guide` the second contrast
+    (`SliceReader.guide`), with an equal part of the memory for each.
     Raises `InputError` if the data set lacks them, is not the one of `config.sha256`, or has constant slices only.
     """
     store = ObjectStore(config.url, config.client)
@@ -86,14 +100,20 @@ def open_reader(
         )
     # slices are numbered anew where some are left out: a cache must not take the one for the other
     part = split if info is whole else f"{split}-shown"
-    memory, maps = config.memory_cache_bytes, None
-    if with_maps and any(bucket.shape[0] > 1 for bucket in info.buckets):
+    with_maps = with_maps and any(bucket.shape[0] > 1 for bucket in info.buckets)
+    if with_maps:
         check_maps(store, info)
-        memory //= 2
-        options = ReadOptions(config.read_threads, config.block_bytes, memory)
-        maps = SliceReader(store, info, options, _open_cache(config, info, f"{part}-maps"), "sensitivity_maps")
+    if with_guide:
+        check_guide(store, info)
+    memory = config.memory_cache_bytes // (1 + with_maps + with_guide)
     options = ReadOptions(config.read_threads, config.block_bytes, memory)
-    return SliceReader(store, info, options, _open_cache(config, info, part), maps=maps)
+
+    def beside(kind: Kind, name: str) -> SliceReader:
+        return SliceReader(store, info, options, _open_cache(config, info, f"{part}-{name}"), kind)
+
+    maps = beside("sensitivity_maps", "maps") if with_maps else None
+    guide = beside("guide", "guide") if with_guide else None
+    return SliceReader(store, info, options, _open_cache(config, info, part), maps=maps, guide=guide)
 
 
 def check_identity(config: DataConfig, found: str) -> None:
@@ -107,7 +127,7 @@ def check_identity(config: DataConfig, found: str) -> None:
 
 
 def _open_cache(config: DataConfig, info: SplitInfo, part: str) -> DiskCache | None:
-    if not config.disk_cache_bytes or not config.url.startswith("s3://"):
+    if not config.disk_cache_bytes or not is_remote(config.url):
         return None
     folder = cache_folder(config, "slices")
     try:
@@ -140,11 +160,12 @@ def sample_order(
 ) -> SampleOrder:
     """The shuffled order of samples that lie in the blocks `block_of` (num_samples,)."""
     largest = max(bucket.chunk_bytes for bucket in reader.info.buckets)
-    kinds = 2 if reader.maps else 1
+    kinds = 1 + len(reader.companions)
     pool = max(1, config.shuffle_bytes // (kinds * max(config.block_bytes, largest)))
     num_blocks = int(reader.block_of.max()) + 1
     batch_blocks = global_batch_size * num_blocks // len(reader.block_of)
-    return SampleOrder(block_of, seed, pool, num_lanes(global_batch_size, min(batch_blocks, num_blocks)))
+    lanes = config.lanes or num_lanes(global_batch_size, min(batch_blocks, num_blocks))
+    return SampleOrder(block_of, seed, pool, lanes)
 
 
 def cache_folder(config: DataConfig, kind: str) -> Path:

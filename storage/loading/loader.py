@@ -27,12 +27,18 @@ _LEAST_AHEAD = 2  # micro-batches
 class SliceGroup:
     """Slices of one shape: `kspace` (n, coil, height, width) complex64; `rows` (n,) are their places in the batch.
 
-    `maps` are the sensitivity maps, as `kspace`, if they were asked for.
+    `maps` are the sensitivity maps, and `guide` the second contrast, as `kspace`, if they were asked for.
     """
 
     kspace: np.ndarray
     rows: np.ndarray
     maps: np.ndarray | None = None
+    guide: np.ndarray | None = None
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Those that are there, in the order of a reader and its `companions`."""
+        return tuple(array for array in (self.kspace, self.maps, self.guide) if array is not None)
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,11 @@ class Batch:
     samples: np.ndarray
 
     @staticmethod
-    def of(kspace: np.ndarray, samples: np.ndarray, maps: np.ndarray | None = None) -> Batch:
+    def of(
+        kspace: np.ndarray, samples: np.ndarray, maps: np.ndarray | None = None, guide: np.ndarray | None = None
+    ) -> Batch:
         """A batch of equally shaped slices (batch, coil, height, width)."""
-        return Batch((SliceGroup(kspace, np.arange(len(kspace)), maps),), samples)
+        return Batch((SliceGroup(kspace, np.arange(len(kspace)), maps, guide),), samples)
 
     @staticmethod
     def empty(
@@ -53,8 +61,10 @@ class Batch:
         samples: np.ndarray,
         allocate: Allocate | None = None,
         with_maps: bool = False,
+        with_guide: bool = False,
     ) -> Batch:
-        """Room for slices of these shapes (coil, height, width), and for their maps; equal shapes share one array.
+        """Room for slices of these shapes (coil, height, width), for their maps and their guides; equal shapes share
+        one array.
 
         `allocate` makes the complex64 arrays, in page-locked memory for a GPU, say.
         """
@@ -67,17 +77,21 @@ class Batch:
             members.setdefault(shape, []).append(row)
         sizes = {shape: (len(rows), *shape) for shape, rows in members.items()}
         groups = (
-            SliceGroup(room(sizes[shape]), np.array(rows), room(sizes[shape]) if with_maps else None)
+            SliceGroup(
+                room(sizes[shape]),
+                np.array(rows),
+                room(sizes[shape]) if with_maps else None,
+                room(sizes[shape]) if with_guide else None,
+            )
             for shape, rows in members.items()
         )
         return Batch(tuple(groups), samples)
 
     def places(self) -> list[tuple[np.ndarray, ...]]:
-        """Of each sample a view of its k-space and, if there are maps, of its maps."""
+        """Of each sample a view of its k-space and, where there are such, of its maps and its guide."""
         found: dict[int, tuple[np.ndarray, ...]] = {}
         for group in self.groups:
-            arrays = (group.kspace,) if group.maps is None else (group.kspace, group.maps)
-            found.update(zip(group.rows.tolist(), zip(*arrays, strict=True), strict=True))
+            found.update(zip(group.rows.tolist(), zip(*group.arrays, strict=True), strict=True))
         return [found[row] for row in range(len(self.samples))]
 
     @staticmethod
@@ -86,20 +100,23 @@ class Batch:
         samples: np.ndarray,
         allocate: Allocate | None = None,
         maps: Sequence[np.ndarray] | None = None,
+        guide: Sequence[np.ndarray] | None = None,
     ) -> Batch:
-        """Copy slices of any shapes together, and their maps (see `empty`)."""
-        batch = Batch.empty([item.shape for item in slices], samples, allocate, maps is not None)
-        sources = zip(slices, maps, strict=True) if maps is not None else zip(slices, strict=True)
-        for places, arrays in zip(batch.places(), sources, strict=True):
+        """Copy slices of any shapes together, with their maps and their guides (see `empty`)."""
+        shapes = [item.shape for item in slices]
+        batch = Batch.empty(shapes, samples, allocate, maps is not None, guide is not None)
+        sources = [source for source in (slices, maps, guide) if source is not None]
+        for places, arrays in zip(batch.places(), zip(*sources, strict=True), strict=True):
             for place, array in zip(places, arrays, strict=True):
                 place[...] = array
         return batch
 
     @staticmethod
     def read(reader: SliceReader, samples: np.ndarray) -> Batch:
-        """The slices of `samples` (batch, 2), read now, with their maps if the reader has a reader of them."""
+        """The slices of `samples` (batch, 2), read now, with what the reader has readers of beside them."""
         indices = samples[:, 1].tolist()
-        return Batch.gather(reader.read(indices), samples, maps=reader.maps.read(indices) if reader.maps else None)
+        maps, guide = (one.read(indices) if one else None for one in (reader.maps, reader.guide))
+        return Batch.gather(reader.read(indices), samples, maps=maps, guide=guide)
 
 
 @dataclass(frozen=True)
@@ -145,7 +162,7 @@ class Loader:
         self._reader, self._order, self._share = reader, order, share
         self._memory = Recycler(_IDLE_BYTES)
         self._allocate = allocate or self._recycled
-        largest = (2 if reader.maps else 1) * max(bucket.chunk_bytes for bucket in reader.info.buckets)
+        largest = (1 + len(reader.companions)) * max(bucket.chunk_bytes for bucket in reader.info.buckets)
         ahead = -(-read_ahead_bytes // (largest * share.micro_batch_size * stack))
         epoch = -(-order.num_samples // (share.world_size * share.micro_batch_size))  # of few slices many fit
         self._num_ahead = max(_LEAST_AHEAD, min(ahead, epoch))
@@ -196,7 +213,8 @@ class Loader:
         slice, all of it that the rank's epoch still needs is read, into this batch and later ones.
         """
         order, stride, size = self._order, self._share.world_size, self._share.micro_batch_size
-        readers = (self._reader, self._reader.maps) if self._reader.maps else (self._reader,)
+        source = self._reader
+        readers = (source, *source.companions)
         begun: dict[int, _MicroBatch] = {}
 
         def places_of(number: int) -> np.ndarray:
@@ -207,7 +225,8 @@ class Loader:
             if number not in begun:
                 samples = self._slices(order.samples(places_of(number)))
                 shapes = [self._reader.info.bucket_of(index).shape for index in samples[:, 1]]
-                begun[number] = _MicroBatch(Batch.empty(shapes, samples, self._allocate, len(readers) > 1))
+                beside = (source.maps is not None, source.guide is not None)
+                begun[number] = _MicroBatch(Batch.empty(shapes, samples, self._allocate, *beside))
             return begun[number]
 
         epoch = -1

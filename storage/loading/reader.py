@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.store_errors import again_if_damaged
 
-Kind = Literal["kspace", "sensitivity_maps"]
+Kind = Literal["kspace", "sensitivity_maps", "guide"]
 Chunk = tuple[memoryview, memoryview]
 _MAX_GAP = 2**18  # bytes between two wanted slices that cost less than another request
 
@@ -54,8 +54,9 @@ class ReadCounts:
 class SliceReader:
     """k-space slices of one split, (coil, height, width) complex64, read to where the caller wants them.
 
-    With `kind="sensitivity_maps"` the maps that are stored beside the k-space; 1 for slices of one coil. `maps`, the
-    reader of the maps that belong to this k-space, is for those who want both: a reader never looks at it.
+    With `kind="sensitivity_maps"` the maps that are stored beside the k-space; 1 for slices of one coil. `maps` and
+    `guide`, the readers of the maps and the second contrast that belong to this k-space, are for those who want both:
+    a reader never looks at them.
 
     Slices are looked for in memory, then in `cache`, then read from the store by `num_threads` threads. Both
     caches fill up and then stay as they are: each epoch reads every slice once, whatever the order.
@@ -69,17 +70,27 @@ class SliceReader:
         cache: DiskCache | None = None,
         kind: Kind = "kspace",
         maps: SliceReader | None = None,
+        guide: SliceReader | None = None,
+        indexes: ShardIndexes | None = None,
     ) -> None:
         options = options or ReadOptions()
-        self.info, self.maps = info, maps
+        self.info, self.maps, self.guide = info, maps, guide
         self.counts: ReadCounts = maps.counts if maps else ReadCounts()
+        if guide:
+            guide.counts = self.counts
         self.block_of = blocks_of(self.info, options.block_bytes)
-        self._store, self._kind, self._indexes = store, kind, ShardIndexes(store, self.info, kind)
+        self._store, self._kind = store, kind
+        self._indexes = indexes or ShardIndexes(store, self.info, kind)
         self._max_bytes = max(options.block_bytes, 2**20)
         self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="larmor-read")
         self._memory: dict[int, np.ndarray] = {}
         self._room, self._lock = options.memory_bytes, threading.Lock()
         self._cache = cache
+
+    @property
+    def companions(self) -> tuple[SliceReader, ...]:
+        """The readers of what lies beside this k-space, in the order of `Batch.places`."""
+        return tuple(reader for reader in (self.maps, self.guide) if reader)
 
     def read(self, indices: Sequence[int]) -> list[np.ndarray]:
         """The slices in the order of `indices`; repeats are allowed, and give one array, which cannot be written to.
@@ -103,17 +114,21 @@ class SliceReader:
         """
         return self._pool.submit(self._fetch, into)
 
+    def plan(self, indices: Iterable[int]) -> list[ByteRange]:
+        """The requests that bring these slices from the store."""
+        return plan_ranges(indices, self._indexes, _MAX_GAP, self._max_bytes)
+
     def close(self) -> None:
-        """End the threads, those of the maps too; requests under way are waited for."""
+        """End the threads, those of maps and guide too; requests under way are waited for."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        if self.maps:
-            self.maps.close()
+        for reader in self.companions:
+            reader.close()
 
     def _fetch(self, into: Mapping[int, np.ndarray]) -> None:
         missing = [index for index, array in into.items() if not self._from_memory(index, array)]
         if self._cache:
             missing = [index for index in missing if not self._from_cache(index, into[index])]
-        for wanted in plan_ranges(missing, self._indexes, _MAX_GAP, self._max_bytes):
+        for wanted in self.plan(missing):
             chunks = again_if_damaged(partial(self._receive, wanted, into))
             for index, chunk in chunks.items():
                 if self._cache:
@@ -186,6 +201,15 @@ def _chunk(array: np.ndarray) -> Chunk:
     """Where an encoded slice goes: its values into `array`, and their CRC-32C."""
     assert array.flags.c_contiguous, "the bytes are received in this order"
     return array.reshape(-1).view(np.uint8).data, memoryview(bytearray(CRC_BYTES))
+
+
+def check_guide(store: ObjectStore, info: SplitInfo) -> None:
+    """Raises `InputError` if the slices have no second contrast beside them."""
+    if not info.has_guide:
+        raise InputError(
+            f"{store.url}: its split '{info.name}' has no guide, a second contrast of each scan, which "
+            "signal.guide=true needs; convert again with --guide, or set signal.guide=false"
+        )
 
 
 def check_maps(store: ObjectStore, info: SplitInfo) -> None:

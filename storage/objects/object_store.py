@@ -1,14 +1,13 @@
-"""Objects below one URL, on disk or in S3: bytes in, bytes out, errors that a user can act on."""
+"""Objects below one URL, on disk or in a cloud: bytes in, bytes out, errors that a user can act on."""
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import uuid
-from base64 import b64encode
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from hashlib import md5
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,18 +18,11 @@ from larmor.storage.objects.default_store import refuse_anothers_bucket, use_emb
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.http_ranges import HttpRanges, spread
 from larmor.storage.objects.local_names import leads_out
-from larmor.storage.objects.s3_options import READ_TIMEOUT, READ_TIMEOUT_OF_CHECK, s3_options
-from larmor.storage.objects.store_errors import (
-    StoreAway,
-    beyond_the_end,
-    endpoint,
-    in_conflict,
-    lost_condition,
-    not_removed,
-    patience,
-    persist,
-    translated,
-)
+from larmor.storage.objects.remote import Remote, open_remote
+from larmor.storage.objects.s3_listing import list_after
+from larmor.storage.objects.s3_remote import MULTIPART
+from larmor.storage.objects.store_errors import beyond_the_end, endpoint, patience, persist, translated
+from larmor.storage.objects.urls import REMOTE, split
 
 T = TypeVar("T")
 Guard = Callable[[], None]
@@ -41,22 +33,21 @@ def _unguarded() -> None:
     """Any time is right for this change."""
 
 
-_MOST_REMOVED = 1000  # by one request; S3's limit
 _UPLOADS = 4  # at once
 _DOWNLOAD_BLOCK = 8 * 2**20
-_MULTIPART = 100 * 2**20  # s3fs puts what has twice its `chunksize` in several requests
 
 
 class ObjectStore:
-    """Everything below `url` (a local path, `file://`, `memory://` or `s3://bucket/prefix`).
+    """Everything below `url` (a local path, `file://`, `memory://`, or an object store's as in `urls.REMOTE`).
 
-    Paths given to the methods are relative to `url`, with forward slashes. S3 credentials and endpoint
-    come from the standard AWS environment, profile and role only, so that no key is ever pickled; where these
-    name none, the embedded store is meant (storage/objects/default_store.py). `client`
+    Paths given to the methods are relative to `url`, with forward slashes. Credentials and endpoint
+    come from the standard environment of each cloud, profile and role only, so that no key is ever pickled; where there
+    are none for S3, the embedded store is meant (storage/objects/default_store.py). `client`
     is what reads ranges from S3; everything else goes through s3fs.
 
-    A request to S3 that fails for a reason that may pass is repeated for `LARMOR_STORE_PATIENCE` seconds. What changes
-    something asks its `guard` right before each request, also before one that is repeated; what that raises ends it.
+    A request to an object store that fails for a reason that may pass is repeated for `LARMOR_STORE_PATIENCE` seconds.
+    What changes something asks its `guard` right before each request, also before one that is repeated; what that
+    raises ends it.
 
     Raises (all methods): `InputError` for wrong or missing credentials, an endpoint that cannot be
     reached, or a bucket that does not exist; `FileNotFoundError` for an object that does not exist.
@@ -66,22 +57,26 @@ class ObjectStore:
         protocol, separator, place = str(url).partition("://")
         if not separator:
             protocol, place = "file", str(url)
-        if protocol not in ("file", "memory", "s3"):
-            raise InputError(f"{url}: '{protocol}://' is not supported; use a local path or an s3:// URL")
-        if protocol == "s3" and not place.strip("/"):
-            raise InputError(f"{url}: no bucket is named; write s3://BUCKET/PREFIX")
+        if protocol not in ("file", "memory", *REMOTE):
+            raise InputError(
+                f"{url}: '{protocol}://' is not supported; use a local path, or s3://, gs://, az:// or abfs://"
+            )
         self.is_local = protocol == "file"
         self.client: Client = client
         self.url = str(Path(place).expanduser().absolute()) if self.is_local else f"{protocol}://{place.rstrip('/')}"
-        self._patience = 0.0
-        if protocol == "s3":
+        self._remote: Remote | None = None
+        if protocol in REMOTE:
+            self._root = split(str(url)).root
             self._patience = patience()
-            use_embedded_store()
-            refuse_anothers_bucket(self.url)
-        with translated(self.url):
-            self.filesystem, self._root = url_to_fs(self.url, **(s3_options(READ_TIMEOUT) if protocol == "s3" else {}))
-        if protocol == "s3":
-            self.filesystem.retries = 1
+            if protocol == "s3":
+                use_embedded_store()
+                refuse_anothers_bucket(self.url)
+            with translated(self.url):
+                self._remote = open_remote(self.url)
+            self.filesystem = self._remote.filesystem
+        else:
+            with translated(self.url):
+                self.filesystem, self._root = url_to_fs(self.url)
 
     def __repr__(self) -> str:
         return f"ObjectStore({self.url!r})"
@@ -97,18 +92,15 @@ class ObjectStore:
 
     def check_access(self) -> None:
         """Ask the store for one listing entry, so that mistakes show before any work is done, and soon."""
-        if not self.url.startswith("s3://"):
+        if not self._remote:
             return
-        bucket, _, prefix = self._root.partition("/")
+        bucket = self._root.partition("/")[0]
         try:
             with translated(self.url):
-                filesystem, _ = url_to_fs(self.url, **s3_options(READ_TIMEOUT_OF_CHECK))
-                filesystem.retries = 2
-                filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
+                self._remote.look(self._root)
         except OSError as error:
             raise InputError(
-                f"{self.url}: {endpoint()} does not list the bucket '{bucket}' ({error}); is it an S3 store, and are "
-                "AWS_ENDPOINT_URL and the region right?"
+                f"{self.url}: {endpoint(self.url)} does not list the bucket '{bucket}' ({error}); {self._remote.doubt}"
             ) from error
 
     def exists(self, path: str) -> bool:
@@ -153,59 +145,43 @@ class ObjectStore:
             guard()
             if self.is_local:
                 write_atomically(Path(self.full_path(path)), data, overwrite=True)
+            elif self._remote:
+                self._remote.put(self.full_path(path), data, part_bytes)
             else:
-                self._put(path, data, part_bytes)
+                self.filesystem.pipe_file(self.full_path(path), data)
 
         self._persist(path, attempt)
-
-    def _put(self, path: str, data: bytes, part_bytes: int | None = None, **options: Any) -> None:
-        """Put an object through the filesystem, with its MD5 where one request brings it.
-
-        If a process is killed between head and body of a request, several stores keep an empty object in place of what
-        was there; one that was told the MD5 refuses.
-        """
-        if self.url.startswith("s3://"):
-            options["chunksize"] = part_bytes = part_bytes or _MULTIPART // 2
-            if len(data) < 2 * part_bytes:
-                options["ContentMD5"] = b64encode(md5(data, usedforsecurity=False).digest()).decode()
-        self.filesystem.pipe_file(self.full_path(path), data, **options)
 
     def create(self, path: str, data: bytes, guard: Guard = _unguarded) -> bool:
         """Put an object only if there is none of that name; of several callers exactly one gets True.
 
-        If the answer to a write gets lost, we repeat it, or aiohttp does, unseen: a mark that S3 keeps with the
+        If the answer to a write gets lost, we repeat it, or aiohttp does, unseen: a mark that the store keeps with the
         object tells a caller's own write from another's.
         """
-        is_s3, mark = self.url.startswith("s3://"), uuid.uuid4().hex
-        marked: dict[str, Any] = {"Metadata": {"writer": mark}} if is_s3 else {}
+        mark = uuid.uuid4().hex
 
         def attempt() -> bool:
             guard()
             try:
                 if self.is_local:
                     write_atomically(Path(self.full_path(path)), data, overwrite=False)
+                elif self._remote:
+                    self._remote.put(self.full_path(path), data, mark=mark)
                 else:
-                    self._put(path, data, mode="create", **marked)
+                    self.filesystem.pipe_file(self.full_path(path), data, mode="create")
             except FileExistsError:
-                return False
-            except OSError as error:
-                if lost_condition(error):
-                    return False
-                if not in_conflict(error):
-                    raise
-                if not self.filesystem.exists(self.full_path(path)):
-                    raise StoreAway(f"{self.url}/{path}: others write it at this moment ({error})") from error
                 return False
             return True
 
-        def is_ours() -> bool:
+        def is_ours(remote: Remote) -> bool:
             with contextlib.suppress(FileNotFoundError):
-                bucket = self._root.split("/")[0]
-                about = self.filesystem.call_s3("head_object", Bucket=bucket, Key=self._key(path))
-                return bool(about["Metadata"].get("writer") == mark)
+                return remote.mark_of(self.full_path(path)) == mark
             return False
 
-        return self._persist(path, attempt) or (is_s3 and self._persist(path, is_ours))
+        if self._persist(path, attempt):
+            return True
+        remote = self._remote
+        return remote is not None and self._persist(path, lambda: is_ours(remote))
 
     def folders(self, prefix: str = "") -> list[str]:
         """Paths of the folders right below `prefix`, sorted; none if nothing is there."""
@@ -216,15 +192,21 @@ class ObjectStore:
         skip = len(self._root) + 1
         return sorted(item["name"].rstrip("/")[skip:] for item in found if item["type"] == "directory")
 
-    def list(self, prefix: str = "", unfinished: bool = False) -> dict[str, int]:
+    def list(self, prefix: str = "", unfinished: bool = False, after: str = "") -> dict[str, int]:
         """Path and size in bytes of every object below `prefix`, sorted by path; on disk with `unfinished` also what
-        is being written, or was when its process was killed."""
-        found = self._persist(prefix, lambda: self.filesystem.find(self.full_path(prefix), detail=True))
+        is being written, or was when its process was killed. With `after` only paths that sort after it: S3 then looks
+        at no others."""
+        found = self._persist(prefix, lambda: self._find(prefix, after))
         # some S3 stores keep an emptied folder, which s3fs then gives as an object of that name
         found.pop(self.full_path(prefix), None)
         skip = len(self._root) + 1
         sizes = {name[skip:]: int(info["size"]) for name, info in sorted(found.items())}
-        return {path: size for path, size in sizes.items() if unfinished or ".partial-" not in path}
+        return {path: size for path, size in sizes.items() if path > after and (unfinished or ".partial-" not in path)}
+
+    def _find(self, prefix: str, after: str) -> dict[str, Any]:
+        if after and self.url.startswith("s3://"):
+            return list_after(self.filesystem, self.full_path(prefix), self.full_path(after))
+        return dict(self.filesystem.find(self.full_path(prefix), detail=True))
 
     def delete(self, prefix: str = "", guard: Guard = _unguarded) -> None:
         """Remove an object, or everything below a prefix; nothing there is not an error."""
@@ -238,25 +220,23 @@ class ObjectStore:
 
     def remove(self, paths: Sequence[str], guard: Guard = _unguarded) -> None:
         """Remove these objects and no others; one that is not there is not an error."""
-        for first in range(0, len(paths), _MOST_REMOVED):
-            batch = paths[first : first + _MOST_REMOVED]
+        most = self._remote.most_removed if self._remote else 1
+        for first in range(0, len(paths), most):
+            batch = paths[first : first + most]
 
             def attempt(batch: Sequence[str] = batch) -> None:
                 guard()
-                self._remove(batch)
+                self._remove([self.full_path(path) for path in batch])
 
             self._persist(batch[0], attempt)
 
-    def _remove(self, paths: Sequence[str]) -> None:
-        if not self.url.startswith("s3://"):
-            for path in paths:
-                with contextlib.suppress(FileNotFoundError):
-                    self.filesystem.rm_file(self.full_path(path))
+    def _remove(self, names: builtins.list[str]) -> None:
+        if self._remote:
+            self._remote.remove(names)
             return
-        objects = {"Objects": [{"Key": self._key(path)} for path in paths], "Quiet": True}
-        answer = self.filesystem.call_s3("delete_objects", Bucket=self._root.split("/")[0], Delete=objects)
-        for error in answer.get("Errors", ()):  # the answer itself is a success
-            raise not_removed(error)
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                self.filesystem.rm_file(name)
 
     def upload(self, folder: Path, prefix: str) -> None:
         """Put every file below the local `folder` at `prefix`; an empty one is the store's own place."""
@@ -264,7 +244,7 @@ class ObjectStore:
 
         def put(path: Path) -> None:
             name = f"{prefix}/{path.relative_to(folder).as_posix()}".lstrip("/")
-            if self.is_local or path.stat().st_size < _MULTIPART:
+            if self.is_local or path.stat().st_size < MULTIPART:
                 self.write(name, path.read_bytes())
             else:
                 self._persist(name, lambda: self.filesystem.put_file(str(path), self.full_path(name)))
@@ -306,7 +286,7 @@ class ObjectStore:
                 file.flush()
 
     def _persist(self, path: str, operate: Callable[[], T]) -> T:
-        if self.url.startswith("s3://"):
+        if self._remote:
             return persist(self.url, path, operate, self._patience)
         with translated(self.url):
             return operate()

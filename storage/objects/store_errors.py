@@ -12,10 +12,11 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.signing import NO_SIGN_REQUEST
+from larmor.storage.objects.urls import protocol_of
 
 T = TypeVar("T")
 
@@ -23,6 +24,8 @@ _LOG = logging.getLogger(__name__)
 _DEFAULT_PATIENCE = 150.0  # seconds: a store that is away for two minutes does not end a training
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _TRIES = 5  # reads of what arrives damaged
+_AZURE = "AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_KEY, `az login`"
+_CREDENTIALS = {"gs": "GOOGLE_APPLICATION_CREDENTIALS", "az": _AZURE, "abfs": _AZURE, "abfss": _AZURE}
 _TRANSIENT_CODES = {
     "SlowDown",
     "RequestTimeout",
@@ -112,8 +115,7 @@ def is_transient(error: BaseException) -> bool:
     )
     if isinstance(error, kinds) or type(error).__module__.startswith("aiohttp"):
         return True
-    # s3fs gives what S3 answered as the cause of a plain OSError
-    response = getattr(error.__cause__, "response", None) or getattr(error, "response", None) or {}
+    response = _response(error.__cause__) or _response(error)
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return status >= 500 or status == 429 or response.get("Error", {}).get("Code") in _TRANSIENT_CODES
 
@@ -132,9 +134,14 @@ def in_conflict(error: OSError) -> bool:
 
 
 def _status(error: OSError) -> int | None:
-    response = getattr(error.__cause__, "response", None) or {}
-    status: int | None = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    status: int | None = _response(error.__cause__).get("ResponseMetadata", {}).get("HTTPStatusCode")
     return status
+
+
+def _response(error: BaseException | None) -> dict[str, Any]:
+    """What S3 answered, as botocore has it: s3fs gives that as the cause of a plain OSError."""
+    response = getattr(error, "response", None)
+    return response if isinstance(response, dict) else {}  # other clients have an object of that name
 
 
 def not_removed(error: Mapping[str, str]) -> Exception:
@@ -150,8 +157,10 @@ def beyond_the_end(error: OSError) -> bool:
     return _status(error) == 416
 
 
-def endpoint() -> str:
+def endpoint(url: str = "s3://") -> str:
     """What messages call the place that answers."""
+    if not url.startswith("s3://"):
+        return "Google Cloud Storage" if url.startswith("gs://") else "Azure Blob Storage"
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "its endpoint"
 
 
@@ -162,13 +171,14 @@ def translated(url: str) -> Iterator[None]:
         with _translated_aws(url) if url.startswith("s3://") else contextlib.nullcontext():
             yield
     except PermissionError as error:
+        named = _CREDENTIALS.get(protocol_of(url), "AWS_PROFILE, AWS_ACCESS_KEY_ID")
         raise InputError(
-            f"{url}: access refused ({error}); check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) "
+            f"{url}: access refused ({error}); check the credentials ({named}) "
             "and what they may do in this bucket or folder"
         ) from error
     except FileNotFoundError as error:
         if "bucket does not exist" in str(error) or "NoSuchBucket" in repr(error.__cause__):
-            bucket = url.removeprefix("s3://").split("/")[0]
+            bucket = url.partition("://")[2].split("/")[0]
             raise InputError(f"{url}: the bucket '{bucket}' does not exist; create it, or correct the URL") from error
         raise
     except NotADirectoryError as error:

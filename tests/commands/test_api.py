@@ -25,7 +25,7 @@ STEPS = ("training.num_steps=2", "training.validate_every=1", "training.checkpoi
 
 
 SIGNATURES = {
-    "convert": "(sources, to, options=None, *, subject=None, feedback=…)",
+    "convert": "(sources, to, options=None, *, subject=None, guide=(), feedback=…)",
     "evaluate": "(model_dirs, url, options=None, *, to=None, device='cpu', feedback=…, trust_code=None)",
     "export": "(model_dir, to, *, size=None, dynamic_size=False, coils=1, overwrite=False, trust_code=None)",
     "history": "(url)",

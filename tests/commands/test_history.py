@@ -24,6 +24,11 @@ def test_a_run_that_is_running(tmp_path: Path) -> None:
     assert table.step.dtype == "int64"
     assert table["loss/content"].tolist() == [2, 1]
     assert table.dropna()["val/psnr"].tolist() == [30]
+    assert larmor.history(str(tmp_path / "run"), after=1).to_dict("records") == [{**rows[1]}]
+    late = larmor.history(str(tmp_path / "run"), after=2)
+    assert (len(late), late.columns[0], late.step.dtype) == (0, "step", "int64")
+    with pytest.raises(InputError, match="after=-1: steps are counted from 1"):
+        larmor.history(str(tmp_path / "run"), after=-1)
 
 
 def test_a_sweep_has_its_trials_and_their_values(tmp_path: Path) -> None:
@@ -41,6 +46,7 @@ def test_a_sweep_has_its_trials_and_their_values(tmp_path: Path) -> None:
             assert set(rows[key]) <= {value}
         assert [int(step) for step in rows.step] == [row["step"] for row in folder.trial_run(trial.id).history()]
     (running,) = table[table.state == "running"].to_dict("records")
+    assert set(larmor.history(url, after=20).step) == {step for step in table.step if step > 20}
     assert (running["trial"], running["step"], running["loss/content"]) == ("running", 1, 9)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ def test_a_dry_run_of_a_training_writes_nothing(given: list[str], tmp_path: Path
     assert facts["epoch"] == "10 samples, 1.2 steps"  # of 4 slices for each of two critic steps
     assert facts["steps"] == "100, 80.0 epochs"
     assert int(facts["parameters of generator"].replace(",", "")) > 1000
+    assert re.fullmatch(r"requests of \S+ MB, and up to \d+ MiB of batches in .* 2 workers, .*", facts["reading"])
     assert facts.keys() >= {"parameters of critic", "memory", "time", "data", "checkpoints"}
 
 

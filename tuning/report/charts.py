@@ -16,6 +16,7 @@ INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 COLOURS = ("#2563eb", "#d97706", "#0d9488", "#9333ea", "#dc2626")
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 _numbers = itertools.count()
+_MOST_POINTS = 4000  # of a line, twice what a wide screen has columns
 Width = Literal["whole", "half", "third"]
 
 
@@ -81,6 +82,19 @@ def run_charts(history: Sequence[Mapping[str, float]], own: Mapping[str, Metric]
     return charts
 
 
+def thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """Of many points the lowest and the highest of each stretch, and the last: a page shows no more of them."""
+    if len(points) <= _MOST_POINTS:
+        return points
+    length = -(-2 * len(points) // _MOST_POINTS)
+    found = []
+    for first in range(0, len(points), length):
+        part = points[first : first + length]
+        extremes = {min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])}
+        found += sorted(extremes)
+    return found if found[-1] == points[-1] else [*found, points[-1]]
+
+
 def _lines(
     history: Sequence[Mapping[str, float]],
     names: Mapping[str, str],
@@ -90,10 +104,10 @@ def _lines(
 ) -> go.Figure:
     figure = go.Figure()
     for colour, (key, name) in zip(COLOURS, names.items(), strict=False):
-        rows = [row for row in history if key in row]
+        shown = thinned([(row["step"], row[key]) for row in history if key in row])
         figure.add_scatter(
-            x=[row["step"] for row in rows],
-            y=[row[key] for row in rows],
+            x=[step for step, _ in shown],
+            y=[value for _, value in shown],
             name=name,
             mode=mode,
             line={"color": colour, "width": 1.8},

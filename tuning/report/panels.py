@@ -47,7 +47,7 @@ def _write(run: RunFolder, metric: str, folder: Path, picture: Path, trust_code:
     pulled = pull_run(run, metric, folder)
     model = load_model(folder, trust_code=trust_code)
     data = model.recipe.data.model_copy(update={"disk_cache_bytes": 0, "memory_cache_bytes": 0})
-    with contextlib.closing(open_reader(data, data.validation_split)) as reader:
+    with contextlib.closing(open_reader(data, data.validation_split, **model.recipe.signal.beside)) as reader:
         info = reader.info
         starts = stack_starts(info, model.physics.stack)
         shown = starts[np.unique(np.linspace(0.25, 0.75, _NUM_SLICES) * (len(starts) - 1)).astype(int)]

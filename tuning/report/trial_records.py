@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from larmor.cluster.runs.origin import recorded_metrics
 from larmor.recon.recipe.metric import METRICS, Metric
 from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.fast_yaml import load_yaml
 from larmor.tuning.search.objectives import Objectives
 from larmor.tuning.search.records import RATED, Parameters, State, TrialRecord
 from larmor.tuning.search.space import describe_value
@@ -172,18 +171,21 @@ class Sweep:
         return next((trial for trial in self.trials if dict(trial.parameters) == own), None)
 
 
-def read_sweep(url: str) -> Sweep:
-    """Everything about the sweep at `url`. Raises `InputError` if none is there."""
+def read_sweep(url: str, after: int = 0) -> Sweep:
+    """Everything about the sweep at `url`, with the history of its trials beyond step `after`.
+
+    Raises `InputError` if none is there.
+    """
     folder = SweepFolder(url)
     if not folder.exists():
         raise InputError(f"{url}: there is no sweep here (no sweep.yaml); check the URL")
-    config = yaml.safe_load(folder.config_yaml())
+    config = load_yaml(folder.config_yaml())
     objectives = folder.objectives()
     ended = {record.id: record for record in folder.trials()}
     ids = [*ended, *(name for name in folder.trial_ids() if name not in ended)]
     with ThreadPoolExecutor(8) as pool:
         reading = [
-            pool.submit(_read, folder, config, objectives, number, name, ended.get(name))
+            pool.submit(_read, folder, config, objectives, number, name, ended.get(name), after)
             for number, name in enumerate(ids)
         ]
         return Sweep(folder, config, [trial.result() for trial in reading], own=recorded_metrics(folder))
@@ -196,14 +198,15 @@ def _read(
     number: int,
     name: str,
     record: TrialRecord | None,
+    after: int,
 ) -> TrialView:
     metric = objectives.keys[0]
     run = folder.trial_run(name)
     try:
-        own = yaml.safe_load(run.config_yaml())
+        own = load_yaml(run.config_yaml())
     except InputError:  # it ended before it had a folder
         own = config
-    history = run.history()
+    history = run.history(after)
     step = int(history[-1]["step"]) if history else 0
     metrics = dict(record.metrics) if record else {}
     better = max if objectives.higher_is_better(objectives.first) else min

@@ -14,6 +14,7 @@ import torch
 
 from larmor.cluster.experiments.experiment import Experiment, build, get_dotted
 from larmor.cluster.launch.run import claim, finish
+from larmor.cluster.on_ray.ray_gauges import set_ray_gauge
 from larmor.cluster.on_ray.ray_worker import preemption_notice
 from larmor.cluster.runs.lease import LeaseLost
 from larmor.cluster.runs.run_folder import RunFolder
@@ -174,7 +175,7 @@ def _train_trial(base: Experiment, folder: SweepFolder, job: Job, num_seeds: int
             break
         call = slot.call if number == 0 else None
         run = folder.trial_run(trial, number)
-        tracking = Tracking(experiment, run, Sweep(base.name, folder.store))
+        tracking = Tracking(experiment, run, Sweep(base.name, folder.store), set_ray_gauge)
         ends.append(_train_seed(TrialTraining(run, experiment, ranks, call, tracking), slot))
         if ends[-1].state != "finished":
             break

@@ -19,6 +19,7 @@ from larmor.cluster.runs.origin import check_origin, pinned, record_origin
 from larmor.cluster.worker.stopping import ending_at
 from larmor.recon.recipe.own_metric import find_metric
 from larmor.recon.recipe.own_name import is_own
+from larmor.storage.objects.parallel import run_in_threads
 from larmor.tuning.search.experiment import SweepConfig, SweepExperiment
 from larmor.tuning.search.ladder import Ladder
 from larmor.tuning.search.objectives import Objectives
@@ -227,9 +228,15 @@ def _ladder(
     ladder = Ladder(first, config.reduction_factor, training.num_steps, find_metric(first_metric).higher_is_better)
     key = f"val/{first_metric}"
     stopped = {trial.id: trial.state == "stopped" for trial in ended if trial.is_rated}
-    for trial in [*stopped, *unfinished]:
-        run = folder.trial_run(trial)
-        last = run.latest()
-        rows = (row for row in run.history() if key in row and last is not None and row["step"] <= last.step)
-        ladder.remember(trial, {int(row["step"]): row[key] for row in rows}, waits=stopped.get(trial, False))
+    trials = [*stopped, *unfinished]
+    for trial, reached in zip(trials, run_in_threads(lambda id: _reached(folder, id, key), trials, 8), strict=True):
+        ladder.remember(trial, reached, waits=stopped.get(trial, False))
     return ladder
+
+
+def _reached(folder: SweepFolder, trial: str, key: str) -> dict[int, float]:
+    """Step → figure of a trial until its last checkpoint."""
+    run = folder.trial_run(trial)
+    last = run.latest()
+    rows = run.history() if last is not None else []
+    return {int(row["step"]): row[key] for row in rows if key in row and last is not None and row["step"] <= last.step}

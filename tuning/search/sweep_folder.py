@@ -19,12 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
-import yaml
-
 from larmor.cluster.runs.lease import check_lease, delete_all_but_lease
 from larmor.cluster.runs.origin import metric_of
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.fast_yaml import load_yaml
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.parallel import run_in_threads
 from larmor.tuning.search.objectives import Objectives
@@ -41,6 +40,7 @@ from larmor.tuning.search.records import (
 )
 
 _ENDS = "ends"
+_LATE = 256  # numbers: trials that end at once may take theirs in any order
 _THREADS = 8
 R = TypeVar("R")
 
@@ -66,6 +66,7 @@ class SweepFolder:
     def __init__(self, url: str, lease: int | None = None) -> None:
         self.store = ObjectStore(url)
         self.lease = lease
+        self._last_end = 0  # known here: only later ones are listed
 
     @property
     def url(self) -> str:
@@ -114,8 +115,8 @@ class SweepFolder:
     def unfinished(self) -> dict[str, Parameters]:
         """Parameters of the trials, by id, that have begun and not ended, or ended with an error; by age."""
         ended = {trial.id for trial in self.trials() if trial.state in ENDED}
-        begun = self._records("begun.json", read_begun)
-        return {id: begun[id].parameters for id in sorted(begun.keys() - ended, key=lambda id: begun[id].began)}
+        begun = self._records("begun.json", read_begun, [id for id in self.trial_ids() if id not in ended])
+        return {id: begun[id].parameters for id in sorted(begun, key=lambda id: begun[id].began)}
 
     def next_number(self) -> int:
         """A number that no trial has for its name."""
@@ -127,9 +128,10 @@ class SweepFolder:
         self._note_end(trial.id)
 
     def _note_end(self, trial: str) -> None:
-        number = len(self.store.list(_ENDS)) + 1
+        number = max([self._last_end, *map(number_of_end, self.ends(self._last_end))]) + 1
         while not self.store.create(f"{_ENDS}/{number:06d}-{trial}", b"", guard=self.check_lease):
             number += 1
+        self._last_end = number
 
     def write_failure(self, trial: str, parameters: Parameters, reason: str) -> None:
         """The record of a trial that its own workers could not write, unless they did."""
@@ -153,9 +155,10 @@ class SweepFolder:
         """The record of one trial; None if it has not ended."""
         return self._record(f"trials/{id}/trial.json", read_trial)
 
-    def ends(self) -> dict[str, str]:
-        """Each time that a trial has ended, in order: a name for it, and the trial's id."""
-        return {path: path.partition("-")[2] for path in self.store.list(_ENDS)}
+    def ends(self, after: int = 0) -> dict[str, str]:
+        """Each time that a trial has ended, in order: a name for it, and the trial's id; of the first `after` none."""
+        found = self.store.list(_ENDS, False, f"{_ENDS}/{after:06d}~" if after else "")
+        return {path: path.partition("-")[2] for path in found}
 
     def _record(self, path: str, read: Callable[[bytes, str], R]) -> R | None:
         try:
@@ -163,9 +166,10 @@ class SweepFolder:
         except FileNotFoundError:
             return None
 
-    def _records(self, name: str, read: Callable[[bytes, str], R]) -> dict[str, R]:
-        """A record of every trial that has it, by the trial's id. What else is in a trial's folder is not listed."""
-        ids = self.trial_ids()
+    def _records(self, name: str, read: Callable[[bytes, str], R], ids: Sequence[str] | None = None) -> dict[str, R]:
+        """A record of every trial that has it (or of `ids`), by the trial's id. What else is in a trial's folder is not
+        listed."""
+        ids = self.trial_ids() if ids is None else ids
         records = run_in_threads(lambda id: self._record(f"trials/{id}/{name}", read), ids, _THREADS)
         return {id: record for id, record in zip(ids, records, strict=True) if record is not None}
 
@@ -175,7 +179,7 @@ class SweepFolder:
 
     def objectives(self) -> Objectives:
         """What the sweep counts."""
-        return Objectives.of(yaml.safe_load(self.config_yaml())["sweep"]["metric"], partial(metric_of, self))
+        return Objectives.of(load_yaml(self.config_yaml())["sweep"]["metric"], partial(metric_of, self))
 
     def write_result(self, objectives: Objectives) -> SweepResult:
         """Write and return all trials, the front and the best. Raises `InputError` if no trial has finished."""
@@ -226,21 +230,28 @@ def _rated(trials: Sequence[TrialRecord], objectives: Objectives) -> list[TrialR
     return [trial for trial in trials if trial.is_rated and objectives.are_in(trial.metrics)]
 
 
+def number_of_end(path: str) -> int:
+    """Of a name that `SweepFolder.ends` gives."""
+    return int(path.rpartition("/")[2].partition("-")[0])
+
+
 def new_trials(folder: SweepFolder) -> Callable[[], list[TrialRecord]]:
     """A function that returns the trials that have ended, or ended anew, since it was last called; at first all.
 
-    Its cost is that of one listing, and of what is new.
+    Its cost is that of what is new: the ends are listed from a little before the newest known one on.
     """
     seen: set[str] | None = None
+    newest = 0
 
     def fetch() -> list[TrialRecord]:
-        nonlocal seen
-        ends = folder.ends()
+        nonlocal seen, newest
+        ends = folder.ends(max(0, newest - _LATE))
         if seen is None:  # those of an earlier call count too, also if a version of then noted no ends
             found: list[TrialRecord | None] = list(folder.trials())
         else:
             found = [folder.trial(id) for id in dict.fromkeys(ends[path] for path in ends.keys() - seen)]
-        seen = set(ends)
+        seen = set(ends)  # the next listing has none before these
+        newest = max((number_of_end(path) for path in ends), default=newest)
         return sorted((trial for trial in found if trial), key=lambda record: record.began)
 
     return fetch

@@ -33,7 +33,7 @@ def load(tmp_path: Path, text: str, *overrides: str) -> SweepExperiment:
 
 
 def test_the_papers_sizes_and_a_small_one_are_shipped() -> None:
-    assert set(SHIPPED) == {"laptop", "paper_64x128", "paper_128x256", "paper_256x256", "pet", "tigan"}
+    assert set(SHIPPED) == {"fast", "laptop", "paper_64x128", "paper_128x256", "paper_256x256", "pet", "tigan"}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -226,7 +226,7 @@ def test_a_file_that_is_no_experiment_is_refused(tmp_path: Path, content: bytes,
 
 
 def test_a_missing_file_names_the_shipped_ones() -> None:
-    with pytest.raises(InputError, match=r"latop: no such file; shipped experiments are laptop, paper"):
+    with pytest.raises(InputError, match=r"latop: no such file; shipped experiments are fast, laptop, paper"):
         load_sweep_experiment("latop", [])
 
 

@@ -11,7 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from larmor.cluster.on_ray.ray_cluster import usable_cpus, use_known_token, use_own_token, worker_environment
+from larmor.cluster.on_ray.ray_cluster import (
+    describe_dashboard,
+    usable_cpus,
+    use_known_token,
+    use_own_token,
+    worker_environment,
+)
 from larmor.storage.objects.errors import InputError
 
 
@@ -62,6 +68,19 @@ class TestToken:
         with pytest.raises(KeyboardInterrupt):
             use_own_token()
         assert not (tmp_path / "home" / "ray-token").exists()
+
+    def test_people_are_told_where_it_is_and_not_what_it_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert describe_dashboard("10.0.0.1:8265") == "http://10.0.0.1:8265", "a cluster that asks for none"
+        use_own_token()
+        file = tmp_path / "home" / "ray-token"
+        assert describe_dashboard("127.0.0.1:8265") == f"http://127.0.0.1:8265 (token: in {file})"
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "hidden")
+        assert describe_dashboard("http://head:1") == "http://head:1 (token: the value of RAY_AUTH_TOKEN)"
+        monkeypatch.delenv("RAY_AUTH_TOKEN")
+        monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+        assert describe_dashboard("head:1") == f"http://head:1 (token: in {tmp_path / '.ray' / 'auth_token'})"
 
     @pytest.mark.parametrize("use", [use_own_token, use_known_token])
     @pytest.mark.parametrize("content", ["", "\n", None])

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
+import uuid
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from larmor.cluster.runs.history import HistoryWriter, read_history
+from larmor.cluster.runs.history_table import read_columns
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.objects.object_store import ObjectStore
+from tests.helpers import property_test
 
 
 def rows(first: int, last: int, loss: float = 1.0) -> list[dict[str, float]]:
@@ -34,6 +44,53 @@ def test_only_what_is_new_is_read(tmp_path: Path) -> None:
     store.read = lambda path: (asked.append(path), read(path))[1]  # type: ignore
     assert read_history(store, after=310) == rows(311, 450)
     assert sorted(asked) == ["history/00000400.json", "history/00000500.json"]
+
+
+def test_what_is_new_in_a_week_costs_what_is_new(tmp_path: Path) -> None:
+    """A million steps, reported every 10: 500 objects, of which one is listed and read."""
+    store = ObjectStore(tmp_path)
+    for last in range(2000, 1_000_001, 2000):
+        store.write(f"history/{last:08d}.json", json.dumps(rows(last - 9, last)).encode())
+    listed: list[str] = []
+    bytes_read: list[int] = []
+    read, find = store.read, store.list
+
+    def noted_read(path: str) -> bytes:
+        content = read(path)
+        bytes_read.append(len(content))
+        return content
+
+    def noted_list(*where: Any) -> dict[str, int]:
+        found = find(*where)
+        listed.extend(found)
+        return found
+
+    store.read, store.list = noted_read, noted_list  # type: ignore
+    assert read_history(store, after=999_995) == rows(999_996, 1_000_000)
+    assert listed == ["history/01000000.json"]
+    assert len(bytes_read) == 1
+    assert len(read_columns(store)["step"]) == 5000
+    assert len(bytes_read) == 501
+
+
+@property_test
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 12)), max_size=8), st.integers(0, 70), st.booleans())
+def test_columns_have_what_rows_have(reports: list[tuple[int, int]], after: int, earlier_version: bool) -> None:
+    """Whatever was replayed, in objects of either version."""
+    store = ObjectStore(f"memory://{uuid.uuid4().hex}")
+    writer = HistoryWriter(store, 20)
+    for first, length in reports:
+        part = [{**row, **({"val/psnr": 1.0} if row["step"] % 5 == 0 else {})} for row in rows(first, first + length)]
+        if earlier_version:
+            store.write(f"history/{first + length:08d}.json", json.dumps(part).encode())
+        else:
+            writer.add(part)
+    expected, found = read_history(store, after), read_columns(store, after)
+    assert [row["step"] for row in expected] == sorted({row["step"] for row in expected})
+    assert found["step"].tolist() == [row["step"] for row in expected]
+    for name in {name for row in expected for name in row}:
+        values = [row.get(name, math.nan) for row in expected]
+        assert np.array_equal(found[name], values, equal_nan=True)
 
 
 def test_a_restart_adds_to_what_is_there(tmp_path: Path) -> None:

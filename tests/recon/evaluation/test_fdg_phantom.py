@@ -14,7 +14,8 @@ from larmor.cluster.experiments.experiment import Experiment
 from larmor.commands.data import convert
 from larmor.commands.models import EvaluateOptions, evaluate, pull, reconstruct
 from larmor.commands.training import train
-from larmor.recon.evaluation.fdg_phantom import ATTENUATION, FdgOptions, find_heads, maps_of_tissues, simulate_pet
+from larmor.recon.evaluation.fdg_phantom import ATTENUATION, FdgOptions, maps_of_tissues, simulate_pet
+from larmor.recon.evaluation.head_tissues import find_heads
 from larmor.recon.evaluation.tables import table_text
 from larmor.storage.conversion.convert import ConvertOptions
 from larmor.storage.dataset.dataset import read_split

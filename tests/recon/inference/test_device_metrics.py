@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from larmor.recon.inference.device_metrics import slice_metrics_on_device
+from larmor.recon.inference.device_metrics import figures_of, measured_metrics, slice_metrics_on_device
 from larmor.recon.inference.metrics import LARGEST_PSNR, slice_metrics
 from larmor.recon.recipe.metric import METRICS
 
@@ -57,3 +57,15 @@ def test_a_gpu_finds_the_same() -> None:
         slice_metrics_on_device(target.cuda(), found.cuda()), slice_metrics_on_device(target, found), strict=True
     ):
         assert gpu == pytest.approx(cpu, rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 32), (4, 33, 47)])
+def test_all_images_at_once_are_rated_as_one_by_one(shape: tuple[int, int, int]) -> None:
+    target = torch.from_numpy(images(*shape)).double()
+    found = target + 0.1 * torch.randn(target.shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(figures_of(target, found), measured_metrics(target, found), rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_is_waited_for_on_a_device() -> None:
+    # a tensor without content refuses whatever would need a value on the host
+    assert measured_metrics(*torch.empty(2, 3, 40, 32, device="meta")).shape == (3, 5)

@@ -330,3 +330,45 @@ def test_a_killed_process_is_resumed_by_the_same_command(tmp_path: Path) -> None
     verified = succeed("verify", url)
     assert "180 slices in 3 shards" in verified
     assert "all is well" in verified
+
+
+def test_killed_with_guides_it_ends_with_the_same_bytes(scans: Path, tmp_path: Path, executioner: Executioner) -> None:
+    guides = tmp_path / "guides"
+    write_heads(guides, ["x", "y", "z"])
+    for old, new in (("x", "dan"), ("y", "ann"), ("z", "bob")):
+        (guides / f"{old}.nii.gz").rename(guides / f"{new}.nii.gz")
+    for name in ("fay", "eve"):
+        np.save(guides / f"{name}.npy", random_kspace(6, (2, 20, 24), seed=len(name) + ord(name[0])))
+    settings = ConvertOptions(MATRIX, held_out=HELD_OUT, num_threads=2, sensitivity_maps=True)
+
+    def convert_both(target: str) -> None:
+        found = find_sources([str(scans)]), find_sources([str(guides)])
+        convert(found[0], str(tmp_path / target), settings, guides=found[1])
+
+    executioner.spare()
+    convert_both("whole")
+    wanted = contents_of(tmp_path / "whole")
+    assert "train/guide_1/c/0/0/0/0" in wanted
+    for allowed in range(0, executioner.count, 29):
+        executioner.spare(allowed)
+        with pytest.raises(Killed):
+            convert_both(f"killed-{allowed}")
+        executioner.spare()
+        convert_both(f"killed-{allowed}")
+        assert contents_of(tmp_path / f"killed-{allowed}") == wanted, f"killed after {allowed} writes"
+    assert not verify(str(tmp_path / "whole")).problems
+
+
+def test_a_guide_that_changes_meanwhile_is_noticed(scans: Path, tmp_path: Path, executioner: Executioner) -> None:
+    (scans / "eve.npy").unlink()
+    (scans / "fay.npy").unlink()
+    guides = [path.rename(tmp_path / path.name) for path in write_heads(tmp_path / "guides", ["bob", "dan", "ann"])]
+    settings = ConvertOptions(MATRIX, held_out=HELD_OUT, num_threads=1)
+    sources, second = find_sources([str(scans)]), find_sources([str(path) for path in guides])
+    executioner.spare(6)  # read, and hardly anything is stored
+    with pytest.raises(Killed):
+        convert(sources, str(tmp_path / "data"), settings, guides=second)
+    write_heads(tmp_path, ["bob"])
+    executioner.spare()
+    with pytest.raises(InputError, match="unfinished conversion of other sources"):
+        convert(sources, str(tmp_path / "data"), settings, guides=second)

@@ -48,7 +48,7 @@ arguments = st.builds(
     block_slices=st.integers(1, 40),
     seed=st.integers(0, 2**32),
     pool_blocks=st.integers(1, 60),
-    lanes=st.sampled_from((1, 2, 4, 6, 8, 16)),
+    lanes=st.sampled_from((1, 2, 4, 6, 8, 16, 128)),
 )
 orders = arguments.map(Arguments.make)
 

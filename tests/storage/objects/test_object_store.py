@@ -17,7 +17,7 @@ import pytest
 from botocore import session
 from s3fs import S3FileSystem
 
-from larmor.storage.objects import object_store
+from larmor.storage.objects import object_store, s3_remote
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from larmor.storage.objects.store_errors import StoreAway
@@ -47,7 +47,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LARMOR_STORE_PATIENCE", "1")
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
+@pytest.fixture(params=["local", "memory", "s3", "gs", "az"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     """An empty store of each kind."""
     if request.param == "local":
@@ -55,16 +55,20 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     if request.param == "s3":
         request.getfixturevalue("store_environment")
         return ObjectStore(f"s3://larmor/{uuid.uuid4().hex}")
+    if request.param in ("gs", "az"):
+        return ObjectStore(f"{request.getfixturevalue('cloud')(request.param)}/{uuid.uuid4().hex}")
     return ObjectStore(f"memory://{uuid.uuid4().hex}/objects")
 
 
-@pytest.fixture(params=["local", "memory", "s3fs", "http"])
+@pytest.fixture(params=["local", "memory", "s3fs", "http", "gs", "az"])
 def readable(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     """An empty store of each kind, with each client that reads ranges."""
     if request.param == "local":
         return ObjectStore(tmp_path / "objects")
     if request.param == "memory":
         return ObjectStore(f"memory://{uuid.uuid4().hex}/objects")
+    if request.param in ("gs", "az"):
+        return ObjectStore(f"{request.getfixturevalue('cloud')(request.param)}/{uuid.uuid4().hex}")
     request.getfixturevalue("store_environment")
     return ObjectStore(f"s3://larmor/{uuid.uuid4().hex}", request.param)
 
@@ -158,6 +162,34 @@ def test_list_gives_sizes_below_a_prefix_sorted(store: ObjectStore) -> None:
     assert list(store.list().items()) == [("a/x/deep", 8), ("a/y", 3), ("ab/z", 4), ("b", 1)]
     assert store.list("a") == {"a/x/deep": 8, "a/y": 3}
     assert store.list("c") == {}
+
+
+def test_a_listing_begins_after_a_path_that_need_not_be_there(store: ObjectStore) -> None:
+    paths = [f"a/{number:03d}" for number in range(0, 40, 2)]
+    for path in [*paths, "a0", "b/000"]:
+        store.write(path, path.encode())
+    assert list(store.list("a", False, "a/015")) == paths[8:]
+    assert list(store.list("a", False, "a/016")) == paths[9:]
+    assert store.list("a", False, "a/036") == {"a/038": 5}
+    assert store.list("a", False, "a/038") == store.list("c", False, "c/1") == {}
+    assert list(store.list("", False, "a/036")) == ["a/038", "a0", "b/000"]
+
+
+def test_a_long_listing_of_s3_comes_in_pages(
+    store_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectStore(f"s3://larmor/{uuid.uuid4().hex}")
+    for number in range(9):
+        store.write(f"a/{number}", b"x")
+    call, asked = S3FileSystem.call_s3, []
+
+    def in_pages(self: S3FileSystem, method: str, **options: object) -> object:
+        asked.append(options)
+        return call(self, method, MaxKeys=3, **options)
+
+    monkeypatch.setattr(S3FileSystem, "call_s3", in_pages)
+    assert list(store.list("a", False, "a/1")) == [f"a/{number}" for number in range(2, 9)]
+    assert len(asked) == 3
 
 
 def test_delete_takes_an_object_or_a_folder_and_nothing_beside(store: ObjectStore) -> None:
@@ -260,9 +292,9 @@ def test_s3_needs_a_bucket(url: str) -> None:
         ObjectStore(url)
 
 
-@pytest.mark.parametrize("url", ["ftp://host/folder", "gs://bucket", "http://host/data", "S3://bucket"])
+@pytest.mark.parametrize("url", ["ftp://host/folder", "gcs://bucket", "http://host/data", "S3://bucket"])
 def test_unknown_protocols_are_refused(url: str) -> None:
-    with pytest.raises(InputError, match=f"{url}: .*is not supported; use a local path or an s3:// URL"):
+    with pytest.raises(InputError, match=f"{url}: .*is not supported; use a local path, or s3://"):
         ObjectStore(url)
 
 
@@ -329,7 +361,8 @@ def test_an_object_is_stored_in_the_parts_that_were_asked_for(faulty_proxy: Faul
 def test_objects_of_one_request_and_of_several_arrive_whole(
     store_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(object_store, "_MULTIPART", 10 * 2**20)
+    for module in (object_store, s3_remote):
+        monkeypatch.setattr(module, "MULTIPART", 10 * 2**20)
     store = ObjectStore(f"s3://larmor/{uuid.uuid4().hex}")
     for size in (0, 1, 10 * 2**20 - 1, 10 * 2**20, 12 * 2**20):
         data = np.random.default_rng(size).bytes(size)

@@ -21,6 +21,7 @@ from larmor.cluster.runs.attempts import Attempt
 from larmor.cluster.runs.reports import Reports
 from larmor.cluster.runs.run_folder import RunFolder
 from larmor.storage.objects.errors import InputError
+from larmor.tuning.report.charts import thinned
 from larmor.tuning.report.importance import importance
 from larmor.tuning.report.landscape import interpolate
 from larmor.tuning.report.report import write_report
@@ -197,6 +198,20 @@ def test_a_run_is_reported_with_its_curves_and_a_table_of_its_steps(folder: Swee
     assert all(title in text for title in ("Training losses", "Adversarial terms", "Validation: PSNR"))
     with written[1].open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 41))
+
+
+def test_a_long_line_is_thinned_to_what_a_page_can_show() -> None:
+    """Its end and every peak stay."""
+    points = [(float(step), 1.0 + step % 7 / 10) for step in range(1, 100_001)]
+    points[54_321], points[77_777] = (54_322.0, 90.0), (77_778.0, 0.01)
+    shown = thinned(points)
+    assert len(shown) <= 4001
+    assert set(shown) <= set(points)
+    assert list(shown) == sorted(set(shown))
+    assert shown[-1] == points[-1]
+    assert {points[54_321], points[77_777]} <= set(shown)
+    assert thinned(points[:4000]) == points[:4000]
+    assert thinned([]) == []
 
 
 def test_what_restarts_have_cost_a_run_stands_in_the_page(tmp_path: Path) -> None:

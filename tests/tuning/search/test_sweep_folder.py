@@ -12,7 +12,7 @@ import pytest
 from larmor.cluster.experiments.experiment import Experiment
 from larmor.storage.objects.errors import InputError
 from larmor.tuning.search.objectives import Objectives
-from larmor.tuning.search.records import BegunTrial, State, TrainingEnd, TrialRecord
+from larmor.tuning.search.records import BegunTrial, State, TrainingEnd, TrialRecord, to_json
 from larmor.tuning.search.slot import combined, is_start
 from larmor.tuning.search.sweep import describe_trial
 from larmor.tuning.search.sweep_folder import SweepFolder, best_trial, new_trials
@@ -150,6 +150,43 @@ def test_a_follower_hears_of_each_end_once_and_reads_only_what_is_new(folder: Sw
     assert [trial.metrics for trial in fetch()] == [{"val/psnr": 21.0}]
     assert asked == ["ends", "trials/0003/trial.json"]
     assert fetch() == []
+
+
+def test_of_a_thousand_trials_the_ends_of_the_last_ones_are_listed(folder: SweepFolder) -> None:
+    """What a poll lists and reads does not grow with the sweep; nor does what a trial does at its end."""
+    for number in range(1, 1001):
+        folder.store.write(f"trials/{number:04d}/trial.json", to_json(record(20.0, began=number, id=f"{number:04d}")))
+        folder.store.write(f"ends/{number:06d}-{number:04d}", b"")
+    fetch = new_trials(folder)
+    assert len(fetch()) == 1000
+    listed: list[str] = []
+    asked: list[str] = []
+    find, read = folder.store.list, folder.store.read
+
+    def noted_list(*where: Any) -> dict[str, int]:
+        found = find(*where)
+        listed.extend(found)
+        return found
+
+    folder.store.list = noted_list  # type: ignore
+    folder.store.read = lambda path: (asked.append(path), read(path))[1]  # type: ignore
+    assert fetch() == []
+    assert len(listed) <= 256
+    assert asked == []
+    folder.store.write("ends/000997-late", b"")  # its number was taken before those of others
+    folder.store.write("trials/late/trial.json", to_json(record(21.0, id="late")))
+    assert [trial.id for trial in fetch()] == ["late"]
+    assert asked == ["trials/late/trial.json"]
+    folder.write_trial(record(22.0, id="new"))
+    listed.clear()
+    folder.write_trial(record(22.0, id="newer"))
+    assert listed == []
+    assert sorted(trial.id for trial in fetch()) == ["new", "newer"]
+    assert fetch() == []
+    folder.begin_trial("begun", {"loss.a": 0.1})
+    asked.clear()
+    assert list(folder.unfinished()) == ["begun"]
+    assert [path for path in asked if path.endswith("begun.json")] == ["trials/begun/begun.json"]
 
 
 def test_what_lies_in_the_runs_of_trials_is_not_listed(folder: SweepFolder) -> None:

@@ -1,4 +1,4 @@
-"""What objects in S3 say of themselves before they are fetched: which there are, and what their headers hold."""
+"""What objects in a store say of themselves before they are fetched: which there are, and what their headers hold."""
 
 from __future__ import annotations
 
@@ -19,10 +19,6 @@ FileState = dict[str, str | int | None]  # what tells one state of a file from a
 
 _BLOCK = 2**18  # bytes that one look at a header fetches
 _FEW = 16  # objects of one folder that are asked for one by one, not by a list of the folder
-
-
-def is_s3(name: str) -> bool:
-    return name.startswith("s3://")
 
 
 def split_url(url: str) -> tuple[ObjectStore, str]:
@@ -67,7 +63,8 @@ def object_facts(urls: Sequence[str]) -> list[FileState | None]:
         few = len(inside) <= _FEW
         entries = [entry for url in inside if (entry := _info(url))] if few else _list_folder(folder)
         for entry in entries:
-            found[f"s3://{entry['name']}"] = {"size": int(entry["size"]), "etag": str(entry.get("ETag", "")).strip('"')}
+            url = f"{folder}/{entry['name'].rpartition('/')[2]}"
+            found[url] = {"size": int(entry["size"]), "etag": str(entry.get("ETag", "")).strip('"')}
     return [found.get(url) for url in urls]
 
 
