@@ -115,10 +115,11 @@ def open_scans(
     if not is_dataset(source):
         if split is not None:
             raise InputError(f"--split {split}: {source} is not a data set, which alone has splits; leave it out")
-        refs = [_named_for_its_file(ref, source) for ref in find_sources([source], say, plane=plane)]
+        refs = find_sources([source], say, plane=plane)
         _check_names(source, [ref.name for ref in refs], "give the arrays in it other names")
         if guide is not None:
             refs = with_guides(refs, find_sources([guide], plane=plane))
+        refs = [_named_for_its_file(ref, source) for ref in refs]
         yield [Scan(ref.name, partial(_open_file, ref, physics, undersample, mask, plane, whole)) for ref in refs]
         return
     config = DataConfig(url=source, memory_cache_bytes=0, disk_cache_bytes=0)
