@@ -3,7 +3,8 @@
 A scanner in a process of its own sends the lines of 256×256 slices of one coil, about a quarter of them, and waits for
 each image before it sends the next slice. Printed are p50 and p95 of the milliseconds from the last line of a slice,
 handed to the socket, to its whole image, and slices per second with the sending. The weights are random, which
-cost the same as trained ones; a few slices before warm up.
+cost the same as trained ones, unless `--model DIR` is a trained one; `--runtime` is as for `larmor serve`; a few slices
+before warm up.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import torch
 from ismrmrd.serialization import ProtocolDeserializer, ProtocolSerializer
 
 from larmor.recon.inference.inference import Physics
-from larmor.recon.models.model import Model
+from larmor.recon.models.model import Model, load_model
+from larmor.recon.models.runtimes import with_runtime
 from larmor.recon.networks.networks import build_generator
 from larmor.recon.recipe.recipe import Recipe
 from larmor.recon.serving.server import Listening, ScanServer
@@ -85,15 +87,23 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--runtime", default="eager")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    server = ScanServer(model(options.system, options.width, options.device), Listening(port=0))
+    made = model(options.system, options.width, options.device)
+    made = load_model(options.model, options.device) if options.model else made
+    began = time.process_time()
+    server = ScanServer(with_runtime(made, options.runtime), Listening(port=0))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         waits, seconds = pool.apply(scanner, (server.address, options.slices))
     server.close()
     p50, p95 = (1000 * float(np.quantile(waits, share)) for share in (0.5, 0.95))
     rate = options.slices / seconds
-    print(f"{options.system}, width {options.width}: p50 {p50:.0f} ms, p95 {p95:.0f} ms, {rate:.1f} slices/s")
+    busy = 1000 * (time.process_time() - began) / (WARM_UP + options.slices)
+    print(f"{busy:.0f} ms of processor time for each slice, with start and warm-up")
+    name, width = options.model or options.system, made.recipe.generator.width
+    print(f"{name}, width {width}: p50 {p50:.0f} ms, p95 {p95:.0f} ms, {rate:.1f} slices/s")
 
 
 if __name__ == "__main__":
