@@ -3,7 +3,8 @@
     python -m benchmarks.agreement [--ranks 2] [--step-seconds 0.1]
 
 Ranks on this machine, over gloo. Each step computes for `--step-seconds` with the exchange beside it, as in training;
-then the same is timed with an exchange that is waited for. Prints the median share of a step that voting takes.
+then the same is timed with an exchange that is waited for. Prints the median share of a step that voting takes, and
+the open files and threads of a rank, which has two groups over gloo: that of the training and that of the votes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
@@ -49,6 +51,8 @@ def rank_main(rank: int, world_size: int, seconds: float, folder: str) -> None:
         for name, times in (("beside the step", beside), ("waited for", waited)):
             median = statistics.median(times)
             print(f"{name}: {median * 1e6:.0f} µs, {median / seconds:.3%} of a step of {seconds:g} s")
+        process = psutil.Process()
+        print(f"{world_size} ranks: {process.num_fds()} open files, {process.num_threads()} threads")
     dist.barrier()
     dist.destroy_process_group()
 
