@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.resources
+import json
 import shutil
 import subprocess
 import time
@@ -48,6 +50,18 @@ def ask(address: str, query: str) -> dict[tuple[str, str], float]:
     return {}
 
 
+def empty_panels(address: str, name: str) -> set[str]:
+    """Panels of the dashboard whose first query has no answer, for the experiment `name`."""
+    file = importlib.resources.files("larmor.cluster.on_ray") / "kubernetes" / "monitoring" / "dashboard.json"
+    found = set()
+    for panel in json.loads(file.read_text())["panels"]:
+        query = panel["targets"][0]["expr"].replace("$experiment", name).replace("$run", ".*")
+        answer = requests.get(f"{address}/api/v1/query", {"query": query}, timeout=5).json()
+        if not answer["data"]["result"]:
+            found.add(panel["title"])
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(PROMETHEUS is None, reason="needs Prometheus: apt-get install prometheus")
 def test_prometheus_sees_a_training_while_it_runs(
@@ -84,6 +98,7 @@ def test_prometheus_sees_a_training_while_it_runs(
         assert seen["ray_larmor_validation", "psnr"] > 0
         shares = [value for (name, _), value in seen.items() if name == "ray_larmor_gradient_share"]
         assert sum(shares) == pytest.approx(1)
+        assert empty_panels(address, name) <= {"GPU: busy", "GPU: memory", "GPU: share of its peak"}
         process.terminate()
         said, _ = process.communicate()
         for _ in range(60):
