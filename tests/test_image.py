@@ -14,7 +14,7 @@ INSTRUCTIONS = [
     re.sub(r"\s*\\\n\s*", " ", text)
     for text in re.findall(r"^[A-Z]+ (?:.*\\\n)*.*$", re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.M), re.M)
 ]
-BASE = "debian:bookworm-slim"  # its Python is 3.11, as that of ray-cluster.yaml
+BASE = "python:3.11-slim-bookworm"  # the Python of ray-cluster.yaml
 
 
 def of(kind: str) -> list[str]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import ray
+from ray.exceptions import GetTimeoutError
 from ray.train import UserCallback
-from ray.train.torch import TorchConfig
+from ray.train.backend import Backend, BackendConfig
 
+from larmor.cluster.on_ray import process_group
 from larmor.cluster.worker.stopping import StopRequest
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.store_errors import StoreAway
+
+_LEAVE_SECONDS = 30.0  # until workers that do not leave their group are left behind
 
 _request: StopRequest | None = None
 
@@ -27,25 +34,41 @@ def _listen(grace_seconds: float) -> None:
     this_process_request(grace_seconds).listen(signal.SIGTERM)
 
 
-class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+class _Backend(Backend):
+    share_cuda_visible_devices = True  # NCCL's peers on a node must see each other's GPUs
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        address = worker_group.execute_single(0, process_group.free_address)
+        worker_group.execute(process_group.join, backend_config.backend, address, backend_config.timeout_seconds)
+
     def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
-        super().on_training_start(worker_group, backend_config)
         worker_group.execute(_listen, backend_config.grace_seconds)
 
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        if len(worker_group) > 1:
+            with contextlib.suppress(GetTimeoutError):  # the processes end anyway
+                ray.get(worker_group.execute_async(process_group.leave), timeout=_LEAVE_SECONDS)
 
-class StoppableTorchConfig(TorchConfig):
-    """`TorchConfig` whose workers take SIGTERM as a request to save and stop.
 
-    Python allows handlers in the main thread alone, where Ray's actor runs; the training has another one.
+@dataclass
+class WorkerGroupConfig(BackendConfig):
+    """Workers join a process group of torch.distributed, and take SIGTERM as a request to save and stop.
+
+    Python allows handlers in the main thread alone, where Ray's actor runs; the training has another one. Collective
+    calls fail after `timeout_seconds`.
     """
 
-    def __init__(self, backend: str, timeout_s: int, grace_seconds: float) -> None:
-        super().__init__(backend=backend, timeout_s=timeout_s)
-        self.grace_seconds = grace_seconds
+    backend: Literal["gloo", "nccl"]
+    timeout_seconds: float
+    grace_seconds: float
 
     @property
     def backend_cls(self) -> type[_Backend]:
         return _Backend
+
+    @property
+    def train_func_context(self) -> Any:
+        return process_group.on_own_device
 
 
 class GiveUpAtMistakes(UserCallback):

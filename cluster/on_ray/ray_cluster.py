@@ -51,10 +51,7 @@ def connected(
         use_own_token()
         os.environ.update(worker_environment())  # a runtime environment would keep processes in stock from being used
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-    # Ray Train needs torch, and imports it in whatever thread asks first; beside others MKL may find half of it and end
-    # the process, so it is imported here, before there are threads
     import ray
-    import torch  # noqa: F401
 
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address:

@@ -106,12 +106,12 @@ def fit_workers(
     Workers that die are started again `max_failures` times (-1: always); `callback` hears of it.
     """
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    from larmor.cluster.on_ray.ray_backend import StoppableTorchConfig
+    from larmor.cluster.on_ray.ray_backend import WorkerGroupConfig
 
     ray_train: Any = ray.train  # its types are those of its first version
-    trainer_class: Any = TorchTrainer
+    trainer_class: Any = DataParallelTrainer
 
     def train_loop() -> End:
         return loop(config)
@@ -127,7 +127,7 @@ def fit_workers(
                 use_gpu=cluster.use_gpu,
                 resources_per_worker=worker_bundle(cluster.cpus_per_worker, cluster.use_gpu),
             ),
-            torch_config=StoppableTorchConfig(
+            backend_config=WorkerGroupConfig(
                 "nccl" if cluster.use_gpu else "gloo", 2 * cluster.hang_seconds, cluster.grace_seconds
             ),
             run_config=ray_train.RunConfig(

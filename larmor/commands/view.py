@@ -64,8 +64,14 @@ def _gallery(source: str, options: ViewOptions) -> Gallery:
         if options.model is not None:
             raise InputError(f"--model {options.model}: {source} is a model itself; leave it out")
         model = _load(source, options.trust_code)
-        split = options.split or model.recipe.data.validation_split
-        return _live(source, model.recipe.data.url, split, model, options)
+        data = model.recipe.data
+        try:
+            return _live(source, data.url, options.split or data.validation_split, model, options)
+        except InputError as error:
+            raise InputError(
+                f"{source}: is a model, which is shown on the data set of its training, {data.url}, and that cannot be "
+                f"opened ({error}); `larmor view SCANS --model {source}` shows it on other scans"
+            ) from error
     beside = _load(options.model, options.trust_code) if options.model else None
     try:
         return _live(source, source, options.split, beside, options)

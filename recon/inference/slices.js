@@ -31,6 +31,11 @@ function larmorSlices(root, page) {
   const low = control("Window from", { type: "number", step: 0.05 }, bar);
   const high = control("to", { type: "number", step: 0.05 }, bar);
   const gain = control("Errors ×", { type: "number", min: 1, max: 100, step: 1 }, bar);
+  low.title = high.title = "0 to 1 is the range of the slice's intensities";
+  const legend = make("span", { class: "legend", title: "Colours of errors and maps, in the range of the slice" }, bar, "0 ");
+  make("span", { class: "ramp" }, legend).style.background =
+    `linear-gradient(to right, ${[...Array(11).keys()].map((place) => `rgb(${colour(place / 10)})`)})`;
+  const most = make("span", {}, legend);
   const reset = make("button", { type: "button" }, bar, "Reset");
   const volume = make("button", { type: "button" }, bar, "Volume (v)");
   const help = make("button", { type: "button", "aria-expanded": "false" }, bar, "Keys (?)");
@@ -43,6 +48,13 @@ function larmorSlices(root, page) {
   const message = make("p", { class: "message", role: "status" }, root);
   const volumePlace = make("div", { class: "volume" }, root);
   volumePlace.hidden = true;
+
+  function colour(error) {  // black, violet, orange, yellow
+    return [
+      255 * Math.min(1, 1.6 * error), 255 * Math.max(0, Math.min(1, 1.9 * error - 0.7)),
+      255 * Math.max(0, error < 0.4 ? 1.5 * error : 0.9 - 0.8 * error),
+    ];
+  }
 
   async function decode(pane) {
     const packed = Uint8Array.from(atob(pane.data), (letter) => letter.charCodeAt(0));
@@ -131,7 +143,8 @@ function larmorSlices(root, page) {
     const what = isError ? `error of ${pane.name}` : pane.name;
     const canvas = make("canvas", { width: pane.width, height: pane.height, role: "img", "aria-label": what }, holder);
     canvas.paint = () => paint(canvas, pane, target);
-    if (state.letters && !isError) {
+    if (target) canvas.classList.add("coloured");
+    if (state.letters && !isError && !pane.fixed) {  // k-space has frequencies, and no side of a person
       ["top", "bottom", "left", "right"].forEach((side, place) =>
         make("span", { class: `letter ${side}` }, holder, state.letters[place]));
     }
@@ -147,9 +160,7 @@ function larmorSlices(root, page) {
       let red, green, blue;
       if (target) {
         const error = Math.min(1, Math.abs(pane.values[place] - target.values[place]) * (pane.fixed ? 1 : state.gain));
-        red = 255 * Math.min(1, 1.6 * error);  // black, violet, orange, yellow
-        green = 255 * Math.max(0, Math.min(1, 1.9 * error - 0.7));
-        blue = 255 * Math.max(0, error < 0.4 ? 1.5 * error : 0.9 - 0.8 * error);
+        [red, green, blue] = colour(error);
       } else {
         red = green = blue = 255 * Math.max(0, Math.min(1, (pane.values[place] - state.low) / span));
       }
@@ -176,6 +187,8 @@ function larmorSlices(root, page) {
       low.value = state.low.toFixed(2);
       high.value = state.high.toFixed(2);
       gain.value = state.gain;
+      most.textContent = ` ${(1 / state.gain).toPrecision(2)}`;
+      legend.hidden = !panes.querySelector(".coloured");
       root.classList.toggle("without-errors", !state.errors);
       panes.querySelectorAll("canvas").forEach((canvas) => canvas.paint());
       Object.assign(root.dataset, { stack: state.stack, index: state.index, zoom: state.zoom.toFixed(2),

@@ -58,7 +58,7 @@ def slice_content(
         pane = _packed(image, bits)
         if target is not None and name not in (TARGET, DEVIATION) and min(target.shape) >= SSIM_WINDOW:
             rated = slice_metrics(target, image)
-            shown = (f"{rated['psnr']:.2f} dB", f"SSIM {rated['ssim']:.4f}", f"NMSE {rated['nmse']:.3g}")
+            shown = (f"PSNR {rated['psnr']:.2f} dB", f"SSIM {rated['ssim']:.4f}", f"NMSE {rated['nmse']:.3g}")
             pane["metrics"] = " · ".join(shown)
         if name == DEVIATION:
             pane["map"] = True
@@ -74,7 +74,13 @@ def _residual_panes(residual: Residual, bits: int) -> list[dict[str, Any]]:
     share, range_ = describe_share(float(residual.shares[0])), f"10⁻{'⁰¹²³⁴'[_DECADES]} to 1 of its largest value"
     return [
         {"name": RESIDUAL, **_packed(residual.image[0], bits), "map": True, "metrics": share},
-        {"name": RESIDUAL_KSPACE, **_packed(decades, bits), "map": True, "fixed": True, "metrics": range_},
+        {
+            "name": RESIDUAL_KSPACE,
+            **_packed(decades, bits),
+            "map": True,
+            "fixed": True,  # logarithmic, and of frequencies: no gain, no letters
+            "metrics": range_,
+        },
     ]
 
 

@@ -24,6 +24,7 @@ from larmor.storage.formats.nifti_series import SeriesSource
 from larmor.storage.formats.recognise import find_sources, open_source
 from larmor.storage.formats.sensitivity import estimate_sensitivity_maps
 from larmor.storage.formats.source import Plane, Source, SourceOptions, SourceRef
+from larmor.storage.formats.suffixes import stem_of
 from larmor.storage.formats.volumes import VolumeSource
 from larmor.storage.loading.config import DataConfig, open_reader
 from larmor.storage.loading.loader import Batch
@@ -114,7 +115,7 @@ def open_scans(
     if not is_dataset(source):
         if split is not None:
             raise InputError(f"--split {split}: {source} is not a data set, which alone has splits; leave it out")
-        refs = find_sources([source], say, plane=plane)
+        refs = [_named_for_its_file(ref, source) for ref in find_sources([source], say, plane=plane)]
         _check_names(source, [ref.name for ref in refs], "give the arrays in it other names")
         if guide is not None:
             refs = with_guides(refs, find_sources([guide], plane=plane))
@@ -138,6 +139,13 @@ def _check_guide(source: str, physics: Physics, guide: str | None) -> None:
             f"{source}: the model sees a second contrast beside each scan (signal.guide); name it with `larmor "
             "reconstruct --guide`, or use a data set that was converted with --guide"
         )
+
+
+def _named_for_its_file(ref: SourceRef, source: str) -> SourceRef:
+    """A DICOM file that is given by itself: a series is named for its folder, so that the results of two files of one
+    folder would take each other's place."""
+    is_alone = ref.format == "dicom" and ref.files == (source,)
+    return replace(ref, name=stem_of(source)) if is_alone else ref
 
 
 def check_field_of_view(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,10 @@ def read_frames(path: Path) -> tuple[list[Frame], Facts]:
     try:
         header = read_header(path)
         _check_image(path, header)
-        frames = [_frame(path, header, index) for index in range(int(header.get("NumberOfFrames") or 1))]
+        count = int(header.get("NumberOfFrames") or 1)
+        if count < 1:
+            raise InputError(f"{path}: NumberOfFrames is {count}; at least 1 is expected; export the series again")
+        frames = [_frame(path, header, index) for index in range(count)]
         return frames, _facts(header)
     except InputError:
         raise
@@ -141,8 +144,17 @@ def _frame(path: Path, header: Any, index: int) -> Frame:
 
 def _thickness(header: Any, index: int) -> float | None:
     holders = [*_groups(header, index, "PixelMeasuresSequence"), header]
-    stated = [holder.get("SliceThickness") for holder in holders]
-    return next((float(value) for value in stated if value not in (None, "") and float(value) > 0), None)
+    stated = [_readable(holder, "SliceThickness", float) for holder in holders]
+    return next((value for value in stated if value is not None and value > 0), None)
+
+
+def _readable(holder: Any, keyword: str, kind: Callable[[Any], Any]) -> Any:
+    """A value that a scan can do without; None where there is none, or something that is no `kind`."""
+    try:
+        value = holder.get(keyword)
+        return None if value in (None, "") else kind(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _groups(header: Any, index: int, name: str) -> list[Any]:
@@ -156,9 +168,9 @@ def _facts(header: Any) -> Facts:
     facts: Facts = {"modality": "MR"}
     for name, (keyword, group, kind) in FACTS.items():
         for holder in (header, *_groups(header, 0, group)):
-            value = holder.get(keyword)
-            if name not in facts and value not in (None, ""):
-                facts[name] = kind(value)
+            value = _readable(holder, keyword, kind)
+            if name not in facts and value is not None:
+                facts[name] = value
     return facts
 
 

@@ -52,6 +52,7 @@ def read_head(file: str) -> Any | None:
 
     try:
         header = _head_of_object(file) if is_remote(file) else _parse(Path(file), _up_to_size)
+        int(header.get("NumberOfFrames") or 1)  # a text that is no number
         return header if _is_image(header) else None
     except (InvalidDicomError, IsADirectoryError, FileNotFoundError):
         return None

@@ -114,7 +114,7 @@ def _derived(
 ) -> Any:
     """The header of a result, without pixels."""
     from pydicom.dataset import Dataset
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+    from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
     header = _without_person(source) if anonymous else _without_pixels(source)
     if not anonymous:
@@ -136,6 +136,8 @@ def _derived(
         setattr(header, f"{name}Date", moment.strftime("%Y%m%d"))
         setattr(header, f"{name}Time", moment.strftime("%H%M%S"))
     _describe_pixels(header, *rescale)
+    likely = EnhancedMRImageStorage if _is_enhanced(source) else MRImageStorage
+    header.SOPClassUID = source.get("SOPClassUID") or likely
     header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID
     header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
@@ -179,6 +181,11 @@ def _without_person(source: Any) -> Any:
     return header
 
 
+def _is_enhanced(header: Any) -> bool:
+    """Whether places and meanings stand in groups for each frame; plain images may state a NumberOfFrames of 1."""
+    return bool(header.get("PerFrameFunctionalGroupsSequence") or header.get("SharedFunctionalGroupsSequence"))
+
+
 def _derived_type(kinds: Any) -> list[str]:
     return ["DERIVED", "SECONDARY", *(str(kind) for kind in list(kinds or [])[2:])]
 
@@ -193,7 +200,7 @@ def _describe_pixels(header: Any, slope: str, intercept: str) -> None:
     values.RescaleIntercept, values.RescaleSlope, values.RescaleType = intercept, slope, "US"
     width = _LARGEST * float(slope)
     window = {"WindowCenter": _decimal(float(intercept) + width / 2), "WindowWidth": _decimal(max(width, 1e-6))}
-    if not header.get("NumberOfFrames"):
+    if not _is_enhanced(header):
         header.update(values)
         for name, value in window.items():
             setattr(header, name, value)

@@ -62,7 +62,7 @@ def read_voxels(path: Path, header_path: Path, single: bool = False) -> Volume:
     if single and len(shape) == 2:
         shape = (*shape, 1)
     if len(shape) != 3 and not (len(shape) == 4 and shape[3] == 1):
-        series = "; the frames of a series are converted with --plane native" if len(shape) == 4 else ""
+        series = "; choose --plane native for the frames of a series" if len(shape) == 4 else ""
         raise InputError(f"{path}: has shape {shape}; one 3-D volume is expected{series}")
     check_voxels(path, header)
     stored.set_data_shape(shape)

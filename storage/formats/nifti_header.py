@@ -47,13 +47,25 @@ def parse_header(path: Path, block: bytes) -> NiftiHeader:
         raise InputError(f"{path}: does not match its suffix (it has no NIfTI header); a NIfTI file is expected")
     try:
         header: Any = kind(block[: kind.sizeof_hdr], check=False)
-        notes = [*_repair_sizes(header), *_check(header), *_repair_quaternion(path, header), *_orientation(header)]
+        notes = [*_repair_start(header), *_repair_sizes(header), *_check(header)]
+        notes += [*_repair_quaternion(path, header), *_orientation(header)]
         affine, more = _in_millimetres(header)
         return NiftiHeader(header, affine, (*notes, *more))
     except InputError:
         raise
     except (HeaderDataError, ValueError, OverflowError, np.linalg.LinAlgError) as error:
         raise InputError(f"{path}: its header is invalid ({error}); export the volume again") from error
+
+
+def _repair_start(header: Any) -> list[str]:
+    """Voxels of a single file begin behind its header; nibabel takes a 0 at its word, and the header for voxels."""
+    if header["magic"].item() != header.single_magic or int(header["vox_offset"]):
+        return []
+    header["vox_offset"] = header.single_vox_offset
+    return [
+        f"the header says that the voxels begin at byte 0, which is the header's (vox_offset); byte "
+        f"{header.single_vox_offset} is taken, the first one behind it"
+    ]
 
 
 def _repair_sizes(header: Any) -> list[str]:

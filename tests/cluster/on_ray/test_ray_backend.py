@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.store_errors import StoreAway
 
@@ -42,3 +45,11 @@ def test_a_store_that_is_away_is_no_mistake() -> None:
     from larmor.cluster.on_ray.ray_backend import mistake_of
 
     assert mistake_of(group_error(r0=StoreAway("the store does not answer"))) is None
+
+
+def test_what_driver_and_controller_share_needs_no_pytorch() -> None:
+    modules = (
+        "larmor.cluster.on_ray.ray_backend, ray.train.v2.api.data_parallel_trainer, larmor.tuning.search.tune_trial"
+    )
+    program = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +15,7 @@ import pytest
 import SimpleITK
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import MRImageStorage
 from scipy import ndimage
 
 from larmor.recon.models.model import Model
@@ -236,6 +239,43 @@ class TestDicom:
         wanted = source.pixel_array * float(source.RescaleSlope) + float(source.RescaleIntercept)
         values = found.pixel_array * float(found.RescaleSlope) + float(found.RescaleIntercept)
         assert np.abs(values - wanted).max() < 1e-3 * np.ptp(wanted)
+
+    def test_a_single_image_is_named_for_its_file(self, tmp_path: Path) -> None:
+        """Else the second image of a folder would replace the first one's result."""
+        paths = write_series(tmp_path / "in", smooth_scan("axial", 0))
+        names = {run(make_model(), path, tmp_path / "out", "native").name for path in paths[:2]}
+        assert names == {f"{path.stem}-reconstruction.nii.gz" for path in paths[:2]}
+
+    def test_plain_images_that_state_frames_and_no_class_keep_their_values(self, tmp_path: Path) -> None:
+        """A value's slope belongs into the image itself there, whatever the number of frames."""
+        paths = write_series(tmp_path / "in", smooth_scan("axial", 0))
+        before = SimpleITK.GetArrayFromImage(itk(tmp_path / "in"))
+        for path in paths:
+            header = dcmread(path)
+            header.NumberOfFrames = 1
+            del header.SOPClassUID
+            header.save_as(path)
+        folder = run(make_model(), tmp_path / "in", tmp_path / "out", "native", format="dicom")
+        after = SimpleITK.GetArrayFromImage(itk(folder))
+        assert dcmread(min(folder.iterdir())).SOPClassUID == MRImageStorage
+        assert np.abs(after - before).max() < 1e-3 * np.ptp(before)
+
+    @pytest.mark.skipif(not shutil.which("dcm2niix"), reason="needs dcm2niix, such as Debian's package")
+    @pytest.mark.parametrize("enhanced", [False, True])
+    def test_dcm2niix_puts_it_in_the_sources_place(self, tmp_path: Path, enhanced: bool) -> None:
+        scan = smooth_scan("axial", 25)
+        write_enhanced(tmp_path / "in" / "all.dcm", scan) if enhanced else write_series(tmp_path / "in", scan)
+        folder = run(make_model(), tmp_path / "in", tmp_path / "out", "native", format="dicom")
+        images: list[Any] = []
+        for name, place in (("source", tmp_path / "in"), ("result", folder)):
+            (tmp_path / name).mkdir()
+            command = ["dcm2niix", "-z", "n", "-b", "n", "-o", str(tmp_path / name), str(place)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            (path,) = (tmp_path / name).glob("*.nii")
+            images.append(nibabel.load(path))
+        source, result = images
+        np.testing.assert_allclose(result.affine, source.affine, atol=1e-4)
+        assert np.corrcoef(source.get_fdata().ravel(), result.get_fdata().ravel())[0, 1] > 0.999
 
     def test_a_second_call_replaces_the_first_ones_series(self, tmp_path: Path) -> None:
         write_series(tmp_path / "in", smooth_scan("axial", 0))

@@ -165,11 +165,32 @@ class TestBrowser:
         assert abs(shade - 255 * pairs[0][0][5, 10]) < 3
         assert [item["index"] for item in (first, second, last, back)] == ["0", "1", "11", "1"]
         psnr = slice_metrics(*pairs[1])["psnr"]
-        assert f"{psnr:.2f} dB" in text
+        assert f"PSNR {psnr:.2f} dB" in text
         assert "slice 1 (2 of 12)" in text
         assert "head </script>" in text, "the one volume's name"
         assert (changed["window"], changed["zoom"]) == ("-0.05 1.05", "1.25")
         assert (reset["window"], reset["zoom"]) == ("0.00 1.00", "1.00")
+
+    def test_every_control_is_reached_by_tab_and_shows_it(self, served: ViewServer) -> None:
+        controls = """[...document.querySelectorAll("#view, #view input, #view select, #view button")]
+          .filter((one) => one.offsetParent).map((one) => one.id || one.getAttribute("aria-label") || one.type + " "
+          + (one.textContent || one.parentElement.textContent).trim())"""
+        focused = """(() => {
+          const one = document.activeElement, shown = getComputedStyle(one);
+          const ring = one.matches(":focus-visible") && shown.outlineStyle === "solid" && shown.outlineWidth === "2px";
+          return [ring, one.id || one.getAttribute("aria-label") || one.type + " "
+            + (one.textContent || one.parentElement.textContent).trim()];
+        })()"""
+        letters = """[...document.querySelectorAll("figure")].map((one) =>
+          [one.querySelector("b").textContent, one.querySelectorAll(".letter").length])"""
+        steps: list[str | Press] = [QUIET, controls, letters, 'document.querySelector(".legend").innerText']
+        steps += [item for _ in range(9) for item in (Press("Tab"), focused)]
+        _, names, lettered, legend, *reached = visit(served.url, steps).answers
+        assert len(names) == 9
+        assert [tuple(item) for item in reached[:8]] == [(True, name) for name in names[1:]]
+        assert dict(lettered)["reconstruction"] == 4
+        assert dict(lettered)["change in k-space"] == 0
+        assert legend.split() == ["0", "0.20"]
 
     def test_a_folder_of_heads_is_shown_slice_by_slice_and_as_a_volume(self, served: ViewServer) -> None:
         loaded = """new Promise((done) => {
@@ -218,6 +239,11 @@ class TestSources:
         finally:
             server.close()
         assert read_page(tmp_path / "other.html") == []
+
+    def test_a_model_without_its_data_says_how_to_see_it_on_scans(self, tmp_path: Path) -> None:
+        model = write_model(tmp_path / "model", small_recipe(), trained=False)
+        with pytest.raises(InputError, match=f"data set of its training.*`larmor view SCANS --model {model}` shows it"):
+            view(model)
 
     def test_what_is_nothing_of_the_kind_is_refused(self, tmp_path: Path) -> None:
         for source in (tmp_path, tmp_path / "nothing"):

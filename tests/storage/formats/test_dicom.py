@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.dataelem import RawDataElement
 from pydicom.encaps import encapsulate
 from pydicom.pixels import pixel_array
+from pydicom.tag import Tag
 from pydicom.uid import (
     MPEG2MPML,
     UID,
@@ -138,6 +140,12 @@ class TestTwin:
         assert about.pop("voxel_size_mm") == [0.9, 1.4, 2.5]
         assert about == {**wanted, **names, "flip_angle_deg": 9.0}
 
+    def test_facts_that_make_no_sense_are_left_out(self, tmp_path: Path) -> None:
+        paths = write_series(tmp_path / "t1", make_scan("axial"))
+        for keyword, text in (("RepetitionTime", b"abc "), ("SliceThickness", b"2 mm"), ("EchoTime", b"1\\2 ")):
+            everywhere(**{keyword: RawDataElement(Tag(keyword), "DS", 4, text, 0, False, True)})(paths)
+        assert not {"repetition_time_ms", "echo_time_ms"} & open_all(paths).about.keys()
+
 
 class TestFind:
     def test_other_files_are_passed_over(self, tmp_path: Path) -> None:
@@ -209,6 +217,8 @@ def changed(place: int, **values: Any) -> Callable[[list[Path]], None]:
         for keyword, value in values.items():
             if value is None:
                 delattr(header, keyword)
+            elif isinstance(value, RawDataElement):
+                header[keyword] = value
             else:
                 setattr(header, keyword, value)
         header.save_as(paths[place])
@@ -285,6 +295,7 @@ BAD_SERIES: dict[str, tuple[Callable[[list[Path]], object], str]] = {
     "cut short": (cut, "004.dcm: its pixels cannot be read.*export it again"),
     "no pixels": (changed(4, PixelData=None), "004.dcm: its pixels cannot be read"),
     "constant": (constant, "every voxel has the same value"),
+    "no frames": (everywhere(NumberOfFrames=-3), "000.dcm: NumberOfFrames is -3; at least 1"),
 }
 
 
@@ -306,6 +317,14 @@ def test_frames_are_named_where_one_is_missing(tmp_path: Path) -> None:
     header.save_as(path)
     with pytest.raises(InputError, match=r"image \(frame 4\): has no ImagePositionPatient"):
         open_all([path])
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR IS:UserWarning")
+def test_a_number_of_frames_that_is_none_is_said(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "t1", make_scan())
+    changed(2, NumberOfFrames=RawDataElement(Tag("NumberOfFrames"), "IS", 2, b"1A", 0, False, True))(paths)
+    with pytest.raises(InputError, match=f"{paths[2]}: cannot be read as DICOM"):
+        find(paths)
 
 
 def test_a_file_that_is_something_else_now(tmp_path: Path) -> None:

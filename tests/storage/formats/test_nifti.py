@@ -225,6 +225,16 @@ def test_sizes_are_in_mm_whatever_the_unit(tmp_path: Path, unit: str, factor: fl
     assert [("converted to mm" in note) for note in volume.notes] == [True] * (factor != 1)
 
 
+def test_voxels_do_not_begin_in_the_header(tmp_path: Path) -> None:
+    """nibabel would take the header for the first voxels, and every voxel behind it for another place."""
+    whole = nifti.read_volume(with_header(tmp_path / "whole.nii", vox_offset=352))
+    found = nifti.read_volume(with_header(tmp_path / "head.nii", vox_offset=0))
+    np.testing.assert_array_equal(found.data, whole.data)
+    (note,) = found.notes
+    assert "begin at byte 0" in note
+    assert "byte 352 is taken" in note
+
+
 def test_a_unit_that_is_none_is_mm(tmp_path: Path) -> None:
     volume = nifti.read_volume(with_header(tmp_path / "head.nii", vox_offset=352, xyzt_units=255))
     assert volume.voxel_size == nifti.read_volume(with_header(tmp_path / "mm.nii", vox_offset=352)).voxel_size

@@ -52,8 +52,11 @@ class _Answer(BaseHTTPRequestHandler):
         server = self.server
         assert isinstance(server, Scripted)
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        server.methods.append(self.command)
-        self.send_response(next(server.statuses, 503))
+        if self.path.startswith("/storage/v1/b/bucket?"):  # what Google's client asks by itself, from version 3 on
+            self.send_response(404)
+        else:
+            server.methods.append(self.command)
+            self.send_response(next(server.statuses, 503))
         self.send_header("Content-Length", "0")
         self.end_headers()
 
