@@ -3,8 +3,8 @@
 Where a GPU is, every switch is measured by itself and together with the others, through the plain engine and DeepSpeed
 (`--engines`), and a table printed: one command, ten minutes at most (`--minutes`). Without a GPU (`--device cpu`) the
 operators of the same steps are counted on tensors without content: operations, bytes, launches, and by a roofline the
-least time that they can take on an H200. Needs PyTorch, NumPy, SciPy, pydantic and PyYAML; no Ray, no store; DeepSpeed
-where it is installed. Steps are of one critic step and one generator step, on noise, in bfloat16.
+least time that they can take on an H200. Needs PyTorch, NumPy, SciPy, pydantic, safetensors and crc32c; no Ray, no
+store; DeepSpeed where it is installed. Steps are of one critic step and one generator step, on noise, in bfloat16.
 """
 
 from __future__ import annotations
