@@ -281,9 +281,7 @@ class TestConvert:
             refused(("convert", "heads", "--to", "thesis", *SMALL, *more), *parts)
         for place in ("thesis/chapter.tex", "thesis/chapter.tex/deeper"):
             refused(("convert", "heads", "--to", place, *SMALL), tmp_path / place, "is a file", "another place")
-        refused(
-            ("convert", "heads", "--to", "ftp://host/data", *SMALL), "ftp://host/data", "local path or an s3:// URL"
-        )
+        refused(("convert", "heads", "--to", "ftp://host/data", *SMALL), "ftp://host/data", "local path, or s3://")
 
 
 @dataclass(frozen=True)
@@ -440,7 +438,7 @@ class TestTrain:
             ("data.validation_split=nothere", ("'nothere'", "test, train, validation")),
             ("data.url=nodata", ("nodata", "there is no data set here", "larmor convert")),
             ("output_url=occupied", ("occupied", "is a file", "another place")),
-            ("output_url=gs://bucket", ("gs://bucket", "local path or an s3:// URL")),
+            ("output_url=ftp://bucket", ("ftp://bucket", "local path, or s3://")),
             ("nonsense", ("'nonsense'", "key=value")),
             ("system=deepcomplexmri", ("ann holds magnitude images", "no phase", "larmor simulate coils")),
             ("signal.coils=all", ("coils=all needs the phase", "mode=magnitude", "set mode=complex")),
@@ -648,7 +646,7 @@ class TestModel:
     ) -> None:
         url = "s3://bucket/runs/mine"
         for command in self.commands(data):
-            refused((command[0], "gs://bucket/mine", *command[2:]), "gs://bucket/mine", "not supported", "s3:// URL")
+            refused((command[0], "ftp://bucket/mine", *command[2:]), "ftp://bucket/mine", "not supported", "s3://")
             refused((command[0], "larmor://big", *command[2:]), "larmor://big", "is not shipped here; choose of small")
             refused((*command[:-1], url), url, "is a URL", "path on this machine")
         refused(("export", "http://host/m", "--to", "model.onnx"), "http://host/m", "only https:// is trusted")

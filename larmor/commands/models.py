@@ -137,7 +137,7 @@ def reconstruct(
     from larmor.recon.models.model import at_ratio, load_model
     from larmor.recon.models.reconstruct import check_places, reconstruct_scans
     from larmor.recon.models.results import ResultOptions, check_format
-    from larmor.recon.models.runtimes import check_runtime, with_runtime
+    from larmor.recon.models.runtimes import check_runtime
     from larmor.recon.models.scans import check_field_of_view, open_scans
 
     chosen = options or ReconstructOptions()
@@ -155,12 +155,13 @@ def reconstruct(
             raise InputError(f"--ratio {chosen.ratio:g}: --mask says what was measured; leave one of them out")
         model, *others = (at_ratio(each, chosen.ratio) for each in (model, *others))
     check_places(source, Path(to))
-    model, *others = (with_runtime(each, chosen.runtime) for each in (model, *others))
     mask = str(chosen.mask) if chosen.mask else None
     with open_scans(
         source, model.physics, chosen.split, chosen.undersample, mask, feedback.say, chosen.plane, whole, chosen.guide
     ) as scans:
-        return reconstruct_scans(model, scans, Path(to), chosen.batch_size, feedback.progress, results, others)
+        return reconstruct_scans(
+            model, scans, Path(to), chosen.batch_size, feedback.progress, results, others, chosen.runtime
+        )
 
 
 def _ensemble(place: str, count: int, model: Model, device: str, trust_code: TrustCode) -> list[Model]:

@@ -32,6 +32,7 @@ from larmor.recon.models.model import Model
 from larmor.recon.models.pictures import Pictures
 from larmor.recon.models.residual import has_residual, measured_residual
 from larmor.recon.models.results import SUFFIXES, ResultOptions, write_result
+from larmor.recon.models.runtimes import AUTO, EAGER, with_runtime
 from larmor.recon.models.scans import Scan, Slices
 from larmor.recon.physics.feed import to_device
 from larmor.recon.physics.samples import Sample, denormalize, prepare
@@ -78,15 +79,20 @@ def reconstruct_scans(
     progress: Progress = silent,
     options: ResultOptions | None = None,
     others: Sequence[Model] = (),
+    runtime: str = EAGER,
 ) -> list[ScanReport]:
     """Reconstruct every scan into `folder`: `NAME-reconstruction` in the format of `options`, float32, in the source's
     intensities, a PNG, and a page of slices to look at. A bad scan does not stop the others. With `others` the images
-    are the mean of all models, and `NAME-uncertainty` is their standard deviation.
+    are the mean of all models, and `NAME-uncertainty` is their standard deviation. The networks run as `runtime` says
+    (see `recon.models.runtimes`); `auto` is measured once the first scan is known to be good.
 
     Memory: two batches of slices beside what the scan's format holds. Raises `StoreAway` if a store is gone,
-    `OSError` if the files cannot be written, and `InputError` for `others` of another kind.
+    `OSError` if the files cannot be written, and `InputError` for `others` of another kind
+    and for a runtime that cannot be had.
     """
     check_alike(model, others)
+    models = [model, *others]
+    ready = None if runtime == AUTO else [with_runtime(each, runtime) for each in models]
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     reports, wanted = [], options or ResultOptions()
@@ -95,7 +101,8 @@ def reconstruct_scans(
             with scan.open() as slices:
                 wanted.check(scan.name, slices)
                 shown = partial(progress, "slices")
-                results = _results(model, slices, batch_size, others, wanted.pictured)
+                ready = ready or [with_runtime(each, runtime) for each in models]
+                results = _results(ready[0], slices, batch_size, ready[1:], wanted.pictured)
                 reports.append(_reconstruct(model, results, scan.name, slices, folder, shown, wanted))
         except StoreAway:
             raise  # the scan may be good

@@ -28,7 +28,7 @@ SIGNATURES = {
     "convert": "(sources, to, options=None, *, subject=None, guide=(), feedback=…)",
     "evaluate": "(model_dirs, url, options=None, *, to=None, device='cpu', feedback=…, trust_code=None)",
     "export": "(model_dir, to, *, size=None, dynamic_size=False, coils=1, overwrite=False, trust_code=None)",
-    "history": "(url)",
+    "history": "(url, after=0)",
     "inspect": "(url, to=None)",
     "load_experiment": "(source, overrides=(), best_of=None, say=…)",
     "load_model": "(place, metric=None, trial=None, device='cpu', prefer=None, trust_code=None)",
