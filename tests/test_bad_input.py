@@ -773,3 +773,16 @@ def test_a_defect_keeps_its_traceback(cli: Command, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("larmor.commands.data.describe", broken)
     with pytest.raises(KeyError, match="a defect"):
         cli("inspect", "nothere")
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--http", "--runtime", "bfloat16"), ("bfloat16", "--http", "leave it out")),
+        (("--runtime", "faster"), ("faster", "bfloat16")),
+        (("--http", "--metrics-port", 9000), ("--metrics-port", "/metrics")),
+        (("--replicas", 2), ("--replicas", "add --http")),
+    ],
+)
+def test_options_of_servers(refused: Refused, options: tuple[object, ...], parts: tuple[str, ...]) -> None:
+    refused(("serve", "model", *options), *parts)

@@ -89,6 +89,8 @@ def serve(
     if http:
         if metrics_port is not None:
             raise InputError("--metrics-port with --http: the metrics are at /metrics of the same port; leave it out")
+        if runtime not in ("auto", "eager"):
+            raise InputError(f"--runtime {runtime} with --http: replicas run networks as trained; leave it out")
         from larmor.commands.serve import serving_cluster
 
         taken = serving_cluster(cluster, replicas=replicas, max_replicas=max_replicas, batch_size=batch_size)
