@@ -47,7 +47,12 @@ def follow(jobs: Jobs, name: str, show: Callable[[str], None], patience: Patienc
         if not ended:
             answered = time.monotonic()
         shown, whole = asyncio.run(_read(jobs, name, shown, show, patience.silence))
-        if ended and (whole or time.monotonic() - answered > patience.away):
+        if ended and whole:
+            with contextlib.suppress(InputError):  # a stream of a job that ended at once came without its lines
+                if rest := jobs.log(name)[shown:]:
+                    show(rest)
+            return job
+        if ended and time.monotonic() - answered > patience.away:
             return job  # the log of a node that is gone cannot be read to its end
         if not whole:
             time.sleep(patience.pause)
