@@ -13,7 +13,7 @@ import argparse
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,29 +142,33 @@ def updated(module: nn.Module, config: OptimizerConfig, clip: float | None, fuse
     return counting.costs
 
 
-def expect(options: argparse.Namespace) -> None:
-    print(f"torch {torch.__version__}, no GPU: counted, not measured; an operator's launch {LAUNCH * 1e6:g} µs")
+def tables(options: argparse.Namespace, columns: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """The head of a table for each system and micro-batch; its rows are the caller's."""
     for system in options.systems:
         for micro_batch in options.micro_batches:
             print(f"\n**{system}, {_size(options)}, micro-batches of {micro_batch}**\n")
-            print("| | GFLOP/image | GB/image | launches | device ms | host ms | ms/image | of peak |")
-            print("|---|---|---|---|---|---|---|---|")
-            found: dict[tuple[bool, Layout, bool], Costs] = {}
-            for title in options.switches or SWITCHES:
-                switch = SWITCHES[title]
-                fused = switch.compiled or switch.graphs_of_passes
-                layout: Layout = "planes"
-                if switch.channels_last:  # norms of a compiler take any layout
-                    layout = "channels_last_norms" if fused else "channels_last"
-                if (key := (switch.norms, layout, fused)) not in found:
-                    plain = "as it is" if switch.norms else "no norms"
-                    found[key] = counted(
-                        recipe_of(system, plain, micro_batch, options.size, options.width), layout, fused
-                    )
-                recorded = switch.recorded or switch.graphs_of_passes
-                print(_row(title, found[key], micro_batch, recorded), flush=True)
-            if options.operators:
-                _print_kinds(next(iter(found.values())), micro_batch)
+            print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+            yield system, micro_batch
+
+
+def expect(options: argparse.Namespace) -> None:
+    print(f"torch {torch.__version__}, no GPU: counted, not measured; an operator's launch {LAUNCH * 1e6:g} µs")
+    columns = ("", "GFLOP/image", "GB/image", "launches", "device ms", "host ms", "ms/image", "of peak")
+    for system, micro_batch in tables(options, columns):
+        found: dict[tuple[bool, Layout, bool], Costs] = {}
+        for title in options.switches or SWITCHES:
+            switch = SWITCHES[title]
+            fused = switch.compiled or switch.graphs_of_passes
+            layout: Layout = "planes"
+            if switch.channels_last:  # norms of a compiler take any layout
+                layout = "channels_last_norms" if fused else "channels_last"
+            if (key := (switch.norms, layout, fused)) not in found:
+                plain = "as it is" if switch.norms else "no norms"
+                found[key] = counted(recipe_of(system, plain, micro_batch, options.size, options.width), layout, fused)
+            recorded = switch.recorded or switch.graphs_of_passes
+            print(_row(title, found[key], micro_batch, recorded), flush=True)
+        if options.operators:
+            _print_kinds(next(iter(found.values())), micro_batch)
 
 
 def _row(title: str, costs: Costs, images: int, recorded: bool) -> str:
@@ -241,17 +245,14 @@ def measure(options: argparse.Namespace, device: torch.device) -> None:
     on_gpu = device.type == "cuda"
     ends = time.monotonic() + 60 * options.minutes
     print(f"{torch.cuda.get_device_name(device) if on_gpu else 'CPU'}, torch {torch.__version__}, {options.dtype}")
-    for system in options.systems:
-        for micro_batch in options.micro_batches:
-            print(f"\n**{system}, {_size(options)}, micro-batches of {micro_batch}**\n")
-            print("| | engine | ms/image | of it launching | waits a step | TFLOP/s | of peak | GB |")
-            print("|---|---|---|---|---|---|---|---|")
-            for switch in options.switches or SWITCHES:
-                for engine in options.engines:
-                    if engine == "deepspeed" and SWITCHES[switch].recorded:
-                        continue  # its step has conditions and counters on the host, which no graph repeats
-                    if time.monotonic() < ends:
-                        print(_measured_row(options, device, system, switch, engine, micro_batch), flush=True)
+    columns = ("", "engine", "ms/image", "of it launching", "waits a step", "TFLOP/s", "of peak", "GB")
+    for system, micro_batch in tables(options, columns):
+        for switch in options.switches or SWITCHES:
+            for engine in options.engines:
+                if engine == "deepspeed" and SWITCHES[switch].recorded:
+                    continue  # its step has conditions and counters on the host, which no graph repeats
+                if time.monotonic() < ends:
+                    print(_measured_row(options, device, system, switch, engine, micro_batch), flush=True)
 
 
 def _measured_row(

@@ -16,8 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode  # from where PyTorch's "Extending PyTorch" takes it
 from torch.utils.flop_counter import flop_registry
 
 Layout = Literal["planes", "channels_last", "channels_last_norms"]
@@ -154,7 +153,9 @@ def _kind(func: Any) -> str:
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    if isinstance(tree, (list, tuple)):
+        return [tensor for part in tree for tensor in _tensors(part)]
+    return [tree] if isinstance(tree, Tensor) else []
 
 
 def _elements(tree: Any) -> int:

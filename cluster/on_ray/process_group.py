@@ -43,9 +43,8 @@ def join(backend: str, address: tuple[str, int], timeout_seconds: float) -> None
         NODE_RANK=str(context.get_node_rank()),
     )
     if backend == "nccl" and "TORCH_NCCL_BLOCKING_WAIT" not in os.environ:
-        os.environ.setdefault(
-            "TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"
-        )  # a call that fails ends the process, and no call hangs
+        # a call that fails ends the process, and no call hangs
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     torch.distributed.init_process_group(
         backend, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_seconds)
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,6 +15,9 @@ from larmor.recon.recipe.metric import brief_figures
 from larmor.recon.training.silent_critic import SilentCritic
 from larmor.storage.objects.progress import Progress
 
+if TYPE_CHECKING:
+    from larmor.recon.evaluation.simulated_heads import SimulatedHead
+
 console = Console(highlight=False, soft_wrap=True)
 TIME_SHARES = ("compute", "communication", "data", "validation", "checkpoint", "report")
 GRADIENT_SHARES = {
@@ -22,6 +26,13 @@ GRADIENT_SHARES = {
     "share/frequency": "frequency",
 }
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show_heads(found: Sequence[SimulatedHead]) -> None:
+    """A line for each file that was made, and for each head that was left out."""
+    for one in found:
+        line = f"{one.path}  {one.path.stat().st_size / 1e6:.1f} MB" if one.path else one.problem
+        console.print(line, markup=False)
 
 
 @contextlib.contextmanager

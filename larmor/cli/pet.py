@@ -28,13 +28,11 @@ def pet_simulate(
     overwrite: Overwrite = False,
 ) -> None:
     """Make activity and attenuation maps (.npy, for `convert`) of the tissues of T1 heads. A minute for each head."""
-    from larmor.cli.console import console, progress_bar
+    from larmor.cli.console import console, progress_bar, show_heads
     from larmor.recon.evaluation.fdg_phantom import FdgOptions, simulate_pet
     from larmor.recon.evaluation.head_tissues import find_heads
 
     with progress_bar() as show:
         found = simulate_pet(find_heads(heads), to, FdgOptions(pixel, matrix, every, seed), overwrite, show)
-    for one in found:
-        line = f"{one.path}  {one.path.stat().st_size / 1e6:.1f} MB" if one.path else one.problem
-        console.print(line, markup=False)
+    show_heads(found)
     console.print(f"Next: larmor convert {to} --to URL, with the same --splits as for the heads", markup=False)

@@ -62,15 +62,13 @@ def simulate_contrast_of(
     overwrite: Overwrite = False,
 ) -> None:
     """Make a T2-weighted image of each T1 head from its tissues, for `convert --guide`. A minute for each head."""
-    from larmor.cli.console import console, progress_bar
+    from larmor.cli.console import console, progress_bar, show_heads
     from larmor.recon.evaluation.head_tissues import find_heads
     from larmor.recon.evaluation.second_contrast import ContrastOptions, simulate_contrast
 
     options = ContrastOptions(repetition, echo, noise, seed)
     with progress_bar() as show:
         found = simulate_contrast(find_heads(heads), to, options, overwrite, show)
-    for one in found:
-        line = f"{one.path}  {one.path.stat().st_size / 1e6:.1f} MB" if one.path else one.problem
-        console.print(line, markup=False)
+    show_heads(found)
     without = "" if all(one.path for one in found) else ", without the heads that are left out"
     console.print(f"Next: larmor convert HEADS --guide {to} --to URL{without}", markup=False)

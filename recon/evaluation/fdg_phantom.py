@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from larmor.recon.evaluation.head_tissues import BRAIN, head_of, resampled, stated_beside, tissues_of, without_neck
+from larmor.recon.evaluation.head_tissues import head_of, resampled, stated_beside, tissues_of, without_neck
 from larmor.recon.evaluation.segmentation import TISSUES
+from larmor.recon.evaluation.simulated_heads import SimulatedHead, is_whole, simulate_heads
 from larmor.storage.formats.nifti import read_volume
 from larmor.storage.formats.provenance import made_whole
 from larmor.storage.formats.volumes import Volume, centre_fit, image_to_kspace
-from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.progress import Progress, silent
 
 # relative to white matter; what is of the head and not of the brain counts as scalp
@@ -44,18 +44,9 @@ class FdgOptions:
     fine_mm: float = 1.0
 
 
-@dataclass(frozen=True)
-class Simulated:
-    """What became of a head: the file that was written, or the reason why none was."""
-
-    head: Path
-    path: Path | None = None
-    problem: str = ""
-
-
 def simulate_pet(
     heads: Sequence[Path], folder: Path, options: FdgOptions, overwrite: bool = False, progress: Progress = silent
-) -> list[Simulated]:
+) -> list[SimulatedHead]:
     """Write `<head>.npy` for each head, which `larmor convert` reads, with `<head>.json` beside.
 
     An array is (slice, 2, matrix, matrix) complex64: the centred transforms of activity and attenuation (per cm) of
@@ -63,28 +54,18 @@ def simulate_pet(
     `InputError` for a file that is no NIfTI head, for one that already exists (unless `overwrite`), and if no head is
     left.
     """
-    names = [head.name.partition(".")[0] for head in heads]
-    for name in names:
-        if (folder / f"{name}.npy").exists() and not overwrite:
-            raise InputError(f"{folder / name}.npy: already exists; pass --overwrite, or choose another --to")
-    found = []
-    for number, (name, head) in enumerate(zip(names, heads, strict=True)):
-        progress("heads", number, len(heads))
-        maps, brain = fdg_maps(read_volume(head), options, np.random.default_rng([options.seed, number]))
-        if not BRAIN[0] <= brain <= BRAIN[1]:
-            limits = f"{BRAIN[0]:g} to {BRAIN[1]:g}"
-            found.append(Simulated(head, problem=f"{head}: {brain:.2f} L of brain are found, not {limits}; left out"))
-            continue
-        fitted = centre_fit(maps[:: options.every], (options.matrix, options.matrix))
-        folder.mkdir(parents=True, exist_ok=True)
-        about = {"subject": name, "modality": "pet", "synthetic": _ABOUT, **stated_beside(head, name)}
-        with made_whole(folder / f"{name}.npy", name, about) as made:
-            np.save(made, image_to_kspace(fitted))
-        found.append(Simulated(head, folder / f"{name}.npy"))
-    progress("heads", len(heads), len(heads))
-    if not any(one.path for one in found):
-        raise InputError("\n".join(one.problem for one in found))
-    return found
+
+    def simulate(head: Path, name: str, path: Path, random: np.random.Generator) -> float:
+        maps, brain = fdg_maps(read_volume(head), options, random)
+        if is_whole(brain):
+            fitted = centre_fit(maps[:: options.every], (options.matrix, options.matrix))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            about = {"subject": name, "modality": "pet", "synthetic": _ABOUT, **stated_beside(head, name)}
+            with made_whole(path, name, about) as made:
+                np.save(made, image_to_kspace(fitted))
+        return brain
+
+    return simulate_heads(simulate, heads, folder, ".npy", options.seed, overwrite, progress)
 
 
 def fdg_maps(head: Volume, options: FdgOptions, random: np.random.Generator) -> tuple[np.ndarray, float]:

@@ -17,8 +17,9 @@ from scipy import ndimage
 from skimage.filters import threshold_multiotsu
 from skimage.transform import resize
 
-from larmor.recon.evaluation.head_tissues import BRAIN, head_of, resampled, stated_beside, tissues_of, without_neck
+from larmor.recon.evaluation.head_tissues import head_of, resampled, stated_beside, tissues_of, without_neck
 from larmor.recon.evaluation.segmentation import TISSUES
+from larmor.recon.evaluation.simulated_heads import SimulatedHead, is_whole, simulate_heads
 from larmor.storage.formats.nifti import read_volume
 from larmor.storage.formats.nifti_writer import write_on_grid
 from larmor.storage.formats.provenance import made_whole
@@ -56,53 +57,30 @@ class ContrastOptions:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class SimulatedContrast:
-    """What became of a head: the file that was written, or the reason why none was."""
-
-    head: Path
-    path: Path | None = None
-    problem: str = ""
-
-
 def simulate_contrast(
     heads: Sequence[Path], folder: Path, options: ContrastOptions, overwrite: bool = False, progress: Progress = silent
-) -> list[SimulatedContrast]:
+) -> list[SimulatedHead]:
     """Write `<head>.nii.gz` for each head, on its grid, with `<head>.json` beside: guides for `larmor convert`.
 
     A head whose brain is not found whole is left out, with a problem. Raises `InputError` for a file that is no NIfTI
     head, for a folder that is theirs, for a file that already exists (unless `overwrite`), and if no head is left.
     """
-    names = [head.name.partition(".")[0] for head in heads]
-    for name, head in zip(names, heads, strict=True):
+    for head in heads:
         if head.parent.resolve() == folder.resolve():
             raise InputError(f"--to {folder}: is where {head.name} lies, whose name is needed; choose another folder")
-        if (folder / f"{name}.nii.gz").exists() and not overwrite:
-            raise InputError(f"{folder / name}.nii.gz: already exists; pass --overwrite, or choose another --to")
-    found = []
-    for number, (name, head) in enumerate(zip(names, heads, strict=True)):
-        progress("heads", number, len(heads))
-        found.append(_simulated(head, name, folder, options, np.random.default_rng([options.seed, number])))
-    progress("heads", len(heads), len(heads))
-    if not any(one.path for one in found):
-        raise InputError("\n".join(one.problem for one in found))
-    return found
 
+    def simulate(head: Path, name: str, path: Path, random: np.random.Generator) -> float:
+        volume = read_volume(head)
+        image, brain = t2_image(volume, options, random)
+        if is_whole(brain):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            assert volume.grid is not None, "of a file"
+            about = {"subject": name, "synthetic": _ABOUT, **stated_beside(head, name)}
+            with made_whole(path, name, about) as made:
+                write_on_grid(volume.on_grid(image), volume.grid, made, "simulation")
+        return brain
 
-def _simulated(
-    head: Path, name: str, folder: Path, options: ContrastOptions, random: np.random.Generator
-) -> SimulatedContrast:
-    volume = read_volume(head)
-    image, brain = t2_image(volume, options, random)
-    if not BRAIN[0] <= brain <= BRAIN[1]:
-        limits = f"{BRAIN[0]:g} to {BRAIN[1]:g}"
-        return SimulatedContrast(head, problem=f"{head}: {brain:.2f} L of brain are found, not {limits}; left out")
-    folder.mkdir(parents=True, exist_ok=True)
-    assert volume.grid is not None, "of a file"
-    about = {"subject": name, "synthetic": _ABOUT, **stated_beside(head, name)}
-    with made_whole(folder / f"{name}.nii.gz", name, about) as made:
-        write_on_grid(volume.on_grid(image), volume.grid, made, "simulation")
-    return SimulatedContrast(head, folder / f"{name}.nii.gz")
+    return simulate_heads(simulate, heads, folder, ".nii.gz", options.seed, overwrite, progress)
 
 
 def t2_image(head: Volume, options: ContrastOptions, random: np.random.Generator) -> tuple[np.ndarray, float]:

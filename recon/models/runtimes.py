@@ -33,8 +33,8 @@ from larmor.storage.objects.home import cache_home
 Runtime = Literal["auto", "eager", "channels_last", "bfloat16"]
 """`eager` is bit for bit what was trained; `auto` is the fastest on this machine that agrees with it."""
 EAGER, AUTO = "eager", "auto"
-TOLERANCE = 2e-3
-"""Largest root mean square difference from `eager`, of an image in [0, 1]: 54 dB."""
+TOLERANCE = 5e-4
+"""Largest root mean square difference from `eager`, of an image in [0, 1]: 66 dB, below the errors of the networks."""
 _GAIN, _GAIN_SECONDS = 0.9, 0.002  # what is not faster by a tenth and by 2 ms is not worth another rounding
 _ROUNDS = 5
 

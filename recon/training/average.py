@@ -7,6 +7,7 @@ from itertools import chain
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class AveragedWeights:
@@ -39,4 +40,4 @@ class AveragedWeights:
                 taken.append(values[name].to(average.dtype))
             else:
                 average.copy_(values[name])
-        torch._foreach_lerp_(averages, taken, 1 - decay)  # on a GPU a few launches for all, as optimisers do it
+        get_ema_multi_avg_fn(decay)(averages, taken, number)  # on a GPU a few launches for all

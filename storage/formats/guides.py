@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
+from larmor.storage.formats.dicom_header import read_head
+from larmor.storage.formats.fastmri import subject_key
 from larmor.storage.formats.source import Source, SourceRef
-from larmor.storage.formats.suffixes import identity
+from larmor.storage.formats.subjects import bids_subject
+from larmor.storage.formats.suffixes import identity, stem_of
 from larmor.storage.formats.volumes import VolumeSource
 from larmor.storage.objects.errors import InputError
+from larmor.storage.objects.urls import is_remote
 
 _TOLERANCE = 0.1  # of a voxel, between the places of two grids
 _RESAMPLE = "register it and resample it onto the scan's grid (nilearn's resample_to_img, FSL's flirt, ANTs)"
@@ -21,7 +26,8 @@ def with_guides(refs: Sequence[SourceRef], guides: Sequence[SourceRef]) -> list[
     """Each scan with its guide: the one of the same subject or, where a subject has several scans, of the same name.
 
     A single scan and a single guide belong together, whatever they are called. Guides that no scan wants are left.
-    Raises `InputError` for a scan without a guide, for one with several, and for one that would guide itself.
+    Raises `InputError` for a scan without a guide, for one with several, for one that would guide itself, and where
+    both say whom they show and it is not the same person.
     """
     if len(refs) == len(guides) == 1:
         return [_paired(refs[0], guides[0])]
@@ -50,7 +56,29 @@ def _chosen(ref: SourceRef, guides: Sequence[SourceRef], num_scans: int) -> Sour
 def _paired(ref: SourceRef, guide: SourceRef) -> SourceRef:
     if {identity(file) for file in ref.files} & {identity(file) for file in guide.files} and ref.part == guide.part:
         raise InputError(f"{ref.files[0]}: would be its own guide; give another contrast of the same person")
+    (stated, own), (other_stated, other) = stated_person(ref), stated_person(guide)
+    if stated == other_stated and own != other:
+        raise InputError(
+            f"{guide.files[0]}: cannot guide {ref.files[0]}, because their {stated} differ: they show two persons; "
+            "give another contrast of the same person"
+        )
     return replace(ref, guide=guide)
+
+
+def stated_person(ref: SourceRef) -> tuple[str, str]:
+    """Where a scan says whom it shows, and what it says there; empty where it says nothing. To compare in memory
+    only: it must not be stored or printed."""
+    file = ref.files[0]
+    if ref.format == "dicom":
+        header = read_head(file)
+        return _stated("PatientIDs", None if header is None else header.get("PatientID"))
+    if ref.format == "fastmri" and not is_remote(file):
+        return _stated("attributes patient_id", subject_key(Path(file)))
+    return _stated("BIDS names", bids_subject(stem_of(file)))
+
+
+def _stated(where: str, who: object) -> tuple[str, str]:
+    return (where, str(who)) if who else ("", "")
 
 
 def check_grid(ref: SourceRef, source: Source, guide: Source) -> None:

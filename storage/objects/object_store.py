@@ -19,7 +19,6 @@ from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.http_ranges import HttpRanges, spread
 from larmor.storage.objects.local_names import leads_out
 from larmor.storage.objects.remote import Remote, open_remote
-from larmor.storage.objects.s3_listing import list_after
 from larmor.storage.objects.s3_remote import MULTIPART
 from larmor.storage.objects.store_errors import beyond_the_end, endpoint, patience, persist, translated
 from larmor.storage.objects.urls import REMOTE, split
@@ -204,8 +203,8 @@ class ObjectStore:
         return {path: size for path, size in sizes.items() if path > after and (unfinished or ".partial-" not in path)}
 
     def _find(self, prefix: str, after: str) -> dict[str, Any]:
-        if after and self.url.startswith("s3://"):
-            return list_after(self.filesystem, self.full_path(prefix), self.full_path(after))
+        if self._remote:
+            return self._remote.find(self.full_path(prefix), self.full_path(after) if after else "")
         return dict(self.filesystem.find(self.full_path(prefix), detail=True))
 
     def delete(self, prefix: str = "", guard: Guard = _unguarded) -> None:

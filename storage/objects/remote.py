@@ -23,6 +23,10 @@ class Remote(Protocol):
     def look(self, place: str) -> None:
         """Ask for one entry below `place`, soon. Raises `OSError` if the store does not answer as one."""
 
+    def find(self, folder: str, after: str = "") -> dict[str, dict[str, Any]]:
+        """As `find(folder, detail=True)` of a file system; objects whose names do not sort after `after` may be left
+        out: then the cost is that of what is new."""
+
     def put(self, name: str, data: bytes, part_bytes: int | None = None, mark: str | None = None) -> None:
         """Put an object whole. With a `mark` only if there is none, and the mark is kept with it.
 

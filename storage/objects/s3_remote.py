@@ -30,6 +30,22 @@ class S3Remote:
         impatient.retries = 2
         impatient.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
 
+    def find(self, folder: str, after: str = "") -> dict[str, dict[str, Any]]:
+        """A listing of S3 may begin in the middle."""
+        if not after:
+            return dict(self.filesystem.find(folder, detail=True))
+        bucket, _, prefix = folder.partition("/")
+        asked: dict[str, str] = {"StartAfter": after.partition("/")[2]}
+        found: dict[str, dict[str, Any]] = {}
+        while asked:
+            answer = self.filesystem.call_s3(
+                "list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", **asked
+            )
+            found |= {f"{bucket}/{item['Key']}": {"size": item["Size"]} for item in answer.get("Contents", ())}
+            more = answer.get("NextContinuationToken")
+            asked = {"ContinuationToken": more} if more else {}
+        return found
+
     def put(self, name: str, data: bytes, part_bytes: int | None = None, mark: str | None = None) -> None:
         """With the MD5 where one request brings the object.
 

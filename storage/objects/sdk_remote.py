@@ -28,6 +28,10 @@ class SdkRemote:
     def look(self, place: str) -> None:
         next(self._client.entries(place, flat=True, most=1), None)
 
+    def find(self, folder: str, after: str = "") -> dict[str, dict[str, Any]]:
+        """All that is there: Azure has no listing that begins in the middle."""
+        return dict(self.filesystem.find(folder, detail=True))
+
     def put(self, name: str, data: bytes, part_bytes: int | None = None, mark: str | None = None) -> None:
         self._client.put(name, data, mark)
 

@@ -69,7 +69,8 @@ def test_the_schema_knows_parts_of_ones_own() -> None:
     for name in ("mylab.parts:Net", "two_layers"):
         parts = {"generator": {"name": name}, "critic": {"name": name}, "loss": {"content": name}, "system": name}
         metrics = {"training": {"metrics": [name], "best_metric": name}, "sweep": {"metric": ["psnr", name]}}
-        jsonschema.validate({**parts, "mask": {"kind": name}, **metrics}, json.loads(schema_text()))
+        schema = jsonschema.Draft202012Validator(json.loads(schema_text()))
+        assert schema.is_valid({**parts, "mask": {"kind": name}, **metrics})
 
 
 @pytest.mark.parametrize(

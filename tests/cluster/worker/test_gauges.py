@@ -105,6 +105,7 @@ def test_a_start_after_another_is_a_restart(experiment: Experiment) -> None:
         with worker_on(board, experiment) as worker:
             worker.begin(0)
             board.wait("larmor_restarts", restarts)
+            assert board.shown["larmor_restarts", ""] == restarts
 
 
 def test_ages_grow_until_there_is_a_checkpoint_and_a_report(experiment: Experiment) -> None:

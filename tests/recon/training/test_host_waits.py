@@ -2,7 +2,8 @@
 
 Tensors without content (`meta`) stand for those of a GPU: whatever needs a value on the host (`item`, `nonzero`, an
 index by a mask, a shape that depends on data) raises an error there. Copies to the device are recorded, and none of
-them may be one that the host waits for.
+them may be one that the host waits for. Values that PyTorch itself fetches below an operator (`masked_fill_` by a
+tensor) do not show here; no code of Larmor has such.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode  # from where PyTorch's "Extending PyTorch" takes it
 
 from larmor.recon.networks import trunk
 from larmor.recon.physics.augment import changes

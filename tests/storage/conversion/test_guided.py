@@ -15,6 +15,7 @@ from larmor.storage.conversion.convert import ConvertOptions
 from larmor.storage.conversion.verify import verify
 from larmor.storage.dataset.dataset import read_root, read_split
 from larmor.storage.formats.guides import with_guides
+from larmor.storage.formats.recognise import find_sources
 from larmor.storage.formats.source import SourceRef
 from larmor.storage.formats.volumes import image_to_kspace
 from larmor.storage.loading.config import DataConfig, open_loader, open_reader
@@ -22,6 +23,7 @@ from larmor.storage.loading.loader import Batch, Share
 from larmor.storage.objects.errors import InputError
 from larmor.storage.objects.object_store import ObjectStore
 from tests.helpers import contents_of, ellipsoid, flip_byte, write_heads, write_volume
+from tests.storage.formats.dicom_files import make_scan, write_series
 
 NAMES = ("a", "b", "c")
 OPTIONS = ConvertOptions(
@@ -156,3 +158,19 @@ def test_guides_are_found_by_person_and_by_name() -> None:
     assert alone.guide == ref("y", "y", "t2")
     with pytest.raises(InputError, match=r"2 guides \(u, …\) for 1 scan"):
         with_guides([ref("a", "p"), ref("b", "q")], [ref("u", "p", "t2"), ref("v", "p", "t2"), ref("w", "q", "t2")])
+
+
+def test_two_persons_are_no_pair(tmp_path: Path) -> None:
+    def series(name: str, patient: str) -> SourceRef:
+        files = write_series(tmp_path / name, make_scan(patient=patient, uid=f"1.2.{len(name)}"))
+        (found,) = find_sources([str(path) for path in files])
+        return found
+
+    scan, same, other = series("t1", "JD-4711"), series("t2a", "JD-4711"), series("t2ab", "XY-1")
+    assert with_guides([scan], [same])[0].guide == same
+    with pytest.raises(InputError, match="their PatientIDs differ: they show two persons") as refused:
+        with_guides([scan], [other])
+    assert "4711" not in str(refused.value)
+    assert "XY-1" not in str(refused.value)
+    with pytest.raises(InputError, match="their BIDS names differ"):
+        with_guides([ref("sub-1_T1w", "sub-1")], [ref("sub-2_T2w", "sub-2", "t2")])
